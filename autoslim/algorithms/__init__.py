@@ -1,0 +1,1 @@
+"""The method: sandwich rule, greedy slimming, BN recalibration, channel allocation. Pure functions of plain values."""

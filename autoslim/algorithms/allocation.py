@@ -1,0 +1,47 @@
+"""Channel allocation: how a method chooses channel numbers within a budget."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from autoslim.vocabulary.channels import ChannelGroup, Channels
+from autoslim.vocabulary.errors import UserError
+
+Cost = Callable[[Mapping[str, int]], float]
+
+
+def from_trajectory(configurations: Iterable[Channels], cost: Cost, budget: float) -> Channels:
+    """The costliest configuration within the budget that greedy slimming passed; the first one where costs are equal.
+
+    Raises:
+        UserError: none of them is within the budget.
+    """
+    best: Channels | None = None
+    for channels in configurations:
+        if cost(channels) <= budget and (best is None or cost(channels) > cost(best)):
+            best = channels
+    if best is None:
+        raise UserError("the trajectory has no configuration within the budget; lower search.stop or raise budget")
+    return best
+
+
+def uniform(groups: Mapping[str, ChannelGroup], cost: Cost, budget: float, widest: float) -> Channels:
+    """The configuration of the largest width multiplier up to ``widest`` within the budget, to single channels (or units).
+
+    Each group has the multiple of its unit nearest to ``width * size``, at least one: the finest uniform network there
+    is, so that a method is not praised for using a budget better.
+
+    Raises:
+        UserError: even one unit a group is beyond the budget.
+    """
+
+    def at(width: float) -> Channels:
+        return {n: max(1, int(width * g.size / g.unit + 0.5)) * g.unit for n, g in groups.items()}
+
+    if cost(at(0.0)) > budget:
+        raise UserError("no uniform width multiplier is within the budget; raise budget")
+    low, high = 0.0, widest
+    if cost(at(high)) <= budget:
+        return at(high)
+    while high - low > 1e-7:  # the cost does not fall as the width grows, so bisection finds the last width that fits
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(at(middle)) <= budget else (low, middle)
+    return at(low)

@@ -1,0 +1,97 @@
+"""The sandwich rule with in-place distillation: one training step of a supernet."""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoslim.networks.supernet import Supernet
+from autoslim.vocabulary.channels import Channels
+
+
+def sandwich_step(
+    supernet: Supernet,
+    images: Tensor,
+    labels: Tensor,
+    subnets: Sequence[Mapping[str, int]],
+    *,
+    label_smoothing: float = 0.0,
+    distillation: bool = True,
+) -> Tensor:
+    """Adds the gradients of the widest network and of ``subnets`` to the weights' (paper section 1.2, rows "order" to "max pass").
+
+    The widest learns from the labels. Each subnet learns from the widest one's softmax of the same batch, detached, at
+    temperature 1 (with ``distillation`` off: from the labels too). Gradients are summed over the widths, not averaged.
+    The optimiser is not stepped and gradients are not cleared.
+
+    Args:
+        images: (N, C, H, W).
+        labels: (N,), int64.
+        subnets: the narrowest and the random configurations, in the order in which they are trained.
+
+    Returns:
+        The widest network's loss, detached, a scalar on the device.
+    """
+    supernet.select(supernet.widest)
+    logits = supernet(images)  # (N, classes)
+    loss = smoothed_cross_entropy(logits, labels, label_smoothing)
+    loss.backward()
+    target = logits.detach().float().softmax(1)
+    for channels in subnets:
+        supernet.select(channels)
+        logits = supernet(images)
+        if distillation:
+            F.cross_entropy(logits, target).backward()
+        else:
+            smoothed_cross_entropy(logits, labels, label_smoothing).backward()
+    return loss.detach()
+
+
+def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy where the label has probability 1 - smoothing and every *other* class smoothing / (K - 1).
+
+    torch spreads its ``label_smoothing`` over all K classes, the label's own among them; K / (K - 1) of it is the same
+    (paper section 1.2, "max pass loss").
+    """
+    classes = logits.shape[1]
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing * classes / (classes - 1) if smoothing else 0.0)
+
+
+def random_subnet(grid: Mapping[str, Sequence[int]], seed: int, step: int, index: int) -> Channels:
+    """A configuration drawn group by group, each level of the grid equally likely; the same for the same numbers."""
+    draw = random.Random(f"{seed}/{step}/{index}")
+    return {name: draw.choice(levels) for name, levels in grid.items()}
+
+
+Step = Callable[[Tensor, Tensor, int], Tensor]
+"""What the training loop runs for each batch: (images, labels, number of the step) -> loss, with gradients added."""
+
+
+def sandwich_rule(
+    supernet: Supernet,
+    grid: Mapping[str, Sequence[int]],
+    *,
+    random_widths: int,
+    seed: int,
+    label_smoothing: float,
+    distillation: bool,
+    autocast: Callable[[], torch.autocast],
+) -> Step:
+    """The step function of supernet training: widest, narrowest and ``random_widths`` configurations drawn on ``grid``."""
+    narrowest = {name: levels[-1] for name, levels in grid.items()}
+
+    def step(images: Tensor, labels: Tensor, number: int) -> Tensor:
+        drawn = [random_subnet(grid, seed, number, index) for index in range(random_widths)]
+        with autocast():
+            return sandwich_step(
+                supernet,
+                images,
+                labels,
+                [narrowest, *drawn],
+                label_smoothing=label_smoothing,
+                distillation=distillation,
+            )
+
+    return step

@@ -1,0 +1,1 @@
+"""The engine: data, the one training loop, evaluation, checkpoints and the process group."""

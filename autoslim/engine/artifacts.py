@@ -1,0 +1,135 @@
+"""The files that stages hand to one another: a supernet and a trajectory."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from autoslim.algorithms.slimming import Candidate, Score, SlimmingStep
+from autoslim.engine.checkpoints import write_atomically, write_json
+from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.resizing import resize
+from autoslim.networks.supernet import Supernet
+from autoslim.vocabulary.channels import Channels
+from autoslim.vocabulary.errors import UserError
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Writes parameters and buffers as safetensors, in torch's default memory layout."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_atomically(path, lambda to: save_file(state, to))
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Reads what ``save_weights`` wrote, in place.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another network.
+    """
+    try:
+        network.load_state_dict(load_file(path))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"there are no weights at {path}; run `dvc repro`, or `dvc pull` if others made them"
+        ) from error
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(
+            f"{path} does not hold weights of this network: {reason[min(1, len(reason) - 1)].strip()}; run its stage again"
+        ) from error
+
+
+@dataclass(frozen=True)
+class SupernetFile:
+    """What ``supernet.json`` says beside the weights."""
+
+    network: str
+    input_shape: tuple[int, ...]
+    grid: dict[str, tuple[int, ...]]
+    default: Channels
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / "supernet.json", {"format": 1, **dataclasses.asdict(self)})
+
+    @classmethod
+    def read(cls, folder: Path) -> "SupernetFile":
+        path = folder / "supernet.json"
+        if not path.exists():
+            raise UserError(f"there is no supernet at {folder}; run `dvc repro supernet`")
+        values = json.loads(path.read_text())
+        return cls(
+            values["network"],
+            tuple(values["input_shape"]),
+            {name: tuple(levels) for name, levels in values["grid"].items()},
+            values["default"],
+        )
+
+
+def load_supernet(folder: Path, network: nn.Module, graph: ChannelGraph) -> tuple[Supernet, SupernetFile]:
+    """The supernet that the stage wrote, for the network that the parameters name.
+
+    Raises:
+        UserError: there is none, or it is of another network.
+    """
+    file = SupernetFile.read(folder)
+    if file.default != graph.default or file.input_shape != graph.input_shape:
+        raise UserError(
+            f"{folder} holds a supernet of another network ({file.network}, {len(file.default)} groups, input {list(file.input_shape)}); "
+            f"the parameters name one with {len(graph.groups)} groups and input {list(graph.input_shape)}: run `dvc repro supernet`"
+        )
+    supernet = Supernet(resize(network, graph, {name: levels[0] for name, levels in file.grid.items()}), graph)
+    load_weights(supernet.network, folder / "weights.safetensors")
+    return supernet, file
+
+
+def step_to_dict(step: SlimmingStep, graph: ChannelGraph) -> dict[str, Any]:
+    """One step of ``trajectory.json``. A cost is in the unit of the resource that was searched."""
+    return {
+        "slimmed": step.slimmed,
+        "channels": step.channels,
+        "cost": step.cost,
+        "macs": graph.macs(step.channels),
+        "params": graph.params(step.channels),
+        "error": step.score.error,
+        "cross_entropy": step.score.cross_entropy,
+        "candidates": {
+            name: {
+                "channels": c.channels,
+                "cost": c.cost,
+                "error": c.score.error,
+                "cross_entropy": c.score.cross_entropy,
+            }
+            for name, c in step.candidates.items()
+        },
+    }
+
+
+def step_from_dict(values: Mapping[str, Any]) -> SlimmingStep:
+    candidates = {
+        name: Candidate(c["channels"], c["cost"], Score(c["error"], c["cross_entropy"]))
+        for name, c in values["candidates"].items()
+    }
+    score = Score(values["error"], values["cross_entropy"])
+    return SlimmingStep(values["slimmed"], values["channels"], values["cost"], score, candidates)
+
+
+def trajectory_configurations(path: Path) -> Sequence[Channels]:
+    """The configurations of a trajectory, from the widest down.
+
+    Raises:
+        UserError: there is no trajectory.
+    """
+    return [step["channels"] for step in read_trajectory(path)["steps"]]
+
+
+def read_trajectory(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"there is no trajectory at {path}; run `dvc repro search`")
+    values: dict[str, Any] = json.loads(path.read_text())
+    return values

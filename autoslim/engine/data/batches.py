@@ -1,0 +1,137 @@
+"""Batches on the device: augmented and shuffled for training, in a fixed order for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoslim.engine.data.augmentation import Augmentation, augment
+from autoslim.engine.data.draws import shuffle, uniforms
+from autoslim.engine.data.files import AreaKey, decoded_batches
+from autoslim.engine.data.info import DataInfo
+from autoslim.engine.data.prepared import PreparedData
+from autoslim.vocabulary.errors import UserError
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+_EVALUATION = 2**32 - 1  # in place of an epoch: the evaluation order is no training epoch's order
+
+
+def batches_per_epoch(data: PreparedData, batch_size: int) -> int:
+    """Whole batches of the train split; 1 where the split is smaller than a batch."""
+    return max(1, len(data.labels("train")) // batch_size)
+
+
+def train_batches(
+    data: PreparedData,
+    *,
+    batch_size: int,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    device: torch.device | str,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    skip: int = 0,
+) -> Batches:
+    """One epoch of the train split: images float32 (n, C, S, S), normalised, and labels int64 (n,), on ``device``.
+
+    Shuffled by (seed, epoch); the last partial batch is dropped, except that a split smaller than a batch is one
+    batch. ``batch_size`` is that of all processes together, which must share it equally; ``rank`` gets its slice, so
+    that the slices of the ranks put together are the batch of a single process. The first ``skip`` batches are jumped
+    over unread, the rest is what it would have been. ``workers`` processes decode where images are files; arrays need
+    none. Raises ``UserError``.
+    """
+    if batch_size < 1 or batch_size % world_size:
+        raise UserError(f"batch_size {batch_size} cannot be shared equally by {world_size} processes; use a multiple")
+    count = batches_per_epoch(data, batch_size)
+    order = shuffle(len(data.labels("train")), seed, epoch)
+    whole = [order[step * batch_size : (step + 1) * batch_size] for step in range(skip, count)]
+    batches = [np.array_split(batch, world_size)[rank] for batch in whole]
+    return _training(data, batches, augmentation, seed, epoch, torch.device(device), workers)
+
+
+def eval_batches(
+    data: PreparedData,
+    split: str,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    workers: int = 0,
+    limit: int | None = None,
+    shuffled_by: int | None = None,
+) -> Batches:
+    """All images of a split once, under the evaluation transform, in the stored order; the last batch may be smaller.
+
+    ``shuffled_by`` a seed: in a permutation that this seed fixes, so that each batch mixes the classes. ``limit``:
+    the first so many of that order. Images and labels as of ``train_batches``.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size {batch_size} is not possible; use at least 1")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit {limit} is not possible; use at least 1 image, or None for all")
+    count = len(data.labels(split))
+    order = np.arange(count) if shuffled_by is None else shuffle(count, shuffled_by, _EVALUATION)
+    order = order[:limit]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return _evaluation(data, split, batches, torch.device(device), workers)
+
+
+def _training(
+    data: PreparedData,
+    batches: list[np.ndarray],
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    device: torch.device,
+    workers: int,
+) -> Batches:
+    arrays = data.info.storage == "arrays"
+    if arrays:
+        loaded = _stored(data, "train", batches, device)
+    else:
+        area = None if augmentation.area is None else (augmentation.area, seed, epoch)
+        loaded = _decoded(data, "train", batches, device, workers, area)
+    for indices, (images, labels) in zip(batches, loaded, strict=True):
+        drawn = uniforms(seed, epoch, indices)
+        yield normalised(augment(images, drawn, augmentation, cut=not arrays), data.info), labels
+
+
+def _evaluation(
+    data: PreparedData, split: str, batches: list[np.ndarray], device: torch.device, workers: int
+) -> Batches:
+    arrays = data.info.storage == "arrays"
+    loaded = _stored(data, split, batches, device) if arrays else _decoded(data, split, batches, device, workers, None)
+    for images, labels in loaded:
+        yield normalised(images.float() / 255, data.info), labels
+
+
+def _stored(data: PreparedData, split: str, batches: list[np.ndarray], device: torch.device) -> Batches:
+    images = data.resident(split, device)
+    labels = data.labels(split)
+    for indices in batches:
+        picked = images[torch.from_numpy(indices).to(images.device)]
+        yield picked.to(device), torch.from_numpy(labels[indices]).to(device)
+
+
+def _decoded(
+    data: PreparedData,
+    split: str,
+    batches: list[np.ndarray],
+    device: torch.device,
+    workers: int,
+    area: AreaKey | None,
+) -> Batches:
+    pin = device.type == "cuda"
+    for images, labels in decoded_batches(data, split, batches, area=area, workers=workers, pin=pin):
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def normalised(images: Tensor, info: DataInfo) -> Tensor:
+    """(pixels in [0, 1] - mean) / std, per channel."""
+    mean = torch.tensor(info.mean, device=images.device)[:, None, None]
+    std = torch.tensor(info.std, device=images.device)[:, None, None]
+    return (images - mean) / std

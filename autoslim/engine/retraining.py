@@ -1,0 +1,139 @@
+"""Retraining: a chosen network from new weights, once for each seed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoslim.algorithms.allocation import from_trajectory, uniform
+from autoslim.algorithms.sandwich import smoothed_cross_entropy
+from autoslim.engine.artifacts import load_weights, save_weights
+from autoslim.engine.checkpoints import Checkpoints
+from autoslim.engine.data import PreparedData, eval_batches
+from autoslim.engine.evaluation import evaluate
+from autoslim.engine.recipe import Recipe
+from autoslim.engine.runtime import Machine, seed_everything, to_device
+from autoslim.engine.training import Row, label_step, train
+from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.initialisation import initialise
+from autoslim.networks.resizing import resize
+from autoslim.vocabulary.channels import Channels
+from autoslim.vocabulary.errors import UserError
+
+EVALUATION_BATCH = 500
+
+
+def allocate(
+    method: str, graph: ChannelGraph, configurations: Sequence[Channels], resource: str, budget: float
+) -> Channels:
+    """The channels that a method gives within a budget (in the resource's unit).
+
+    Args:
+        configurations: the trajectory, from the widest down; its first entry bounds ``uniform`` too.
+
+    Raises:
+        UserError: the method is unknown, or has nothing within the budget.
+    """
+
+    def cost(channels: Mapping[str, int]) -> float:
+        return graph.cost(channels, resource)
+
+    if method == "autoslim":
+        return from_trajectory(configurations, cost, budget)
+    if method == "uniform":
+        widest = max(configurations[0][name] / group.size for name, group in graph.groups.items())
+        return uniform(graph.groups, cost, budget, widest)
+    raise UserError(f"method {method!r} is unknown; methods are autoslim and uniform")
+
+
+def retrain(
+    network: nn.Module,
+    graph: ChannelGraph,
+    channels: Channels,
+    data: PreparedData,
+    recipe: Recipe,
+    machine: Machine,
+    *,
+    seeds: Sequence[int],
+    label: str,
+    folder: Path,
+    checkpoints: Checkpoints,
+    observe: Callable[[int, Row], None],
+) -> dict[int, list[Row]]:
+    """Trains ``network`` resized to ``channels`` from new weights, for each seed, and writes ``seed-N.safetensors``.
+
+    Each epoch's row holds the accuracy on the search split; the test split is not looked at.
+
+    Returns:
+        The rows of each seed.
+    """
+    return {
+        seed: _retrain_once(
+            resize(network, graph, channels), data, recipe, machine, seed, label, folder, checkpoints, observe
+        )
+        for seed in seeds
+    }
+
+
+def _retrain_once(
+    network: nn.Module,
+    data: PreparedData,
+    recipe: Recipe,
+    machine: Machine,
+    seed: int,
+    label: str,
+    folder: Path,
+    checkpoints: Checkpoints,
+    observe: Callable[[int, Row], None],
+) -> list[Row]:
+    initialise(network, seed)
+    seed_everything(seed)
+    to_device(network, machine.device, recipe.channels_last)
+    plan = recipe.plan(data, machine)
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return smoothed_cross_entropy(logits, labels, recipe.label_smoothing)
+
+    rows = train(
+        network,
+        recipe.optimiser(network),
+        plan,
+        step=label_step(network, loss, recipe.autocast(machine)),
+        batches=recipe.batches(data, seed, machine),
+        learning_rate=recipe.rate(plan),
+        validate=lambda: {"search_top1": top1(network, data, "search", recipe, machine)},
+        observe=lambda row: observe(seed, row),
+        checkpoints=checkpoints,
+        name=f"seed-{seed}",
+        label=f"retrain {label}, seed {seed}",
+    )
+    save_weights(network, folder / f"seed-{seed}.safetensors")
+    return rows
+
+
+def top1(network: nn.Module, data: PreparedData, split: str, recipe: Recipe, machine: Machine) -> float:
+    """Top-1 accuracy of a plain network on a split, a fraction."""
+    chunks = eval_batches(data, split, batch_size=EVALUATION_BATCH, device=machine.device, workers=machine.workers)
+    return 1 - evaluate(network, chunks, recipe.autocast(machine)).error
+
+
+def retrained_top1(
+    network: nn.Module,
+    graph: ChannelGraph,
+    channels: Channels,
+    data: PreparedData,
+    recipe: Recipe,
+    machine: Machine,
+    *,
+    seeds: Sequence[int],
+    folder: Path,
+) -> list[float]:
+    """Top-1 accuracy on the *test* split of each seed's network in ``folder``."""
+    accuracies = []
+    for seed in seeds:
+        plain = resize(network, graph, channels)
+        load_weights(plain, folder / f"seed-{seed}.safetensors")
+        to_device(plain, machine.device, recipe.channels_last)
+        accuracies.append(top1(plain, data, "test", recipe, machine))
+    return accuracies

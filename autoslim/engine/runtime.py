@@ -1,0 +1,95 @@
+"""Where and how precisely the work runs: the device, its memory layout and its number formats."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from autoslim.vocabulary.errors import UserError
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the work runs. Nothing here is part of a result's identity."""
+
+    device: torch.device
+    workers: int
+    checkpoint_every_s: float = 300.0
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """``auto`` is the first CUDA device, else the CPU.
+
+    Raises:
+        UserError: the device named is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"runtime.device {name!r} is not available here ({str(error).splitlines()[0]}); set it to auto or cpu"
+        ) from error
+    if device.type == "cuda":
+        # Every width of a supernet is a new shape: autotuning would run again at each.
+        torch.backends.cudnn.benchmark = False
+    return device
+
+
+def choose_workers(number: int | Literal["auto"]) -> int:
+    """Processes that decode images; ``auto`` leaves one core to the training."""
+    if number == "auto":
+        return min(16, max(1, (os.cpu_count() or 1) - 1))
+    return number
+
+
+def autocast(device: torch.device, precision: Precision) -> Callable[[], torch.autocast]:
+    """A function that makes the autocast context of a step: bf16 where asked for, a context without effect for fp32."""
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True)
+
+
+def to_device(network: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+    """Moves a network, in place, to the device and, where asked for, its convolutions to the channels-last layout."""
+    network.to(device)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)
+    return network
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of torch's global generators (dropout draws from them)."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch's global generators. Data order and random widths have generators of their own, keyed by (seed, step)."""
+    torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Any:
+    """Evaluation mode without gradients, and the mode it was in afterwards."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        network.train(training)

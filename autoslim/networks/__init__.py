@@ -1,0 +1,1 @@
+"""Networks as channel groups: trace, resize, supernet, and our own model definitions."""

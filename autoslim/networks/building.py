@@ -1,0 +1,123 @@
+"""Networks from their import path, as ``params.yaml`` and the command line name them."""
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoslim.networks.tracing import on_meta
+from autoslim.vocabulary.errors import UserError
+
+_HOW = "write package.module:callable (torchvision.models:resnet50), timm:NAME or path/to/file.py:callable"
+
+
+def build_network(name: str, kwargs: Mapping[str, Any], classes: int | None = None) -> nn.Module:
+    """Calls the constructor that ``name`` points to.
+
+    Args:
+        name: ``package.module:callable``, ``timm:model_name`` or ``path/to/file.py:callable``.
+        kwargs: for the callable. ``num_classes`` is added from ``classes`` where the callable takes it and it is not given.
+        classes: number of classes of the data, if known.
+
+    Raises:
+        UserError: there is no such callable, it does not take the arguments, or what it returns is not a network.
+    """
+    constructor = _find(name)
+    arguments = dict(kwargs)
+    if classes is not None and "num_classes" not in arguments and _takes(constructor, "num_classes"):
+        arguments["num_classes"] = classes
+    try:
+        network = constructor(**arguments)
+    except Exception as error:
+        raise UserError(
+            f"model.name {name!r} with model.kwargs {arguments} cannot be built: {error}; correct model.kwargs"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"model.name {name!r} returns {type(network).__name__}, not a torch module; name a callable that builds one"
+        )
+    return network
+
+
+def check_network(network: nn.Module, name: str, input_shape: tuple[int, int, int], classes: int) -> None:
+    """Runs the network's structure on the meta device, without arithmetic.
+
+    Raises:
+        UserError: it does not take images of ``input_shape`` (C, H, W), or does not give one logit for each class.
+    """
+    meta = on_meta(network).eval()
+    try:
+        with torch.no_grad():
+            output = meta(torch.empty((2, *input_shape), device="meta"))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"model {name!r} does not take images of {input_shape[0]}x{input_shape[1]}x{input_shape[2]}: {reason}; "
+            "set data.channels and data.image_size, or model.kwargs, to what it expects"
+        ) from error
+    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if shape != (2, classes):
+        raise UserError(
+            f"model {name!r} gives {shape[1] if isinstance(shape, tuple) and len(shape) == 2 else shape} outputs "
+            f"for {classes} classes of data; set model.kwargs.num_classes: {classes}"
+        )
+
+
+def _find(name: str) -> Callable[..., Any]:
+    place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise UserError(f"model.name {name!r} is not an import path; {_HOW}")
+    if place == "timm":
+        return _find_timm(attribute)
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"model.name {name!r} cannot be imported: {error}; {_HOW}") from error
+    constructor: Callable[..., Any] | None = getattr(module, attribute, None)
+    if not callable(constructor):
+        alike = (n for n in dir(module) if n.lower().startswith(attribute[:4].lower()))
+        near = [n for n in alike if callable(getattr(module, n))][:5]
+        known = f"it has {', '.join(near)}" if near else "look up its names"
+        raise UserError(f"model.name {name!r}: {place} has no callable {attribute!r}; {known}")
+    return constructor
+
+
+def _find_timm(model: str) -> Callable[..., Any]:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise UserError(f"model.name 'timm:{model}' needs timm; install it with `pip install timm`") from error
+    if not timm.is_model(model):
+        near = timm.list_models(f"*{model[:6]}*")[:5]
+        raise UserError(
+            f"model.name 'timm:{model}' is not a model of timm {timm.__version__}; near it: {', '.join(near) or 'nothing'}"
+        )
+
+    def create(**kwargs: Any) -> Any:
+        return timm.create_model(model, **kwargs)
+
+    return create
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(
+            f"model.name names the file {str(path)!r}, which does not exist; give its path from the repository's root"
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _takes(constructor: Callable[..., Any], argument: str) -> bool:
+    parameters = inspect.signature(constructor).parameters.values()
+    return any(p.name == argument or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -1,0 +1,151 @@
+"""``Supernet``: one network whose channels are selectable at run time, its weights shared by all configurations."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoslim.networks.graph import Attribute, Axis, ChannelGraph
+from autoslim.networks.resizing import kept, present_channels, resize
+from autoslim.vocabulary.channels import Channels
+
+
+class Supernet(nn.Module):
+    """The network at its widest, with ``select`` to run any narrower configuration with slices of the same weights.
+
+    The network is the user's own and its ``forward`` runs unchanged. A selected configuration is put before it as views:
+    an instance attribute named like a parameter shadows the parameter when a module reads ``self.weight``, while
+    ``parameters()``, ``state_dict()`` and the optimiser go on seeing the shared one. Only tensors of concatenated inputs
+    (a layer that reads several groups) need a gather, made at ``select``.
+
+    Batch normalisation always uses the statistics of its own batch (paper section 1.2, "BN in training"): statistics of
+    subnets that share weights would mix. Running statistics are removed; ``extract`` gives them back, fresh.
+
+    Args:
+        network: the network at its widest, a ``resize`` of the traced one. It is taken over, not copied.
+        graph: ``trace`` of the network, at whatever width it was traced.
+    """
+
+    def __init__(self, network: nn.Module, graph: ChannelGraph) -> None:
+        super().__init__()
+        self.network = network
+        self.graph = graph
+        self.widest: Channels = present_channels(network, graph)
+        # The structure with running statistics, for extract(); in a tuple, so that it is no submodule.
+        memo: dict[int, Any] = {id(p): nn.Parameter(torch.empty(0), p.requires_grad) for p in network.parameters()}
+        self._plain = (copy.deepcopy(network, memo),)
+        self.network.apply(_use_batch_statistics)
+        self.selected: Channels = dict(self.widest)
+        parameters = dict(network.named_parameters())
+        self._shadows: dict[str, list[_Shadow]] = {name: [] for name in graph.groups}
+        self._attributes: dict[str, list[Attribute]] = {name: [] for name in graph.groups}
+        for name, axes in graph.tensors.items():
+            if name not in parameters:
+                continue  # running statistics
+            path, _, own = name.rpartition(".")
+            shadow = _Shadow(network.get_submodule(path), own, axes)
+            for group in {segment.group for axis in axes for segment in axis if segment.group}:
+                self._shadows[group].append(shadow)
+        for attribute in graph.attributes:
+            for group in {segment.group for segment in attribute.axis if segment.group}:
+                self._attributes[group].append(attribute)
+        self._modules_by_path: dict[str, nn.Module] = dict(network.named_modules())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Supernet":
+        raise TypeError(
+            "a supernet holds views of its weights and is not copied; use extract(), or state_dict() of network"
+        )
+
+    @torch.inference_mode(False)  # views made in inference mode could not be trained through later
+    def select(self, channels: Mapping[str, int]) -> None:
+        """Makes ``channels`` the configuration that ``forward`` runs. Only what differs from the last one is touched.
+
+        Raises:
+            UserError: ``channels`` does not fit the graph.
+        """
+        changed = [name for name, count in channels.items() if self.selected.get(name) != count]
+        if len(channels) != len(self.selected) or any(name not in self.selected for name in changed):
+            self.graph.check(channels)
+        for name in changed:
+            if not 0 < channels[name] <= self.widest[name] or channels[name] % self.graph.groups[name].unit:
+                self.graph.check(channels)
+                raise ValueError(
+                    f"group {name} has at most {self.widest[name]} channels in this supernet, not {channels[name]}"
+                )
+        self.selected.update((name, channels[name]) for name in changed)
+        shadows = {id(shadow): shadow for name in changed for shadow in self._shadows[name]}
+        with torch.enable_grad():
+            for shadow in shadows.values():
+                shadow.cast(self.widest, self.selected)
+        for name in changed:
+            for attribute in self._attributes[name]:
+                self._modules_by_path[attribute.module].__dict__[attribute.name] = attribute.value(self.selected)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images)
+
+    def extract(self, channels: Mapping[str, int]) -> nn.Module:
+        """A plain network with ``channels`` and copies of the weights that ``select(channels)`` would use.
+
+        Its running statistics are fresh: recalibrate them (``algorithms.recalibration``) before evaluation. It shares no
+        memory with the supernet.
+        """
+        plain = self._plain[0]
+        parameters = list(plain.parameters())
+        for target, source in zip(parameters, self.network.parameters(), strict=True):
+            target.data = source.detach()
+        cut = resize(plain, self.graph, channels)
+        for target in parameters:
+            target.data = torch.empty(0)
+        for module in cut.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+        return cut.train(self.network.training).to(next(cut.parameters()).device)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "Supernet":
+        selected = dict(self.selected)
+        self.select(self.widest)  # views of weights that are about to move would go stale
+        super()._apply(*args, **kwargs)
+        self.select(selected)
+        return self
+
+
+class _Shadow:
+    """A parameter of one module, and the view of it that stands before it."""
+
+    __slots__ = ("gathered", "module", "name", "narrowed")
+
+    def __init__(self, module: nn.Module, name: str, axes: tuple[Axis, ...]) -> None:
+        self.module, self.name = module, name
+        self.narrowed: list[tuple[int, str, int, int]] = []  # dimension, and its one segment unpacked, for speed
+        self.gathered: list[tuple[int, Axis]] = []
+        for dimension, axis in enumerate(axes):
+            if len(axis) > 1:
+                self.gathered.append((dimension, axis))
+            elif axis[0].group is not None:
+                self.narrowed.append((dimension, axis[0].group, axis[0].count, axis[0].unit))
+
+    def cast(self, widest: Mapping[str, int], channels: Mapping[str, int]) -> None:
+        parameter = self.module._parameters[self.name]
+        assert parameter is not None
+        view: Tensor = parameter
+        for dimension, group, count, unit in self.narrowed:
+            size = channels[group]
+            if size != widest[group]:
+                view = view.narrow(dimension, 0, size // unit * count)
+        for dimension, axis in self.gathered:
+            spans = kept(axis, widest, channels)
+            if sum(length for *_, length in spans) != view.shape[dimension]:
+                view = torch.cat([view.narrow(dimension, start, length) for start, _, length in spans], dimension)
+        if view is parameter:
+            self.module.__dict__.pop(self.name, None)
+        else:
+            self.module.__dict__[self.name] = view
+
+
+def _use_batch_statistics(module: nn.Module) -> None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.track_running_stats = False
+        module.running_mean = module.running_var = module.num_batches_tracked = None

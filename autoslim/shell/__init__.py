@@ -1,0 +1,1 @@
+"""What a user touches: stages, the command, parameters, tracking and the report."""

@@ -1,0 +1,64 @@
+"""From checked parameters to the library's objects."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoslim.engine.checkpoints import Checkpoints, file_digest, run_key
+from autoslim.engine.data import Augmentation, DataInfo
+from autoslim.engine.recipe import Recipe
+from autoslim.engine.runtime import Machine, choose_device, choose_workers
+from autoslim.networks.building import build_network, check_network
+from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.span import Span
+from autoslim.networks.tracing import trace
+from autoslim.shell import params as P
+from autoslim.shell.places import repository_root
+
+
+def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGraph]:
+    """The default network for the data, checked, and its channel graph."""
+    network = build_network(model.name, model.kwargs, len(info.classes))
+    shape = (info.channels, info.image_size, info.image_size)
+    check_network(network, model.name, shape, len(info.classes))
+    return network, trace(network, torch.empty(1, *shape), leaves=model.leaves)
+
+
+def budget_limit(params: P.Params, graph: ChannelGraph) -> float:
+    """The budget in the resource's unit."""
+    return params.parsed_budget.absolute(graph.cost(graph.default, params.resource))
+
+
+def span(supernet: P.SupernetParams) -> Span:
+    return Span(supernet.width, supernet.grid.narrowest, supernet.grid.steps, supernet.grid.divisor)
+
+
+def recipe(training: P.Training) -> Recipe:
+    o = training.optimiser
+    return Recipe(
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        label_smoothing=training.label_smoothing,
+        augmentation=Augmentation(**training.augment.model_dump()),
+        learning_rate=o.learning_rate,
+        schedule=o.schedule,
+        milestones=o.milestones,
+        warmup_epochs=o.warmup_epochs,
+        momentum=o.momentum,
+        nesterov=o.nesterov,
+        weight_decay=o.weight_decay,
+        precision=training.precision,
+        channels_last=training.channels_last,
+    )
+
+
+def machine(runtime: P.Runtime) -> Machine:
+    return Machine(choose_device(runtime.device), choose_workers(runtime.workers), runtime.checkpoint_minutes * 60)
+
+
+def checkpoints(stage: str, *inputs: Path, **parameters: object) -> Checkpoints:
+    """The checkpoints of a stage's run: keyed by its parameters, its input files and the code of this package."""
+    code = sorted(Path(__file__).parent.parent.rglob("*.py"))
+    key = run_key(parameters=parameters, inputs=[file_digest(path) for path in inputs], code=file_digest(*code))
+    return Checkpoints(repository_root() / "checkpoints", stage, key)

@@ -1,0 +1,1 @@
+"""What each method gives at a budget: the comparison table and the pictures."""

@@ -1,0 +1,184 @@
+"""The comparison: MACs, parameters and top-1 on the test split of each method, and its gain over the baseline."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.table import Table
+
+from autoslim.vocabulary.budgets import format_amount
+from autoslim.vocabulary.errors import UserError
+
+BASELINE = "uniform"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A method's retrained network: its cost and, seed by seed, its top-1 on the test split (a fraction in [0, 1])."""
+
+    method: str
+    macs: int
+    params: int
+    top1: Mapping[int, float]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.top1.values())
+
+    @property
+    def std(self) -> float | None:
+        """The sample standard deviation over seeds (divided by n - 1); None for one seed."""
+        return stdev(self.top1.values()) if len(self.top1) > 1 else None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much more top-1 than the baseline (a fraction), with its 95 % interval where the seeds allow one."""
+
+    top1: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The results at one budget: as the user wrote it, what it bounds, and the bound in that resource's unit."""
+
+    budget: str
+    resource: str
+    limit: float
+    results: tuple[Result, ...]
+    gains: Mapping[str, Gain]
+
+
+def compare(results: Sequence[Result], *, budget: str, resource: str, limit: float) -> Comparison:
+    """The comparison of ``results``; a gain for each method but the baseline, none where the baseline is not among them.
+
+    Raises:
+        UserError: a method has no seed at all.
+    """
+    for result in results:
+        if not result.top1:
+            raise UserError(f"method {result.method} has no retrained seed to compare; give retrain.seeds at least one")
+    baseline = next((result for result in results if result.method == BASELINE), None)
+    gains = {r.method: gain(r, baseline) for r in results if baseline is not None and r is not baseline}
+    return Comparison(budget, resource, limit, tuple(results), gains)
+
+
+def gain(result: Result, baseline: Result) -> Gain:
+    """The difference of the means, with Welch's 95 % interval over the seeds.
+
+    Welch's, and not the paired t interval, although both methods have the same seeds: networks of different shapes draw
+    different weights from one seed and share no more than the order of the images, so pairs are hardly correlated, and
+    pairing would halve the few degrees of freedom (with 3 seeds t = 4.30 instead of 2.78). The interval speaks of
+    retraining with other seeds; it does not cover another search, nor another test set. There is none for one seed, nor
+    where no seed differs from another.
+    """
+    difference = result.mean - baseline.mean
+    if result.std is None or baseline.std is None or result.std == baseline.std == 0:
+        return Gain(difference, None)
+    n, m = len(result.top1), len(baseline.top1)
+    a, b = result.std**2 / n, baseline.std**2 / m  # variances of the two means
+    freedom = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1))  # Welch and Satterthwaite
+
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(freedom, 0.975)) * math.sqrt(a + b)
+    return Gain(difference, (difference - half, difference + half))
+
+
+def describe_budget(budget: str, resource: str, limit: float) -> str:
+    """The budget as written, with its value where that is written otherwise: ``305M MACs``, ``25% = 1.42M MACs``."""
+    value = format_amount(limit, resource)
+    unit = {"macs": " MACs", "params": " parameters"}.get(resource, "")
+    return f"{budget}{unit}" if budget == value else f"{budget} = {value}{unit}"
+
+
+def terminal_table(comparison: Comparison) -> Table:
+    """For ``rich.print``."""
+    table = Table(title=f"budget {_budget(comparison)}", caption=_caption(comparison), caption_justify="left")
+    for number, header in enumerate(_header()):
+        table.add_column(header, justify="right" if number else "left", no_wrap=True)
+    for row in _rows(comparison):
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(comparison: Comparison) -> str:
+    header = _header()
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *_rows(comparison)]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"Budget {_budget(comparison)}\n\n{table}\n\n{_caption(comparison)}\n"
+
+
+def csv_table(comparison: Comparison) -> str:
+    """One line a method, numbers as they are (fractions, MACs), cells empty where there is no such number."""
+    fields = ["method", "macs", "params", "top1", "top1_std", "seeds", "gain", "gain_low", "gain_high"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for result in comparison.results:
+        row: dict[str, Any] = {"method": result.method, "seeds": len(result.top1), **_numbers(result)}
+        if found := comparison.gains.get(result.method):
+            row |= {"gain" + key.removeprefix("top1"): value for key, value in _gain_numbers(found).items()}
+        writer.writerow(row)
+    return text.getvalue()
+
+
+def metrics(comparison: Comparison) -> dict[str, Any]:
+    """For ``dvc metrics show``: the budget, each method's numbers, and the gains; what does not exist is left out."""
+    return {
+        "budget": comparison.budget,
+        f"budget_{comparison.resource}": round(comparison.limit) if comparison.limit >= 1 else comparison.limit,
+        **{result.method: _numbers(result) for result in comparison.results},
+        "gain": {method: _gain_numbers(found) for method, found in comparison.gains.items()},
+    }
+
+
+def _numbers(result: Result) -> dict[str, Any]:
+    numbers: dict[str, Any] = {"macs": result.macs, "params": result.params, "top1": result.mean}
+    return numbers if result.std is None else {**numbers, "top1_std": result.std}
+
+
+def _gain_numbers(found: Gain) -> dict[str, float]:
+    if found.interval is None:
+        return {"top1": found.top1}
+    return {"top1": found.top1, "top1_low": found.interval[0], "top1_high": found.interval[1]}
+
+
+def _header() -> list[str]:
+    return ["method", "MACs", "parameters", "top-1 on test (%)", f"gain over {BASELINE} (points)"]
+
+
+def _rows(comparison: Comparison) -> list[list[str]]:
+    rows = []
+    for result in comparison.results:
+        spread = "" if result.std is None else f" ± {100 * result.std:.2f}"
+        found = comparison.gains.get(result.method)
+        interval = (
+            ""
+            if found is None or found.interval is None
+            else "  [{:+.2f}, {:+.2f}]".format(*(100 * end for end in found.interval))
+        )
+        costs = [format_amount(result.macs, "macs"), format_amount(result.params, "params")]
+        difference = "" if found is None else f"{100 * found.top1:+.2f}{interval}"
+        rows.append([result.method, *costs, f"{100 * result.mean:.2f}{spread}", difference])
+    return rows
+
+
+def _budget(comparison: Comparison) -> str:
+    return describe_budget(comparison.budget, comparison.resource, comparison.limit)
+
+
+def _caption(comparison: Comparison) -> str:
+    seeds = sorted({len(result.top1) for result in comparison.results})
+    if seeds == [1]:
+        return "one seed: no spread and no interval"
+    count = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    text = f"mean ± std over {count}"
+    if any(found.interval for found in comparison.gains.values()):
+        text += "; in brackets the 95 % interval of the gain over seeds (Welch)"
+    return text

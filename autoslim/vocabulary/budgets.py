@@ -1,0 +1,69 @@
+"""Budgets and resources, written as people write them: ``305M``, ``0.57G``, ``3.4M``, ``12ms``, ``20MB``, ``50%``."""
+
+import re
+from dataclasses import dataclass
+
+from autoslim.vocabulary.errors import UserError
+
+_COUNT = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
+
+UNITS: dict[str, dict[str, float]] = {"macs": _COUNT, "params": _COUNT, "latency": _MILLISECONDS, "memory": _BYTES}
+"""Resource -> the units a budget may have -> their size in the resource's own unit (1 MAC, 1 parameter, 1 ms, 1 byte)."""
+
+EXAMPLES = {"macs": "305M, 0.57G or 50%", "params": "3.4M or 50%", "latency": "12ms or 50%", "memory": "20MB or 50%"}
+
+_AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An upper bound: ``amount`` in the resource's own unit, or, where ``relative``, a fraction of the default network's."""
+
+    text: str
+    amount: float
+    relative: bool
+
+    def absolute(self, default: float) -> float:
+        """The bound in the resource's unit, where the default network takes ``default``."""
+        return self.amount * default if self.relative else self.amount
+
+
+def parse_budget(text: str | float, resource: str = "macs") -> Budget:
+    """Reads a budget of ``resource``.
+
+    Raises:
+        UserError: it is not a positive number with a unit that fits the resource.
+    """
+    units = UNITS[resource]
+    match = _AMOUNT.fullmatch(str(text))
+    if match is None:
+        raise UserError(f"budget {text!r} is not an amount of {resource}; write it like {EXAMPLES[resource]}")
+    number, unit = float(match[1]), match[2]
+    if number <= 0:
+        raise UserError(f"budget {text!r} is not positive; write it like {EXAMPLES[resource]}")
+    if unit == "%":
+        return Budget(str(text), number / 100, relative=True)
+    # "m" for 10^6 and "g" for 10^9 are common slips without another reading; for bytes and seconds case has meaning.
+    sizes = {name.lower(): size for name, size in units.items()} if units is _COUNT else units
+    unit_key = unit.lower() if units is _COUNT else unit
+    if unit_key not in sizes:
+        fits = [name for name, others in UNITS.items() if unit in others]
+        hint = f" ({unit} measures {' and '.join(fits)}: set resource)" if fits else ""
+        raise UserError(f"budget {text!r} has no unit of {resource}{hint}; write it like {EXAMPLES[resource]}")
+    return Budget(str(text), number * sizes[unit_key], relative=False)
+
+
+def format_amount(value: float, resource: str = "macs") -> str:
+    """``value`` in the resource's own unit as people write it, three significant digits: ``305M``, ``1.42M``, ``12.3ms``."""
+    units = UNITS[resource]
+    names = [name for name in units if not name.endswith("iB")]
+    name = next((n for n in reversed(names) if abs(value) >= units[n]), names[0])
+    number = value / units[name]
+    if abs(number) >= 999.5 and name != names[-1]:
+        name = names[names.index(name) + 1]
+        number = value / units[name]
+    digits = max(0, 2 - int(len(str(int(abs(number)))) - 1)) if number else 0
+    text = f"{number:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{name}"

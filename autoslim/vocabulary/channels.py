@@ -1,0 +1,87 @@
+"""Channel groups, channel configurations and the grid on which configurations are sampled and searched."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+Channels = dict[str, int]
+"""A channel configuration: group name -> number of channels."""
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Layers that must keep the same number of channels.
+
+    ``name`` is the path of the first layer that produces the group, ``size`` its number of channels in the network as
+    traced, ``unit`` the number by which channels come and go together (1, or the width of one group of a grouped
+    convolution), ``members`` the layers that produce or carry the group. ``expansion`` is ``(group, t)`` where this
+    group is the hidden layer of an inverted residual, t times as wide as the group it expands.
+    """
+
+    name: str
+    size: int
+    unit: int
+    members: tuple[str, ...]
+    expansion: tuple[str, int] | None = None
+
+
+def make_divisible(value: float, divisor: int) -> int:
+    """The multiple of ``divisor`` nearest to ``value``, never more than 10 % below it and never under ``divisor``.
+
+    The rule by which the MobileNet papers round widths (paper section 1.2, "channel rounding").
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def scaled(groups: Mapping[str, ChannelGroup], width: float, divisor: int) -> Channels:
+    """The configuration of a uniform width multiplier, rounded to multiples of ``divisor`` as the papers do.
+
+    An expansion follows the rounded width that it expands, so ``scaled(groups, 1.5, 8)`` of MobileNetV2 has the
+    channels of the paper's 1.5x network (paper section 1.2: "the un-expanded width is rounded then multiplied by t").
+    A width of 1 gives the sizes as they are.
+    """
+    if width == 1.0:
+        return {name: group.size for name, group in groups.items()}
+    channels: Channels = {}
+
+    def size(group: ChannelGroup) -> int:
+        if group.name not in channels:
+            if group.expansion is not None:
+                narrow, factor = group.expansion
+                channels[group.name] = size(groups[narrow]) * factor
+            else:
+                channels[group.name] = make_divisible(group.size * width, math.lcm(divisor, group.unit))
+        return channels[group.name]
+
+    return {name: size(group) for name, group in groups.items()}
+
+
+def slimming_step(widest: int, steps: int, divisor: int) -> int:
+    """Channels that one slimming step removes: ``widest / steps`` to the nearest multiple of ``divisor``, at least one.
+
+    Ties go to the even multiple; with 12 steps and divisor 8 this explains every channel number that the authors
+    released (paper section 3.3).
+    """
+    return max(divisor, round(widest / steps / divisor) * divisor)
+
+
+def grid(
+    groups: Mapping[str, ChannelGroup],
+    widest: Mapping[str, int],
+    narrowest: Mapping[str, int],
+    steps: int,
+    divisor: int,
+) -> dict[str, tuple[int, ...]]:
+    """Each group's allowed numbers of channels, from the widest down.
+
+    They are ``widest - k * slimming_step``, as long as they are not below ``narrowest`` (paper section 6, rows 1 to 4).
+    The last entry is the number of channels that the narrowest subnet has.
+    """
+    levels = {}
+    for name, top in widest.items():
+        unit = groups[name].unit
+        step = slimming_step(top, steps, math.lcm(divisor, unit))
+        floor = max(1, unit, min(top, narrowest[name]))
+        levels[name] = tuple(range(top, floor - 1, -step))
+    return levels

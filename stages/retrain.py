@@ -1,0 +1,109 @@
+"""retrain: a method's network at the budget, from new weights, once for each seed."""
+
+from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow read it when they are imported)
+
+# isort: split
+from statistics import fmean, pstdev
+from typing import Annotated
+
+import torch
+import typer
+
+from autoslim.engine.artifacts import load_weights, trajectory_configurations
+from autoslim.engine.checkpoints import write_json
+from autoslim.engine.data import PreparedData
+from autoslim.engine.retraining import allocate, retrain
+from autoslim.engine.training import write_rows
+from autoslim.networks.resizing import resize
+from autoslim.shell.assembly import budget_limit, checkpoints, machine, recipe, traced_network
+from autoslim.shell.checks import check_reach
+from autoslim.shell.exits import ending_clearly
+from autoslim.shell.params import load_params
+from autoslim.shell.places import PREPARED, RETRAIN, SEARCH, SUPERNET, repository_root
+from autoslim.shell.tracking import fingerprint, tracked
+
+
+@ending_clearly
+def main(method: Annotated[str, typer.Argument(help="How channel numbers are chosen: autoslim or uniform.")]) -> None:
+    """Chooses the network that a method gives for the budget, and trains it from new weights."""
+    params = load_params()
+    data = PreparedData.open(PREPARED, relative_to=repository_root())
+    network, graph = traced_network(params.model, data.info)
+    check_reach(params, graph)
+    configurations = trajectory_configurations(SEARCH / "trajectory.json")
+    channels = allocate(method, graph, configurations, params.resource, budget_limit(params, graph))
+    asked = params.retrain
+    folder = RETRAIN / method
+    weights = folder / "weights"
+    kept = checkpoints(
+        f"retrain-{method}",
+        PREPARED / "data.json",
+        model=params.model.model_dump(),
+        channels=channels,
+        retrain=asked.model_dump(),
+    )
+    cost = {"macs": graph.macs(channels), "params": graph.params(channels)}
+    with tracked(
+        "retrain",
+        run_name=f"retrain {method} {params.budget}",
+        params={
+            "retrain": asked.model_dump(),
+            "model": params.model.model_dump(),
+            "budget": params.budget,
+            "resource": params.resource,
+            "method": method,
+        },
+        tags={
+            "source": params.data.source,
+            "method": method,
+            "budget": str(params.budget),
+            "resource": params.resource,
+            "supernet": fingerprint(SUPERNET / "weights.safetensors"),
+        },
+        enabled=params.tracking.enabled,
+        experiment=params.tracking.experiment,
+    ) as tracker:
+        tracker.metrics(cost)
+        rows = retrain(
+            network,
+            graph,
+            channels,
+            data,
+            recipe(asked),
+            machine(params.runtime),
+            seeds=asked.seeds,
+            label=f"{method} {params.budget}",
+            folder=weights,
+            checkpoints=kept,
+            observe=lambda seed, row: tracker.metrics(
+                {f"seed_{seed}.{name}": value for name, value in row.items()}, step=int(row["epoch"])
+            ),
+        )
+        chosen = {
+            "method": method,
+            "budget": str(params.budget),
+            "resource": params.resource,
+            "channels": channels,
+            **cost,
+        }
+        write_json(folder / "channels.json", chosen)
+        write_rows(folder / "curves.csv", [{"seed": seed, **row} for seed, own in rows.items() for row in own])
+        last = [own[-1] for own in rows.values()]
+        figures = {
+            name: {"mean": fmean(row[key] for row in last), "std": pstdev(row[key] for row in last)}
+            for name, key in (("search_top1", "search_top1"), ("loss", "loss"))
+        }
+        write_json(folder / "metrics.json", {**cost, **figures})
+        tracker.metrics(
+            {name: f["mean"] for name, f in figures.items()} | {f"{name}_std": f["std"] for name, f in figures.items()}
+        )
+        tracker.dictionary(chosen, "channels.json")
+        if params.tracking.log_network:
+            plain = resize(network, graph, channels)
+            load_weights(plain, weights / f"seed-{asked.seeds[0]}.safetensors")
+            tracker.network(plain, torch.zeros(1, *graph.input_shape))
+    kept.clear()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,65 @@
+"""search: the supernet and the search split -> a trajectory that serves every budget."""
+
+from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow read it when they are imported)
+
+# isort: split
+import typer
+
+from autoslim.engine.artifacts import load_supernet
+from autoslim.engine.data import PreparedData
+from autoslim.engine.runtime import to_device
+from autoslim.engine.searching import search
+from autoslim.shell.assembly import checkpoints, machine, traced_network
+from autoslim.shell.checks import check_reach
+from autoslim.shell.exits import ending_clearly
+from autoslim.shell.params import load_params
+from autoslim.shell.places import PREPARED, SEARCH, SUPERNET, repository_root
+from autoslim.shell.tracking import fingerprint, tracked
+
+
+@ending_clearly
+def main() -> None:
+    """Slims the supernet greedily and writes every step."""
+    params = load_params()
+    data = PreparedData.open(PREPARED, relative_to=repository_root())
+    network, graph = traced_network(params.model, data.info)
+    check_reach(params, graph)
+    supernet, file = load_supernet(SUPERNET, network, graph)
+    place = machine(params.runtime)
+    to_device(supernet, place.device, channels_last=False)
+    asked = params.search
+    sections = {"search": asked.model_dump(), "resource": params.resource}
+    weights = SUPERNET / "weights.safetensors"
+    kept = checkpoints("search", PREPARED / "data.json", weights, SUPERNET / "supernet.json", **sections)
+    with tracked(
+        "search",
+        run_name=f"search {params.resource}",
+        params=sections,
+        tags={"source": params.data.source, "supernet": fingerprint(weights), "resource": params.resource},
+        enabled=params.tracking.enabled,
+        experiment=params.tracking.experiment,
+    ) as tracker:
+        trajectory = search(
+            supernet,
+            file.grid,
+            data,
+            place,
+            resource=params.resource,
+            stop=asked.stop,
+            images=asked.images,
+            chunk=asked.chunk,
+            by=asked.score,
+            per_cost=asked.per_cost,
+            precision=asked.precision,
+            seed=params.data.seed,
+            folder=SEARCH,
+            checkpoints=kept,
+        )
+        for step in trajectory["steps"]:
+            tracker.metrics({name: step[name] for name in ("macs", "params", "error", "cross_entropy")}, step["step"])
+        tracker.artifact(SEARCH / "trajectory.json")
+    kept.clear()
+
+
+if __name__ == "__main__":
+    typer.run(main)

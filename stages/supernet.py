@@ -1,0 +1,64 @@
+"""supernet: the default network, widened -> weights shared by all its subnets."""
+
+from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow read it when they are imported)
+
+# isort: split
+import typer
+
+from autoslim.engine.checkpoints import write_json
+from autoslim.engine.data import PreparedData
+from autoslim.engine.supernet_training import train_supernet
+from autoslim.engine.training import write_rows
+from autoslim.shell.assembly import checkpoints, machine, recipe, span, traced_network
+from autoslim.shell.checks import check_reach
+from autoslim.shell.exits import ending_clearly
+from autoslim.shell.params import load_params
+from autoslim.shell.places import PREPARED, SUPERNET, repository_root
+from autoslim.shell.tracking import fingerprint, tracked
+
+
+@ending_clearly
+def main() -> None:
+    """Trains the supernet by the sandwich rule with in-place distillation."""
+    params = load_params()
+    data = PreparedData.open(PREPARED, relative_to=repository_root())
+    network, graph = traced_network(params.model, data.info)
+    check_reach(params, graph)
+    sections = {"model": params.model.model_dump(), "supernet": params.supernet.model_dump()}
+    kept = checkpoints("supernet", PREPARED / "data.json", **sections)
+    with tracked(
+        "supernet",
+        run_name=f"supernet {params.model.name.rpartition(':')[2]} x{params.supernet.width}",
+        params=sections | {"data": params.data.model_dump()},
+        tags={"source": params.data.source},
+        enabled=params.tracking.enabled,
+        experiment=params.tracking.experiment,
+    ) as tracker:
+        rows, scores = train_supernet(
+            network,
+            graph,
+            data,
+            span(params.supernet),
+            recipe(params.supernet),
+            machine(params.runtime),
+            random_widths=params.supernet.random_widths,
+            distillation=params.supernet.distillation,
+            seed=params.supernet.seed,
+            name=params.model.name,
+            folder=SUPERNET,
+            checkpoints=kept,
+            observe=lambda row: tracker.metrics(row, step=int(row["epoch"])),
+        )
+        write_rows(SUPERNET / "curves.csv", rows)
+        figures = {
+            which: {"top1": 1 - score.error, "cross_entropy": score.cross_entropy} for which, score in scores.items()
+        }
+        write_json(SUPERNET / "metrics.json", figures)
+        tracker.metrics({f"{which}.{name}": value for which, f in figures.items() for name, value in f.items()})
+        tracker.tag("supernet", fingerprint(SUPERNET / "weights.safetensors"))
+        tracker.artifact(SUPERNET / "supernet.json")
+    kept.clear()
+
+
+if __name__ == "__main__":
+    typer.run(main)

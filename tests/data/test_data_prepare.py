@@ -1,0 +1,322 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from autoslim.engine.data import SPLITS, DataInfo, PreparedData, eval_batches, prepare
+from autoslim.engine.data import preparation as preparation_module
+from autoslim.engine.data.info import FILE_NAME
+from autoslim.vocabulary.errors import UserError
+
+Make = Callable[..., Path]
+
+
+def run(source: str, destination: Path, **options: object) -> DataInfo:
+    settings: dict[str, object] = {"image_size": None, "channels": None, "search_images": 9, "seed": 0}
+    return prepare(source, destination, **(settings | options))  # type: ignore[arg-type]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rows(data: PreparedData, split: str) -> list[bytes]:
+    return [image.tobytes() for image in data.images(split)]
+
+
+def error(source: str, destination: Path, **options: object) -> str:
+    with pytest.raises(UserError) as caught:
+        run(source, destination, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_digits_are_split_without_overlap_and_balanced(tmp_path: Path) -> None:
+    info = run("digits", tmp_path / "prepared", search_images=500)
+    assert info == PreparedData.open(tmp_path / "prepared").info
+    assert (info.channels, info.image_size, info.storage) == (1, 8, "arrays")
+    assert info.classes == tuple("0123456789")
+    assert info.counts == {"train": 848, "search": 500, "test": 449}
+    data = PreparedData.open(tmp_path / "prepared")
+    splits = [set(rows(data, split)) for split in SPLITS]
+    assert [len(images) for images in splits] == [848, 500, 449]  # the 1,797 digits are all different
+    assert len(set.union(*splits)) == 1797
+    assert np.bincount(data.labels("search")).tolist() == [50] * 10
+    assert set(np.bincount(data.labels("test"))) == {44, 45}
+    assert all(data.images(split).max() == 255 for split in SPLITS)
+
+
+def test_the_seed_moves_the_search_split_but_never_the_test_split(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        run("digits", tmp_path / str(seed), search_images=100, seed=seed)
+    one, other = (PreparedData.open(tmp_path / seed) for seed in ("0", "1"))
+    assert rows(one, "test") == rows(other, "test")
+    assert set(rows(one, "search")) != set(rows(other, "search"))
+
+
+@pytest.mark.parametrize("storage", ["arrays", "files"])
+def test_a_folder_is_split_without_overlap_and_balanced(pets: Path, tmp_path: Path, storage: str) -> None:
+    info = run(f"folder:{pets}", tmp_path / "prepared", storage=storage)
+    assert info.counts == {"train": 51, "search": 9, "test": 18}
+    assert info.classes == ("cat", "dog", "emu")
+    assert (info.channels, info.image_size, info.storage) == (3, 8, storage)
+    data = PreparedData.open(tmp_path / "prepared")
+    assert np.bincount(data.labels("search")).tolist() == [3, 3, 3]
+    assert np.bincount(data.labels("train")).tolist() == [17, 17, 17]
+    seen = set()
+    for split in SPLITS:
+        for images, labels in eval_batches(data, split, batch_size=1, device="cpu"):
+            seen.add((images.numpy().tobytes(), int(labels)))
+    assert len(seen) == 78
+
+
+def test_arrays_hold_the_pixels_of_the_files(pets: Path, tmp_path: Path) -> None:
+    run(f"folder:{pets}", tmp_path / "prepared")
+    data = PreparedData.open(tmp_path / "prepared")
+    paths = sorted((pets / "test").rglob("*.png"))
+    pixels = [np.asarray(Image.open(path)).transpose(2, 0, 1) for path in paths]
+    assert np.array_equal(data.images("test"), pixels)
+    assert [data.info.classes[label] for label in data.labels("test")] == [path.parent.name for path in paths]
+
+
+@pytest.mark.parametrize("storage", ["arrays", "files"])
+def test_the_same_inputs_give_the_same_bytes(pets: Path, tmp_path: Path, storage: str) -> None:
+    for name in ("one", "two"):
+        run(f"folder:{pets}", tmp_path / name, storage=storage, train_images=30, test_images=9)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    run(f"folder:{pets}", tmp_path / "two", storage=storage, train_images=30, test_images=9, seed=1)
+    assert contents(tmp_path / "one") != contents(tmp_path / "two")
+
+
+def test_files_are_listed_not_copied(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation_module, "SAMPLE", 5)
+    broken = sorted((pets / "train").rglob("*.png"))
+    for path in sorted((pets / "test").rglob("*.png")):
+        path.write_bytes(b"no image, and not to be opened")
+    run(f"folder:{pets}", tmp_path / "prepared", storage="files")
+    assert sorted(contents(tmp_path / "prepared")) == ["data.json", "manifest.csv"]
+    lines = (tmp_path / "prepared" / "manifest.csv").read_text().splitlines()
+    assert lines[0] == "split,label,path"
+    assert lines[-1] == "test,2,test/emu/005.png"
+    assert len(lines) == 1 + len(broken) + 18
+
+
+def test_auto_keeps_arrays_up_to_the_limit_and_lists_files_beyond(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = 78 * 3 * 8 * 8
+    monkeypatch.setattr(preparation_module, "ARRAYS_LIMIT", limit)
+    assert run(f"folder:{pets}", tmp_path / "prepared").storage == "arrays"
+    monkeypatch.setattr(preparation_module, "ARRAYS_LIMIT", limit - 1)
+    assert run(f"folder:{pets}", tmp_path / "prepared").storage == "files"
+    assert run("digits", tmp_path / "prepared").storage == "arrays"  # no files to list
+
+
+@pytest.mark.parametrize("storage", ["arrays", "files"])
+def test_subsets_are_balanced_and_leave_the_search_split_alone(pets: Path, tmp_path: Path, storage: str) -> None:
+    run(f"folder:{pets}", tmp_path / "whole", storage=storage)
+    info = run(f"folder:{pets}", tmp_path / "part", storage=storage, train_images=12, test_images=6)
+    assert info.counts == {"train": 12, "search": 9, "test": 6}
+    whole, part = (PreparedData.open(tmp_path / name) for name in ("whole", "part"))
+    for split in ("train", "test"):
+        assert len(set(np.bincount(part.labels(split)).tolist())) == 1
+    read = PreparedData.paths if storage == "files" else PreparedData.images
+    assert np.array_equal(read(whole, "search"), read(part, "search"))
+    for split in ("train", "test"):
+        assert {item.tobytes() for item in read(part, split)} < {item.tobytes() for item in read(whole, split)}
+
+
+def test_paths_may_be_relative_to_a_place_and_hold_any_name(make_folder: Make, tmp_path: Path) -> None:
+    names = ('a, "quoted"', "zwölf ü")
+    make_folder({"train": dict.fromkeys(names, 8), "val": dict.fromkeys(names, 2)}, name="my images")
+    options = {"storage": "files", "search_images": 2, "relative_to": tmp_path}
+    info = run("folder:my images", tmp_path / "prepared", **options)
+    assert info.root == "my images"
+    assert str(tmp_path) not in "".join(text.decode() for text in contents(tmp_path / "prepared").values())
+    data = PreparedData.open(tmp_path / "prepared", relative_to=tmp_path)
+    images, labels = next(eval_batches(data, "test", batch_size=9, device="cpu"))
+    assert len(images) == 4
+    assert labels.tolist() == [0, 0, 1, 1]
+    assert data.info.classes == names
+    with pytest.raises(UserError, match="lie in my images, which does not exist; run the prepare stage again"):
+        PreparedData.open(tmp_path / "prepared")
+
+
+def test_grey_becomes_rgb_and_rgb_becomes_grey(make_folder: Make, tmp_path: Path) -> None:
+    counts = {"train": {"a": 6, "b": 6}, "test": {"a": 2, "b": 2}}
+    for mode, native in (("L", 1), ("RGB", 3)):
+        folder = make_folder(counts, mode=mode, name=mode)
+        files = [Image.open(path) for path in sorted((folder / "test").rglob("*.png"))]
+        for channels in (None, 1, 3):
+            info = run(f"folder:{folder}", tmp_path / "prepared", channels=channels, search_images=2)
+            assert info.channels == (channels or native)
+            assert len(info.mean) == len(info.std) == info.channels
+            images = PreparedData.open(tmp_path / "prepared").images("test")
+            assert images.shape == (4, info.channels, 8, 8)
+            for image, file in zip(images, files, strict=True):
+                pixels = np.asarray(file).astype(float)
+                if mode == "L":
+                    assert (image == pixels).all()
+                elif info.channels == 1:
+                    luma = pixels @ (0.299, 0.587, 0.114)
+                    assert np.abs(image[0] - luma).max() <= 1
+
+
+def test_one_colour_image_makes_a_folder_rgb(make_folder: Make, tmp_path: Path) -> None:
+    folder = make_folder({"train": {"a": 6, "b": 6}, "test": {"a": 2, "b": 2}}, mode="L")
+    for path in sorted((folder / "train").rglob("*.png")):
+        Image.open(path).convert("RGB" if path.stem == "005" else "L").save(path)
+    assert run(f"folder:{folder}", tmp_path / "prepared", search_images=2).channels == 3
+
+
+def test_sixteen_bit_grey_keeps_its_upper_byte(make_folder: Make, tmp_path: Path) -> None:
+    folder = make_folder({"train": {"a": 6, "b": 6}, "test": {"a": 1, "b": 1}}, mode="L")
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    for path in (folder / "test").rglob("*.png"):
+        Image.fromarray(deep).save(path)
+    run(f"folder:{folder}", tmp_path / "prepared", search_images=2)
+    assert np.array_equal(PreparedData.open(tmp_path / "prepared").images("test")[0, 0], deep >> 8)
+
+
+def test_floating_point_pixels_are_refused_with_the_path(make_folder: Make, tmp_path: Path) -> None:
+    folder = make_folder({"train": {"a": 6, "b": 6}, "test": {"a": 1, "b": 1}}, mode="L")
+    path = folder / "test" / "a" / "deep.tiff"
+    Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(path)
+    message = error(f"folder:{folder}", tmp_path / "prepared", search_images=2)
+    assert message.startswith(f"{path} is not a readable image (floating-point pixels have no known range: save it wi")
+
+
+@pytest.mark.parametrize(
+    ("native", "size", "resized"),
+    [
+        ((8, 8), 8, (8, 8)),
+        ((8, 8), 14, (14, 14)),  # larger: resized only
+        ((10, 10), 9, (9, 9)),  # smaller by less than the margin: resized only
+        ((12, 9), 9, (12, 9)),  # not square: centre crop
+        ((24, 30), 14, (16, 20)),  # beyond the margin: shorter side 14 * 256 / 224 = 16, centre crop 14
+    ],
+)
+def test_other_sizes_are_resized_and_cropped(
+    make_folder: Make, tmp_path: Path, native: tuple[int, int], size: int, resized: tuple[int, int]
+) -> None:
+    folder = make_folder({"train": {"a": 6, "b": 6}, "test": {"a": 2, "b": 2}}, size=native)
+    info = run(f"folder:{folder}", tmp_path / "prepared", image_size=size, search_images=2)
+    assert (info.image_size, info.resize) == (size, min(resized))
+    images = PreparedData.open(tmp_path / "prepared").images("test")
+    for image, path in zip(images, sorted((folder / "test").rglob("*.png")), strict=True):
+        expected = Image.open(path).resize(resized, Image.Resampling.BILINEAR)
+        left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+        expected = expected.crop((left, top, left + size, top + size))
+        assert np.array_equal(image, np.asarray(expected).transpose(2, 0, 1))
+
+
+def test_images_of_different_sizes_need_a_size(make_folder: Make, tmp_path: Path) -> None:
+    folder = make_folder({"train": {"a": 6, "b": 6}, "test": {"a": 2, "b": 2}})
+    for path in (folder / "train").rglob("*.png"):  # at least five of them stay in the train split
+        Image.open(path).resize((20, 16) if path.stem < "003" else (8, 8)).save(path)
+    message = error(f"folder:{folder}", tmp_path / "prepared", search_images=2)
+    assert message == f"the images of folder:{folder} differ in size (from 8x8 to 20x16); set image_size"
+    assert run(f"folder:{folder}", tmp_path / "prepared", search_images=2, image_size=8).counts["train"] == 10
+
+
+def test_too_many_images_asked_for(pets: Path, tmp_path: Path) -> None:
+    source = f"folder:{pets}"
+    assert error(source, tmp_path / "p", search_images=31) == (
+        "search_images 31 is not possible: from 1 to 30 can be held out of the 60 training images "
+        "(at most half of each class); set search_images to 30 or less"
+    )
+    assert run(source, tmp_path / "p", search_images=30).counts["train"] == 30
+    assert "search_images 0 is not possible" in error(source, tmp_path / "p", search_images=0)
+    expected = "train_images 52 is not possible: the split has 51 images, 3 are the least"
+    assert error(source, tmp_path / "p", train_images=52) == expected
+    assert error(source, tmp_path / "p", train_images=2).startswith("train_images 2 is not possible")
+    expected = "test_images 19 is not possible: the split has 18 images, 1 are the least"
+    assert error(source, tmp_path / "p", test_images=19) == expected
+
+
+def test_values_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    destination = tmp_path / "p"
+    expected = "channels 2 is not possible; use 1 (grey), 3 (RGB) or leave it out"
+    assert error("digits", destination, channels=2) == expected
+    assert error("digits", destination, image_size=0).startswith("image_size 0 is not possible")
+    expected = "storage 'disk' is unknown; expected one of auto, arrays, files"
+    assert error("digits", destination, storage="disk") == expected
+    expected = "storage files: the images of digits are no files; use storage auto or arrays"
+    assert error("digits", destination, storage="files") == expected
+    assert not destination.exists()
+
+
+def test_an_unreadable_image_is_named_and_nothing_is_left_behind(pets: Path, tmp_path: Path) -> None:
+    run(f"folder:{pets}", tmp_path / "out" / "prepared")
+    before = contents(tmp_path / "out")
+    broken = pets / "test" / "dog" / "003.png"
+    broken.write_bytes(b"no image")
+    message = error(f"folder:{pets}", tmp_path / "out" / "prepared", storage="arrays")
+    assert message == (
+        f"{broken} is not a readable image (cannot identify image file it); "
+        "repair or remove the file and prepare the data again"
+    )
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_folder_that_is_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    expected = f"{tmp_path / 'mine'} exists and is not a prepared data folder; remove it or choose another"
+    assert error("digits", tmp_path / "mine") == expected
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
+
+
+def test_opening_what_is_not_prepared(pets: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"is not a prepared data folder \(it has no data.json\); run the prepare stage"
+    ):
+        PreparedData.open(tmp_path / "nothing")
+    folder = tmp_path / "prepared"
+    run(f"folder:{pets}", folder)
+    (folder / "test.images.npy").unlink()
+    with pytest.raises(UserError, match=r"is incomplete \(.*test.images.npy.*\); run the prepare stage again"):
+        PreparedData.open(folder)
+    info = json.loads((folder / FILE_NAME).read_text())
+    (folder / FILE_NAME).write_text(json.dumps(info | {"format": 99}))
+    with pytest.raises(UserError, match=r"data.json cannot be read \(not a data.json of format 1\); run the prepare"):
+        PreparedData.open(folder)
+
+
+def test_a_manifest_that_lost_rows_is_refused(pets: Path, tmp_path: Path) -> None:
+    run(f"folder:{pets}", tmp_path / "prepared", storage="files")
+    manifest = tmp_path / "prepared" / "manifest.csv"
+    manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(
+        UserError, match=r"is incomplete \(images .*'test': 17}, data.json says .*'test': 18}\); prepare"
+    ):
+        PreparedData.open(tmp_path / "prepared")
+
+
+def test_an_unknown_split_is_refused(pets: Path, tmp_path: Path) -> None:
+    run(f"folder:{pets}", tmp_path / "prepared")
+    with pytest.raises(ValueError, match="split 'val' is unknown; expected one of train, search, test"):
+        PreparedData.open(tmp_path / "prepared").labels("val")
+
+
+def test_progress_is_told_what_and_how_many(pets: Path, tmp_path: Path) -> None:
+    told = []
+
+    def progress(items: object, description: str, total: int) -> object:
+        told.append((description, total))
+        return items
+
+    run(f"folder:{pets}", tmp_path / "prepared", progress=progress)
+    assert told == [("preparing train", 51), ("preparing search", 9), ("preparing test", 18)]
+
+
+def test_a_constant_channel_does_not_divide_by_zero(make_folder: Make, tmp_path: Path) -> None:
+    folder = make_folder({"train": {"a": 6, "b": 6}, "test": {"a": 2, "b": 2}}, mode="L")
+    for path in folder.rglob("*.png"):
+        Image.new("L", (8, 8), 51).save(path)
+    info = run(f"folder:{folder}", tmp_path / "prepared", search_images=2)
+    assert info.mean == (0.2,)
+    assert info.std == (round(1 / 255, 6),)
