@@ -44,7 +44,7 @@ def main() -> None:
             progress=progress_over,
         )
         tracker.metrics({f"{split}_images": count for split, count in info.counts.items()})
-    check_pipeline(params, info)
+        check_pipeline(params, info)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ from typing import Annotated
 import torch
 import typer
 
-from autoslim.engine.artifacts import load_weights, trajectory_configurations
+from autoslim.engine.artifacts import load_weights, read_trajectory
 from autoslim.engine.checkpoints import write_json
 from autoslim.engine.data import PreparedData
 from autoslim.engine.retraining import allocate, retrain
 from autoslim.engine.training import write_rows
 from autoslim.networks.resizing import resize
 from autoslim.shell.assembly import budget_limit, checkpoints, machine, recipe, traced_network
-from autoslim.shell.checks import check_reach
+from autoslim.shell.checks import check_reach, check_trajectory
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
 from autoslim.shell.places import PREPARED, RETRAIN, SEARCH, SUPERNET, repository_root
@@ -30,7 +30,10 @@ def main(method: Annotated[str, typer.Argument(help="How channel numbers are cho
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
     check_reach(params, graph)
-    configurations = trajectory_configurations(SEARCH / "trajectory.json")
+    place = machine(params.runtime)
+    trajectory = read_trajectory(SEARCH / "trajectory.json")
+    check_trajectory(trajectory, SEARCH / "trajectory.json", params, graph)
+    configurations = [step["channels"] for step in trajectory["steps"]]
     channels = allocate(method, graph, configurations, params.resource, budget_limit(params, graph))
     asked = params.retrain
     folder = RETRAIN / method
@@ -42,6 +45,7 @@ def main(method: Annotated[str, typer.Argument(help="How channel numbers are cho
         channels=channels,
         retrain=asked.model_dump(),
     )
+    shared = SUPERNET / "weights.safetensors"  # of the trajectory; not needed for more than its fingerprint
     cost = {"macs": graph.macs(channels), "params": graph.params(channels)}
     with tracked(
         "retrain",
@@ -58,7 +62,7 @@ def main(method: Annotated[str, typer.Argument(help="How channel numbers are cho
             "method": method,
             "budget": str(params.budget),
             "resource": params.resource,
-            "supernet": fingerprint(SUPERNET / "weights.safetensors"),
+            **({"supernet": fingerprint(shared)} if shared.exists() else {}),
         },
         enabled=params.tracking.enabled,
         experiment=params.tracking.experiment,
@@ -70,7 +74,7 @@ def main(method: Annotated[str, typer.Argument(help="How channel numbers are cho
             channels,
             data,
             recipe(asked),
-            machine(params.runtime),
+            place,
             seeds=asked.seeds,
             label=f"{method} {params.budget}",
             folder=weights,

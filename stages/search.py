@@ -24,8 +24,8 @@ def main() -> None:
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
     check_reach(params, graph)
-    supernet, file = load_supernet(SUPERNET, network, graph)
     place = machine(params.runtime)
+    supernet, file = load_supernet(SUPERNET, network, graph)
     to_device(supernet, place.device, channels_last=False)
     asked = params.search
     sections = {"search": asked.model_dump(), "resource": params.resource}

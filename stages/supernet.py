@@ -24,6 +24,7 @@ def main() -> None:
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
     check_reach(params, graph)
+    place = machine(params.runtime)
     sections = {"model": params.model.model_dump(), "supernet": params.supernet.model_dump()}
     kept = checkpoints("supernet", PREPARED / "data.json", **sections)
     with tracked(
@@ -40,7 +41,7 @@ def main() -> None:
             data,
             span(params.supernet),
             recipe(params.supernet),
-            machine(params.runtime),
+            place,
             random_widths=params.supernet.random_widths,
             distillation=params.supernet.distillation,
             seed=params.supernet.seed,

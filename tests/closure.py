@@ -1,6 +1,7 @@
 """Which files of this repository a module imports, directly or through others, read from the source."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +19,7 @@ def imported_files(file: Path, ignored: frozenset[Path] = frozenset()) -> set[Pa
         if current in found or current in ignored:
             continue
         found.add(current)
-        for node in ast.walk(ast.parse((ROOT / current).read_text())):
+        for node in _walk_at_run_time(ast.parse((ROOT / current).read_text())):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     waiting += _files_of(alias.name)
@@ -27,6 +28,15 @@ def imported_files(file: Path, ignored: frozenset[Path] = frozenset()) -> set[Pa
                 for alias in node.names:
                     waiting += _files_of(f"{node.module}.{alias.name}")
     return found - {file}
+
+
+def _walk_at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only a type checker sees."""
+    yield tree
+    hidden = tree.body if isinstance(tree, ast.If) and getattr(tree.test, "id", "") == "TYPE_CHECKING" else []
+    for child in ast.iter_child_nodes(tree):
+        if child not in hidden:
+            yield from _walk_at_run_time(child)
 
 
 def _files_of(module: str) -> list[Path]:

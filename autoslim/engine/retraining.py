@@ -128,12 +128,12 @@ def retrained_top1(
     *,
     seeds: Sequence[int],
     folder: Path,
-) -> list[float]:
-    """Top-1 accuracy on the *test* split of each seed's network in ``folder``."""
-    accuracies = []
+) -> dict[int, float]:
+    """Seed -> top-1 accuracy on the *test* split of its network in ``folder``, a fraction."""
+    accuracies = {}
     for seed in seeds:
         plain = resize(network, graph, channels)
         load_weights(plain, folder / f"seed-{seed}.safetensors")
         to_device(plain, machine.device, recipe.channels_last)
-        accuracies.append(top1(plain, data, "test", recipe, machine))
+        accuracies[seed] = top1(plain, data, "test", recipe, machine)
     return accuracies

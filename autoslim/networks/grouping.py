@@ -154,8 +154,14 @@ def _fixed(groups: _Groups, layers: set[str]) -> dict[str, str]:
 
 
 def _expansions(groups: _Groups, trace: Trace) -> dict[str, tuple[str, int]]:
-    """Hidden layers of inverted residuals: made by one 1x1 convolution, carried by a depthwise one, t times as wide."""
+    """Hidden layers of inverted residuals: made by one 1x1 convolution, t times as wide as its input, carried by a
+    depthwise one, and projected back to fewer channels (MobileNetV1 widens too, but never goes back)."""
     found = {}
+    projected = {
+        axis[0].group: len(call.outputs)
+        for call in trace.calls
+        if call.kind == "conv" and call.inputs is not None and len(axis := groups.axis(call.inputs)) == 1
+    }
     for name, members in groups.members.items():
         dense = [member for member in members if member in trace.feeds]
         if len(dense) != 1 or dense[0] != name or not trace.depthwise.intersection(members):
@@ -163,7 +169,7 @@ def _expansions(groups: _Groups, trace: Trace) -> dict[str, tuple[str, int]]:
         axis = groups.axis(trace.feeds[name])
         if len(axis) == 1 and axis[0].group and axis[0].count == axis[0].unit:
             factor, rest = divmod(groups.size(name), groups.size(axis[0].group))
-            if rest == 0 and factor > 1:
+            if rest == 0 and factor > 1 and projected.get(name, groups.size(name)) < groups.size(name):
                 found[name] = (axis[0].group, factor)
     return found
 

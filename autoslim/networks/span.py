@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from autoslim.networks.graph import ChannelGraph
-from autoslim.vocabulary.channels import grid
+from autoslim.vocabulary.channels import Anchor, grid
 
 
 @dataclass(frozen=True)
@@ -14,8 +14,10 @@ class Span:
     narrowest: float
     steps: int
     divisor: int
+    anchor: Anchor = "widest"
 
     def grid(self, graph: ChannelGraph) -> dict[str, tuple[int, ...]]:
         """Each group's numbers of channels, from the widest down (``vocabulary.channels.grid``)."""
         floor = {n: max(1, round(self.narrowest * g.size)) for n, g in graph.groups.items()}
-        return grid(graph.groups, graph.scaled(self.width, self.divisor), floor, self.steps, self.divisor)
+        widest = graph.scaled(self.width, self.divisor)
+        return grid(graph.groups, widest, floor, self.steps, self.divisor, self.anchor)

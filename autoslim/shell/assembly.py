@@ -1,5 +1,6 @@
 """From checked parameters to the library's objects."""
 
+import difflib
 from pathlib import Path
 
 import torch
@@ -15,11 +16,23 @@ from autoslim.networks.span import Span
 from autoslim.networks.tracing import trace
 from autoslim.shell import params as P
 from autoslim.shell.places import repository_root
+from autoslim.vocabulary.errors import UserError
 
 
 def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGraph]:
-    """The default network for the data, checked, and its channel graph."""
+    """The default network for the data, checked, and its channel graph.
+
+    Raises:
+        UserError: it cannot be built or traced, does not fit the data, or has no module that ``model.leaves`` names.
+    """
     network = build_network(model.name, model.kwargs, len(info.classes))
+    modules = dict(network.named_modules())
+    if unknown := [leaf for leaf in model.leaves if leaf not in modules]:
+        near = difflib.get_close_matches(unknown[0], modules, n=3, cutoff=0.4)
+        raise UserError(
+            f"model.leaves names {unknown[0]!r}, which is no module of {model.name!r}; "
+            + (f"near it: {', '.join(near)}" if near else "correct or remove it")
+        )
     shape = (info.channels, info.image_size, info.image_size)
     check_network(network, model.name, shape, len(info.classes))
     return network, trace(network, torch.empty(1, *shape), leaves=model.leaves)
@@ -31,7 +44,8 @@ def budget_limit(params: P.Params, graph: ChannelGraph) -> float:
 
 
 def span(supernet: P.SupernetParams) -> Span:
-    return Span(supernet.width, supernet.grid.narrowest, supernet.grid.steps, supernet.grid.divisor)
+    grid = supernet.grid
+    return Span(supernet.width, grid.narrowest, grid.steps, grid.divisor, grid.anchor)
 
 
 def recipe(training: P.Training) -> Recipe:

@@ -1,11 +1,27 @@
 """Checks of the parameters against the network and the data. They say no or nothing: no number depends on them."""
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 from autoslim.engine.data import DataInfo
 from autoslim.networks.graph import ChannelGraph
 from autoslim.shell.assembly import budget_limit, span, traced_network
 from autoslim.shell.params import Params
 from autoslim.vocabulary.budgets import format_amount
 from autoslim.vocabulary.errors import UserError
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Costs in the resource's unit: of the subnets that bound the supernet, of the default network, and the budget."""
+
+    resource: str
+    narrowest: int
+    widest: int
+    default: int
+    stop: float  # where the search ends
+    budget: float
 
 
 def check_pipeline(params: Params, info: DataInfo) -> None:
@@ -18,30 +34,75 @@ def check_pipeline(params: Params, info: DataInfo) -> None:
     check_reach(params, graph)
 
 
-def check_reach(params: Params, graph: ChannelGraph) -> None:
+def check_reach(params: Params, graph: ChannelGraph) -> Reach:
     """The budget lies where the search and the methods can go.
 
     Raises:
-        UserError: the budget is above the widest subnet, below the narrowest, or below where the search stops.
+        UserError: there is nothing to slim, or the budget is above the widest subnet, below the narrowest, or below
+            where the search stops.
     """
-    resource = params.resource
-    levels = span(params.supernet).grid(graph)
-    default = graph.cost(graph.default, resource)
-    widest = graph.cost({name: options[0] for name, options in levels.items()}, resource)
-    narrowest = graph.cost({name: options[-1] for name, options in levels.items()}, resource)
-    budget = budget_limit(params, graph)
-    written, bounds = (
-        f"budget {params.budget} ({format_amount(budget, resource)} {resource})",
-        f"the supernet spans {format_amount(narrowest, resource)} to {format_amount(widest, resource)}, the default network takes {format_amount(default, resource)}",
+    _check_groups(params.model.name, graph)
+    reach = measure_reach(params, graph)
+
+    def amount(value: float) -> str:
+        return format_amount(value, reach.resource)
+
+    unit = {"macs": "MACs", "params": "parameters"}[reach.resource]
+    budget = str(params.budget)
+    written = budget if amount(reach.budget) == budget else f"{budget} ({amount(reach.budget)} {unit})"
+    bounds = (
+        f"the supernet spans {amount(reach.narrowest)} to {amount(reach.widest)} {unit}, "
+        f"the default network takes {amount(reach.default)}"
     )
-    if budget > widest:
-        raise UserError(f"{written} is above the widest subnet; {bounds}: lower budget or raise supernet.width")
-    if budget < narrowest:
+    if reach.budget > reach.widest:
+        raise UserError(f"budget {written} is above the widest subnet; {bounds}: lower budget or raise supernet.width")
+    if reach.budget < reach.narrowest:
         raise UserError(
-            f"{written} is below the narrowest subnet; {bounds}: raise budget or lower supernet.grid.narrowest"
+            f"budget {written} is below the narrowest subnet; {bounds}: raise budget or lower supernet.grid.narrowest"
         )
-    if budget < params.search.stop * default:
+    if reach.budget < reach.stop:
         raise UserError(
-            f"{written} is below {format_amount(params.search.stop * default, resource)}, where the search stops; {bounds}: "
+            f"budget {written} is below {amount(reach.stop)}, where the search stops; {bounds}: "
             f"raise budget or lower search.stop ({params.search.stop})"
+        )
+    return reach
+
+
+def measure_reach(params: Params, graph: ChannelGraph) -> Reach:
+    levels = span(params.supernet).grid(graph)
+    default = graph.cost(graph.default, params.resource)
+    return Reach(
+        resource=params.resource,
+        narrowest=graph.cost({name: options[-1] for name, options in levels.items()}, params.resource),
+        widest=graph.cost({name: options[0] for name, options in levels.items()}, params.resource),
+        default=default,
+        stop=params.search.stop * default,
+        budget=budget_limit(params, graph),
+    )
+
+
+def check_trajectory(trajectory: dict[str, Any], path: Path, params: Params, graph: ChannelGraph) -> None:
+    """The trajectory is of this network and of the resource that the budget bounds.
+
+    Raises:
+        UserError: it is not.
+    """
+    if trajectory["default"]["channels"] != graph.default:
+        raise UserError(
+            f"{path} is of another network (default {format_amount(trajectory['default']['macs'])} MACs) than "
+            f"model.name {params.model.name!r} ({format_amount(graph.macs())} MACs); run `dvc repro search`"
+        )
+    if trajectory["resource"] != params.resource:
+        raise UserError(
+            f"{path} was searched for {trajectory['resource']}, but resource is {params.resource}; "
+            "run `dvc repro search`"
+        )
+
+
+def _check_groups(name: str, graph: ChannelGraph) -> None:
+    if not graph.groups:
+        layer, reason = next(iter(graph.fixed.items()), ("every layer", "it has no convolution or linear layer"))
+        raise UserError(
+            f"model.name {name!r} has no channels that can be slimmed ({layer}: {reason}); "
+            "`autoslim profile` lists the reason for each layer; choose another network or mend these"
         )

@@ -7,3 +7,5 @@ import os
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 # Nothing that a user runs here calls home.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# A defect's traceback is for a bug report: Typer's boxes around every line of it are not.
+os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")

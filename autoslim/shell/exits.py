@@ -2,24 +2,48 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from autoslim.vocabulary.errors import UserError
 
 
+class WrongParametersError(UserError):
+    """All that is wrong with a file of parameters: as text one line, on the terminal one line for each."""
+
+    def __init__(self, source: str, problems: Sequence[str]) -> None:
+        super().__init__(f"{source}: {'; '.join(problems)}")
+        self.source, self.problems = source, tuple(problems)
+
+
 def ending_clearly(command: Callable[..., Any]) -> Callable[..., None]:
-    """``command`` with a ``UserError`` turned into one line on stderr and exit code 1, an interrupt into exit code 130."""
+    """``command`` with a ``UserError`` turned into one line on stderr and exit code 1, an interrupt into code 130."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {_told(error)}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("interrupted; run the same command again to go on from the last checkpoint", file=sys.stderr)
+            print("interrupted; training and search go on from their last checkpoint when run again", file=sys.stderr)
             sys.exit(130)
 
     return run
+
+
+def _told(error: UserError) -> str:
+    if isinstance(error, WrongParametersError) and len(error.problems) > 1:
+        return "\n".join(
+            [
+                f"{error.source} has {len(error.problems)} wrong parameters:",
+                *(f"  {_in_one_line(problem)}" for problem in error.problems),
+            ]
+        )
+    return _in_one_line(str(error))
+
+
+def _in_one_line(text: str) -> str:
+    """What other people's code says (a network's constructor, say) may have several."""
+    return " ".join(text.split())

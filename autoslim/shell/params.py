@@ -1,23 +1,29 @@
-"""``params.yaml``: every parameter typed, described and checked, in one place. Defaults stand in ``params.yaml`` alone."""
+"""``params.yaml``: every parameter typed, described and checked, in one place. Defaults stand in that file alone."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from autoslim.shell.complaints import complaints
+from autoslim.shell.exits import WrongParametersError
 from autoslim.vocabulary.budgets import Budget, parse_budget
 from autoslim.vocabulary.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
+Seed = NotNegative
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$")]
 Resource = Literal["macs", "params"]
 Method = Literal["autoslim", "uniform"]
 
 
 class Section(BaseModel):
+    """What a section's own validators say begins with the parameter's name within the section (see ``complaints``)."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -35,7 +41,7 @@ class Data(Section):
     storage: Literal["auto", "arrays", "files"] = Field(
         description="arrays: decoded once; files: decoded as needed; auto: by size"
     )
-    seed: int = Field(description="fixes the splits")
+    seed: Seed = Field(description="fixes the splits")
 
 
 class Model(Section):
@@ -47,10 +53,16 @@ class Model(Section):
 class Augment(Section):
     pad: NotNegative = Field(description="random crop after zero padding of this many pixels")
     flip: bool = Field(description="mirror half of the images")
-    area: tuple[float, float] | None = Field(
+    area: tuple[Fraction, Fraction] | None = Field(
         description="random resized crop: range of the area kept, [0.25, 1] for ImageNet", strict=False
     )
     jitter: Fraction = Field(description="colour jitter of brightness, contrast and saturation")
+
+    @model_validator(mode="after")
+    def _range(self) -> "Augment":
+        if self.area is not None and not 0 < self.area[0] <= self.area[1]:
+            raise ValueError(f"area is {list(self.area)}; set it to [low, high] with 0 < low <= high, or null")
+        return self
 
 
 class Optimiser(Section):
@@ -61,6 +73,12 @@ class Optimiser(Section):
     momentum: Fraction
     nesterov: bool
     weight_decay: Annotated[float, Field(ge=0)] = Field(description="on dense convolution and linear weights only")
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "Optimiser":
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov is true, but momentum is 0; set nesterov to false or raise momentum")
+        return self
 
 
 class Training(Section):
@@ -74,8 +92,20 @@ class Training(Section):
     precision: Literal["fp32", "bf16"] = Field(description="bf16: automatic mixed precision")
     channels_last: bool
 
+    @model_validator(mode="after")
+    def _warm_in_time(self) -> "Training":
+        if self.optimiser.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"optimiser.warmup_epochs is {self.optimiser.warmup_epochs:g}, but there are {self.epochs} epochs; "
+                "lower it or raise epochs"
+            )
+        return self
+
 
 class Grid(Section):
+    anchor: Literal["widest", "zero"] = Field(
+        description="channel numbers are the widest less whole steps, or (zero) multiples of the step and the widest"
+    )
     steps: Annotated[int, Field(gt=1)] = Field(description="slimming steps a group has from its widest down")
     divisor: Positive = Field(description="channel numbers go down by multiples of this")
     narrowest: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -88,12 +118,15 @@ class SupernetParams(Training):
     grid: Grid
     random_widths: NotNegative = Field(description="random configurations a step, besides the widest and the narrowest")
     distillation: bool = Field(description="subnets learn from the widest network's output, not from the labels")
-    seed: int
+    seed: Seed
 
     @model_validator(mode="after")
     def _narrower(self) -> "SupernetParams":
         if self.grid.narrowest > self.width:
-            raise ValueError(f"grid.narrowest {self.grid.narrowest} is above width {self.width}; lower it")
+            raise ValueError(
+                f"grid.narrowest is {self.grid.narrowest}, but width is {self.width}; "
+                "lower grid.narrowest or raise width"
+            )
         return self
 
 
@@ -111,7 +144,13 @@ class Search(Section):
 
 
 class Retrain(Training):
-    seeds: Annotated[list[int], Field(min_length=1)] = Field(description="one training from new weights for each")
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(description="one training from new weights for each")
+
+    @model_validator(mode="after")
+    def _different(self) -> "Retrain":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {self.seeds}, one of them twice; give each seed once")
+        return self
 
 
 class Report(Section):
@@ -125,7 +164,7 @@ class Tracking(Section):
 
 
 class Runtime(Section):
-    device: str = Field(description="auto, cpu, cuda, cuda:1, ...")
+    device: Device = Field(description="auto (the first CUDA device, else cpu), cpu, cuda, cuda:1, ..., mps or xpu")
     workers: NotNegative | Literal["auto"] = Field(description="processes that decode images (storage: files)")
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
         description="longest time of training that a kill may cost, besides epochs' ends"
@@ -135,10 +174,10 @@ class Runtime(Section):
 class Params(Section):
     """All of ``params.yaml``. Sections are named after the stage that reads them first."""
 
+    resource: Resource = Field(description="what the budget bounds")
     budget: str | int | float = Field(
         description="upper bound of the resource: 305M, 0.57G or 50% of the default network's"
     )
-    resource: Resource = Field(description="what the budget bounds")
     methods: Annotated[list[Method], Field(min_length=1)] = Field(
         description="how channel numbers are chosen, side by side"
     )
@@ -151,14 +190,23 @@ class Params(Section):
     tracking: Tracking
     runtime: Runtime
 
+    @field_validator("budget")
+    @classmethod
+    def _readable(cls, budget: str | int | float, read: ValidationInfo) -> str | int | float:
+        if resource := read.data.get("resource"):  # missing where it is wrong itself, which is told then
+            parse_budget(budget, resource)
+        return budget
+
     @model_validator(mode="after")
     def _fit(self) -> "Params":
-        parse_budget(self.budget, self.resource)
-        if self.search.chunk > min(self.search.images, self.data.search_images):
-            raise ValueError(
-                f"search.chunk {self.search.chunk} is above the {min(self.search.images, self.data.search_images)} images scored "
-                "(search.images, data.search_images); lower search.chunk or hold out more images"
-            )
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods are {', '.join(self.methods)}, one of them twice; name each method once")
+        for name, images in (("data.search_images", self.data.search_images), ("search.images", self.search.images)):
+            if images < self.search.chunk:
+                raise ValueError(
+                    f"search.chunk is {self.search.chunk}, but {name} leaves {images} images to score; "
+                    f"lower search.chunk or raise {name}"
+                )
         return self
 
     @property
@@ -182,35 +230,20 @@ def read_yaml(path: Path) -> Any:
         UserError: it is missing or not YAML.
     """
     if not path.is_file():
-        raise UserError(f"there is no {path}; run from the repository's root")
+        raise UserError(f"there is no {path} in {Path.cwd()}; run from the repository's root, or restore it from git")
     try:
-        return YAML(typ="safe").load(path.read_text())
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from error
     except YAMLError as error:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}; mend that line") from error
 
 
 def check_params(values: Any, source: str) -> Params:
     """Raises:
-    UserError: naming every wrong parameter with its value, what was expected, and the file.
+    WrongParametersError: naming every wrong parameter with its value, what was expected, and the file.
     """
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_problem(e) for e in error.errors())  # type: ignore[arg-type]
-        count = error.error_count()
-        raise UserError(f"{source} has {count} wrong parameter{'s' if count > 1 else ''}: {problems}") from error
-
-
-def _problem(error: dict[str, Any]) -> str:
-    parts = [str(part) for part in error["loc"] if not str(part).startswith("function-")]
-    # a union's alternatives end up in the location; people know only the parameter
-    name = ".".join(
-        part for part in parts if part not in ("int", "float", "str") and "constrained" not in part and "[" not in part
-    )
-    kind, message = error["type"], error["msg"].removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        return f"{name} is unknown; remove it or correct its spelling"
-    if kind == "missing":
-        return f"{name} is missing; add it"
-    value = "" if isinstance(error["input"], dict) else f" is {error['input']!r}"
-    return f"{name or 'params'}{value}: {message[:1].lower()}{message[1:]}"
+        raise WrongParametersError(source, complaints(error, Params, values)) from error

@@ -24,6 +24,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from autoslim.shell.places import repository_root
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from torch import Tensor, nn
@@ -143,7 +145,7 @@ class MlflowTracker:
 
     def close(self, error: BaseException | None = None) -> None:
         """Ends the run, also one whose tracking was lost on the way (and is tagged so), so that none runs for ever."""
-        if error is not None:
+        if error is not None and _status(error) != "FINISHED":
             self.tag("error", f"{type(error).__name__}: {_in_one_line(error)}")
         if self._lost:
             self._attempt(lambda: self._client.set_tag(self._run, "tracking", "incomplete"), last=True)
@@ -205,18 +207,6 @@ def tracked(
     tracker.close()
 
 
-def repository_root() -> Path:
-    """``DVC_ROOT`` where DVC runs the process, else the nearest folder upwards that holds ``dvc.yaml``, else this one.
-
-    DVC runs queued and temporary experiments in a copy of the repository that it deletes, and points ``DVC_ROOT`` at
-    the real one: what outlives an experiment belongs there.
-    """
-    if root := os.environ.get("DVC_ROOT"):
-        return Path(root)
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)
-
-
 def tracking_uri() -> str:
     """``MLFLOW_TRACKING_URI`` where it is set, else the SQLite file ``mlflow.db`` in the repository's root."""
     path = str(repository_root() / "mlflow.db").replace("%", "%25").replace("?", "%3F")
@@ -256,6 +246,17 @@ def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value, default=str)
     return flat
+
+
+def numbers(values: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+    """The numbers among nested values, as ``{"uniform.top1": 0.93}``: what ``Tracker.metrics`` takes."""
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float):
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def _start(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 Channels = dict[str, int]
 """A channel configuration: group name -> number of channels."""
@@ -66,22 +67,31 @@ def slimming_step(widest: int, steps: int, divisor: int) -> int:
     return max(divisor, round(widest / steps / divisor) * divisor)
 
 
+Anchor = Literal["widest", "zero"]
+
+
 def grid(
     groups: Mapping[str, ChannelGroup],
     widest: Mapping[str, int],
     narrowest: Mapping[str, int],
     steps: int,
     divisor: int,
+    anchor: Anchor = "widest",
 ) -> dict[str, tuple[int, ...]]:
     """Each group's allowed numbers of channels, from the widest down.
 
     They are ``widest - k * slimming_step``, as long as they are not below ``narrowest`` (paper section 6, rows 1 to 4).
-    The last entry is the number of channels that the narrowest subnet has.
+    With anchor ``zero`` they are the multiples of the slimming step, and the widest as it is: so are the authors'
+    ResNet-50 lists (section 3.3). The last entry is the number of channels that the narrowest subnet has.
     """
     levels = {}
     for name, top in widest.items():
         unit = groups[name].unit
         step = slimming_step(top, steps, math.lcm(divisor, unit))
         floor = max(1, unit, min(top, narrowest[name]))
-        levels[name] = tuple(range(top, floor - 1, -step))
+        if anchor == "zero":
+            below = range((top - 1) // step * step, floor - 1, -step)
+            levels[name] = (top, *(level for level in below if level > 0 and level % unit == 0))
+        else:
+            levels[name] = tuple(range(top, floor - 1, -step))
     return levels

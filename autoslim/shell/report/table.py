@@ -34,6 +34,9 @@ class Result:
         """The sample standard deviation over seeds (divided by n - 1); None for one seed."""
         return stdev(self.top1.values()) if len(self.top1) > 1 else None
 
+    def cost(self, resource: str) -> int:
+        return {"macs": self.macs, "params": self.params}[resource]
+
 
 @dataclass(frozen=True)
 class Gain:
@@ -55,7 +58,7 @@ class Comparison:
 
 
 def compare(results: Sequence[Result], *, budget: str, resource: str, limit: float) -> Comparison:
-    """The comparison of ``results``; a gain for each method but the baseline, none where the baseline is not among them.
+    """The comparison of ``results``, with the gain of each over the baseline where that is among them.
 
     Raises:
         UserError: a method has no seed at all.
@@ -108,7 +111,7 @@ def terminal_table(comparison: Comparison) -> Table:
 
 
 def markdown_table(comparison: Comparison) -> str:
-    header = _header()
+    header = [name.replace("\n", " ") for name in _header()]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *_rows(comparison)]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"Budget {_budget(comparison)}\n\n{table}\n\n{_caption(comparison)}\n"
@@ -150,7 +153,7 @@ def _gain_numbers(found: Gain) -> dict[str, float]:
 
 
 def _header() -> list[str]:
-    return ["method", "MACs", "parameters", "top-1 on test (%)", f"gain over {BASELINE} (points)"]
+    return ["method", "MACs", "parameters", "top-1 on test\n(%)", f"gain over {BASELINE}\n(points)"]
 
 
 def _rows(comparison: Comparison) -> list[list[str]]:

@@ -1,0 +1,34 @@
+# make repro: sets up and runs the main job.   make test: sets up and runs all checks and tests.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+unexport VIRTUAL_ENV
+
+.PHONY: setup repro test lint ui clean
+
+repro: setup
+	dvc repro
+
+test: setup lint
+	pytest
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: setup
+	mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+setup: .venv/installed
+
+# uv inside the fresh environment: the same set takes a fifth of pip's time.
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' || \
+		{ echo "autoslim needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version); run make PYTHON=python3.13"; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable '.[dev]' --constraint constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,116 @@
+"""The paper's families that torchvision does not have as the authors built them: MobileNetV1 and MNasNet.
+
+MobileNetV2 and ResNet-50 are torchvision's, to the last MAC (``torchvision.models:mobilenet_v2``, ``:resnet50``).
+"""
+
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from autoslim.vocabulary.channels import make_divisible
+
+_V1_BLOCKS = (
+    *((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)),
+    *((512, 1),) * 5,
+    *((1024, 2), (1024, 1)),
+)
+"""(channels, stride) of MobileNetV1's depthwise separable blocks."""
+
+_MNAS_STAGES = ((3, 24, 3, 2, 3), (3, 40, 3, 2, 5), (6, 80, 3, 2, 5), (6, 96, 2, 1, 3), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3))
+"""(expansion, channels, blocks, stride of the first block, kernel) of MNasNet's stages after the first block."""
+
+
+class MobileNetV1(nn.Module):
+    """MobileNetV1: a stem and 13 depthwise separable blocks, each convolution followed by batch norm and ReLU.
+
+    568.79M MACs in the authors' counting and 4.23M parameters at width 1, 224x224, 1000 classes (paper section 3.2).
+
+    Args:
+        num_classes: outputs of the classifier.
+        width_mult: width multiplier; channels are rounded to multiples of 8.
+        in_channels: 1 for grey images, 3 for colour.
+        dropout: before the classifier.
+    """
+
+    def __init__(
+        self, num_classes: int = 1000, width_mult: float = 1.0, in_channels: int = 3, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        width = make_divisible(32 * width_mult, 8)
+        layers: list[nn.Module] = [Conv2dNormActivation(in_channels, width, 3, 2)]
+        for channels, stride in _V1_BLOCKS:
+            out = make_divisible(channels * width_mult, 8)
+            depthwise = Conv2dNormActivation(width, width, 3, stride, groups=width)
+            layers.append(nn.Sequential(depthwise, Conv2dNormActivation(width, out, 1)))
+            width = out
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.pool(self.features(images))  # (N, C, 1, 1)
+        logits: Tensor = self.classifier(maps.flatten(1))
+        return logits
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expansion (none at expansion 1), depthwise convolution, 1x1 projection without activation; a skip where the
+    architecture has one: at stride 1 in every block of a stage but its first."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int, kernel: int, skip: bool) -> None:
+        super().__init__()
+        hidden = inputs * expansion
+        layers: list[nn.Module] = []
+        if expansion != 1:
+            layers.append(Conv2dNormActivation(inputs, hidden, 1, activation_layer=nn.ReLU6))
+        layers.append(Conv2dNormActivation(hidden, hidden, kernel, stride, groups=hidden, activation_layer=nn.ReLU6))
+        layers.append(Conv2dNormActivation(hidden, outputs, 1, activation_layer=None))
+        self.layers = nn.Sequential(*layers)
+        self.skip = skip
+
+    def forward(self, maps: Tensor) -> Tensor:
+        out: Tensor = self.layers(maps)
+        return maps + out if self.skip else out
+
+
+class MNasNet(nn.Module):
+    """MNasNet as the AutoSlim authors have it: ReLU6 everywhere, average pooling as a layer (paper section 3.1).
+
+    torchvision's ``mnasnet1_0`` has the same convolutions, with ReLU, another batch-norm momentum and a mean instead of
+    the pooling: 314.42M MACs where this one has 314.48M in the authors' counting, and the same accuracy budget.
+
+    Args:
+        num_classes: outputs of the classifier.
+        width_mult: width multiplier; channels are rounded to multiples of 8, expansions follow.
+        in_channels: 1 for grey images, 3 for colour.
+        dropout: before the classifier.
+    """
+
+    def __init__(
+        self, num_classes: int = 1000, width_mult: float = 1.0, in_channels: int = 3, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+
+        def scaled(channels: int) -> int:
+            return make_divisible(channels * width_mult, 8)
+
+        width = scaled(16)
+        layers: list[nn.Module] = [
+            Conv2dNormActivation(in_channels, scaled(32), 3, 2, activation_layer=nn.ReLU6),
+            InvertedResidual(scaled(32), width, 1, 1, 3, skip=False),
+        ]
+        for expansion, channels, blocks, stride, kernel in _MNAS_STAGES:
+            out = scaled(channels)
+            for block in range(blocks):
+                first = block == 0
+                layers.append(InvertedResidual(width, out, stride if first else 1, expansion, kernel, skip=not first))
+                width = out
+        tail = scaled(1280)
+        layers.append(Conv2dNormActivation(width, tail, 1, activation_layer=nn.ReLU6))
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(tail, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.pool(self.features(images))  # (N, C, 1, 1)
+        logits: Tensor = self.classifier(maps.flatten(1))
+        return logits

@@ -1,0 +1,39 @@
+"""``autoslim evaluate``: a retrained network's accuracy, computed again."""
+
+from statistics import fmean, stdev
+from typing import Annotated, Literal
+
+import typer
+
+from autoslim.shell.commands.printing import percent, print_table
+from autoslim.shell.commands.project import enter_project
+from autoslim.shell.exits import ending_clearly
+
+
+@ending_clearly
+def evaluate_cli(
+    method: Annotated[str, typer.Argument(help="autoslim or uniform.")],
+    seed: Annotated[int | None, typer.Option("--seed", help="Of this seed alone. Default: all seeds.")] = None,
+    split: Annotated[Literal["search", "test"], typer.Option("--split", help="The images to look at.")] = "test",
+) -> None:
+    """Evaluate a method's retrained networks again, on the test or the search split.
+
+    Choose between networks by --split search; what is reported is test, which should not have chosen anything.
+
+    Example:
+
+    autoslim evaluate autoslim --split search
+    """
+    enter_project()
+    from autoslim.shell.params import load_params
+    from autoslim.shell.retrained import load_retrained, score, seeds_of
+
+    params = load_params()
+    rows, accuracies = [], []
+    for number in [seed] if seed is not None else seeds_of(method):
+        figures = score(load_retrained(params, method, number), params, split)
+        accuracies.append(1 - figures.error)
+        rows.append([number, percent(1 - figures.error), f"{figures.cross_entropy:.4f}"])
+    if len(rows) > 1:
+        rows.append(["all", f"{percent(fmean(accuracies))} ± {percent(stdev(accuracies))}", ""])
+    print_table(["seed", f"top-1 on {split} (%)", "cross-entropy"], rows, title=f"method {method}")

@@ -1,0 +1,235 @@
+"""``autoslim profile``: the channel groups, layers and costs of a network."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoslim.shell.commands.printing import percent, print_facts, print_table
+from autoslim.shell.commands.project import enter_project, find_project
+from autoslim.shell.exits import ending_clearly
+from autoslim.vocabulary.budgets import format_amount
+from autoslim.vocabulary.channels import Channels
+from autoslim.vocabulary.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autoslim.networks.graph import ChannelGraph
+
+_INPUT = re.compile(r"(\d+)x(\d+)x(\d+)")
+
+
+@ending_clearly
+def profile_cli(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="package.module:callable, timm:NAME or file.py:callable. Left out: that of params.yaml."),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--input", metavar="CxHxW", help="Channels, height, width. Default 3x224x224.")
+    ] = None,
+    size: Annotated[int | None, typer.Option("--size", min=1, help="Height and width, of colour images.")] = None,
+    classes: Annotated[
+        int | None, typer.Option("--classes", min=1, help="num_classes of the callable. Default: the callable's own.")
+    ] = None,
+    kwargs: Annotated[
+        list[str] | None, typer.Option("--kwargs", "-k", metavar="KEY=VALUE", help="An argument of the callable.")
+    ] = None,
+    leaves: Annotated[
+        list[str] | None, typer.Option("--leaf", metavar="MODULE", help="A module that tracing shall not look into.")
+    ] = None,
+    width: Annotated[float | None, typer.Option("--width", help="Width multiplier on every group.")] = None,
+    divisor: Annotated[
+        int, typer.Option("--divisor", min=1, help="--width rounds to multiples of this, as the MobileNet papers do.")
+    ] = 8,
+    channels: Annotated[
+        Path | None,
+        typer.Option("--channels", metavar="FILE", help="JSON of channels by group, such as a stage's channels.json."),
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="List the layers too.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Count again with ptflops and compare.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show a network's channel groups, layers, MACs and parameters, at any width or configuration.
+
+    Works in any folder, for any network that torch.fx can trace. One multiply-add is one MAC; convolution and linear
+    layers count, at batch size 1.
+
+    Examples:
+
+    autoslim profile torchvision.models:mobilenet_v2 --width 0.75
+
+    autoslim profile net.py:build --input 1x28x28 --kwargs depth=3 --layers
+    """
+    given = _read_channels(channels) if channels else None
+    if name is None:
+        name, network, graph = _network_of_params(image, size, classes, kwargs or [], leaves or [])
+    else:
+        shape = _input_shape(image, size) or (3, 224, 224)
+        network, graph = _named_network(name, shape, classes, _keyword_values(kwargs or []), leaves or [])
+    chosen = _configuration(graph, width, divisor, given)
+    if not as_json:
+        show_profile(name, network, graph, chosen, layers=layers, verify=verify)
+        return
+    from autoslim.shell.profiling import counted_by_ptflops, profile
+
+    values = {"network": name, **profile(network, graph, chosen)}
+    if verify:
+        values["ptflops"] = counted_by_ptflops(network, graph, chosen)
+    print(json.dumps(values, indent=1))
+
+
+def show_profile(
+    name: str, network: "nn.Module", graph: "ChannelGraph", channels: Channels, *, layers: bool, verify: bool
+) -> None:
+    """Prints the profile.
+
+    Raises:
+        UserError: ``verify``, and ptflops counts otherwise.
+    """
+    from autoslim.shell.profiling import counted_by_ptflops, profile
+
+    values = profile(network, graph, channels)
+    totals = values["totals"]
+    resized = any(group["channels"] != group["default"] for group in values["groups"])
+    if values["groups"]:
+        print_table(
+            ["group", "channels", *(["default"] if resized else []), "unit", "members"],
+            [
+                [g["name"], g["channels"], *([g["default"]] if resized else []), g["unit"], ", ".join(g["members"])]
+                for g in values["groups"]
+            ],
+            title="Channel groups: layers that must keep the same number of channels",
+            left=["members"],
+        )
+        print()
+    if layers:
+        _print_layers(values)
+        print()
+    pooled = f"with average pooling, as the authors count, {totals['macs_with_pooling']:,}"
+    share = f"their layers have {percent(totals['slimmable_share'])} % of the MACs"
+    facts = [
+        ("network", f"{name} on {'x'.join(map(str, values['input']))} images"),
+        ("MACs", f"{format_amount(totals['macs'])} ({totals['macs']:,}; {pooled})"),
+        ("parameters", f"{format_amount(totals['params'], 'params')} ({totals['params']:,})"),
+        ("can be slimmed", f"{len(values['groups'])} groups; {share}"),
+    ]
+    facts += [("keeps its size", f"{layer}: {reason}") for layer, reason in values["fixed"].items()]
+    if verify:
+        counted = counted_by_ptflops(network, graph, channels)
+        agrees = all(counted[key] == totals[key] for key in counted)
+        said = f"{counted['macs']:,} MACs, {counted['params']:,} parameters"
+        facts.append(("ptflops", f"{said}: {'the same' if agrees else 'NOT the same'}"))
+    print_facts(facts)
+    if verify and not agrees:
+        raise UserError(
+            f"ptflops counts {said}, the profile {totals['macs']:,} and {totals['params']:,}: the network computes in "
+            "operations other than convolution and linear layers, which budgets leave out"
+        )
+
+
+def _print_layers(values: dict[str, Any]) -> None:
+    totals, layers = values["totals"], values["layers"]
+    rows = [
+        [la["name"], la["kind"], la["in"], la["out"], f"{la['macs']:,}", percent(la["share"]), f"{la['params']:,}"]
+        for la in layers
+    ]
+    rest = totals["params"] - sum(layer["params"] for layer in layers)
+    rows.append(["(normalisation and others)", "", "", "", "", "", f"{rest:,}"])
+    rows.append(["(all)", "", "", "", f"{totals['macs']:,}", "100", f"{totals['params']:,}"])
+    print_table(["layer", "kind", "in", "out", "MACs", "% of MACs", "parameters"], rows, title="Layers", left=["kind"])
+
+
+def _named_network(
+    name: str, shape: tuple[int, ...], classes: int | None, kwargs: dict[str, Any], leaves: Sequence[str]
+) -> tuple["nn.Module", "ChannelGraph"]:
+    import torch
+
+    from autoslim.networks.building import build_network
+    from autoslim.networks.tracing import trace
+
+    network = build_network(name, kwargs, classes)
+    return network, trace(network, torch.empty(1, *shape), leaves=leaves)
+
+
+def _network_of_params(
+    image: str | None, size: int | None, classes: int | None, kwargs: Sequence[str], leaves: Sequence[str]
+) -> tuple[str, "nn.Module", "ChannelGraph"]:
+    """The network that ``params.yaml`` names, on the prepared data's images unless options say otherwise."""
+    if find_project() is None:
+        raise UserError(
+            "no network is named, and this is no autoslim project; name one, such as `autoslim profile "
+            "torchvision.models:mobilenet_v2`"
+        )
+    enter_project()
+    from autoslim.engine.data.info import read_info
+    from autoslim.shell.params import load_params
+    from autoslim.shell.places import PREPARED
+
+    model = load_params().model
+    shape = _input_shape(image, size)
+    if shape is None or classes is None:
+        info = read_info(PREPARED)
+        shape = shape or (info.channels, info.image_size, info.image_size)
+        classes = classes or len(info.classes)
+    arguments = model.kwargs | _keyword_values(kwargs)
+    return model.name, *_named_network(model.name, shape, classes, arguments, [*model.leaves, *leaves])
+
+
+def _configuration(graph: "ChannelGraph", width: float | None, divisor: int, given: Channels | None) -> Channels:
+    if given is not None and width is not None:
+        raise UserError("--width and --channels both choose the channels; give one of them")
+    if given is not None:
+        graph.check(given)
+        return given
+    if width is None:
+        return graph.default
+    if width <= 0:
+        raise UserError(f"--width {width:g} is not possible; give a number above 0, such as 0.75")
+    return graph.scaled(width, divisor)
+
+
+def _input_shape(image: str | None, size: int | None) -> tuple[int, int, int] | None:
+    if image is not None and size is not None:
+        raise UserError("--input and --size both give the images' size; give one of them")
+    if image is None:
+        return None if size is None else (3, size, size)
+    match = _INPUT.fullmatch(image)
+    if match is None or "0" in match.groups():
+        raise UserError(f"--input {image!r} is no image size; write channels x height x width, such as 3x224x224")
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def _keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["depth=3", "act=relu"]`` -> ``{"depth": 3, "act": "relu"}``; values are read as in ``params.yaml``."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"--kwargs {pair!r} is not KEY=VALUE; write it like --kwargs depth=3")
+        try:
+            values[key] = YAML(typ="safe").load(text)
+        except YAMLError as error:
+            raise UserError(f"--kwargs {pair!r}: the value cannot be read; write it as in params.yaml") from error
+    return values
+
+
+def _read_channels(path: Path) -> Channels:
+    """Channels by group, alone or under "channels" as in a stage's ``channels.json``."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--channels {path} cannot be read ({error.strerror}); give a JSON file") from error
+    except ValueError as error:
+        raise UserError(f'--channels {path} is not JSON ({error}); write it like {{"features.0.0": 24}}') from error
+    channels = values.get("channels", values) if isinstance(values, dict) else values
+    if not isinstance(channels, dict) or not all(type(count) is int for count in channels.values()):
+        raise UserError(f'--channels {path} holds no numbers by group; write it like {{"features.0.0": 24, ...}}')
+    return channels

@@ -1,0 +1,42 @@
+"""The project that a command is run in: its folder, its parameters and what its stages wrote."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from autoslim.vocabulary.errors import UserError
+
+
+def enter_project() -> Path:
+    """Makes the project's folder, this one or the nearest above that holds ``dvc.yaml``, the working directory.
+
+    Raises:
+        UserError: there is none.
+    """
+    here = Path.cwd()
+    root = find_project()
+    if root is None:
+        raise UserError(f"{here} is in no autoslim project (no dvc.yaml here or above); change into your clone of it")
+    os.chdir(root)
+    return root
+
+
+def find_project() -> Path | None:
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), None)
+
+
+def read_output(path: Path, stage: str) -> Any:
+    """The JSON file that ``stage`` wrote.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    remedy = f"run `dvc repro {stage}`"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {path}; {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it and {remedy}") from error

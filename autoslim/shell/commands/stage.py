@@ -1,0 +1,63 @@
+"""``autoslim stage``: one stage of the pipeline, for debugging."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autoslim.shell.commands.project import enter_project
+from autoslim.shell.exits import ending_clearly
+from autoslim.vocabulary.errors import UserError
+
+
+@ending_clearly
+def stage_cli(
+    name: Annotated[str, typer.Argument(help="prepare, supernet, search, retrain or report.")],
+    method: Annotated[str | None, typer.Argument(help="For retrain: autoslim or uniform.")] = None,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Do not shorten errors to one line.")] = False,
+) -> None:
+    """Run one stage of the pipeline by itself, to debug it. Use `dvc repro` for results.
+
+    It calls the function that `dvc repro` calls, on the files that lie there, and asks nobody whether they are up to
+    date. DVC knows nothing of it: if the outputs differ, the next `dvc repro` runs the stage again.
+
+    Examples:
+
+    autoslim stage search
+
+    autoslim stage retrain autoslim --traceback
+    """
+    run_stage(enter_project() / "stages", name, method, traceback=traceback)
+
+
+def run_stage(folder: Path, name: str, method: str | None, *, traceback: bool) -> None:
+    """Calls ``main`` of the stage's file.
+
+    Raises:
+        UserError: there is no such stage, or it takes a method and none is given (or the other way round).
+    """
+    stages = sorted(path.stem for path in folder.glob("*.py"))
+    if name not in stages:
+        raise UserError(f"there is no stage {name!r}; stages are {', '.join(stages) or f'missing in {folder}'}")
+    main = _main(folder / f"{name}.py")
+    if traceback:
+        main = inspect.unwrap(main)
+    takes_method = bool(inspect.signature(main).parameters)
+    if takes_method and method is None:
+        raise UserError(f"stage {name} needs a method; write `autoslim stage {name} autoslim`")
+    if method is not None and not takes_method:
+        raise UserError(f"stage {name} takes no method, but {method!r} is given; leave it out")
+    main(*([method] if method is not None else []))
+
+
+def _main(file: Path) -> Callable[..., Any]:
+    spec = importlib.util.spec_from_file_location(f"stages.{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    main: Callable[..., Any] = module.main
+    return main

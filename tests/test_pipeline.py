@@ -1,0 +1,136 @@
+"""The pipeline as users run it: DVC over the real stages, in a copy of the project with tiny parameters."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import merged, project_copy, run, tiny_params, write_params
+
+RETRAIN_AND_REPORT = {"retrain@autoslim", "retrain@uniform", "report"}
+SEARCH_AND_AFTER = RETRAIN_AND_REPORT | {"search"}
+SUPERNET_AND_AFTER = SEARCH_AND_AFTER | {"supernet"}
+ALL = SUPERNET_AND_AFTER | {"prepare"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project after one ``dvc repro``."""
+    folder = project_copy(tmp_path_factory.mktemp("project"))
+    output = run(["dvc", "repro"], folder)
+    (folder / "repro.log").write_text(output)
+    return folder
+
+
+def stages_run(output: str) -> set[str]:
+    return {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
+
+
+def test_first_repro_runs_every_stage_and_ends_with_the_table(project: Path) -> None:
+    output = (project / "repro.log").read_text()
+    assert stages_run(output) == ALL
+    for word in ("uniform", "autoslim", "±", "outputs/report", "mlflow ui"):
+        assert word in output
+
+
+def test_second_repro_runs_nothing(project: Path) -> None:
+    assert stages_run(run(["dvc", "repro"], project)) == set()
+
+
+def test_outputs_hold_what_they_say(project: Path) -> None:
+    trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
+    macs = [step["macs"] for step in trajectory["steps"]]
+    assert macs == sorted(macs, reverse=True)
+    assert len(set(macs)) == len(macs)
+    limit = trajectory["default"]["macs"] * 0.5
+    metrics = json.loads((project / "outputs/report/metrics.json").read_text())
+    for method in ("uniform", "autoslim"):
+        chosen = json.loads((project / f"outputs/retrain/{method}/channels.json").read_text())
+        assert chosen["macs"] <= limit
+        assert metrics[method]["macs"] == chosen["macs"]
+        assert {p.name for p in (project / f"outputs/retrain/{method}/weights").iterdir()} == {
+            "seed-0.safetensors",
+            "seed-1.safetensors",
+        }
+    found = json.loads((project / "outputs/retrain/autoslim/channels.json").read_text())["channels"]
+    within = [step for step in trajectory["steps"] if step["macs"] <= limit]
+    assert found == within[0]["channels"]
+    for picture in ("trajectory", "channels", "curves"):
+        assert (project / f"outputs/report/{picture}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_checkpoints_are_gone_after_success(project: Path) -> None:
+    assert not list((project / "checkpoints").glob("*"))
+
+
+def test_metrics_and_plots_are_registered(project: Path) -> None:
+    shown = json.loads(run(["dvc", "metrics", "show", "--json"], project).splitlines()[-1])
+    assert "outputs/report/metrics.json" in shown[""]["data"]
+    run(["dvc", "plots", "show"], project)
+    page = (project / "dvc_plots/index.html").read_text()
+    for plot in ("outputs/supernet/curves.csv", "outputs/report/trajectory.png"):
+        assert plot in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"budget": "60%"}, RETRAIN_AND_REPORT),
+        ({"retrain": {"epochs": 3}}, RETRAIN_AND_REPORT),
+        ({"retrain": {"optimiser": {"weight_decay": 0.001}}}, RETRAIN_AND_REPORT),
+        ({"search": {"score": "cross_entropy"}}, SEARCH_AND_AFTER),
+        ({"search": {"stop": 0.4}}, SEARCH_AND_AFTER),
+        ({"supernet": {"width": 1.25}}, SUPERNET_AND_AFTER),
+        ({"supernet": {"grid": {"steps": 6}}}, SUPERNET_AND_AFTER),
+        ({"model": {"kwargs": {"in_channels": 1, "tail": 32}}}, SUPERNET_AND_AFTER),
+        ({"data": {"search_images": 80}}, ALL),
+        ({"data": {"seed": 1}}, ALL),
+        ({"tracking": {"enabled": False}}, set()),
+        ({"runtime": {"device": "cpu"}}, set()),
+        ({"report": {"picture_dpi": 80}}, {"report"}),
+    ],
+)
+def test_only_affected_stages_rerun(
+    project: Path, tmp_path: Path, changes: dict[str, Any], stages: set[str]
+) -> None:
+    """A stage is affected where its own parameters changed, or a stage before it is affected."""
+    folder = tmp_path / "copy"
+    shutil.copytree(project, folder, symlinks=True)
+    write_params(folder, merged(tiny_params(), changes))
+    status = json.loads(run(["dvc", "status", "--json"], folder).splitlines()[-1])
+    assert after({name for name in status}, folder) == stages
+
+
+def after(changed: set[str], folder: Path) -> set[str]:
+    """The changed stages and all that depend on them, by DVC's own graph."""
+    edges = [line.strip() for line in run(["dvc", "dag", "--dot"], folder).splitlines() if "->" in line]
+    pairs = [tuple(part.strip(' ";') for part in edge.split("->")) for edge in edges]
+    affected = set(changed)
+    while more := {down for up, down in pairs if up in affected} - affected:
+        affected |= more
+    return affected
+
+
+def test_budget_is_retrained_alone_and_going_back_trains_nothing(project: Path) -> None:
+    output = run(["dvc", "exp", "run", "-S", "budget=70%"], project)
+    assert stages_run(output) == RETRAIN_AND_REPORT
+    assert json.loads((project / "outputs/report/metrics.json").read_text())["budget"] == "70%"
+    shown = run(["dvc", "exp", "show", "--md", "--drop", "outputs.*curves.*"], project)
+    assert "70%" in shown
+    back = run(["dvc", "exp", "run", "-S", "budget=50%"], project)
+    assert "step" not in back.replace("steps", ""), "it trained"
+    assert json.loads((project / "outputs/report/metrics.json").read_text())["budget"] == "50%"
+
+
+def test_temporary_experiment_leaves_results_and_mlflow_runs_in_the_root(project: Path) -> None:
+    from mlflow_store import runs
+
+    before = len(runs(project))
+    run(["dvc", "exp", "run", "--temp", "-S", "budget=80%", "--name", "wide"], project)
+    assert "wide" in run(["dvc", "exp", "list", "--name-only"], project)
+    new = runs(project)[before:]
+    assert {run_["stage"] for run_ in new} == {"retrain", "report"}
+    assert {run_["budget"] for run_ in new} == {"80%"}
+    assert {run_["dvc_experiment"] for run_ in new} == {"wide"}
+    assert not (project / ".dvc/tmp/exps/standalone/mlflow.db").exists()

@@ -1,0 +1,250 @@
+"""The comparison's numbers against scipy and closed forms; the pictures for what they show and for their bytes."""
+
+import csv
+import io
+import itertools
+import math
+import struct
+from pathlib import Path
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+from scipy import stats
+
+from autoslim.shell.report import pictures
+from autoslim.shell.report.curves import over_seeds, read_curves
+from autoslim.shell.report.pictures import channels_picture, curves_picture, trajectory_picture
+from autoslim.shell.report.style import looks
+from autoslim.shell.report.table import (
+    Result,
+    compare,
+    csv_table,
+    describe_budget,
+    gain,
+    markdown_table,
+    metrics,
+    terminal_table,
+)
+from autoslim.vocabulary.errors import UserError
+
+AUTOSLIM = Result("autoslim", 1_410_000, 170_000, {0: 0.921, 1: 0.934, 2: 0.928})
+UNIFORM = Result("uniform", 1_380_000, 148_000, {0: 0.894, 1: 0.902, 2: 0.886})
+BUDGET = {"budget": "25%", "resource": "macs", "limit": 1_420_000.0}
+
+
+def one_seed(result: Result) -> Result:
+    return Result(result.method, result.macs, result.params, {0: result.top1[0]})
+
+
+def test_gain_has_welchs_interval_as_scipy_computes_it():
+    for other in (UNIFORM, Result("uniform", 1, 1, {5: 0.7, 6: 0.95, 7: 0.8, 8: 0.81, 9: 0.9})):
+        found = gain(AUTOSLIM, other)
+        welch = stats.ttest_ind(list(AUTOSLIM.top1.values()), list(other.top1.values()), equal_var=False)
+        assert found.top1 == pytest.approx(AUTOSLIM.mean - other.mean)
+        assert found.interval == pytest.approx(tuple(welch.confidence_interval(0.95)))
+
+
+def test_gain_of_equal_spreads_in_closed_form():
+    a = Result("autoslim", 1, 1, {0: 0.8, 1: 0.9})
+    b = Result("uniform", 1, 1, {0: 0.6, 1: 0.7})
+    # each variance is 0.005, so the difference has sqrt(0.005 / 2 + 0.005 / 2) and 2 degrees of freedom: t = 4.3027
+    half = 4.302653 * math.sqrt(0.005)
+    assert gain(a, b).interval == pytest.approx((0.2 - half, 0.2 + half), rel=1e-6)
+
+
+def test_std_is_the_samples_and_one_seed_has_none():
+    assert Result("uniform", 1, 1, {0: 0.8, 1: 0.9}).std == pytest.approx(math.sqrt(0.005))
+    assert one_seed(UNIFORM).std is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (one_seed(AUTOSLIM), one_seed(UNIFORM)),
+        (AUTOSLIM, one_seed(UNIFORM)),
+        (Result("autoslim", 1, 1, {0: 0.9, 1: 0.9}), Result("uniform", 1, 1, {0: 0.8, 1: 0.8})),
+    ],
+)
+def test_no_interval_where_the_seeds_do_not_allow_one(a, b):
+    found = gain(a, b)
+    assert found.interval is None
+    assert found.top1 == pytest.approx(a.mean - b.mean)
+
+
+def test_a_method_without_seeds_is_refused():
+    with pytest.raises(UserError, match="method uniform has no retrained seed"):
+        compare([AUTOSLIM, Result("uniform", 1, 1, {})], **BUDGET)
+
+
+def test_tables_print_percent_and_amounts_as_people_write_them():
+    comparison = compare([AUTOSLIM, UNIFORM], **BUDGET)
+    text = markdown_table(comparison)
+    assert "Budget 25% = 1.42M MACs" in text
+    assert "| method | MACs | parameters | top-1 on test (%) | gain over uniform (points) |" in text
+    assert "| autoslim | 1.41M | 170K | 92.77 ± 0.65 | +3.37  [+1.69, +5.05] |" in text
+    assert "| uniform | 1.38M | 148K | 89.40 ± 0.80 |  |" in text
+    assert "3 seeds" in text
+    terminal = Console(file=io.StringIO(), width=80)
+    terminal.print(terminal_table(comparison))
+    printed = terminal.file.getvalue()
+    for cell in ("parameters", "top-1 on test", "92.77 ± 0.65", "+3.37  [+1.69, +5.05]", "89.40 ± 0.80"):
+        assert cell in printed  # nothing cut off on a terminal of 80 columns
+
+
+def test_table_of_one_seed_and_of_one_method():
+    alone = markdown_table(compare([one_seed(AUTOSLIM)], **BUDGET))
+    assert "| autoslim | 1.41M | 170K | 92.10 |  |" in alone
+    assert "one seed: no spread and no interval" in alone
+    both = markdown_table(compare([one_seed(AUTOSLIM), one_seed(UNIFORM)], **BUDGET))
+    assert "| 92.10 | +2.70 |" in both
+
+
+def test_csv_and_metrics_hold_fractions_and_leave_out_what_does_not_exist():
+    comparison = compare([AUTOSLIM, UNIFORM], **BUDGET)
+    rows = list(csv.DictReader(io.StringIO(csv_table(comparison))))
+    assert [row["method"] for row in rows] == ["autoslim", "uniform"]
+    assert float(rows[0]["top1"]) == AUTOSLIM.mean
+    assert float(rows[0]["gain_low"]) < float(rows[0]["gain"]) < float(rows[0]["gain_high"])
+    assert rows[1]["gain"] == ""
+    values = metrics(comparison)
+    assert (values["budget"], values["budget_macs"]) == ("25%", 1_420_000)
+    assert values["uniform"] == {"macs": 1_380_000, "params": 148_000, "top1": UNIFORM.mean, "top1_std": UNIFORM.std}
+    assert set(values["gain"]) == {"autoslim"}
+    single = metrics(compare([one_seed(AUTOSLIM)], **BUDGET))
+    assert "top1_std" not in single["autoslim"]
+    assert single["gain"] == {}
+
+
+def test_a_budget_is_described_once():
+    assert describe_budget("305M", "macs", 305e6) == "305M MACs"
+    assert describe_budget("0.5G", "macs", 5e8) == "0.5G = 500M MACs"
+    assert describe_budget("50%", "params", 1.75e6) == "50% = 1.75M parameters"
+
+
+def test_curves_are_read_and_averaged_over_seeds(tmp_path: Path):
+    (tmp_path / "curves.csv").write_text("seed,epoch,search_top1\n0,1,0.5\n0,2,\n1,1,0.7\n1,2,0.9\n0,3,\n1,3,\n")
+    columns = read_curves(tmp_path / "curves.csv")
+    assert columns["seed"] == [0, 0, 1, 1, 0, 1]
+    band = over_seeds(columns, "search_top1")
+    assert band.epochs == [1, 2]
+    assert band.mean == pytest.approx([0.6, 0.9])
+    assert (band.low, band.high) == ([0.5, 0.9], [0.7, 0.9])
+
+
+GROUPS = {"stem": 32, "body.1": 64, "body.2": 128, "head": 256}
+TRAJECTORY = {
+    "resource": "macs",
+    "default": {"channels": GROUPS, "macs": 5_680_000, "params": 500_000},
+    "steps": [
+        {"step": n, "macs": 12_000_000 - 1_000_000 * n, "params": 900_000 - 70_000 * n, "error": 0.1 + 0.02 * n}
+        for n in range(11)
+    ],
+}
+SUPERNET = {"epoch": [1, 2, 3], **{f"{w}_top1": [0.2, 0.5, 0.6] for w in ("widest", "default", "narrowest")}}
+
+
+def retrained(seeds: int) -> dict[str, list[float]]:
+    return {
+        "seed": [float(seed) for seed in range(seeds) for _ in range(3)],
+        "epoch": [1.0, 2.0, 3.0] * seeds,
+        "search_top1": [0.1 * epoch + 0.01 * seed for seed in range(seeds) for epoch in range(3)],
+    }
+
+
+def draw_all(folder: Path, results: list[Result], dpi: int = 60) -> list[Path]:
+    methods = [result.method for result in results]
+    halves = {name: size // 2 for name, size in GROUPS.items()}
+    return [
+        trajectory_picture(folder / "trajectory.png", TRAJECTORY, results, {"25%": 1_420_000.0}, dpi),
+        channels_picture(folder / "channels.png", GROUPS, dict.fromkeys(methods, halves), dpi),
+        curves_picture(folder / "curves.png", SUPERNET, {r.method: retrained(len(r.top1)) for r in results}, dpi),
+    ]
+
+
+def size_of(png: Path) -> tuple[int, int]:
+    data = png.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+def test_pictures_have_the_same_bytes_for_the_same_data_whatever_the_users_style(tmp_path: Path):
+    first = draw_all(tmp_path / "a", [AUTOSLIM, UNIFORM])
+    with matplotlib.rc_context({"axes.facecolor": "yellow", "font.size": 20, "lines.linewidth": 9}):
+        second = draw_all(tmp_path / "b", [AUTOSLIM, UNIFORM])
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+    assert b"Software" not in first[0].read_bytes()
+    other = draw_all(tmp_path / "c", [AUTOSLIM, Result("uniform", 1_380_000, 148_000, {0: 0.7, 1: 0.72, 2: 0.71})])
+    assert first[0].read_bytes() != other[0].read_bytes()
+
+
+@pytest.mark.parametrize(
+    "results", [[one_seed(AUTOSLIM)], [UNIFORM], [one_seed(AUTOSLIM), one_seed(UNIFORM)]], ids=["a", "u", "one-seed"]
+)
+def test_pictures_of_one_seed_and_of_one_method(tmp_path: Path, results: list[Result]):
+    for picture in draw_all(tmp_path, results):
+        width, height = size_of(picture)
+        assert width > 300
+        assert height > 100
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    figures: list[Figure] = []
+
+    def keep(path, draw, dpi):
+        figures.append(draw())
+        return path
+
+    monkeypatch.setattr(pictures, "write_picture", keep)
+    return figures
+
+
+def test_the_trajectory_shows_budgets_default_and_retrained_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    figures = drawn(monkeypatch)
+    budgets = {"25%": 1_420_000.0, "26%": 1_476_800.0}
+    trajectory_picture(tmp_path / "t.png", TRAJECTORY, [AUTOSLIM, UNIFORM], budgets)
+    (axes,) = figures[0].axes
+    names = {text.get_text(): text for text in axes.texts}
+    assert set(names) == {"budget 25% = 1.42M MACs", "budget 26% = 1.48M MACs", "default 5.68M MACs"}
+    assert [text.xy[0] for text in names.values()] == [1_420_000.0, 1_476_800.0, 5_680_000]
+    figures[0].draw_without_rendering()
+    boxes = [text.get_window_extent() for text in names.values()]
+    assert not boxes[0].overlaps(boxes[1])  # near neighbours stand one above another
+    line = axes.lines[0]
+    assert list(line.get_xdata()) == [step["macs"] for step in TRAJECTORY["steps"]]
+    assert line.get_ydata()[0] == pytest.approx(90)
+    points = {c.get_label(): c.lines[0].get_xydata()[0] for c in axes.containers}
+    assert list(points["autoslim retrained, test split, mean ± std of 3 seeds"]) == pytest.approx([1_410_000, 92.7667])
+
+
+def test_a_search_over_parameters_is_drawn_over_parameters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    figures = drawn(monkeypatch)
+    trajectory_picture(tmp_path / "t.png", TRAJECTORY | {"resource": "params"}, [UNIFORM], {"150K": 150_000.0})
+    (axes,) = figures[0].axes
+    assert axes.get_xlabel() == "parameters"
+    assert [text.get_text() for text in axes.texts] == ["budget 150K parameters", "default 500K parameters"]
+    assert axes.containers[0].lines[0].get_xdata()[0] == 148_000
+
+
+@pytest.mark.parametrize("count", [14, 54])
+def test_group_names_of_the_channels_do_not_touch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int):
+    figures = drawn(monkeypatch)
+    default = {f"stages.{n}.blocks.0.conv": 8 * (n + 1) for n in range(count)}
+    found = {"autoslim": dict.fromkeys(default, 8), "uniform": {name: size // 2 for name, size in default.items()}}
+    channels_picture(tmp_path / "c.png", default, found)
+    figures[0].draw_without_rendering()
+    bars, shares = figures[0].axes
+    labels = bars.get_yticklabels()
+    assert [label.get_text() for label in labels] == list(default)  # in the network's order
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(above.y0 > below.y1 for above, below in itertools.pairwise(boxes))
+    assert list(shares.lines[1].get_xdata()) == pytest.approx([50.0] * count)
+    written = [text.get_text() for text in shares.texts]
+    assert written[:count] == [str(size) for size in default.values()]
+
+
+def test_a_method_looks_the_same_whoever_it_is_compared_with():
+    assert looks(["uniform"])["uniform"] == looks(["autoslim", "uniform", "other"])["uniform"]
+    many = looks(["autoslim", "uniform", "a", "b", "c", "d"])
+    assert len(set(many.values())) == 6
