@@ -3,16 +3,14 @@
 from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow read it when they are imported)
 
 # isort: split
-from statistics import fmean, pstdev
 from typing import Annotated
 
-import torch
 import typer
 
 from autoslim.engine.artifacts import load_weights, read_trajectory
 from autoslim.engine.checkpoints import write_json
-from autoslim.engine.data import PreparedData
-from autoslim.engine.retraining import allocate, retrain
+from autoslim.engine.data import PreparedData, eval_batches
+from autoslim.engine.retraining import allocate, over_seeds, retrain
 from autoslim.engine.training import write_rows
 from autoslim.networks.resizing import resize
 from autoslim.shell.assembly import budget_limit, checkpoints, machine, recipe, traced_network
@@ -20,7 +18,7 @@ from autoslim.shell.checks import check_reach, check_trajectory
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
 from autoslim.shell.places import PREPARED, RETRAIN, SEARCH, SUPERNET, repository_root
-from autoslim.shell.tracking import fingerprint, tracked
+from autoslim.shell.tracking import fingerprint, numbers, tracked
 
 
 @ending_clearly
@@ -67,7 +65,6 @@ def main(method: Annotated[str, typer.Argument(help="How channel numbers are cho
         enabled=params.tracking.enabled,
         experiment=params.tracking.experiment,
     ) as tracker:
-        tracker.metrics(cost)
         rows = retrain(
             network,
             graph,
@@ -92,20 +89,15 @@ def main(method: Annotated[str, typer.Argument(help="How channel numbers are cho
         }
         write_json(folder / "channels.json", chosen)
         write_rows(folder / "curves.csv", [{"seed": seed, **row} for seed, own in rows.items() for row in own])
-        last = [own[-1] for own in rows.values()]
-        figures = {
-            name: {"mean": fmean(row[key] for row in last), "std": pstdev(row[key] for row in last)}
-            for name, key in (("search_top1", "search_top1"), ("loss", "loss"))
-        }
-        write_json(folder / "metrics.json", {**cost, **figures})
-        tracker.metrics(
-            {name: f["mean"] for name, f in figures.items()} | {f"{name}_std": f["std"] for name, f in figures.items()}
-        )
+        figures = {**cost, **over_seeds(rows)}
+        write_json(folder / "metrics.json", figures)
+        tracker.metrics(numbers(figures))
         tracker.dictionary(chosen, "channels.json")
         if params.tracking.log_network:
             plain = resize(network, graph, channels)
             load_weights(plain, weights / f"seed-{asked.seeds[0]}.safetensors")
-            tracker.network(plain, torch.zeros(1, *graph.input_shape))
+            images, _ = next(iter(eval_batches(data, "search", batch_size=4, device=place.device)))
+            tracker.network(plain, images.cpu())
     kept.clear()
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import merged, project_copy, run, tiny_params, write_params
+from tiny import merged, project_copy, run, write_params
+
+from autoslim.shell.params import read_yaml
 
 RETRAIN_AND_REPORT = {"retrain@autoslim", "retrain@uniform", "report"}
 SEARCH_AND_AFTER = RETRAIN_AND_REPORT | {"search"}
@@ -91,13 +93,11 @@ def test_metrics_and_plots_are_registered(project: Path) -> None:
         ({"report": {"picture_dpi": 80}}, {"report"}),
     ],
 )
-def test_only_affected_stages_rerun(
-    project: Path, tmp_path: Path, changes: dict[str, Any], stages: set[str]
-) -> None:
+def test_only_affected_stages_rerun(project: Path, tmp_path: Path, changes: dict[str, Any], stages: set[str]) -> None:
     """A stage is affected where its own parameters changed, or a stage before it is affected."""
     folder = tmp_path / "copy"
     shutil.copytree(project, folder, symlinks=True)
-    write_params(folder, merged(tiny_params(), changes))
+    write_params(folder, merged(read_yaml(folder / "params.yaml"), changes))
     status = json.loads(run(["dvc", "status", "--json"], folder).splitlines()[-1])
     assert after({name for name in status}, folder) == stages
 

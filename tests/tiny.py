@@ -63,7 +63,7 @@ def run(command: list[str], cwd: Path, *, check: bool = True, **environment: str
     done = subprocess.run(
         command,
         cwd=cwd,
-        env=inherited | names | {"PATH": path, "COLUMNS": "200"} | environment,
+        env=inherited | names | {"PATH": path, "PYTHONPATH": str(cwd), "COLUMNS": "200"} | environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -47,6 +47,12 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix(self._figures, refresh=False)
 
+    def expect(self, total: int) -> None:
+        """A new estimate of the whole."""
+        self.total = max(total, self._done)
+        if self._bar is not None:
+            self._bar.total = self.total
+
     def advance(self, count: int = 1) -> None:
         self._done += count
         if self._bar is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 import torch
 from torch import nn
@@ -110,6 +111,16 @@ def _retrain_once(
     )
     save_weights(network, folder / f"seed-{seed}.safetensors")
     return rows
+
+
+def over_seeds(rows: Mapping[int, Sequence[Row]]) -> dict[str, dict[str, float]]:
+    """Mean and sample standard deviation (none for one seed) over the seeds of what each had at its last epoch."""
+    last = [own[-1] for own in rows.values()]
+    figures = {}
+    for name in ("search_top1", "loss"):
+        values = [row[name] for row in last]
+        figures[name] = {"mean": fmean(values)} | ({"std": stdev(values)} if len(values) > 1 else {})
+    return figures
 
 
 def top1(network: nn.Module, data: PreparedData, split: str, recipe: Recipe, machine: Machine) -> float:

@@ -1,6 +1,7 @@
 """The search: greedy slimming of a trained supernet, every step written down."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,15 @@ def search(
         ):
             steps.append(step)
             if step.slimmed is not None:
+                saved, asked = steps[0].cost - step.cost, steps[0].cost - limit
+                progress.expect(math.ceil((len(steps) - 1) * max(1.0, asked / saved)))
                 progress.advance()
             progress.show(
                 top1=1 - step.score.error,
                 cost=f"{format_amount(step.cost, resource)} of {format_amount(limit, resource)}",
             )
             write_json(path, [step_to_dict(s, graph) for s in steps])
+        progress.expect(len(steps) - 1)
     if steps[-1].cost > limit:
         progress.write(
             f"search: the narrowest subnet takes {format_amount(steps[-1].cost, resource)}, more than search.stop asks ({format_amount(limit, resource)})"

@@ -15,7 +15,14 @@ _V1_BLOCKS = (
 )
 """(channels, stride) of MobileNetV1's depthwise separable blocks."""
 
-_MNAS_STAGES = ((3, 24, 3, 2, 3), (3, 40, 3, 2, 5), (6, 80, 3, 2, 5), (6, 96, 2, 1, 3), (6, 192, 4, 2, 5), (6, 320, 1, 1, 3))
+_MNAS_STAGES = (
+    (3, 24, 3, 2, 3),
+    (3, 40, 3, 2, 5),
+    (6, 80, 3, 2, 5),
+    (6, 96, 2, 1, 3),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+)
 """(expansion, channels, blocks, stride of the first block, kernel) of MNasNet's stages after the first block."""
 
 

@@ -1,6 +1,7 @@
 """From checked parameters to the library's objects."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,16 +27,24 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
         UserError: it cannot be built or traced, does not fit the data, or has no module that ``model.leaves`` names.
     """
     network = build_network(model.name, model.kwargs, len(info.classes))
-    modules = dict(network.named_modules())
-    if unknown := [leaf for leaf in model.leaves if leaf not in modules]:
-        near = difflib.get_close_matches(unknown[0], modules, n=3, cutoff=0.4)
-        raise UserError(
-            f"model.leaves names {unknown[0]!r}, which is no module of {model.name!r}; "
-            + (f"near it: {', '.join(near)}" if near else "correct or remove it")
-        )
+    check_leaves(network, model.name, model.leaves)
     shape = (info.channels, info.image_size, info.image_size)
     check_network(network, model.name, shape, len(info.classes))
     return network, trace(network, torch.empty(1, *shape), leaves=model.leaves)
+
+
+def check_leaves(network: nn.Module, name: str, leaves: Sequence[str]) -> None:
+    """Raises:
+    UserError: a module that tracing shall not look into is not there.
+    """
+    modules = dict(network.named_modules())
+    for leaf in leaves:
+        if leaf not in modules:
+            near = difflib.get_close_matches(leaf, modules, n=3, cutoff=0.4)
+            raise UserError(
+                f"model.leaves names {leaf!r}, which is no module of {name!r}; "
+                + (f"near it: {', '.join(near)}" if near else "correct or remove it")
+            )
 
 
 def budget_limit(params: P.Params, graph: ChannelGraph) -> float:

@@ -1,7 +1,9 @@
 """How a command ends: a mistake of the user's is one line and exit code 1, never a traceback."""
 
 import functools
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +23,8 @@ def ending_clearly(command: Callable[..., Any]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends as an interrupt: tracking is closed
         try:
             command(*args, **kwargs)
         except UserError as error:

@@ -70,8 +70,8 @@ class Optimiser(Section):
     schedule: Literal["linear", "cosine", "multistep"] = Field(description="changed at every iteration")
     milestones: list[Fraction] = Field(description="multistep: fractions of the run at which the rate falls to a tenth")
     warmup_epochs: Annotated[float, Field(ge=0)] = Field(description="linear increase at the start")
-    momentum: Fraction
-    nesterov: bool
+    momentum: Fraction = Field(description="of SGD")
+    nesterov: bool = Field(description="Nesterov's momentum")
     weight_decay: Annotated[float, Field(ge=0)] = Field(description="on dense convolution and linear weights only")
 
     @model_validator(mode="after")
@@ -82,7 +82,7 @@ class Optimiser(Section):
 
 
 class Training(Section):
-    epochs: Positive
+    epochs: Positive = Field(description="passes over the training images")
     batch_size: Annotated[int, Field(gt=1)] = Field(description="images of one optimiser step")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         description="probability given to the wrong classes together"
@@ -90,7 +90,7 @@ class Training(Section):
     augment: Augment
     optimiser: Optimiser
     precision: Literal["fp32", "bf16"] = Field(description="bf16: automatic mixed precision")
-    channels_last: bool
+    channels_last: bool = Field(description="torch's channels-last memory layout")
 
     @model_validator(mode="after")
     def _warm_in_time(self) -> "Training":
@@ -118,7 +118,7 @@ class SupernetParams(Training):
     grid: Grid
     random_widths: NotNegative = Field(description="random configurations a step, besides the widest and the narrowest")
     distillation: bool = Field(description="subnets learn from the widest network's output, not from the labels")
-    seed: Seed
+    seed: Seed = Field(description="of weights, random widths and data order")
 
     @model_validator(mode="after")
     def _narrower(self) -> "SupernetParams":
@@ -140,7 +140,7 @@ class Search(Section):
     )
     score: Literal["error", "cross_entropy"] = Field(description="what candidates are ranked by; the other breaks ties")
     per_cost: bool = Field(description="rank by the increase of the score for each unit of cost saved")
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "bf16"] = Field(description="bf16: automatic mixed precision")
 
 
 class Retrain(Training):
@@ -158,7 +158,7 @@ class Report(Section):
 
 
 class Tracking(Section):
-    enabled: bool
+    enabled: bool = Field(description="one MLflow run for each stage that runs")
     experiment: str = Field(description="MLflow experiment")
     log_network: bool = Field(description="log the retrained network as an MLflow model")
 

@@ -42,7 +42,7 @@ def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]
             "params": graph.params(channels),
             "slimmable_share": sum(layer["macs"] for layer in layers if layer["slimmable"]) / max(1, total),
         },
-        "fixed": graph.fixed,
+        "fixed": {name: graph.fixed[name] for name, _ in plain.named_modules() if name in graph.fixed},
     }
 
 

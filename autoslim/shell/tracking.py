@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import getpass
 import hashlib
+import io
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -127,8 +128,9 @@ class MlflowTracker:
         if self._lost:
             return
         try:  # apart from the store: a network that cannot be exported says nothing about it
-            with _no_warnings(), tempfile.TemporaryDirectory() as folder:
-                _save_network(network, example, Path(folder, "model"))
+            with tempfile.TemporaryDirectory() as folder:
+                with _no_warnings(), redirect_stderr(io.StringIO()):  # torch.export prints the graph where it fails
+                    _save_network(network, example, Path(folder, "model"))
                 self._attempt(lambda: self._send_model(Path(folder, "model"), name))
         except Exception as error:
             _warn(f"the network is not logged in MLflow, for it cannot be exported ({_in_one_line(error)})")

@@ -1,13 +1,13 @@
 """``autoslim profile``: the channel groups, layers and costs of a network."""
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoslim.shell.commands.options import input_shape, keyword_values, read_channels
 from autoslim.shell.commands.printing import percent, print_facts, print_table
 from autoslim.shell.commands.project import enter_project, find_project
 from autoslim.shell.exits import ending_clearly
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autoslim.networks.graph import ChannelGraph
-
-_INPUT = re.compile(r"(\d+)x(\d+)x(\d+)")
 
 
 @ending_clearly
@@ -65,43 +63,36 @@ def profile_cli(
 
     autoslim profile net.py:build --input 1x28x28 --kwargs depth=3 --layers
     """
-    given = _read_channels(channels) if channels else None
+    given = read_channels(channels) if channels else None
     if name is None:
         name, network, graph = _network_of_params(image, size, classes, kwargs or [], leaves or [])
     else:
-        shape = _input_shape(image, size) or (3, 224, 224)
-        network, graph = _named_network(name, shape, classes, _keyword_values(kwargs or []), leaves or [])
+        shape = input_shape(image, size) or (3, 224, 224)
+        network, graph = _named_network(name, shape, classes, keyword_values(kwargs or []), leaves or [])
     chosen = _configuration(graph, width, divisor, given)
-    if not as_json:
-        show_profile(name, network, graph, chosen, layers=layers, verify=verify)
-        return
     from autoslim.shell.profiling import counted_by_ptflops, profile
 
     values = {"network": name, **profile(network, graph, chosen)}
     if verify:
         values["ptflops"] = counted_by_ptflops(network, graph, chosen)
-    print(json.dumps(values, indent=1))
+    if as_json:
+        print(json.dumps(values, indent=1))
+    else:
+        print_profile(values, layers=layers)
+    if verify:
+        _check_agreement(values)
 
 
-def show_profile(
-    name: str, network: "nn.Module", graph: "ChannelGraph", channels: Channels, *, layers: bool, verify: bool
-) -> None:
-    """Prints the profile.
-
-    Raises:
-        UserError: ``verify``, and ptflops counts otherwise.
-    """
-    from autoslim.shell.profiling import counted_by_ptflops, profile
-
-    values = profile(network, graph, channels)
-    totals = values["totals"]
-    resized = any(group["channels"] != group["default"] for group in values["groups"])
-    if values["groups"]:
+def print_profile(values: dict[str, Any], *, layers: bool) -> None:
+    """Prints what ``shell.profiling.profile`` says, the layers where asked for."""
+    totals, groups = values["totals"], values["groups"]
+    resized = any(group["channels"] != group["default"] for group in groups)
+    if groups:
         print_table(
             ["group", "channels", *(["default"] if resized else []), "unit", "members"],
             [
                 [g["name"], g["channels"], *([g["default"]] if resized else []), g["unit"], ", ".join(g["members"])]
-                for g in values["groups"]
+                for g in groups
             ],
             title="Channel groups: layers that must keep the same number of channels",
             left=["members"],
@@ -113,22 +104,24 @@ def show_profile(
     pooled = f"with average pooling, as the authors count, {totals['macs_with_pooling']:,}"
     share = f"their layers have {percent(totals['slimmable_share'])} % of the MACs"
     facts = [
-        ("network", f"{name} on {'x'.join(map(str, values['input']))} images"),
+        ("network", f"{values['network']} on {'x'.join(map(str, values['input']))} images"),
         ("MACs", f"{format_amount(totals['macs'])} ({totals['macs']:,}; {pooled})"),
         ("parameters", f"{format_amount(totals['params'], 'params')} ({totals['params']:,})"),
-        ("can be slimmed", f"{len(values['groups'])} groups; {share}"),
+        ("can be slimmed", f"{len(groups)} groups; {share}" if groups else "nothing"),
     ]
     facts += [("keeps its size", f"{layer}: {reason}") for layer, reason in values["fixed"].items()]
-    if verify:
-        counted = counted_by_ptflops(network, graph, channels)
-        agrees = all(counted[key] == totals[key] for key in counted)
-        said = f"{counted['macs']:,} MACs, {counted['params']:,} parameters"
-        facts.append(("ptflops", f"{said}: {'the same' if agrees else 'NOT the same'}"))
+    if counted := values.get("ptflops"):
+        facts.append(("ptflops", f"{counted['macs']:,} MACs, {counted['params']:,} parameters"))
     print_facts(facts)
-    if verify and not agrees:
+
+
+def _check_agreement(values: dict[str, Any]) -> None:
+    counted, totals = values["ptflops"], values["totals"]
+    if any(counted[key] != totals[key] for key in counted):
         raise UserError(
-            f"ptflops counts {said}, the profile {totals['macs']:,} and {totals['params']:,}: the network computes in "
-            "operations other than convolution and linear layers, which budgets leave out"
+            f"ptflops counts {counted['macs']:,} MACs and {counted['params']:,} parameters, the profile "
+            f"{totals['macs']:,} and {totals['params']:,}: the network computes in operations other than convolution "
+            "and linear layers (attention, say), which budgets leave out"
         )
 
 
@@ -151,8 +144,10 @@ def _named_network(
 
     from autoslim.networks.building import build_network
     from autoslim.networks.tracing import trace
+    from autoslim.shell.assembly import check_leaves
 
     network = build_network(name, kwargs, classes)
+    check_leaves(network, name, leaves)
     return network, trace(network, torch.empty(1, *shape), leaves=leaves)
 
 
@@ -171,12 +166,12 @@ def _network_of_params(
     from autoslim.shell.places import PREPARED
 
     model = load_params().model
-    shape = _input_shape(image, size)
+    shape = input_shape(image, size)
     if shape is None or classes is None:
         info = read_info(PREPARED)
         shape = shape or (info.channels, info.image_size, info.image_size)
         classes = classes or len(info.classes)
-    arguments = model.kwargs | _keyword_values(kwargs)
+    arguments = model.kwargs | keyword_values(kwargs)
     return model.name, *_named_network(model.name, shape, classes, arguments, [*model.leaves, *leaves])
 
 
@@ -191,45 +186,3 @@ def _configuration(graph: "ChannelGraph", width: float | None, divisor: int, giv
     if width <= 0:
         raise UserError(f"--width {width:g} is not possible; give a number above 0, such as 0.75")
     return graph.scaled(width, divisor)
-
-
-def _input_shape(image: str | None, size: int | None) -> tuple[int, int, int] | None:
-    if image is not None and size is not None:
-        raise UserError("--input and --size both give the images' size; give one of them")
-    if image is None:
-        return None if size is None else (3, size, size)
-    match = _INPUT.fullmatch(image)
-    if match is None or "0" in match.groups():
-        raise UserError(f"--input {image!r} is no image size; write channels x height x width, such as 3x224x224")
-    return int(match[1]), int(match[2]), int(match[3])
-
-
-def _keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["depth=3", "act=relu"]`` -> ``{"depth": 3, "act": "relu"}``; values are read as in ``params.yaml``."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    values = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.isidentifier():
-            raise UserError(f"--kwargs {pair!r} is not KEY=VALUE; write it like --kwargs depth=3")
-        try:
-            values[key] = YAML(typ="safe").load(text)
-        except YAMLError as error:
-            raise UserError(f"--kwargs {pair!r}: the value cannot be read; write it as in params.yaml") from error
-    return values
-
-
-def _read_channels(path: Path) -> Channels:
-    """Channels by group, alone or under "channels" as in a stage's ``channels.json``."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--channels {path} cannot be read ({error.strerror}); give a JSON file") from error
-    except ValueError as error:
-        raise UserError(f'--channels {path} is not JSON ({error}); write it like {{"features.0.0": 24}}') from error
-    channels = values.get("channels", values) if isinstance(values, dict) else values
-    if not isinstance(channels, dict) or not all(type(count) is int for count in channels.values()):
-        raise UserError(f'--channels {path} holds no numbers by group; write it like {{"features.0.0": 24, ...}}')
-    return channels

@@ -121,8 +121,6 @@ def curves_picture(path: Path, supernet: Columns, retrained: Mapping[str, Column
         figure = Figure(figsize=(8.5, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         for name, line in (("widest", "-"), ("default", "--"), ("narrowest", ":")):
-            if f"{name}_top1" not in supernet:
-                continue
             band = over_seeds(supernet, f"{name}_top1")
             left.plot(band.epochs, _percent(band.mean), line, color="#555555", label=name)
         for method, (colour, _) in looks(list(retrained)).items():

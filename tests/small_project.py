@@ -1,0 +1,83 @@
+"""The stages called in this process, in a small project without DVC, git or MLflow; and what they say to mistakes."""
+
+import contextlib
+import functools
+import importlib.util
+import io
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from closure import ROOT
+from tiny import merged, tiny_params, write_params
+
+SMALLER: dict[str, Any] = {
+    "data": {"train_images": 100, "test_images": 50, "search_images": 32},
+    "supernet": {"epochs": 1, "random_widths": 1, "grid": {"steps": 3}},
+    "search": {"chunk": 32, "stop": 0.4},
+    "retrain": {"epochs": 1},
+    "tracking": {"enabled": False},
+    "runtime": {"workers": 0},
+}
+
+
+def start_project(folder: Path, changes: dict[str, Any] | None = None) -> Path:
+    """A project in which nothing has run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
+    change_params(folder, changes or {})
+    return folder
+
+
+def change_params(folder: Path, changes: dict[str, Any]) -> None:
+    write_params(folder, merged(tiny_params(SMALLER), changes))
+
+
+@functools.cache
+def finished_project(base: Path) -> Path:
+    """A project below ``base`` in which every stage has run, made once for all tests; who changes it takes a copy."""
+    folder = start_project(base / "finished-project")
+    with contextlib.chdir(folder):
+        for arguments in (["prepare"], ["supernet"], ["search"], ["retrain", "uniform"], ["retrain", "autoslim"]):
+            stage(*arguments)
+        stage("report")
+    return folder
+
+
+def stage(name: str, *arguments: str) -> str:
+    """Runs a stage in the working directory; what it prints."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        _main(name)(*arguments)
+    return said.getvalue()
+
+
+def mistake(command: Callable[..., Any] | str, *arguments: str) -> str:
+    """What a command that must fail says: one line on stderr, exit code 1, no checkpoint (nothing was trained)."""
+    run = _main(command) if isinstance(command, str) else command
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ending:
+        run(*arguments)
+    assert ending.value.code == 1
+    lines = [line for line in err.getvalue().splitlines() if not line.startswith("preparing ")]
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in err.getvalue() + out.getvalue()
+    assert len(lines) == 1 or all(line.startswith("  ") for line in lines[1:])  # all wrong parameters, one a line
+    assert not Path("checkpoints").exists()
+    return "\n".join(lines).removeprefix("error: ")
+
+
+@functools.cache
+def _main(name: str) -> Callable[..., Any]:
+    spec = importlib.util.spec_from_file_location(f"stage_{name}", ROOT / f"stages/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    main: Callable[..., Any] = module.main
+    return main

@@ -1,0 +1,491 @@
+"""Every mistake that a user can make gets one line with the value, the rule and the remedy, before any training."""
+
+import copy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from closure import ROOT
+from PIL import Image
+from small_project import change_params, finished_project, mistake, start_project
+from tiny import tiny_params
+
+from autoslim.shell.exits import WrongParametersError
+from autoslim.shell.params import check_params, load_params
+from autoslim.vocabulary.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def _outside_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which nothing has run, as the working directory."""
+    monkeypatch.chdir(start_project(tmp_path / "project"))
+    return Path.cwd()
+
+
+@pytest.fixture
+def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a project in which all stages have run, as the working directory; its supernet must not change."""
+    monkeypatch.chdir(shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project"))
+    return Path.cwd()
+
+
+# params.yaml
+
+
+def with_value(name: str, value: Any) -> dict[str, Any]:
+    values = copy.deepcopy(tiny_params())
+    *sections, last = name.split(".")
+    section = values
+    for key in sections:
+        section = section[key]
+    section[last] = value
+    return values
+
+
+def problems(values: Any) -> tuple[str, ...]:
+    with pytest.raises(WrongParametersError) as caught:
+        check_params(values, "params.yaml")
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("supernet.epochs", 0, "supernet.epochs is 0; set it to a whole number above 0"),
+        ("supernet.epochs", 1.5, "supernet.epochs is 1.5; set it to a whole number above 0"),
+        ("supernet.epochs", True, "supernet.epochs is true; set it to a whole number above 0"),
+        ("supernet.epochs", "60", 'supernet.epochs is the text "60"; set it to a whole number above 0'),
+        ("search.stop", "0.1", 'search.stop is the text "0.1"; set it to a number above 0 and at most 1'),
+        ("search.stop", 2, "search.stop is 2; set it to a number above 0 and at most 1"),
+        ("retrain.optimiser.learning_rate", float("nan"), "retrain.optimiser.learning_rate is NaN; set it to a number"),
+        ("retrain.label_smoothing", 1.0, "retrain.label_smoothing is 1.0; set it to a number at least 0 and below 1"),
+        ("search.per_cost", "yes", 'search.per_cost is "yes"; set it to true or false'),
+        ("search.score", "loss", 'search.score is "loss"; set it to error or cross_entropy'),
+        ("resource", "flops", 'resource is "flops"; set it to macs or params'),
+        ("data.channels", 2, "data.channels is 2; set it to 1 or 3, or null"),
+        ("data.image_size", "large", 'data.image_size is "large"; set it to a whole number above 0, or null'),
+        ("data.source", 3, "data.source is 3; set it to text"),
+        ("data.seed", -1, "data.seed is -1; set it to a whole number at least 0"),
+        ("runtime.workers", "many", 'runtime.workers is "many"; set it to a whole number at least 0, or auto'),
+        (
+            "runtime.device",
+            "gpu",
+            'runtime.device is "gpu"; set it to text (auto (the first CUDA device, else cpu), cpu',
+        ),
+        ("methods", ["autoslim", "x"], 'methods[1] is "x"; set it to autoslim or uniform'),
+        ("methods", [], "methods is []; set it to a list with at least one of these: autoslim or uniform"),
+        ("retrain.seeds", [0, "1"], 'retrain.seeds[1] is the text "1"; set it to a whole number at least 0'),
+        ("retrain.seeds", 3, "retrain.seeds is 3; set it to a list with at least one of these: a whole number"),
+        (
+            "retrain.augment.area",
+            [0.5],
+            "retrain.augment.area is [0.5]; set it to a list of 2, each a number from 0 to 1",
+        ),
+        ("model.kwargs", ["a"], 'model.kwargs is ["a"]; set it to a mapping of names to values'),
+        ("report", None, "report is null; set it to a section with picture_dpi"),
+        ("search", "fast", 'search is "fast"; set it to a section with stop, images, chunk'),
+        ("budget", None, "budget is null; set it to text, or a number (upper bound of the resource: 305M"),
+        # what no single type can say
+        ("budget", "a lot", "budget 'a lot' is not an amount of macs; write it like 305M, 0.57G or 50%"),
+        ("budget", "12ms", "budget '12ms' has no unit of macs (ms measures latency: set resource); write it like 305M"),
+        ("budget", "0%", "budget '0%' is not positive; write it like 305M"),
+        ("retrain.seeds", [1, 1], "retrain.seeds are [1, 1], one of them twice; give each seed once"),
+        ("methods", ["uniform", "uniform"], "methods are uniform, uniform, one of them twice; name each method once"),
+        (
+            "retrain.augment.area",
+            [0.9, 0.2],
+            "retrain.augment.area is [0.9, 0.2]; set it to [low, high] with 0 < low <= high, or null",
+        ),
+        (
+            "supernet.optimiser.momentum",
+            0,
+            "supernet.optimiser.nesterov is true, but momentum is 0; set nesterov to false or raise momentum",
+        ),
+        (
+            "retrain.optimiser.warmup_epochs",
+            9,
+            "retrain.optimiser.warmup_epochs is 9, but there are 2 epochs; lower it or raise epochs",
+        ),
+        (
+            "supernet.width",
+            0.1,
+            "supernet.grid.narrowest is 0.15, but width is 0.1; lower grid.narrowest or raise width",
+        ),
+        (
+            "search.chunk",
+            65,
+            "search.chunk is 65, but data.search_images leaves 64 images to score; "
+            "lower search.chunk or raise data.search_images",
+        ),
+        (
+            "search.images",
+            16,
+            "search.chunk is 32, but search.images leaves 16 images to score; "
+            "lower search.chunk or raise search.images",
+        ),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_its_value_and_what_it_may_be(name: str, value: Any, told: str) -> None:
+    (problem,) = problems(with_value(name, value))
+    assert problem.startswith(told)
+
+
+def test_an_unknown_parameter_is_named_with_its_likeliest_spelling() -> None:
+    assert problems(with_value("data.storge", "auto")) == ("data.storge is unknown; did you mean storage?",)
+    assert problems(with_value("tracking.zzz", 1)) == (
+        "tracking.zzz is unknown; remove it; known here are enabled, experiment, log_network",
+    )
+
+
+def test_a_missing_parameter_is_named_with_what_it_may_be() -> None:
+    values = copy.deepcopy(tiny_params())
+    del values["report"]
+    del values["search"]["stop"]
+    missing_stop, missing_report = problems(values)
+    assert missing_stop.startswith("search.stop is missing; add it, a number above 0 and at most 1 (the search ends at")
+    assert missing_report == "report is missing; add it, a section with picture_dpi"
+
+
+def test_all_wrong_parameters_are_told_at_once(empty: Path) -> None:
+    change_params(empty, {"budget": "much", "serach": {}, "data": {"seed": "x"}, "retrain": {"epochs": 0}})
+    lines = mistake("prepare").splitlines()
+    assert lines[0] == "params.yaml has 4 wrong parameters:"
+    assert [line.split()[0] for line in lines[1:]] == ["budget", "data.seed", "retrain.epochs", "serach"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "params.yaml: there is nothing where the parameters should be; write a section with resource, budget"),
+        ("- 1\n", "params.yaml: there is [1] where the parameters should be"),
+        ("budget: [25%\n", "params.yaml is not YAML: while parsing a flow sequence"),
+        ("budget: 1M\nbudget: 2M\n", "params.yaml is not YAML: while constructing a mapping"),
+    ],
+)
+def test_a_file_that_holds_no_parameters(empty: Path, text: str, told: str) -> None:
+    Path("params.yaml").write_text(text)
+    assert mistake("prepare").startswith(told)
+
+
+def test_a_file_in_another_encoding(empty: Path) -> None:
+    Path("params.yaml").write_bytes("budget: 25% # fünf\n".encode("latin-1"))
+    assert mistake("prepare").startswith("params.yaml is not text in UTF-8")
+
+
+def test_the_parameters_of_the_repository_are_right() -> None:
+    for path in [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]:
+        load_params(path)
+
+
+# Budget and network
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"budget": "300%"},
+            "budget 300% (36.6K MACs) is above the widest subnet; the supernet spans 1.8K to 22.1K MACs, the default "
+            "network takes 12.2K: lower budget or raise supernet.width",
+        ),
+        (
+            {"budget": "1K"},
+            "budget 1K is below the narrowest subnet; the supernet spans 1.8K to 22.1K MACs, the default network takes "
+            "12.2K: raise budget or lower supernet.grid.narrowest",
+        ),
+        (
+            {"budget": "30%"},
+            "budget 30% (3.66K MACs) is below 4.88K, where the search stops; the supernet spans 1.8K to 22.1K MACs, "
+            "the default network takes 12.2K: raise budget or lower search.stop (0.4)",
+        ),
+        (
+            {"resource": "params", "budget": "1M"},
+            "budget 1M is above the widest subnet; the supernet spans 166 to 2.84K parameters, the default network "
+            "takes 1.55K: lower budget or raise supernet.width",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stage", [("supernet",), ("search",), ("retrain", "uniform")])
+def test_a_budget_out_of_reach_is_told_with_both_bounds(
+    done: Path, stage: tuple[str, ...], changes: dict[str, Any], told: str
+) -> None:
+    change_params(done, {"supernet": {"grid": {"steps": 12}}} | changes)
+    assert mistake(*stage) == told
+
+
+NETWORKS = """
+import torch
+from torch import nn
+
+class Plain(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.gate = nn.Identity()
+        self.head = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.head(self.gate(self.stem(x)).mean((2, 3)))
+
+class Choice(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+class Chooses(Plain):
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.gate = Choice()
+
+class Raises(nn.Module):
+    def __init__(self, num_classes=10):
+        raise RuntimeError("no such size:\\n  seven")
+
+class NothingToSlim(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.head = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+class Twice(Plain):
+    def forward(self, x):
+        return super().forward(x), None
+
+def number():
+    return 7
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ({"name": "resnet50"}, "model.name 'resnet50' is not an import path; write package.module:callable"),
+        (
+            {"name": "nosuch.package:net"},
+            "model.name 'nosuch.package:net' cannot be imported: No module named 'nosuch'; ",
+        ),
+        ({"name": "torchvision.models:resnet5"}, "torchvision.models has no callable 'resnet5'; it has ResNet"),
+        ({"name": "gone.py:build"}, "model.name names the file 'gone.py', which does not exist; give its path"),
+        (
+            {"name": "broken.py:build"},
+            "model.name 'broken.py:build' cannot be imported: No module named 'nosuchmodule'",
+        ),
+        (
+            {"name": "net.py:Raises"},
+            "with model.kwargs {'num_classes': 10} cannot be built: no such size: seven; correct",
+        ),
+        (
+            {"name": "net.py:Plain", "kwargs": {"depth": 3}},
+            "got an unexpected keyword argument 'depth'; correct model.kwargs",
+        ),
+        ({"name": "net.py:number"}, "model.name 'net.py:number' returns int, not a torch module; name a callable that"),
+        ({"name": "net.py:Chooses"}, "torch.fx cannot trace module 'gate' of Chooses (net.py:"),
+        ({"name": "net.py:Chooses"}, "take the choice that depends on data out of its forward, or name the module in"),
+        (
+            {"name": "net.py:Plain", "kwargs": {"num_classes": 7}},
+            "gives 7 outputs for 10 classes of data; set model.kwargs",
+        ),
+        ({"name": "net.py:Twice"}, "gives tuple outputs for 10 classes"),
+        ({"name": "torchvision.models:resnet18"}, "does not take images of 1x8x8: "),
+        (
+            {"name": "torchvision.models:resnet18"},
+            "; set data.channels and data.image_size, or model.kwargs, to what it",
+        ),
+        ({"name": "net.py:NothingToSlim"}, "has no channels that can be slimmed (head: it is the network's output)"),
+        (
+            {"name": "net.py:Plain", "leaves": ["gato"]},
+            "model.leaves names 'gato', which is no module of 'net.py:Plain'; near",
+        ),
+    ],
+)
+def test_a_network_that_cannot_be_used(done: Path, model: dict[str, Any], told: str) -> None:
+    Path("net.py").write_text(NETWORKS)
+    Path("broken.py").write_text("import nosuchmodule\n")
+    change_params(done, {"model": {"kwargs": {}} | model})
+    assert told in mistake("prepare")
+
+
+# Data
+
+
+def write_images(folder: Path, counts: dict[str, dict[str, int]], size: int = 8) -> None:
+    """Grey images in ImageFolder layout."""
+    generator = np.random.default_rng(0)
+    for split, classes in counts.items():
+        for name, count in classes.items():
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 256, (size, size), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+
+
+FOLDER: dict[str, Any] = {
+    "data": {"source": "folder:images", "search_images": 10, "train_images": None, "test_images": None},
+    "search": {"chunk": 10},
+}
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ({}, "data folder {} does not exist; expected <folder>/train/<class>/<images> and"),
+        ({"test": {"a": 1}}, "data folder {} has no train/; expected"),
+        ({"train": {"a": 1, "b": 1}}, "data folder {} has neither test/ nor val/; expected"),
+        ({"train": {}, "test": {}}, "{}/train is empty: it has no class folders; expected"),
+        ({"train": {"a": 2}, "test": {"a": 2}}, "{}/train has one class only (a); at least two are needed"),
+        ({"train": {"a": 2, "b": 2}, "test": {"a": 2}}, "test/ lacks b; both need the same class folders"),
+        ({"train": {"a": 2, "b": 0}, "test": {"a": 2, "b": 2}}, "{}/train/b holds no image (.jpg"),
+        (
+            {"train": {"a": 5, "b": 5}, "test": {"a": 1, "b": 1}},
+            "search_images 10 is not possible: from 1 to 4 can be held out of the 10 training images",
+        ),
+    ],
+)
+def test_a_data_folder_that_cannot_be_used(empty: Path, counts: dict[str, dict[str, int]], told: str) -> None:
+    for split in counts:
+        (empty / "images" / split).mkdir(parents=True)
+    write_images(empty / "images", counts)
+    change_params(empty, FOLDER)
+    assert told.format(empty / "images") in mistake("prepare")
+    assert not Path("data/prepared").exists()
+
+
+def test_an_unreadable_image_is_named(empty: Path) -> None:
+    write_images(empty / "images", {"train": {"a": 20, "b": 20}, "test": {"a": 2, "b": 2}})
+    (empty / "images/test/b/1.png").write_bytes(b"no image")
+    change_params(empty, FOLDER)
+    told = mistake("prepare")
+    assert str(empty / "images/test/b/1.png") in told
+    assert not Path("data/prepared").exists()
+
+
+def test_images_of_different_sizes_need_a_size(empty: Path) -> None:
+    write_images(empty / "images", {"train": {"a": 20, "b": 20}, "test": {"a": 2, "b": 2}})
+    Image.new("L", (30, 9)).save(empty / "images/train/a/0.png")
+    Image.new("L", (30, 9)).save(empty / "images/train/a/1.png")
+    change_params(empty, {**FOLDER, "data": FOLDER["data"] | {"search_images": 30}, "search": {"chunk": 10}})
+    assert "set search_images to 20 or less" in mistake("prepare")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("cifar10", "data source 'cifar10' is unknown; expected digits, torchvision:NAME"),
+        ("torchvision:Cifar10", "torchvision.datasets has no data set 'Cifar10'; did you mean CIFAR10?"),
+        ("folder:", "data source 'folder:' is unknown; expected"),
+    ],
+)
+def test_a_source_that_is_none(empty: Path, source: str, told: str) -> None:
+    change_params(empty, {"data": {"source": source}})
+    assert told in mistake("prepare")
+
+
+# What earlier stages left, and where the work runs
+
+
+def test_without_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mistake("search") == (
+        f"there is no params.yaml in {tmp_path}; run from the repository's root, or restore it from git"
+    )
+
+
+@pytest.mark.parametrize(
+    ("missing", "stage", "told"),
+    [
+        ("data/prepared", ("supernet",), "data/prepared is not a prepared data folder (it has no data.json); run the"),
+        ("data/prepared", ("retrain", "uniform"), "data/prepared is not a prepared data folder"),
+        ("data/prepared/train.images.npy", ("supernet",), "data/prepared is incomplete ("),
+        ("outputs/supernet", ("search",), "there is no supernet at outputs/supernet; run `dvc repro supernet`"),
+        ("outputs/supernet/weights.safetensors", ("search",), "there are no weights at outputs/supernet/weights"),
+        ("outputs/search", ("retrain", "autoslim"), "there is no trajectory at outputs/search/trajectory.json; run"),
+        ("outputs/search", ("report",), "there is no trajectory at outputs/search/trajectory.json; run"),
+    ],
+)
+def test_what_an_earlier_stage_should_have_written(done: Path, missing: str, stage: tuple[str, ...], told: str) -> None:
+    path = done / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert told in mistake(*stage)
+
+
+def test_a_retraining_needs_no_weights_of_the_supernet(done: Path) -> None:
+    """Its trajectory may have come from elsewhere (``dvc pull``): only the method's name is wrong here."""
+    (done / "outputs/supernet/weights.safetensors").unlink()
+    assert mistake("retrain", "random") == "method 'random' is unknown; methods are autoslim and uniform"
+
+
+def test_a_supernet_of_another_network(done: Path) -> None:
+    change_params(done, {"model": {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}})
+    told = mistake("search")
+    assert told.startswith(
+        "outputs/supernet holds a supernet of another network (autoslim.networks.zoo:mobilenet_v2, 6 "
+    )
+    assert "the parameters name one with 3 groups and input [1, 8, 8]" in told
+    assert told.endswith("run `dvc repro supernet`")
+
+
+def test_supernet_weights_of_another_network(done: Path) -> None:
+    shutil.copy("outputs/retrain/uniform/weights/seed-0.safetensors", "outputs/supernet/weights.safetensors")
+    assert "weights.safetensors does not hold weights of this network: " in mistake("search")
+    Path("outputs/supernet/weights.safetensors").write_bytes(b"damaged")
+    assert "weights.safetensors does not hold weights of this network: " in mistake("search")
+
+
+def test_a_trajectory_of_another_network_or_resource(done: Path) -> None:
+    change_params(done, {"resource": "params"})
+    assert mistake("retrain", "autoslim") == (
+        "outputs/search/trajectory.json was searched for macs, but resource is params; run `dvc repro search`"
+    )
+    change_params(done, {"model": {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}})
+    assert mistake("retrain", "autoslim").startswith(
+        "outputs/search/trajectory.json is of another network (default 12.2K"
+    )
+
+
+def test_fewer_prepared_images_than_a_chunk_needs(done: Path) -> None:
+    change_params(done, {"data": {"search_images": 64}, "search": {"chunk": 64}})
+    assert mistake("search") == (
+        "search.chunk is 64, but the search split has 32 images; lower search.chunk or raise data.search_images"
+    )
+
+
+@pytest.mark.parametrize("stage", [("supernet",), ("search",), ("retrain", "autoslim")])
+def test_a_device_that_is_not_there(done: Path, stage: tuple[str, ...]) -> None:
+    change_params(done, {"runtime": {"device": "cuda:63"}})
+    told = mistake(*stage)
+    assert told.startswith("runtime.device 'cuda:63' is not available here (")
+    assert told.endswith("set it to auto or cpu")
+
+
+# As users call them
+
+
+def called(command: list[str], folder: Path) -> str:
+    """stderr of a command that must fail with code 1 and no traceback."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    return done.stderr
+
+
+def test_stages_as_dvc_calls_them(empty: Path) -> None:
+    assert called([sys.executable, "stages/retrain.py", "autoslim"], empty).startswith("error: data/prepared is not a")
+    change_params(empty, {"budget": "lots"})
+    assert called([sys.executable, "stages/prepare.py"], empty) == (
+        "error: params.yaml: budget 'lots' is not an amount of macs; write it like 305M, 0.57G or 50%\n"
+    )
+
+
+def test_library_users_catch_a_value_error() -> None:
+    assert issubclass(WrongParametersError, UserError)
+    assert issubclass(UserError, ValueError)

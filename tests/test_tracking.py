@@ -1,0 +1,392 @@
+"""Tracking against what MLflow's own client reads back; and against stores that fail."""
+
+import hashlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import PIPE
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from torch import nn
+
+from autoslim.shell import tracking
+from autoslim.shell.tracking import MlflowTracker, NullTracker, fingerprint, flattened, origin, tracked, tracking_uri
+
+CLEAN = [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]
+
+
+@pytest.fixture(autouse=True)
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty repository as the working directory, and none of the caller's own settings."""
+    for name in CLEAN:
+        monkeypatch.delenv(name)
+    root = tmp_path / "my repository"
+    root.mkdir()
+    (root / "dvc.yaml").touch()
+    monkeypatch.chdir(root)
+    return root
+
+
+START = """
+from autoslim.shell.tracking import tracked
+with tracked("prepare", run_name="prepare", params={}, tags={}, enabled=True) as tracker:
+    for step in range(20):
+        tracker.metrics({"loss": 1.0}, step)
+    tracker.dictionary({}, "channels.json")
+    print(tracker.run_id)
+"""
+
+
+@dataclass
+class Started:
+    """What two processes did that started together in copies of a repository where MLflow had never run."""
+
+    root: Path
+    copies: list[Path]
+    told: list[tuple[str, str]]  # standard output and error
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Started:
+    """Making MLflow's tables takes seconds, so all tests share the store that these two processes make."""
+    root = tmp_path_factory.mktemp("real repository")
+    copies = [root / ".dvc" / "tmp" / "exps" / name for name in ("one", "two")]
+    processes = []
+    for copy in copies:
+        copy.mkdir(parents=True)
+        (copy / "dvc.yaml").touch()
+        environment = {name: value for name, value in os.environ.items() if name not in CLEAN} | {"DVC_ROOT": str(root)}
+        command = [sys.executable, "-c", START]
+        processes.append(subprocess.Popen(command, cwd=copy, env=environment, stdout=PIPE, stderr=PIPE, text=True))
+    return Started(root, copies, [process.communicate(timeout=240) for process in processes])
+
+
+@pytest.fixture
+def store(started: Started, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{started.root}/mlflow.db")
+    return MlflowClient(tracking_uri())
+
+
+def run(enabled: bool = True, params: Mapping[str, object] | None = None, **tags: str) -> Any:
+    return tracked("retrain", run_name="retrain autoslim 25%", params=params or {}, tags=tags, enabled=enabled)
+
+
+class Branched(nn.Module):
+    """A network of a class that no other process can import."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.norm(self.conv(images)).relu().mean((2, 3))  # (N, 3, H, W) -> (N, 8)
+        return self.head(self.drop(features))  # (N, 8) -> (N, 5)
+
+
+class Unexportable(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images if images.sum().item() > 0 else images[:, :1]
+
+
+def test_the_default_store_lies_in_the_repositorys_root(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    below = repository / "a" / "b"
+    below.mkdir(parents=True)
+    monkeypatch.chdir(below)
+    assert tracking_uri() == f"sqlite:///{repository}/mlflow.db"
+
+
+def test_dvc_root_beats_the_copy_that_dvc_works_in(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DVC_ROOT", "/the/real one")
+    assert tracking_uri() == "sqlite:////the/real one/mlflow.db"
+
+
+def test_mlflows_own_variable_beats_both(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DVC_ROOT", "/the/real one")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    assert tracking_uri() == "http://localhost:5000"
+
+
+def test_one_run_holds_what_the_block_told(store: MlflowClient, repository: Path, tmp_path: Path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "one.png").write_bytes(b"png")
+    params = {"retrain": {"seeds": [0, 1], "optimiser": {"momentum": 0.9}}, "budget": "25%", "null": None, "on": True}
+    with run(params=params | {"long": "x" * 9000, **{f"p{n}": n for n in range(150)}}, budget="25%") as tracker:
+        assert tracker.run_id is not None
+        assert store.get_run(tracker.run_id).info.status == "RUNNING"
+        for epoch, loss in enumerate([2.0, 1.0], 1):
+            tracker.metrics({"seed_0.loss": loss}, step=epoch)
+        tracker.metrics({"top1": 0.9})
+        tracker.tag("supernet", "abc")
+        tracker.artifact(tmp_path / "pictures", "pictures")
+        tracker.artifact(tmp_path / "pictures" / "one.png")
+        tracker.dictionary({"channels": {"stem": 8}}, "channels.json")
+    found = store.get_run(tracker.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "retrain autoslim 25%"
+    assert store.get_experiment(found.info.experiment_id).name == "autoslim"
+    wanted = {
+        "retrain.seeds": "[0, 1]",
+        "retrain.optimiser.momentum": "0.9",
+        "budget": "25%",
+        "null": "null",
+        "on": "true",
+    }
+    assert wanted.items() <= found.data.params.items()
+    assert len(found.data.params["long"]) == 6000
+    assert found.data.params["p149"] == "149"
+    assert {"stage": "retrain", "budget": "25%", "supernet": "abc"}.items() <= found.data.tags.items()
+    assert found.data.metrics == {"seed_0.loss": 1.0, "top1": 0.9}
+    history = store.get_metric_history(tracker.run_id, "seed_0.loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
+    assert {file.path for file in store.list_artifacts(tracker.run_id)} == {"channels.json", "one.png", "pictures"}
+    assert [file.path for file in store.list_artifacts(tracker.run_id, "pictures")] == ["pictures/one.png"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (ValueError("loss is nan\nat step 3"), "FAILED", "ValueError: loss is nan"),
+        (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt: KeyboardInterrupt"),
+        (SystemExit(0), "FINISHED", None),
+        (SystemExit(1), "FAILED", "SystemExit: 1"),
+    ],
+)
+def test_how_the_block_ends_is_how_the_run_ends(
+    store: MlflowClient, error: BaseException, status: str, told: str | None
+):
+    with pytest.raises(type(error)) as raised, run() as tracker:
+        raise error
+    assert raised.value is error
+    found = store.get_run(tracker.run_id)
+    assert found.info.status == status
+    assert found.data.tags.get("error") == told
+
+
+def test_nothing_is_tracked_where_tracking_is_off(repository: Path, capfd: pytest.CaptureFixture[str]):
+    with run(enabled=False) as tracker:
+        assert isinstance(tracker, NullTracker)
+        assert tracker.run_id is None
+        tracker.metrics({"loss": 1.0}, 1)
+        tracker.network(Branched(), torch.zeros(1, 3, 8, 8))
+    assert [file.name for file in repository.iterdir()] == ["dvc.yaml"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_importing_the_module_imports_neither_mlflow_nor_torch():
+    code = "import sys, autoslim.shell.tracking; print({'mlflow', 'torch', 'sqlalchemy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def no_directory(root: Path) -> str:
+    (root / "file").touch()
+    return f"sqlite:///{root}/file/mlflow.db"
+
+
+def no_database(root: Path) -> str:
+    (root / "text.db").write_text("this is no SQLite file " * 50)
+    return f"sqlite:///{root}/text.db"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [no_directory, no_database, lambda _: "http://user:secret@127.0.0.1:9", lambda _: "nonsense://x"],
+    ids=["no directory", "no database", "no server", "no such scheme"],
+)
+def test_a_store_that_cannot_be_used_costs_one_line(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], uri: Any
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(repository))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    result = None
+    with run() as tracker:
+        tracker.metrics({"loss": 1.0}, 1)
+        tracker.network(Branched(), torch.zeros(1, 3, 8, 8))
+        result = 42
+    assert result == 42
+    assert tracker.run_id is None
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1, captured.err
+    assert captured.err.startswith("warning: MLflow at ")
+    assert "this run goes untracked" in captured.err
+    assert "secret" not in captured.err
+
+
+def test_a_store_that_fails_on_the_way_costs_one_line(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    calls = []
+
+    def fail(*args: object, **kwargs: object) -> None:
+        calls.append(args)
+        raise OSError("No space left on device")
+
+    with run() as tracker:
+        tracker.metrics({"loss": 2.0}, 1)
+        with monkeypatch.context() as broken:
+            broken.setattr(MlflowClient, "log_batch", fail)
+            tracker.metrics({"loss": 1.0}, 2)
+        tracker.metrics({"loss": 0.5}, 3)  # the tracker does not try again: each try may take long
+        tracker.dictionary({}, "channels.json")
+        tracker.network(Branched(), torch.zeros(1, 3, 8, 8))
+    assert len(calls) == 1
+    assert capfd.readouterr().err == "warning: MLflow failed, this run goes on untracked (No space left on device)\n"
+    found = store.get_run(tracker.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics == {"loss": 2.0}
+    assert found.data.tags["tracking"] == "incomplete"
+
+
+def test_a_store_that_fails_at_every_call_does_not_raise(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            raise ConnectionError(f"{name}: the server is gone")
+
+    monkeypatch.setattr(tracking, "_start", lambda *_: MlflowTracker(Failing(), "1", "run"))  # type: ignore[arg-type]
+    with run() as tracker:
+        tracker.artifact(Path("missing"))
+        tracker.metrics({"loss": 1.0})
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_a_network_that_cannot_be_exported_costs_a_line_but_not_the_run(
+    store: MlflowClient, capfd: pytest.CaptureFixture[str]
+):
+    with run() as tracker:
+        tracker.network(Unexportable(), torch.ones(1, 3, 8, 8))
+        tracker.metrics({"top1": 0.5})
+    err = capfd.readouterr().err
+    assert err.startswith("warning: the network is not logged in MLflow, for it cannot be exported (")
+    assert len(err.splitlines()) == 1
+    found = store.get_run(tracker.run_id)
+    assert found.data.metrics == {"top1": 0.5}
+    assert "tracking" not in found.data.tags
+
+
+LOAD_ELSEWHERE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("autoslim", "torchvision", "test_tracking"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import json, mlflow, torch
+
+torch.cuda.is_available = lambda: True  # MLflow would then move the model to the GPU, which an exported one cannot
+mlflow.set_tracking_uri(sys.argv[1])
+uri = f"runs:/{sys.argv[2]}/network"
+images = torch.load(sys.argv[3], weights_only=True)
+network = mlflow.pytorch.load_model(uri)
+function = mlflow.pyfunc.load_model(uri)
+print(json.dumps({
+    "plain": network(images).tolist(),
+    "one": network(images[:1]).tolist(),
+    "pyfunc": function.predict(images.numpy()).tolist(),
+    "keys": list(network.state_dict()),
+    "inputs": function.metadata.get_input_schema().to_dict(),
+    "outputs": function.metadata.get_output_schema().to_dict(),
+    "example": list(function.input_example.shape),
+}))
+"""
+
+
+def test_the_logged_network_predicts_the_same_where_autoslim_is_not_installed(
+    store: MlflowClient, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    torch.manual_seed(0)
+    network = Branched().to(memory_format=torch.channels_last).train()
+    network(torch.randn(16, 3, 8, 8))  # running statistics of its own
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with run(method="autoslim") as tracker:
+        tracker.network(network, torch.zeros(1, 3, 8, 8))
+    assert capfd.readouterr().err == ""
+    assert network.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+    images = torch.randn(7, 3, 8, 8)
+    torch.save(images, tmp_path / "images.pt")
+    command = [sys.executable, "-I", "-c", LOAD_ELSEWHERE, tracking_uri(), tracker.run_id, str(tmp_path / "images.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stdout)
+    with torch.inference_mode():
+        logits = network.eval()(images)
+    torch.testing.assert_close(torch.tensor(loaded["plain"]), logits)
+    torch.testing.assert_close(torch.tensor(loaded["one"]), logits[:1])
+    torch.testing.assert_close(torch.tensor(loaded["pyfunc"]), logits)
+    assert loaded["keys"] == list(network.state_dict())
+    assert loaded["inputs"][0]["tensor-spec"] == {"dtype": "float32", "shape": [-1, 3, 8, 8]}
+    assert loaded["outputs"][0]["tensor-spec"] == {"dtype": "float32", "shape": [-1, 5]}
+    assert loaded["example"] == [2, 3, 8, 8]
+
+    (model,) = store.search_logged_models(
+        [store.get_run(tracker.run_id).info.experiment_id], f"source_run_id = '{tracker.run_id}'"
+    )
+    assert (model.name, model.status, model.tags["method"]) == ("network", "READY", "autoslim")
+
+
+def test_processes_that_start_together_share_a_new_store(started: Started):
+    assert [err for _, err in started.told] == ["", ""]
+    ids = {out.strip() for out, _ in started.told}
+    assert len(ids) == 2
+    with sqlite3.connect(started.root / "mlflow.db") as database:
+        runs = dict(database.execute("select run_uuid, status from runs where name = 'prepare'"))
+        (experiments,) = database.execute("select count(*) from experiments where name = 'autoslim'").fetchone()
+        (metrics,) = database.execute("select count(*) from metrics where key = 'loss' and value = 1").fetchone()
+    assert runs == dict.fromkeys(ids, "FINISHED")
+    assert experiments == 1
+    assert metrics >= 40
+
+
+def test_all_of_mlflow_lies_in_the_root_not_in_dvcs_copies(started: Started):
+    written = {file.parts[-3] for file in (started.root / "mlartifacts" / "autoslim").rglob("channels.json")}
+    assert {out.strip() for out, _ in started.told} <= written
+    assert [file.name for copy in started.copies for file in copy.iterdir()] == ["dvc.yaml", "dvc.yaml"]
+
+
+def test_origin_says_commit_and_experiment(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    assert origin() == {}  # no git repository, no experiment
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    (repository / "dvc.lock").write_text("1")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    (repository / "dvc.lock").write_text("2")  # DVC does so while it works
+    (repository / "untracked").touch()
+    assert origin() == {"commit": head[:10], "mlflow.source.git.commit": head}
+    (repository / "dvc.yaml").write_text("stages: {}")
+    assert origin()["commit"] == f"{head[:10]}-dirty"
+    monkeypatch.setenv("DVC_EXP_NAME", "puny-oats")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0123456789abcdef")
+    assert origin()["dvc_experiment"] == "puny-oats"
+    assert origin()["commit"] == "0123456789-dirty"
+
+
+def test_fingerprint_is_the_start_of_the_sha256(tmp_path: Path):
+    (tmp_path / "weights").write_bytes(b"weights" * 100_000)
+    assert fingerprint(tmp_path / "weights") == hashlib.sha256(b"weights" * 100_000).hexdigest()[:12]
+
+
+def test_flattened_keeps_empty_sections_and_strings():
+    assert flattened({"a": {"b": {}, "c": "1"}, "d": [1, "x"], "e": 1.5}) == {
+        "a.b": "{}",
+        "a.c": "1",
+        "d": '[1, "x"]',
+        "e": "1.5",
+    }
