@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport VIRTUAL_ENV
 
-.PHONY: setup repro test lint ui clean
+.PHONY: setup repro test lint ui exps clean
 
 repro: setup
 	dvc repro
@@ -29,6 +29,10 @@ setup: .venv/installed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable '.[dev]' --constraint constraints.txt
 	touch $@
+
+# Experiments side by side: budget, MACs and top-1 by method, without a column for each file.
+exps: setup
+	dvc exp show --drop '.*/.*|(data|model|supernet|search|retrain|report|tracking|runtime)[.].*|methods|gain.*_.*'
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -30,7 +30,8 @@ def main() -> None:
     network, graph = traced_network(params.model, data.info)
     place = machine(params.runtime)
     trajectory = read_trajectory(SEARCH / "trajectory.json")
-    found = {m: json.loads((RETRAIN / m / "channels.json").read_text())["channels"] for m in params.methods}
+    methods: list[str] = list(params.methods)
+    found = {method: json.loads((RETRAIN / method / "channels.json").read_text())["channels"] for method in methods}
     results = [
         Result(
             method,
@@ -55,7 +56,7 @@ def main() -> None:
     REPORT.mkdir(parents=True, exist_ok=True)
     trajectory_picture(REPORT / "trajectory.png", trajectory, results, {str(params.budget): limit}, dpi)
     channels_picture(REPORT / "channels.png", graph.default, found, dpi)
-    retrained = {method: read_curves(RETRAIN / method / "curves.csv") for method in params.methods}
+    retrained = {method: read_curves(RETRAIN / method / "curves.csv") for method in methods}
     curves_picture(REPORT / "curves.png", read_curves(SUPERNET / "curves.csv"), retrained, dpi)
     (REPORT / "comparison.csv").write_text(csv_table(comparison))
     (REPORT / "table.md").write_text(markdown_table(comparison))

@@ -6,11 +6,12 @@ import importlib.util
 import io
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from closure import ROOT
 from tiny import merged, tiny_params, write_params
 
@@ -51,24 +52,37 @@ def finished_project(base: Path) -> Path:
 def stage(name: str, *arguments: str) -> str:
     """Runs a stage in the working directory; what it prints."""
     said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), one_thread():
         _main(name)(*arguments)
     return said.getvalue()
 
 
-def mistake(command: Callable[..., Any] | str, *arguments: str) -> str:
-    """What a command that must fail says: one line on stderr, exit code 1, no checkpoint (nothing was trained)."""
+def mistake(command: Callable[..., Any] | str, *arguments: str, trains: bool = False) -> str:
+    """What a command that must fail says: one line on stderr, exit code 1, before any training (no checkpoint)."""
     run = _main(command) if isinstance(command, str) else command
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ending:
+    told = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with told[0], told[1], one_thread(), pytest.raises(SystemExit) as ending:
         run(*arguments)
     assert ending.value.code == 1
-    lines = [line for line in err.getvalue().splitlines() if not line.startswith("preparing ")]
+    progress = "preparing ", "supernet: "
+    lines = [line for line in err.getvalue().splitlines() if not line.startswith(progress)]
     assert lines[0].startswith("error: ")
     assert "Traceback" not in err.getvalue() + out.getvalue()
     assert len(lines) == 1 or all(line.startswith("  ") for line in lines[1:])  # all wrong parameters, one a line
-    assert not Path("checkpoints").exists()
+    assert trains or not list(Path("checkpoints").glob("*"))
     return "\n".join(lines).removeprefix("error: ")
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Networks this small are quicker without a second one, much quicker where others use the cores too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @functools.cache

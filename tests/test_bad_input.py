@@ -1,6 +1,7 @@
 """Every mistake that a user can make gets one line with the value, the rule and the remedy, before any training."""
 
 import copy
+import re
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from closure import ROOT
+import torch
 from PIL import Image
 from small_project import change_params, finished_project, mistake, start_project
 from tiny import tiny_params
+from torch import Tensor, nn
 
+from autoslim.engine.data.info import read_info
+from autoslim.networks.resizing import resize
+from autoslim.shell.assembly import span, traced_network
 from autoslim.shell.exits import WrongParametersError
 from autoslim.shell.params import check_params, load_params
+from autoslim.shell.places import PREPARED
+from autoslim.vocabulary.budgets import format_amount
 from autoslim.vocabulary.errors import UserError
 
 
@@ -181,12 +188,10 @@ def test_a_file_in_another_encoding(empty: Path) -> None:
     assert mistake("prepare").startswith("params.yaml is not text in UTF-8")
 
 
-def test_the_parameters_of_the_repository_are_right() -> None:
-    for path in [ROOT / "params.yaml", *sorted((ROOT / "presets").glob("*.yaml"))]:
-        load_params(path)
-
-
 # Budget and network
+
+
+SPANS = "the supernet spans {narrowest} to {widest} {unit}, the default network takes {default}"
 
 
 @pytest.mark.parametrize(
@@ -194,23 +199,20 @@ def test_the_parameters_of_the_repository_are_right() -> None:
     [
         (
             {"budget": "300%"},
-            "budget 300% (36.6K MACs) is above the widest subnet; the supernet spans 1.8K to 22.1K MACs, the default "
-            "network takes 12.2K: lower budget or raise supernet.width",
+            "budget 300% ({budget} MACs) is above the widest subnet; {spans}: lower budget or raise supernet.width",
         ),
         (
-            {"budget": "1K"},
-            "budget 1K is below the narrowest subnet; the supernet spans 1.8K to 22.1K MACs, the default network takes "
-            "12.2K: raise budget or lower supernet.grid.narrowest",
+            {"budget": 500},
+            "budget 500 is below the narrowest subnet; {spans}: raise budget or lower supernet.grid.narrowest",
         ),
         (
-            {"budget": "30%"},
-            "budget 30% (3.66K MACs) is below 4.88K, where the search stops; the supernet spans 1.8K to 22.1K MACs, "
-            "the default network takes 12.2K: raise budget or lower search.stop (0.4)",
+            {"budget": "50%", "search": {"stop": 0.9}},
+            "budget 50% ({budget} MACs) is below {stop}, where the search stops; {spans}: "
+            "raise budget or lower search.stop (0.9)",
         ),
         (
             {"resource": "params", "budget": "1M"},
-            "budget 1M is above the widest subnet; the supernet spans 166 to 2.84K parameters, the default network "
-            "takes 1.55K: lower budget or raise supernet.width",
+            "budget 1M is above the widest subnet; {spans}: lower budget or raise supernet.width",
         ),
     ],
 )
@@ -218,8 +220,43 @@ def test_the_parameters_of_the_repository_are_right() -> None:
 def test_a_budget_out_of_reach_is_told_with_both_bounds(
     done: Path, stage: tuple[str, ...], changes: dict[str, Any], told: str
 ) -> None:
-    change_params(done, {"supernet": {"grid": {"steps": 12}}} | changes)
-    assert mistake(*stage) == told
+    change_params(done, changes)
+    params = load_params()
+    network, graph = traced_network(params.model, read_info(PREPARED))
+    levels = span(params.supernet).grid(graph)
+    resource = params.resource
+
+    def cost(level: int) -> str:
+        subnet = resize(network, graph, {name: options[level] for name, options in levels.items()})
+        return format_amount(counted(subnet, graph.input_shape)[resource], resource)
+
+    default = counted(network, graph.input_shape)[resource]
+    spans = SPANS.format(
+        narrowest=cost(-1),
+        widest=cost(0),
+        unit={"macs": "MACs", "params": "parameters"}[resource],
+        default=format_amount(default, resource),
+    )
+    amounts = {"budget": 3 * default if params.budget == "300%" else 0.5 * default, "stop": 0.9 * default}
+    written = {name: format_amount(value, resource) for name, value in amounts.items()}
+    assert mistake(*stage) == told.format(spans=spans, **written)
+
+
+def counted(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
+    """MACs, by what the layers see as they run, and parameters."""
+    macs = 0
+
+    def count(module: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal macs
+        macs += module.get_parameter("weight").numel() * (output[0, 0].numel() if output.dim() == 4 else 1)
+
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    return {"macs": macs, "params": sum(parameter.numel() for parameter in network.parameters())}
 
 
 NETWORKS = """
@@ -247,7 +284,7 @@ class Chooses(Plain):
 
 class Raises(nn.Module):
     def __init__(self, num_classes=10):
-        raise RuntimeError("no such size:\\n  seven")
+        raise RuntimeError("there is no such size\\n  as seven")
 
 class NothingToSlim(nn.Module):
     def __init__(self, num_classes=10):
@@ -274,7 +311,10 @@ def number():
             {"name": "nosuch.package:net"},
             "model.name 'nosuch.package:net' cannot be imported: No module named 'nosuch'; ",
         ),
-        ({"name": "torchvision.models:resnet5"}, "torchvision.models has no callable 'resnet5'; it has ResNet"),
+        (
+            {"name": "torchvision.models:resnet5"},
+            "model.name 'torchvision.models:resnet5': torchvision.models has no callable 'resnet5'; ",
+        ),
         ({"name": "gone.py:build"}, "model.name names the file 'gone.py', which does not exist; give its path"),
         (
             {"name": "broken.py:build"},
@@ -282,7 +322,7 @@ def number():
         ),
         (
             {"name": "net.py:Raises"},
-            "with model.kwargs {'num_classes': 10} cannot be built: no such size: seven; correct",
+            "with model.kwargs {'num_classes': 10} cannot be built: there is no such size",
         ),
         (
             {"name": "net.py:Plain", "kwargs": {"depth": 3}},
@@ -290,7 +330,7 @@ def number():
         ),
         ({"name": "net.py:number"}, "model.name 'net.py:number' returns int, not a torch module; name a callable that"),
         ({"name": "net.py:Chooses"}, "torch.fx cannot trace module 'gate' of Chooses (net.py:"),
-        ({"name": "net.py:Chooses"}, "take the choice that depends on data out of its forward, or name the module in"),
+        ({"name": "net.py:Chooses"}, "name the module in model.leaves to keep its size"),
         (
             {"name": "net.py:Plain", "kwargs": {"num_classes": 7}},
             "gives 7 outputs for 10 classes of data; set model.kwargs",
@@ -401,21 +441,44 @@ def test_without_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("missing", "stage", "told"),
+    ("missing", "stage", "named", "remedy"),
     [
-        ("data/prepared", ("supernet",), "data/prepared is not a prepared data folder (it has no data.json); run the"),
-        ("data/prepared", ("retrain", "uniform"), "data/prepared is not a prepared data folder"),
-        ("data/prepared/train.images.npy", ("supernet",), "data/prepared is incomplete ("),
-        ("outputs/supernet", ("search",), "there is no supernet at outputs/supernet; run `dvc repro supernet`"),
-        ("outputs/supernet/weights.safetensors", ("search",), "there are no weights at outputs/supernet/weights"),
-        ("outputs/search", ("retrain", "autoslim"), "there is no trajectory at outputs/search/trajectory.json; run"),
-        ("outputs/search", ("report",), "there is no trajectory at outputs/search/trajectory.json; run"),
+        ("data/prepared", ("supernet",), "data/prepared is not a prepared data folder", "run the prepare stage"),
+        (
+            "data/prepared",
+            ("retrain", "uniform"),
+            "data/prepared is not a prepared data folder",
+            "run the prepare stage",
+        ),
+        ("data/prepared/train.images.npy", ("supernet",), "data/prepared is incomplete", "run the prepare stage again"),
+        ("outputs/supernet", ("search",), "outputs/supernet", "run `dvc repro supernet`"),
+        (
+            "outputs/supernet/weights.safetensors",
+            ("search",),
+            "outputs/supernet/weights.safetensors",
+            "run `dvc repro`",
+        ),
+        ("outputs/search", ("retrain", "autoslim"), "outputs/search/trajectory.json", "run `dvc repro search`"),
+        ("outputs/search", ("report",), "outputs/search/trajectory.json", "run `dvc repro search`"),
     ],
 )
-def test_what_an_earlier_stage_should_have_written(done: Path, missing: str, stage: tuple[str, ...], told: str) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_an_earlier_stage_should_have_written(
+    done: Path, missing: str, stage: tuple[str, ...], named: str, remedy: str, damaged: bool
+) -> None:
     path = done / missing
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert told in mistake(*stage)
+    if damaged:
+        for file in path.rglob("*.json") if path.is_dir() else [path]:
+            file.write_text("{")
+        if path.name == "prepared":
+            named = "data/prepared/data.json cannot be read"
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    told = mistake(*stage)
+    assert named in told
+    assert remedy in told
 
 
 def test_a_retraining_needs_no_weights_of_the_supernet(done: Path) -> None:
@@ -465,6 +528,18 @@ def test_a_device_that_is_not_there(done: Path, stage: tuple[str, ...]) -> None:
     told = mistake(*stage)
     assert told.startswith("runtime.device 'cuda:63' is not available here (")
     assert told.endswith("set it to auto or cpu")
+
+
+def test_a_loss_that_is_no_number_any_more(done: Path) -> None:
+    change_params(done, {"supernet": {"epochs": 4, "optimiser": {"learning_rate": 1e25}}})
+    told = mistake("supernet", trains=True)
+    assert re.match(r"(the loss is (nan|inf) at|weights are no longer finite after) step \d \(epoch \d\); ", told)
+    assert told.endswith("; lower learning_rate, or set precision to fp32")
+    if kept := re.search(r"the last good weights are in (\S+);", told):
+        network = torch.load(kept[1], weights_only=True)["network"]
+        assert all(tensor.isfinite().all() for tensor in network.values())
+    else:
+        assert "no checkpoint was written before it" in told
 
 
 # As users call them

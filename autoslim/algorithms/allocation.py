@@ -24,7 +24,7 @@ def from_trajectory(configurations: Iterable[Channels], cost: Cost, budget: floa
 
 
 def uniform(groups: Mapping[str, ChannelGroup], cost: Cost, budget: float, widest: float) -> Channels:
-    """The configuration of the largest width multiplier up to ``widest`` within the budget, to single channels (or units).
+    """The configuration of the largest width multiplier up to ``widest`` within the budget.
 
     Each group has the multiple of its unit nearest to ``width * size``, at least one: the finest uniform network there
     is, so that a method is not praised for using a budget better.
@@ -41,7 +41,7 @@ def uniform(groups: Mapping[str, ChannelGroup], cost: Cost, budget: float, wides
     low, high = 0.0, widest
     if cost(at(high)) <= budget:
         return at(high)
-    while high - low > 1e-7:  # the cost does not fall as the width grows, so bisection finds the last width that fits
+    while high - low > 1e-9:  # the cost does not fall as the width grows, so bisection finds the last width that fits
         middle = (low + high) / 2
         low, high = (middle, high) if cost(at(middle)) <= budget else (low, middle)
     return at(low)

@@ -1,6 +1,7 @@
 """BN recalibration: running statistics for weights that were trained without them."""
 
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,12 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     Other layers run in evaluation mode. The modules' modes and momenta are given back as they were.
 
     Raises:
-        UserError: there is no batch.
+        UserError: there is no batch. The network is as it was.
     """
+    stream = iter(batches)
+    first = next(stream, None)
+    if first is None:
+        raise UserError("BN recalibration got no batch of images; give at least one")
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -29,13 +34,13 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
         norm.momentum = None
         norm.train()
     count = 0
-    for images in batches:
-        network(images)
-        count += 1
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    for module, training in modes.items():
-        module.training = training
-    if not count:
-        raise UserError("BN recalibration got no batch of images; give at least one")
+    try:
+        for images in chain([first], stream):
+            network(images)
+            count += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes.items():
+            module.training = training
     return count

@@ -20,11 +20,12 @@ def sandwich_step(
     label_smoothing: float = 0.0,
     distillation: bool = True,
 ) -> Tensor:
-    """Adds the gradients of the widest network and of ``subnets`` to the weights' (paper section 1.2, rows "order" to "max pass").
+    """Adds the gradients of the widest network and of ``subnets`` to those of the weights.
 
-    The widest learns from the labels. Each subnet learns from the widest one's softmax of the same batch, detached, at
-    temperature 1 (with ``distillation`` off: from the labels too). Gradients are summed over the widths, not averaged.
-    The optimiser is not stepped and gradients are not cleared.
+    The sandwich rule of paper section 1.2 (rows "order" to "max pass loss"). The widest learns from the labels. Each
+    subnet learns from the widest one's softmax of the same batch, detached, at temperature 1 (with ``distillation``
+    off: from the labels too). Gradients are summed over the widths, not averaged. The optimiser is not stepped and
+    gradients are not cleared.
 
     Args:
         images: (N, C, H, W).
@@ -38,7 +39,7 @@ def sandwich_step(
     logits = supernet(images)  # (N, classes)
     loss = smoothed_cross_entropy(logits, labels, label_smoothing)
     loss.backward()
-    target = logits.detach().float().softmax(1)
+    target = logits.detach().softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
     for channels in subnets:
         supernet.select(channels)
         logits = supernet(images)
@@ -79,7 +80,7 @@ def sandwich_rule(
     distillation: bool,
     autocast: Callable[[], torch.autocast],
 ) -> Step:
-    """The step function of supernet training: widest, narrowest and ``random_widths`` configurations drawn on ``grid``."""
+    """The step function of supernet training: widest, narrowest and ``random_widths`` random subnets on ``grid``."""
     narrowest = {name: levels[-1] for name, levels in grid.items()}
 
     def step(images: Tensor, labels: Tensor, number: int) -> Tensor:

@@ -9,7 +9,7 @@ from autoslim.vocabulary.channels import Channels
 
 @dataclass(frozen=True)
 class Score:
-    """How a configuration does on the search images: ``error`` is the fraction that top-1 gets wrong, ``cross_entropy`` in nats."""
+    """A configuration on the search images: ``error`` is the fraction wrong at top-1, ``cross_entropy`` in nats."""
 
     error: float
     cross_entropy: float
@@ -48,7 +48,7 @@ def greedy_slim(
     per_cost: bool = False,
     done: Sequence[SlimmingStep] = (),
 ) -> Iterator[SlimmingStep]:
-    """Slims one group by one level at a time, always the one whose removal scores best, until the cost is at most ``stop``.
+    """Slims one group by one level at a time, always the one whose removal scores best, down to the cost ``stop``.
 
     The authors' greedy loop (paper section 1.4), with other ties: they take the first group, here cross-entropy decides
     and then the larger saving, so that early layers are not slimmed for their position (section 6, row 12). A step is
@@ -91,7 +91,7 @@ def greedy_slim(
 def _rank(candidate: Candidate, current: SlimmingStep, by: By, per_cost: bool) -> tuple[float, ...]:
     saved = max(1, current.cost - candidate.cost)
     new, old = candidate.score, current.score
-    error, entropy = (new.error, new.cross_entropy)
+    error, entropy = new.error, new.cross_entropy
     if per_cost:
         error, entropy = (new.error - old.error) / saved, (new.cross_entropy - old.cross_entropy) / saved
     return (error, entropy, -saved) if by == "error" else (entropy, error, -saved)

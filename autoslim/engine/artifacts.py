@@ -17,7 +17,7 @@ from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.resizing import resize
 from autoslim.networks.supernet import Supernet
 from autoslim.vocabulary.channels import Channels
-from autoslim.vocabulary.errors import UserError
+from autoslim.vocabulary.errors import UserError, first_line
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
@@ -41,7 +41,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
         raise UserError(
-            f"{path} does not hold weights of this network: {reason[min(1, len(reason) - 1)].strip()}; run its stage again"
+            f"{path} does not hold weights of this network: {reason[min(1, len(reason) - 1)].strip()}; run `dvc repro`"
         ) from error
 
 
@@ -59,16 +59,26 @@ class SupernetFile:
 
     @classmethod
     def read(cls, folder: Path) -> "SupernetFile":
+        """Reads what ``write`` wrote.
+
+        Raises:
+            UserError: there is no supernet, or its file is damaged.
+        """
         path = folder / "supernet.json"
         if not path.exists():
             raise UserError(f"there is no supernet at {folder}; run `dvc repro supernet`")
-        values = json.loads(path.read_text())
-        return cls(
-            values["network"],
-            tuple(values["input_shape"]),
-            {name: tuple(levels) for name, levels in values["grid"].items()},
-            values["default"],
-        )
+        values = _read_json(path, "supernet")
+        try:
+            return cls(
+                values["network"],
+                tuple(values["input_shape"]),
+                {name: tuple(levels) for name, levels in values["grid"].items()},
+                values["default"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} is not the file of a supernet ({first_line(error)}); run `dvc repro supernet`"
+            ) from error
 
 
 def load_supernet(folder: Path, network: nn.Module, graph: ChannelGraph) -> tuple[Supernet, SupernetFile]:
@@ -80,8 +90,9 @@ def load_supernet(folder: Path, network: nn.Module, graph: ChannelGraph) -> tupl
     file = SupernetFile.read(folder)
     if file.default != graph.default or file.input_shape != graph.input_shape:
         raise UserError(
-            f"{folder} holds a supernet of another network ({file.network}, {len(file.default)} groups, input {list(file.input_shape)}); "
-            f"the parameters name one with {len(graph.groups)} groups and input {list(graph.input_shape)}: run `dvc repro supernet`"
+            f"{folder} holds a supernet of another network ({file.network}, {len(file.default)} groups, "
+            f"input {list(file.input_shape)}); the parameters name one with {len(graph.groups)} groups and input "
+            f"{list(graph.input_shape)}: run `dvc repro supernet`"
         )
     supernet = Supernet(resize(network, graph, {name: levels[0] for name, levels in file.grid.items()}), graph)
     load_weights(supernet.network, folder / "weights.safetensors")
@@ -129,7 +140,24 @@ def trajectory_configurations(path: Path) -> Sequence[Channels]:
 
 
 def read_trajectory(path: Path) -> dict[str, Any]:
+    """The contents of ``trajectory.json``.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     if not path.exists():
         raise UserError(f"there is no trajectory at {path}; run `dvc repro search`")
-    values: dict[str, Any] = json.loads(path.read_text())
+    values = _read_json(path, "search")
+    if not isinstance(values.get("steps"), list):
+        raise UserError(f"{path} is not the file of a trajectory (it has no steps); run `dvc repro search`")
+    return values
+
+
+def _read_json(path: Path, stage: str) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); run `dvc repro {stage}` again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged (it holds no mapping); run `dvc repro {stage}` again")
     return values

@@ -16,9 +16,9 @@ def even_chunk(images: int, least: int) -> int:
 def search_chunks(
     data: PreparedData, machine: Machine, *, images: int, chunk: int, seed: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The first ``images`` of the search split in a fixed shuffled order, on the device, in equal chunks of at least ``chunk``.
+    """The first ``images`` of the search split in a fixed shuffled order, in equal chunks of at least ``chunk``.
 
-    Shuffled, because a chunk is its own batch statistics and must hold all classes.
+    They are on the device. Shuffled, because a chunk is its own batch statistics and must hold all classes.
     """
     count = min(images, data.info.counts["search"])
     size = even_chunk(count, chunk)

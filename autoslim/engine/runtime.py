@@ -79,7 +79,10 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds torch's global generators. Data order and random widths have generators of their own, keyed by (seed, step)."""
+    """Seeds torch's global generators.
+
+    Data order and random widths have generators of their own, keyed by (seed, step).
+    """
     torch.manual_seed(seed)
 
 

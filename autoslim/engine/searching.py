@@ -76,7 +76,8 @@ def search(
         progress.expect(len(steps) - 1)
     if steps[-1].cost > limit:
         progress.write(
-            f"search: the narrowest subnet takes {format_amount(steps[-1].cost, resource)}, more than search.stop asks ({format_amount(limit, resource)})"
+            f"search: the narrowest subnet takes {format_amount(steps[-1].cost, resource)}, "
+            f"more than search.stop asks ({format_amount(limit, resource)})"
         )
     configurations = {
         "default": graph.default,

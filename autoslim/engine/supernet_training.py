@@ -53,8 +53,8 @@ def train_supernet(
     """Trains the supernet of ``network`` by the sandwich rule (paper section 1.2) and writes it to ``folder``.
 
     Returns:
-        A row of figures for each epoch, and the scores of the widest, default and narrowest configuration at the end, on
-        the search split under batch statistics.
+        A row of figures for each epoch, and the scores of the widest, default and narrowest configuration at the end,
+        on the search split under batch statistics.
     """
     levels = span.grid(graph)
     watched = subnets_watched(graph, levels)

@@ -63,7 +63,7 @@ def train(
         label: names the run in the progress shown.
 
     Raises:
-        UserError: the loss is no longer finite. The last checkpoint has the last good weights.
+        UserError: the loss or a weight is no longer finite. The last checkpoint has the last good weights.
     """
     rows: list[Row] = []
     losses: list[Tensor] = []  # of this epoch, on the device
@@ -77,7 +77,10 @@ def train(
         for earlier in rows:
             observe(earlier)
 
+    divergence = _Divergence(plan, checkpoints.path(name))
+
     def save() -> None:
+        divergence.check_weights(network, number)
         kept = torch.stack(losses).cpu() if losses else torch.empty(0)
         checkpoints.save(
             name,
@@ -104,12 +107,12 @@ def train(
                 optimiser.zero_grad(set_to_none=True)
                 number += 1
                 if len(losses) % SYNC_EVERY == 0:
-                    progress.show(loss=_finite_mean(losses, number, epoch, checkpoints, name))
+                    progress.show(loss=divergence.mean(losses, number))
                     if time.monotonic() - saved_at > plan.checkpoint_every_s:
                         save()
                         saved_at = time.monotonic()
                 progress.advance()
-            mean = _finite_mean(losses, number, epoch, checkpoints, name)
+            mean = divergence.mean(losses, number)
             row: Row = {"epoch": epoch + 1, "learning_rate": learning_rate(number - 1), "loss": mean, **validate()}
             rows.append(row)
             losses = []
@@ -123,18 +126,31 @@ def train(
     return rows
 
 
-def _finite_mean(losses: list[Tensor], number: int, epoch: int, checkpoints: Checkpoints, name: str) -> float:
-    """The mean of this epoch's losses so far."""
-    values = torch.stack(losses)
-    if not bool(values.isfinite().all()):
-        first = int((~values.isfinite()).nonzero()[0])
-        step = number - len(losses) + first + 1
-        path = checkpoints.path(name)
-        kept = f"the last good weights are in {path}" if path.exists() else "no checkpoint was written before it"
+class _Divergence:
+    """Looks whether numbers are still finite, and tells the user where to find the last good weights if not."""
+
+    def __init__(self, plan: Plan, checkpoint: Path) -> None:
+        self.plan, self.checkpoint = plan, checkpoint
+
+    def mean(self, losses: list[Tensor], done: int) -> float:
+        """The mean of this epoch's losses so far, the last one of step ``done``."""
+        values = torch.stack(losses)
+        if not bool(values.isfinite().all()):
+            first = int((~values.isfinite()).nonzero()[0])
+            self._stop(f"the loss is {float(values[first])} at step", done - len(losses) + first + 1)
+        return float(values.mean())
+
+    def check_weights(self, network: nn.Module, done: int) -> None:
+        if not bool(torch.stack([parameter.isfinite().all() for parameter in network.parameters()]).all()):
+            self._stop("weights are no longer finite after step", done)
+
+    def _stop(self, what: str, step: int) -> None:
+        there = self.checkpoint.exists()
+        kept = f"the last good weights are in {self.checkpoint}" if there else "no checkpoint was written before it"
         raise UserError(
-            f"the loss is {float(values[first])} at step {step} (epoch {epoch + 1}); {kept}; lower learning_rate, or set precision to fp32"
+            f"{what} {step} (epoch {(step - 1) // self.plan.steps_per_epoch + 1}); {kept}; "
+            "lower learning_rate, or set precision to fp32"
         )
-    return float(values.mean())
 
 
 def label_step(

@@ -1,8 +1,10 @@
 """Networks from their import path, as ``params.yaml`` and the command line name them."""
 
+import copy
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoslim.networks.tracing import on_meta
-from autoslim.vocabulary.errors import UserError
+from autoslim.networks.copying import named_tensors, on_meta
+from autoslim.vocabulary.errors import UserError, first_line
 
 _HOW = "write package.module:callable (torchvision.models:resnet50), timm:NAME or path/to/file.py:callable"
 
@@ -21,7 +23,7 @@ def build_network(name: str, kwargs: Mapping[str, Any], classes: int | None = No
 
     Args:
         name: ``package.module:callable``, ``timm:model_name`` or ``path/to/file.py:callable``.
-        kwargs: for the callable. ``num_classes`` is added from ``classes`` where the callable takes it and it is not given.
+        kwargs: for the callable. Where it takes ``num_classes`` and none is given, ``classes`` is added as that.
         classes: number of classes of the data, if known.
 
     Raises:
@@ -35,7 +37,8 @@ def build_network(name: str, kwargs: Mapping[str, Any], classes: int | None = No
         network = constructor(**arguments)
     except Exception as error:
         raise UserError(
-            f"model.name {name!r} with model.kwargs {arguments} cannot be built: {error}; correct model.kwargs"
+            f"model.name {name!r} with model.kwargs {arguments} cannot be built: {first_line(error)}; "
+            "correct model.kwargs"
         ) from error
     if not isinstance(network, nn.Module):
         raise UserError(
@@ -45,19 +48,19 @@ def build_network(name: str, kwargs: Mapping[str, Any], classes: int | None = No
 
 
 def check_network(network: nn.Module, name: str, input_shape: tuple[int, int, int], classes: int) -> None:
-    """Runs the network's structure on the meta device, without arithmetic.
+    """Runs the network's structure on the meta device, without arithmetic; one that depends on data runs as it is.
 
     Raises:
         UserError: it does not take images of ``input_shape`` (C, H, W), or does not give one logit for each class.
     """
-    meta = on_meta(network).eval()
     try:
-        with torch.no_grad():
-            output = meta(torch.empty((2, *input_shape), device="meta"))
+        try:
+            output = _output(on_meta(network), input_shape)
+        except Exception:  # it may depend on data
+            output = _output(copy.deepcopy(network), input_shape)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"model {name!r} does not take images of {input_shape[0]}x{input_shape[1]}x{input_shape[2]}: {reason}; "
+            f"model {name!r} does not take images of {'x'.join(map(str, input_shape))}: {first_line(error)}; "
             "set data.channels and data.image_size, or model.kwargs, to what it expects"
         ) from error
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -66,6 +69,13 @@ def check_network(network: nn.Module, name: str, input_shape: tuple[int, int, in
             f"model {name!r} gives {shape[1] if isinstance(shape, tuple) and len(shape) == 2 else shape} outputs "
             f"for {classes} classes of data; set model.kwargs.num_classes: {classes}"
         )
+
+
+def _output(network: nn.Module, input_shape: tuple[int, int, int]) -> Any:
+    """What the network, put in evaluation mode, makes of two black images."""
+    device = next((tensor.device for tensor in named_tensors(network).values()), torch.device("cpu"))
+    with torch.no_grad(), device:
+        return network.eval()(torch.zeros((2, *input_shape)))
 
 
 def _find(name: str) -> Callable[..., Any]:
@@ -79,7 +89,7 @@ def _find(name: str) -> Callable[..., Any]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"model.name {name!r} cannot be imported: {error}; {_HOW}") from error
+        raise UserError(f"model.name {name!r} cannot be imported: {first_line(error)}; {_HOW}") from error
     constructor: Callable[..., Any] | None = getattr(module, attribute, None)
     if not callable(constructor):
         alike = (n for n in dir(module) if n.lower().startswith(attribute[:4].lower()))
@@ -97,7 +107,8 @@ def _find_timm(model: str) -> Callable[..., Any]:
     if not timm.is_model(model):
         near = timm.list_models(f"*{model[:6]}*")[:5]
         raise UserError(
-            f"model.name 'timm:{model}' is not a model of timm {timm.__version__}; near it: {', '.join(near) or 'nothing'}"
+            f"model.name 'timm:{model}' is not a model of timm {timm.__version__}; "
+            f"near it: {', '.join(near) or 'nothing'}"
         )
 
     def create(**kwargs: Any) -> Any:
@@ -112,12 +123,23 @@ def _load_file(path: Path) -> Any:
             f"model.name names the file {str(path)!r}, which does not exist; give its path from the repository's root"
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    others = sys.modules.get(spec.name)
+    sys.modules[spec.name] = module  # dataclasses look their module up there; it stays no longer than that
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.modules.pop(spec.name)
+        if others is not None:
+            sys.modules[spec.name] = others
     return module
 
 
 def _takes(constructor: Callable[..., Any], argument: str) -> bool:
-    parameters = inspect.signature(constructor).parameters.values()
+    try:
+        parameters = inspect.signature(constructor).parameters.values()
+    except ValueError:  # some built-in callables have none
+        return False
     return any(p.name == argument or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -1,7 +1,7 @@
 """What a trace knows of a network: its channel groups and how every tensor and every cost follows from their sizes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from autoslim.vocabulary.channels import ChannelGroup, Channels, scaled
@@ -27,15 +27,15 @@ Axis = tuple[Segment, ...]
 """A tensor's axis, as the runs of channels that it concatenates."""
 
 
-def axis_size(axis: Axis, channels: Mapping[str, int]) -> int:
+def axis_size(axis: Iterable[Segment], channels: Mapping[str, int]) -> int:
     return sum(segment.size(channels) for segment in axis)
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """A module's integer that follows from the channels (``in_channels``, ``groups``, ...): ``size(axis) * times // per``.
+    """A module's integer that follows from the channels (``in_channels``, ``groups``, ...).
 
-    ``as_tuple`` marks ``LayerNorm.normalized_shape``, which is a tuple of one.
+    It is ``size(axis) * times // per``. ``as_tuple`` marks ``LayerNorm.normalized_shape``, which is a tuple of one.
     """
 
     module: str
@@ -55,12 +55,14 @@ class Layer:
     """One call of a convolution or a linear layer, or of an average pooling.
 
     MACs per image are ``factor * size(inputs) * size(outputs)``: for a dense convolution ``factor`` is output positions
-    times kernel area; for a grouped one it also holds the inputs per group, and ``inputs`` is empty. ``positions`` is the
-    number of output positions (H' * W'), so ``positions * size(outputs)`` is the size of the activation.
+    times kernel area; for a grouped one it also holds the inputs per group, and ``inputs`` is empty. ``positions`` is
+    the number of output positions (H' * W'), so ``positions * size(outputs)`` is the size of the activation. What has
+    no slimming rule and still computes (a transposed convolution, an attention block) is of kind "other": ``factor`` is
+    all its MACs, and nothing is said of its activation.
     """
 
     name: str
-    kind: str  # "conv", "depthwise", "grouped", "linear" or "avgpool"
+    kind: str  # "conv", "depthwise", "grouped", "linear", "avgpool" or "other"
     factor: int
     inputs: Axis
     outputs: Axis
@@ -127,19 +129,23 @@ class ChannelGraph:
         raise UserError(f"resource {resource!r} has no closed form here; use macs or params")
 
     def check(self, channels: Mapping[str, int]) -> None:
-        """Raises:
-        UserError: ``channels`` is not a configuration of this network: other groups, or sizes that cannot be.
+        """Checks that ``channels`` is a configuration of this network.
+
+        Raises:
+            UserError: it has other groups, or sizes that cannot be.
         """
-        missing, unknown = self.groups.keys() - channels.keys(), channels.keys() - self.groups.keys()
-        if missing or unknown:
+        problems = [
+            f"{what} {', '.join(sorted(names)[:3])}{' ...' if len(names) > 3 else ''}"
+            for what, names in (
+                ("missing groups", self.groups.keys() - channels.keys()),
+                ("unknown groups", channels.keys() - self.groups.keys()),
+            )
+            if names
+        ]
+        if problems:
             raise UserError(
-                "channels do not fit this network: "
-                + "; ".join(
-                    f"{what} {', '.join(sorted(names)[:3])}{' ...' if len(names) > 3 else ''}"
-                    for what, names in (("missing groups", missing), ("unknown groups", unknown))
-                    if names
-                )
-                + f"; it has {len(self.groups)} groups (see `autoslim profile`)"
+                f"channels do not fit this network: {'; '.join(problems)}; "
+                f"it has {len(self.groups)} groups (see `autoslim profile`)"
             )
         for name, count in channels.items():
             unit = self.groups[name].unit

@@ -10,18 +10,19 @@ from torch import nn
 def initialise(network: nn.Module, seed: int) -> None:
     """Draws all weights anew, in place: the same numbers for the same seed and sizes, on any device.
 
-    Convolutions are normal with variance 2 / (kernel area * output channels), depthwise ones by the same formula, linear
-    layers normal with standard deviation 0.01, biases 0, normalisation layers 1 and 0 (paper section 1.2, "init"; it is
-    also what torchvision's MobileNetV2 does). Running statistics are reset. Other parameters (layer scales, say) keep
-    their mean where they are constant; where they are not they are drawn with the mean and deviation that they have.
+    Convolutions are normal with variance 2 / (kernel area * output channels), depthwise ones by the same formula,
+    linear layers normal with standard deviation 0.01, biases 0, normalisation layers 1 and 0 (paper section 1.2,
+    "init"; it is also what torchvision's MobileNetV2 does). Running statistics are reset. Other parameters (layer
+    scales, say) keep their mean where they are constant; where they are not they are drawn with the mean and deviation
+    that they have.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         own = dict(module.named_parameters(recurse=False))
-        if isinstance(module, nn.modules.conv._ConvNd):
+        if isinstance(module, nn.modules.conv._ConvNd) and "weight" in own:
             deviation = math.sqrt(2 / (math.prod(module.kernel_size) * module.out_channels))
             _normal(own.pop("weight"), 0, deviation, generator)
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Linear) and "weight" in own:
             _normal(own.pop("weight"), 0, 0.01, generator)
         elif "weight" in own and _is_normalisation(module):
             own.pop("weight").fill_(1)

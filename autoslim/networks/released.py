@@ -53,7 +53,7 @@ class Released:
 
 
 def layers(family: str) -> Sequence[str]:
-    """The layers of a family's network whose output channels its lists give, in the lists' order, without the classes."""
+    """The layers of a family's network whose output channels its lists give, in their order, without the classes."""
     if family == "mobilenet_v1":
         return ["features.0.0", *(f"features.{block}.1.0" for block in range(1, 14))]
     if family == "mobilenet_v2":

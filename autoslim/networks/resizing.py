@@ -1,12 +1,11 @@
 """``resize``: the same network with other numbers of channels."""
 
-import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autoslim.networks.copying import copy_with, named_tensors
 from autoslim.networks.graph import Axis, ChannelGraph, axis_size
 from autoslim.vocabulary.errors import UserError
 
@@ -28,13 +27,13 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int])
     """
     graph.check(channels)
     present = present_channels(network, graph)
-    memo: dict[int, Any] = {}
-    tensors = dict(network.named_parameters()) | dict(network.named_buffers())
-    for name, axes in graph.tensors.items():
-        tensor = tensors[name]
-        data = _resized(tensor.detach(), axes, present, channels)
-        memo[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
-    result = copy.deepcopy(network, memo)
+
+    def replace(name: str, tensor: Tensor) -> Tensor:
+        if name not in graph.tensors:
+            return tensor.clone()
+        return _resized(tensor, graph.tensors[name], present, channels)
+
+    result = copy_with(network, replace)
     for attribute in graph.attributes:
         setattr(result.get_submodule(attribute.module), attribute.name, attribute.value(channels))
     return result
@@ -46,21 +45,34 @@ def present_channels(network: nn.Module, graph: ChannelGraph) -> dict[str, int]:
     Raises:
         UserError: it is not such a network.
     """
-    tensors = dict(network.named_parameters()) | dict(network.named_buffers())
-    present: dict[str, int] = {}
+    tensors = named_tensors(network)
     for name, axes in graph.tensors.items():
         if name not in tensors or tensors[name].dim() != len(axes):
             raise UserError(
                 f"this is not the network that was traced: it has no tensor {name!r} of {len(axes)} dimensions"
             )
-        for axis, size in zip(axes, tensors[name].shape, strict=True):
-            if len(axis) == 1 and axis[0].group is not None:
-                present.setdefault(axis[0].group, size // axis[0].count * axis[0].unit)
+    sizes = dict.fromkeys(
+        (axis, size)
+        for name, axes in graph.tensors.items()
+        for axis, size in zip(axes, tensors[name].shape, strict=True)
+    )
+    present: dict[str, int] = {}
+    before = -1
+    while len(present) > before:  # an axis tells the size of a group when those of all others on it are known
+        before = len(present)
+        for axis, size in sizes:
+            unknown = {s.group: s.unit for s in axis if s.group is not None and s.group not in present}
+            if len(unknown) == 1:
+                [(group, unit)] = unknown.items()
+                known = axis_size((s for s in axis if s.group != group), present)
+                present[group] = (size - known) // sum(s.count for s in axis if s.group == group) * unit
+    present = {name: present.get(name, group.size) for name, group in graph.groups.items()}
     for name, axes in graph.tensors.items():
         expected = tuple(axis_size(axis, present) for axis in axes)
         if tuple(tensors[name].shape) != expected:
             raise UserError(
-                f"this is not the network that was traced: {name} is {tuple(tensors[name].shape)}, its groups make it {expected}"
+                f"this is not the network that was traced: {name} is {tuple(tensors[name].shape)}, "
+                f"its groups make it {expected}"
             )
     return present
 
@@ -78,11 +90,10 @@ def kept(axis: Axis, wide: Mapping[str, int], narrow: Mapping[str, int]) -> list
 
 def _resized(tensor: Tensor, axes: tuple[Axis, ...], present: Mapping[str, int], channels: Mapping[str, int]) -> Tensor:
     for dimension, axis in enumerate(axes):
-        size = axis_size(axis, channels)
-        if size == tensor.shape[dimension]:
+        if all(segment.size(channels) == segment.size(present) for segment in axis):
             continue
         shape = [*tensor.shape]
-        shape[dimension] = size
+        shape[dimension] = axis_size(axis, channels)
         target = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
         for start, to, length in kept(axis, present, channels):
             target.narrow(dimension, to, length).copy_(tensor.narrow(dimension, start, length))

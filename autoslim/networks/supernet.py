@@ -1,24 +1,25 @@
 """``Supernet``: one network whose channels are selectable at run time, its weights shared by all configurations."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autoslim.networks.copying import copy_with
 from autoslim.networks.graph import Attribute, Axis, ChannelGraph
 from autoslim.networks.resizing import kept, present_channels, resize
 from autoslim.vocabulary.channels import Channels
+from autoslim.vocabulary.errors import UserError
 
 
 class Supernet(nn.Module):
     """The network at its widest, with ``select`` to run any narrower configuration with slices of the same weights.
 
-    The network is the user's own and its ``forward`` runs unchanged. A selected configuration is put before it as views:
-    an instance attribute named like a parameter shadows the parameter when a module reads ``self.weight``, while
-    ``parameters()``, ``state_dict()`` and the optimiser go on seeing the shared one. Only tensors of concatenated inputs
-    (a layer that reads several groups) need a gather, made at ``select``.
+    The network is the user's own and its ``forward`` runs unchanged. A selected configuration is put before it as
+    views: an instance attribute named like a parameter shadows the parameter when a module reads ``self.weight``, while
+    ``parameters()``, ``state_dict()`` and the optimiser go on seeing the shared one. Only tensors of concatenated
+    channels (a layer that reads several groups) need a gather, made anew at each ``forward``.
 
     Batch normalisation always uses the statistics of its own batch (paper section 1.2, "BN in training"): statistics of
     subnets that share weights would mix. Running statistics are removed; ``extract`` gives them back, fresh.
@@ -33,25 +34,29 @@ class Supernet(nn.Module):
         self.network = network
         self.graph = graph
         self.widest: Channels = present_channels(network, graph)
-        # The structure with running statistics, for extract(); in a tuple, so that it is no submodule.
-        memo: dict[int, Any] = {id(p): nn.Parameter(torch.empty(0), p.requires_grad) for p in network.parameters()}
-        self._plain = (copy.deepcopy(network, memo),)
-        self.network.apply(_use_batch_statistics)
         self.selected: Channels = dict(self.widest)
-        parameters = dict(network.named_parameters())
+        # The structure with running statistics, for extract(); in a tuple, so that it is no submodule.
+        names = {name for name, _ in network.named_parameters()}
+        self._plain = (copy_with(network, lambda name, t: t.new_empty(0) if name in names else t.clone()),)
+        self.network.apply(_use_batch_statistics)
         self._shadows: dict[str, list[_Shadow]] = {name: [] for name in graph.groups}
-        self._attributes: dict[str, list[Attribute]] = {name: [] for name in graph.groups}
-        for name, axes in graph.tensors.items():
-            if name not in parameters:
-                continue  # running statistics
-            path, _, own = name.rpartition(".")
-            shadow = _Shadow(network.get_submodule(path), own, axes)
-            for group in {segment.group for axis in axes for segment in axis if segment.group}:
-                self._shadows[group].append(shadow)
-        for attribute in graph.attributes:
-            for group in {segment.group for segment in attribute.axis if segment.group}:
-                self._attributes[group].append(attribute)
+        self._gathering: list[_Shadow] = []
         self._modules_by_path: dict[str, nn.Module] = dict(network.named_modules())
+        self._attributes: dict[str, list[Attribute]] = {name: [] for name in graph.groups}
+        for name, _ in network.named_parameters(remove_duplicate=False):
+            if name in graph.tensors:
+                self._add_shadow(name, graph.tensors[name])
+        for attribute in graph.attributes:
+            for group in _groups_of(attribute.axis):
+                self._attributes[group].append(attribute)
+
+    def _add_shadow(self, name: str, axes: tuple[Axis, ...]) -> None:
+        path, _, own = name.rpartition(".")
+        shadow = _Shadow(self.network.get_submodule(path), own, axes)
+        for group in _groups_of(*axes):
+            self._shadows[group].append(shadow)
+        if shadow.gathered:
+            self._gathering.append(shadow)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Supernet":
         raise TypeError(
@@ -63,7 +68,7 @@ class Supernet(nn.Module):
         """Makes ``channels`` the configuration that ``forward`` runs. Only what differs from the last one is touched.
 
         Raises:
-            UserError: ``channels`` does not fit the graph.
+            UserError: ``channels`` does not fit the graph, or a group is wider than in this supernet.
         """
         changed = [name for name, count in channels.items() if self.selected.get(name) != count]
         if len(channels) != len(self.selected) or any(name not in self.selected for name in changed):
@@ -71,8 +76,9 @@ class Supernet(nn.Module):
         for name in changed:
             if not 0 < channels[name] <= self.widest[name] or channels[name] % self.graph.groups[name].unit:
                 self.graph.check(channels)
-                raise ValueError(
-                    f"group {name} has at most {self.widest[name]} channels in this supernet, not {channels[name]}"
+                raise UserError(
+                    f"group {name} has at most {self.widest[name]} channels in this supernet, not {channels[name]}; "
+                    "select fewer or make a wider supernet"
                 )
         self.selected.update((name, channels[name]) for name in changed)
         shadows = {id(shadow): shadow for name in changed for shadow in self._shadows[name]}
@@ -84,30 +90,29 @@ class Supernet(nn.Module):
                 self._modules_by_path[attribute.module].__dict__[attribute.name] = attribute.value(self.selected)
 
     def forward(self, images: Tensor) -> Any:
+        for shadow in self._gathering:  # a gather is a copy: the weights may have been trained since
+            shadow.cast(self.widest, self.selected)
         return self.network(images)
 
     def extract(self, channels: Mapping[str, int]) -> nn.Module:
         """A plain network with ``channels`` and copies of the weights that ``select(channels)`` would use.
 
-        Its running statistics are fresh: recalibrate them (``algorithms.recalibration``) before evaluation. It shares no
-        memory with the supernet.
+        Its running statistics are fresh: recalibrate them (``algorithms.recalibration``) before evaluation. It shares
+        no memory with the supernet.
         """
-        plain = self._plain[0]
-        parameters = list(plain.parameters())
-        for target, source in zip(parameters, self.network.parameters(), strict=True):
-            target.data = source.detach()
-        cut = resize(plain, self.graph, channels)
-        for target in parameters:
-            target.data = torch.empty(0)
+        shared = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+        whole = copy_with(self._plain[0], lambda name, tensor: shared.get(name, tensor))
+        cut = resize(whole, self.graph, channels)
         for module in cut.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
-        return cut.train(self.network.training).to(next(cut.parameters()).device)
+        return cut.train(self.network.training)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "Supernet":
         selected = dict(self.selected)
         self.select(self.widest)  # views of weights that are about to move would go stale
         super()._apply(*args, **kwargs)
+        self._plain[0]._apply(*args, **kwargs)
         self.select(selected)
         return self
 
@@ -143,6 +148,10 @@ class _Shadow:
             self.module.__dict__.pop(self.name, None)
         else:
             self.module.__dict__[self.name] = view
+
+
+def _groups_of(*axes: Axis) -> set[str]:
+    return {segment.group for axis in axes for segment in axis if segment.group is not None}
 
 
 def _use_batch_statistics(module: nn.Module) -> None:

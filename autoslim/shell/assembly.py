@@ -29,7 +29,13 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
     network = build_network(model.name, model.kwargs, len(info.classes))
     check_leaves(network, model.name, model.leaves)
     shape = (info.channels, info.image_size, info.image_size)
-    check_network(network, model.name, shape, len(info.classes))
+    try:
+        check_network(network, model.name, shape, len(info.classes))
+    except UserError as misfit:
+        # What chooses by its data runs on no meta tensor; torch.fx fails there too, and says where in the code it is.
+        if "meta tensor" in str(misfit):
+            trace(network, torch.empty(1, *shape), leaves=model.leaves)
+        raise
     return network, trace(network, torch.empty(1, *shape), leaves=model.leaves)
 
 

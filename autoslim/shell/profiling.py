@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from autoslim.networks.copying import on_meta
 from autoslim.networks.graph import ChannelGraph, Layer, axis_size
 from autoslim.networks.resizing import resize
-from autoslim.networks.tracing import on_meta
 from autoslim.vocabulary.errors import UserError
 
 

@@ -316,7 +316,8 @@ def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> st
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=artifacts)
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # or the page opens on chat traces
+            return client.create_experiment(name, artifact_location=artifacts, tags=kind)
         except Exception:
             found = client.get_experiment_by_name(name)  # another process may have been quicker
             if found is None:

@@ -10,7 +10,7 @@ _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 
 UNITS: dict[str, dict[str, float]] = {"macs": _COUNT, "params": _COUNT, "latency": _MILLISECONDS, "memory": _BYTES}
-"""Resource -> the units a budget may have -> their size in the resource's own unit (1 MAC, 1 parameter, 1 ms, 1 byte)."""
+"""Resource -> the units a budget may have -> their size in the resource's own (1 MAC, 1 parameter, 1 ms, 1 byte)."""
 
 EXAMPLES = {"macs": "305M, 0.57G or 50%", "params": "3.4M or 50%", "latency": "12ms or 50%", "memory": "20MB or 50%"}
 
@@ -19,7 +19,7 @@ _AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s
 
 @dataclass(frozen=True)
 class Budget:
-    """An upper bound: ``amount`` in the resource's own unit, or, where ``relative``, a fraction of the default network's."""
+    """An upper bound: ``amount`` in the resource's own unit, or (``relative``) a fraction of the default network's."""
 
     text: str
     amount: float
@@ -49,14 +49,14 @@ def parse_budget(text: str | float, resource: str = "macs") -> Budget:
     sizes = {name.lower(): size for name, size in units.items()} if units is _COUNT else units
     unit_key = unit.lower() if units is _COUNT else unit
     if unit_key not in sizes:
-        fits = [name for name, others in UNITS.items() if unit in others]
+        fits = [name for name, others in UNITS.items() if unit and unit in others]
         hint = f" ({unit} measures {' and '.join(fits)}: set resource)" if fits else ""
         raise UserError(f"budget {text!r} has no unit of {resource}{hint}; write it like {EXAMPLES[resource]}")
     return Budget(str(text), number * sizes[unit_key], relative=False)
 
 
 def format_amount(value: float, resource: str = "macs") -> str:
-    """``value`` in the resource's own unit as people write it, three significant digits: ``305M``, ``1.42M``, ``12.3ms``."""
+    """``value`` in the resource's own unit as people write it, to three digits: ``305M``, ``1.42M``, ``12.3ms``."""
     units = UNITS[resource]
     names = [name for name in units if not name.endswith("iB")]
     name = next((n for n in reversed(names) if abs(value) >= units[n]), names[0])
@@ -64,6 +64,6 @@ def format_amount(value: float, resource: str = "macs") -> str:
     if abs(number) >= 999.5 and name != names[-1]:
         name = names[names.index(name) + 1]
         number = value / units[name]
-    digits = max(0, 2 - int(len(str(int(abs(number)))) - 1)) if number else 0
+    digits = max(0, 3 - len(str(int(abs(number)))))
     text = f"{number:.{digits}f}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{name}"

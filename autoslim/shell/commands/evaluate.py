@@ -1,7 +1,8 @@
 """``autoslim evaluate``: a retrained network's accuracy, computed again."""
 
+from enum import StrEnum
 from statistics import fmean, stdev
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -10,11 +11,16 @@ from autoslim.shell.commands.project import enter_project
 from autoslim.shell.exits import ending_clearly
 
 
+class Split(StrEnum):
+    SEARCH = "search"
+    TEST = "test"
+
+
 @ending_clearly
 def evaluate_cli(
     method: Annotated[str, typer.Argument(help="autoslim or uniform.")],
     seed: Annotated[int | None, typer.Option("--seed", help="Of this seed alone. Default: all seeds.")] = None,
-    split: Annotated[Literal["search", "test"], typer.Option("--split", help="The images to look at.")] = "test",
+    split: Annotated[Split, typer.Option("--split", help="The images to look at.")] = Split.TEST,
 ) -> None:
     """Evaluate a method's retrained networks again, on the test or the search split.
 

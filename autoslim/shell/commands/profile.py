@@ -42,8 +42,11 @@ def profile_cli(
     ] = None,
     width: Annotated[float | None, typer.Option("--width", help="Width multiplier on every group.")] = None,
     divisor: Annotated[
-        int, typer.Option("--divisor", min=1, help="--width rounds to multiples of this, as the MobileNet papers do.")
-    ] = 8,
+        int | None,
+        typer.Option(
+            "--divisor", min=1, help="--width rounds to multiples of this. Default 8, or that of params.yaml."
+        ),
+    ] = None,
     channels: Annotated[
         Path | None,
         typer.Option("--channels", metavar="FILE", help="JSON of channels by group, such as a stage's channels.json."),
@@ -65,11 +68,13 @@ def profile_cli(
     """
     given = read_channels(channels) if channels else None
     if name is None:
-        name, network, graph = _network_of_params(image, size, classes, kwargs or [], leaves or [])
+        name, network, graph, multiple = _network_of_params(image, size, classes, kwargs or [], leaves or [])
     else:
         shape = input_shape(image, size) or (3, 224, 224)
-        network, graph = _named_network(name, shape, classes, keyword_values(kwargs or []), leaves or [])
-    chosen = _configuration(graph, width, divisor, given)
+        asked = {"num_classes": classes} if classes else {}
+        network, graph = _named_network(name, shape, None, asked | keyword_values(kwargs or []), leaves or [])
+        multiple = 8
+    chosen = _configuration(graph, width, divisor or multiple, given)
     from autoslim.shell.profiling import counted_by_ptflops, profile
 
     values = {"network": name, **profile(network, graph, chosen)}
@@ -111,13 +116,18 @@ def print_profile(values: dict[str, Any], *, layers: bool) -> None:
     ]
     facts += [("keeps its size", f"{layer}: {reason}") for layer, reason in values["fixed"].items()]
     if counted := values.get("ptflops"):
-        facts.append(("ptflops", f"{counted['macs']:,} MACs, {counted['params']:,} parameters"))
+        said = f"{counted['macs']:,} MACs, {counted['params']:,} parameters"
+        facts.append(("ptflops", f"{said}: {'the same' if _agree(values) else 'not the same'}"))
     print_facts(facts)
+
+
+def _agree(values: dict[str, Any]) -> bool:
+    return all(values["totals"][key] == count for key, count in values["ptflops"].items())
 
 
 def _check_agreement(values: dict[str, Any]) -> None:
     counted, totals = values["ptflops"], values["totals"]
-    if any(counted[key] != totals[key] for key in counted):
+    if not _agree(values):
         raise UserError(
             f"ptflops counts {counted['macs']:,} MACs and {counted['params']:,} parameters, the profile "
             f"{totals['macs']:,} and {totals['params']:,}: the network computes in operations other than convolution "
@@ -153,8 +163,11 @@ def _named_network(
 
 def _network_of_params(
     image: str | None, size: int | None, classes: int | None, kwargs: Sequence[str], leaves: Sequence[str]
-) -> tuple[str, "nn.Module", "ChannelGraph"]:
-    """The network that ``params.yaml`` names, on the prepared data's images unless options say otherwise."""
+) -> tuple[str, "nn.Module", "ChannelGraph", int]:
+    """What ``params.yaml`` names: the network's name, the network and its graph, and the divisor of channel numbers.
+
+    Images and classes are those of the prepared data unless options say otherwise.
+    """
     if find_project() is None:
         raise UserError(
             "no network is named, and this is no autoslim project; name one, such as `autoslim profile "
@@ -165,14 +178,16 @@ def _network_of_params(
     from autoslim.shell.params import load_params
     from autoslim.shell.places import PREPARED
 
-    model = load_params().model
+    params = load_params()
+    model = params.model
     shape = input_shape(image, size)
     if shape is None or classes is None:
         info = read_info(PREPARED)
         shape = shape or (info.channels, info.image_size, info.image_size)
         classes = classes or len(info.classes)
     arguments = model.kwargs | keyword_values(kwargs)
-    return model.name, *_named_network(model.name, shape, classes, arguments, [*model.leaves, *leaves])
+    network, graph = _named_network(model.name, shape, classes, arguments, [*model.leaves, *leaves])
+    return model.name, network, graph, params.supernet.grid.divisor
 
 
 def _configuration(graph: "ChannelGraph", width: float | None, divisor: int, given: Channels | None) -> Channels:

@@ -13,7 +13,6 @@ from autoslim.shell.exits import ending_clearly
 from autoslim.vocabulary.errors import UserError
 
 
-@ending_clearly
 def stage_cli(
     name: Annotated[str, typer.Argument(help="prepare, supernet, search, retrain or report.")],
     method: Annotated[str | None, typer.Argument(help="For retrain: autoslim or uniform.")] = None,
@@ -30,21 +29,20 @@ def stage_cli(
 
     autoslim stage retrain autoslim --traceback
     """
-    run_stage(enter_project() / "stages", name, method, traceback=traceback)
+    (run_stage if traceback else ending_clearly(run_stage))(name, method)
 
 
-def run_stage(folder: Path, name: str, method: str | None, *, traceback: bool) -> None:
-    """Calls ``main`` of the stage's file.
+def run_stage(name: str, method: str | None) -> None:
+    """Calls ``main`` of the stage's file, and lets its errors pass.
 
     Raises:
         UserError: there is no such stage, or it takes a method and none is given (or the other way round).
     """
+    folder = enter_project() / "stages"
     stages = sorted(path.stem for path in folder.glob("*.py"))
     if name not in stages:
         raise UserError(f"there is no stage {name!r}; stages are {', '.join(stages) or f'missing in {folder}'}")
-    main = _main(folder / f"{name}.py")
-    if traceback:
-        main = inspect.unwrap(main)
+    main = inspect.unwrap(_main(folder / f"{name}.py"))
     takes_method = bool(inspect.signature(main).parameters)
     if takes_method and method is None:
         raise UserError(f"stage {name} needs a method; write `autoslim stage {name} autoslim`")

@@ -1,0 +1,114 @@
+"""From channel groups to the channel graph: sizes, axes, attributes and costs."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from autoslim.networks.copying import named_tensors
+from autoslim.networks.graph import Attribute, Axis, ChannelGraph, Layer, Segment
+from autoslim.networks.tracing.grouping import Grouping
+from autoslim.networks.tracing.operations import CONVOLUTIONS, NORMALISATIONS
+from autoslim.networks.tracing.record import Call, Record
+from autoslim.vocabulary.channels import ChannelGroup
+
+
+def build_graph(network: nn.Module, record: Record, input_shape: tuple[int, ...]) -> ChannelGraph:
+    """The channel graph of a network whose labels have been propagated."""
+    modules = dict(network.named_modules())
+    grouping = Grouping(record, {source for source in record.labels.sources if source in modules})
+    expansions = _expansions(grouping, record)
+    groups = {
+        name: ChannelGroup(name, group.size, group.unit, group.members, expansions.get(name))
+        for name, group in grouping.groups.items()
+    }
+    tensors = _tensors(network, grouping, record)
+    parameters = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    reasons = {source: grouping.reason(source) for source in record.labels.sources if source in modules}
+    return ChannelGraph(
+        groups=groups,
+        tensors=tensors,
+        attributes=tuple(_attributes(modules, grouping, record)),
+        layers=tuple(_layer(grouping, call) for call in record.calls),
+        fixed={source: reason for source, reason in reasons.items() if reason is not None} | record.fixed,
+        input_shape=input_shape,
+        other_params=sum(count for name, count in parameters.items() if name not in tensors),
+        parameter_names=frozenset(parameters) & frozenset(tensors),
+    )
+
+
+def _tensors(network: nn.Module, grouping: Grouping, record: Record) -> dict[str, tuple[Axis, ...]]:
+    """The axes of each tensor that depends on a group, under each of its names."""
+    tensors = {}
+    for name, tensor in named_tensors(network).items():
+        known = record.tensors.get(record.first_name[name], {})
+        axes = tuple(
+            grouping.axis(known[axis]) if axis in known else (Segment(None, size),)
+            for axis, size in enumerate(tensor.shape)
+        )
+        if _slimmable(*axes):
+            tensors[name] = axes
+    return tensors
+
+
+def _layer(grouping: Grouping, call: Call) -> Layer:
+    inputs = grouping.axis(call.inputs) if call.inputs is not None else ()
+    return Layer(call.name, call.kind, call.factor, inputs, grouping.axis(call.outputs), call.positions, call.weight)
+
+
+def _expansions(grouping: Grouping, record: Record) -> dict[str, tuple[str, int]]:
+    """Hidden layers of inverted residuals, each with the group it expands and how many times.
+
+    They are made by one 1x1 convolution, a whole number of times as wide as its input, carried by a depthwise one, and
+    projected back to fewer channels (MobileNetV1 widens too, but never goes back).
+    """
+    projected = {
+        axis[0].group: len(call.outputs)
+        for call in record.calls
+        if call.kind == "conv" and call.inputs is not None and len(axis := grouping.axis(call.inputs)) == 1
+    }
+    found = {}
+    for name, group in grouping.groups.items():
+        dense = [member for member in group.members if member in record.feeds]
+        if dense != [name] or not record.depthwise.intersection(group.members):
+            continue
+        axis = grouping.axis(record.feeds[name])
+        if len(axis) == 1 and axis[0].group and axis[0].count == axis[0].unit:
+            factor, rest = divmod(group.size, grouping.groups[axis[0].group].size)
+            if rest == 0 and factor > 1 and projected.get(name, group.size) < group.size:
+                found[name] = (axis[0].group, factor)
+    return found
+
+
+def _attributes(modules: dict[str, nn.Module], grouping: Grouping, record: Record) -> Iterator[Attribute]:
+    """The integers of each module that follow from its channels."""
+    for path, (out, into) in record.modules.items():
+        module = modules[path]
+        outputs = grouping.axis(out)
+        inputs = grouping.axis(into) if into is not None else ()
+        if not _slimmable(outputs, inputs):
+            continue
+        if isinstance(module, CONVOLUTIONS):
+            yield Attribute(path, "out_channels", outputs)
+            if module.groups == 1:
+                yield Attribute(path, "in_channels", inputs)
+            else:
+                wide_in, wide_out = module.in_channels // module.groups, module.out_channels // module.groups
+                yield Attribute(path, "groups", outputs, per=wide_out)
+                yield Attribute(path, "in_channels", outputs, times=wide_in, per=wide_out)
+        elif isinstance(module, nn.Linear):
+            yield Attribute(path, "out_features", outputs)
+            yield Attribute(path, "in_features", inputs)
+        elif isinstance(module, NORMALISATIONS):
+            yield Attribute(path, "num_features", outputs)
+        elif isinstance(module, nn.LayerNorm):
+            yield Attribute(path, "normalized_shape", outputs, as_tuple=True)
+        elif isinstance(module, nn.GroupNorm):
+            yield Attribute(path, "num_channels", outputs)
+            if module.num_groups > 1:
+                yield Attribute(path, "num_groups", outputs, per=module.num_channels // module.num_groups)
+        elif isinstance(module, nn.PReLU):
+            yield Attribute(path, "num_parameters", outputs)
+
+
+def _slimmable(*axes: Axis) -> bool:
+    return any(segment.group for axis in axes for segment in axis)

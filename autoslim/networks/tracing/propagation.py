@@ -1,0 +1,76 @@
+"""Carries channel labels through a traced network, one rule for each kind of operation.
+
+Anything without a rule keeps its channels as they are, with the operation and its place in the source as the reason: a
+network may then be slimmed less, but never wrongly.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from autoslim.networks.tracing.carrying import Carrier, Rule, blank, describe, leaves
+from autoslim.networks.tracing.counting import macs_of
+from autoslim.networks.tracing.layers import layer_rule
+from autoslim.networks.tracing.passing import operation_rule, passing_module_rule, read_tensor
+from autoslim.networks.tracing.record import Record
+
+
+class Propagation(fx.Interpreter):
+    """Runs a traced network on tensors of the default device and carries labels beside the values."""
+
+    def __init__(self, module: fx.GraphModule, record: Record, batch: int) -> None:
+        super().__init__(module)
+        self.carrier = Carrier(dict(module.named_modules()), record, batch)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        # torch.fx keeps constants on the device that they were made on.
+        return value.to(torch.get_default_device()) if isinstance(value, Tensor) else value
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.carrier.values[n] = None if isinstance(value, Tensor) else value
+        self.carrier.flows[n] = self._flow(n, value)
+        return value
+
+    def _flow(self, node: fx.Node, value: Any) -> Any:
+        if node.op == "placeholder":
+            return blank(value)
+        if node.op == "get_attr":
+            return read_tensor(self.carrier, str(node.target), value)
+        if node.op == "output":
+            self.carrier.fix(self.carrier.all_given(node), "it is the network's output")
+            return None
+        if not any(isinstance(leaf, Tensor) for leaf in leaves(value)):
+            return None
+        rule = self._rule(node)
+        calls = len(self.carrier.record.calls)
+        if rule is not None:
+            try:
+                return rule(self.carrier, node, value)
+            except Exception:  # NoRuleError, or an operation that is used in a way its rule does not know
+                del self.carrier.record.calls[calls:]
+        return self._unknown(node, value)
+
+    def _rule(self, node: fx.Node) -> Rule | None:
+        if node.op != "call_module":
+            return operation_rule(node)
+        module = self.carrier.modules[str(node.target)]
+        return layer_rule(module) or passing_module_rule(module)
+
+    def _unknown(self, node: fx.Node, value: Any) -> Any:
+        """Everything that the operation reads must stay; what it computes holds no channels."""
+        record, name = self.carrier.record, str(node.target)
+        reason = f"{describe(node, self.carrier.modules)} has no slimming rule"
+        self.carrier.fix(self.carrier.all_given(node), reason)
+        if node.op == "call_module" and any(True for _ in self.carrier.modules[name].parameters()):
+            record.fixed.setdefault(name, reason)
+            record.labels.fix(record.labels.sources.get(name, np.zeros(0, np.int64)), reason)
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        with torch.no_grad():
+            macs = macs_of(lambda: getattr(self, node.op)(node.target, args, kwargs)) // self.carrier.batch
+        if macs:
+            self.carrier.call(node, "other", macs, None, np.zeros(1, np.int64), 1)
+        return blank(value)

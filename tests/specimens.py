@@ -1,0 +1,106 @@
+"""Networks to test on, traced once for all tests, and random configurations of them."""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torchvision.models as tv
+from torch import Tensor, nn
+
+from autoslim import trace
+from autoslim.networks import families, zoo
+from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.resizing import resize
+
+torch.set_num_threads(2)
+
+MAIN = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "cifar_mobilenet_v2", "cifar_resnet18", "cifar_resnet50")
+"""What the issue names; all other torchvision networks here stand for a kind of operation."""
+OTHERS = (
+    "mobilenet_v1",
+    "mnasnet",
+    "densenet121",  # concatenation
+    "squeezenet1_1",  # concatenation, biases, no linear layer
+    "efficientnet_b0",  # squeeze-and-excitation, stochastic depth
+    "convnext_tiny",  # layer norm, layer scales, linear layers along the channels
+    "regnet_y_400mf",  # grouped convolutions and squeeze-and-excitation
+    "resnext50_32x4d",  # grouped convolutions
+    "shufflenet_v2_x0_5",  # splits and shuffles
+    "googlenet",  # auxiliary heads
+)
+
+_BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    "cifar_mobilenet_v2": zoo.mobilenet_v2,
+    "cifar_resnet18": zoo.resnet,
+    "cifar_resnet50": lambda: zoo.resnet(blocks=(3, 4, 6, 3), bottleneck=True),
+    "mobilenet_v1": families.MobileNetV1,
+    "mnasnet": families.MNasNet,
+    "googlenet": lambda: tv.googlenet(init_weights=False),
+}
+_SIZES = {"cifar_mobilenet_v2": 8, "cifar_resnet18": 8, "cifar_resnet50": 8, "squeezenet1_1": 64, "googlenet": 64}
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A network on the meta device, its graph, and the side of the small images it was traced with."""
+
+    name: str
+    network: nn.Module
+    graph: ChannelGraph
+    side: int
+
+    def images(self, count: int = 4) -> Tensor:
+        """(N, 3, S, S), always the same."""
+        return torch.randn(count, 3, self.side, self.side, generator=torch.Generator().manual_seed(1))
+
+    def real(self, channels: Mapping[str, int], dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The network at ``channels`` on the CPU, every parameter at random."""
+        network = resize(self.network, self.graph, channels).to_empty(device="cpu").to(dtype)
+        shuffle_weights(network)
+        return network
+
+
+@cache
+def specimen(name: str) -> Specimen:
+    with torch.device("cpu"):
+        network = build(name).to("meta")
+    side = _SIZES.get(name, 32)
+    return Specimen(name, network, trace(network, torch.empty(1, 3, side, side)), side)
+
+
+def build(name: str) -> nn.Module:
+    network: nn.Module = _BUILDERS[name]() if name in _BUILDERS else getattr(tv, name)()
+    return network
+
+
+@torch.no_grad()
+def shuffle_weights(network: nn.Module, seed: int = 0) -> None:
+    """Weights as at the start of a training, but none of them equal: a bias or a scale that is missed shows."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.reset_running_stats()
+        for name, parameter in module.named_parameters(recurse=False):
+            scale = parameter.dim() == 1 and name == "weight"
+            deviation = 0.1 if parameter.dim() < 2 else (2 / parameter[0].numel()) ** 0.5
+            parameter.copy_(torch.empty(parameter.shape).normal_(float(scale), deviation, generator=generator))
+
+
+def random_channels(graph: ChannelGraph, seed: int, low: float, high: float) -> dict[str, int]:
+    """Each group at a width of its own between ``low`` and ``high`` times its size, in whole units."""
+    draw = random.Random(seed)
+    return {
+        name: max(1, round(draw.uniform(low, high) * group.size / group.unit)) * group.unit
+        for name, group in graph.groups.items()
+    }
+
+
+def batch_statistics(network: nn.Module) -> nn.Module:
+    """A plain network set to what a supernet does: batch norm on its batch, everything else in evaluation mode."""
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    return network

@@ -1,0 +1,461 @@
+"""``autoslim``: what its commands print, against numbers had otherwise; exports load where autoslim is not."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import load_file
+from small_project import change_params, finished_project, mistake
+from typer.testing import CliRunner
+
+from autoslim.shell.cli import app
+
+MOBILENET = "torchvision.models:mobilenet_v2"
+
+
+@pytest.fixture(autouse=True)
+def _outside_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+
+
+@pytest.fixture
+def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which all stages have run, as the working directory. Tests change nothing in it."""
+    folder = finished_project(tmp_path_factory.getbasetemp())
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def printed(*arguments: str) -> str:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(*arguments: str) -> str:
+    """What a command says to a mistake: one line on stderr, exit code 1."""
+
+    def run() -> None:
+        app(list(arguments))
+
+    return mistake(run)
+
+
+def table(text: str, first: str) -> list[dict[str, str]]:
+    """The lines of a plain table whose header begins with ``first``, by header."""
+    lines = text.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(first))
+    headers = re.split(r"\s{2,}", lines[start].strip())
+    rows = []
+    for line in lines[start + 1 :]:
+        if not line.strip():
+            break
+        rows.append(dict(zip(headers, re.split(r"\s{2,}", line.strip()), strict=False)))
+    return rows
+
+
+def facts(text: str) -> dict[str, str]:
+    return dict(
+        re.split(r"\s{2,}", line, maxsplit=1) for line in text.splitlines() if re.match(r"[A-Za-z,% ]+\S  +\S", line)
+    )
+
+
+# Starting
+
+
+def test_help_needs_neither_torch_nor_mlflow() -> None:
+    heavy = "torch", "torchvision", "mlflow", "sklearn", "matplotlib", "dvc", "scipy", "numpy"
+    code = f"import sys, autoslim.shell.cli; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_help_comes_at_once() -> None:
+    command = [str(Path(sys.executable).with_name("autoslim")), "--help"]
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        seconds.append(time.perf_counter() - start)
+    for name in ("profile", "check", "trajectory", "compare", "evaluate", "export", "stage"):
+        assert re.search(rf"\b{name}\b", said)
+    assert min(seconds) < 2  # about 0.6 s; others may be using the machine
+
+
+@pytest.mark.parametrize("command", ["profile", "check", "trajectory", "compare", "evaluate", "export", "stage"])
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    assert f"autoslim {command}" in printed(command, "--help").split("Example", 1)[1]
+
+
+# profile
+
+
+def test_profile_works_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = printed("profile", MOBILENET, "--layers")
+    groups, layers = table(text, "group"), table(text, "layer")
+    assert len(groups) == 25
+    assert groups[0] == {
+        "group": "features.0.0",
+        "channels": "32",
+        "unit": "1",
+        "members": "features.0.0, features.1.conv.0.0",
+    }
+    said = facts(text)
+    assert said["MACs"] == "301M (300,774,272; with average pooling, as the authors count, 300,836,992)"
+    assert said["parameters"] == "3.5M (3,504,872)"
+    assert said["keeps its size"] == "classifier.1: it is the network's output"
+    assert layers[-1] == {"layer": "(all)", "kind": "300,774,272", "in": "100", "out": "3,504,872"}  # its empty cells
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_profile_counts_what_the_resized_network_has() -> None:
+    values = json.loads(printed("profile", MOBILENET, "--width", "0.75", "--classes", "10", "--json", "--verify"))
+    reference = torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.75)
+    # torchvision keeps the last convolution at 1280 below 1x; so does no uniform width: counted apart.
+    assert values["totals"]["params"] == values["ptflops"]["params"]
+    assert values["totals"]["macs"] == values["ptflops"]["macs"]
+    channels = {group["name"]: group["channels"] for group in values["groups"]}
+    shapes = {name: module.out_channels for name, module in reference.named_modules() if name in channels}
+    assert channels.pop("features.18.0") == 960
+    assert shapes.pop("features.18.0") == 1280
+    assert channels == shapes
+    assert sum(layer["macs"] for layer in values["layers"]) == values["totals"]["macs"]
+    normalised = sum(2 * m.num_features for m in reference.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    normalised -= 2 * (1280 - 960)
+    assert sum(layer["params"] for layer in values["layers"]) + normalised == values["totals"]["params"]
+    assert sum(layer["share"] for layer in values["layers"]) == pytest.approx(1)
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+def build(num_classes=4, width=8, act="ReLU"):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3), getattr(nn, act)(), nn.Conv2d(width, 6, 1, bias=False),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, num_classes),
+    )
+
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2)
+        return self.head(((x @ x.transpose(1, 2)) @ x).mean(2))
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NETWORK)
+    return tmp_path
+
+
+def test_profile_of_a_file_of_ones_own(net: Path) -> None:
+    text = printed(
+        "profile", "net.py:build", "--input", "1x10x12", "--kwargs", "width=16", "-k", "act=Hardswish", "--layers"
+    )
+    assert [group["channels"] for group in table(text, "group")] == ["16", "6"]
+    macs = 16 * 9 * 80 + 16 * 6 * 80 + 6 * 4  # 8 x 10 outputs
+    pooling = 6 * 80
+    assert facts(text)["MACs"].endswith(f"({macs:,}; with average pooling, as the authors count, {macs + pooling:,})")
+    first, second, last, others, _ = table(text, "layer")
+    assert [layer["parameters"] for layer in (first, second, last)] == ["160", "96", "28"]
+    assert (first["in"], first["out"], second["in"], second["out"]) == ("1", "16", "16", "6")
+    assert others["kind"] == "0"  # no normalisation: all parameters lie in layers
+
+
+def test_profile_takes_channels_from_a_file(net: Path) -> None:
+    Path("channels.json").write_text(json.dumps({"method": "mine", "channels": {"0": 3, "2": 5}}))
+    Path("bare.json").write_text(json.dumps({"0": 3, "2": 5}))
+    text = printed("profile", "net.py:build", "--input", "1x10x12", "--channels", "channels.json", "--verify")
+    assert [(group["channels"], group["default"]) for group in table(text, "group")] == [("3", "8"), ("5", "6")]
+    macs = 3 * 9 * 80 + 3 * 5 * 80 + 5 * 4
+    assert f"({macs:,};" in facts(text)["MACs"]
+    assert facts(text)["ptflops"] == f"{macs:,} MACs, {3 * 10 + 3 * 5 + 5 * 4 + 4} parameters: the same"
+    assert printed("profile", "net.py:build", "--input", "1x10x12", "--channels", "bare.json", "--verify") == text
+
+
+def test_verify_fails_where_a_network_computes_otherwise(net: Path) -> None:
+    assert refused("profile", "net.py:Attends", "--input", "1x10x10", "--verify").startswith("ptflops counts ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nosuch:thing"], "model.name 'nosuch:thing' cannot be imported"),
+        (
+            ["net.py:build", "--input", "1x10"],
+            "--input '1x10' is no image size; write channels x height x width, such as",
+        ),
+        (
+            ["net.py:build", "--input", "1x9x9", "--size", "9"],
+            "--input and --size both give the images' size; give one",
+        ),
+        (["net.py:build", "--size", "9"], "does not run on an input of shape (1, 3, 9, 9): "),
+        (["net.py:build", "--input", "1x9x9", "-k", "width"], "--kwargs 'width' is not KEY=VALUE; write it like"),
+        (["net.py:build", "--input", "1x9x9", "-k", "width=[1"], "--kwargs 'width=[1': the value cannot be read"),
+        (["net.py:build", "--input", "1x9x9", "--width", "0"], "--width 0 is not possible; give a number above 0"),
+        (
+            ["net.py:Attends", "--classes", "3"],
+            "got an unexpected keyword argument 'num_classes'; correct model.kwargs",
+        ),
+        (["net.py:build", "--input", "1x9x9", "--leaf", "7"], "model.leaves names '7', which is no module of"),
+        (
+            ["net.py:build", "--input", "1x9x9", "--channels", "gone.json"],
+            "--channels gone.json cannot be read (No such",
+        ),
+        (["net.py:build", "--input", "1x9x9", "--channels", "net.py"], "--channels net.py is not JSON ("),
+        (
+            ["net.py:build", "--input", "1x9x9", "--channels", "list.json"],
+            "--channels list.json holds no numbers by group",
+        ),
+        (
+            ["net.py:build", "--input", "1x9x9", "--channels", "few.json"],
+            "channels do not fit this network: missing groups 2",
+        ),
+        (
+            ["net.py:build", "--input", "1x9x9", "--channels", "few.json", "--width", "1"],
+            "--width and --channels both choose the channels; give one of them",
+        ),
+        ([], "no network is named, and this is no autoslim project; name one, such as"),
+    ],
+)
+def test_profile_says_what_is_wrong(net: Path, arguments: list[str], told: str) -> None:
+    Path("list.json").write_text("[1, 2]")
+    Path("few.json").write_text('{"0": 3}')
+    assert told in refused("profile", *arguments)
+
+
+def test_profile_without_a_name_is_of_the_projects_network(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project / "stages")  # anywhere in the project
+    chosen = json.loads((project / "outputs/retrain/uniform/channels.json").read_text())
+    path = str(project / "outputs/retrain/uniform/channels.json")
+    values = json.loads(printed("profile", "--channels", path, "--json"))
+    assert values["input"] == [1, 8, 8]
+    assert (values["totals"]["macs"], values["totals"]["params"]) == (chosen["macs"], chosen["params"])
+    half = json.loads(printed("profile", "--width", "0.5", "--json"))
+    assert all(group["channels"] == group["default"] // 2 for group in half["groups"])  # params.yaml's divisor is 2
+
+
+# trajectory and compare
+
+
+def test_trajectory_shows_every_step(project: Path) -> None:
+    steps = json.loads((project / "outputs/search/trajectory.json").read_text())["steps"]
+    rows = table(printed("trajectory"), "step")
+    assert [row["step"] for row in rows] == [str(step["step"]) for step in steps]
+    assert [row["slimmed"] for row in rows[1:]] == [step["slimmed"] for step in steps[1:]]
+    for before, step, row in zip(steps, steps[1:], rows[1:], strict=False):
+        group = step["slimmed"]
+        assert row["channels"] == f"{before['channels'][group]} -> {step['channels'][group]}"
+        assert float(row["top-1 (%)"]) == pytest.approx(100 * (1 - step["error"]), abs=0.0051)
+
+
+def test_trajectory_shows_what_budgets_get(project: Path) -> None:
+    trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
+    limit = 0.5 * trajectory["default"]["macs"]
+    best = max((step for step in trajectory["steps"] if step["macs"] <= limit), key=lambda step: step["macs"])
+    found = json.loads(printed("trajectory", "--budget", "50%", "--budget", "100%", "--json"))
+    assert found["50%"]["channels"] == best["channels"]
+    assert (
+        found["50%"]["channels"] == json.loads(Path("outputs/retrain/autoslim/channels.json").read_text())["channels"]
+    )
+    assert (found["50%"]["step"], found["50%"]["macs"]) == (best["step"], best["macs"])
+    assert found["100%"]["macs"] <= trajectory["default"]["macs"]
+    rows = table(printed("trajectory", "-b", "50%"), "group")
+    sizes = trajectory["default"]["channels"]
+    assert {row["group"]: row["default"] for row in rows} == {name: str(size) for name, size in sizes.items()}
+    assert {row["group"]: int(row["50%"].split()[0]) for row in rows} == best["channels"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [
+        ("much", "budget 'much' is not an amount of macs; write it like 305M, 0.57G or 50%"),
+        ("1", "budget 1 (1 MACs) is outside of the trajectory, from "),
+        ("900%", "budget 900% (110K MACs) is outside of the trajectory, from "),
+    ],
+)
+def test_trajectory_refuses_budgets_that_it_does_not_reach(project: Path, budget: str, told: str) -> None:
+    assert refused("trajectory", "--budget", budget).startswith(told)
+
+
+def test_compare_shows_the_reports_numbers(project: Path) -> None:
+    metrics = json.loads((project / "outputs/report/metrics.json").read_text())
+    rows = {row["method"]: row for row in table(printed("compare"), "method")}
+    assert rows.keys() == {"uniform", "autoslim"}
+    for method, row in rows.items():
+        mean, spread = (float(part) for part in row["top-1 on test (%)"].split(" ± "))
+        assert mean == pytest.approx(100 * metrics[method]["top1"], abs=0.0051)
+        assert spread == pytest.approx(100 * metrics[method]["top1_std"], abs=0.0051)
+        assert row["seeds"] == "2"
+    assert printed("compare").startswith("budget 50% = 6.1K MACs\n")
+
+
+# evaluate and export
+
+
+def test_evaluate_agrees_with_the_report(project: Path) -> None:
+    metrics = json.loads((project / "outputs/report/metrics.json").read_text())
+    rows = table(printed("evaluate", "autoslim"), "seed")
+    assert [row["seed"] for row in rows] == ["0", "1", "all"]
+    assert float(rows[-1]["top-1 on test (%)"].split()[0]) == pytest.approx(
+        100 * metrics["autoslim"]["top1"], abs=0.0051
+    )
+    (only,) = table(printed("evaluate", "autoslim", "--seed", "1", "--split", "search"), "seed")
+    curves = (project / "outputs/retrain/autoslim/curves.csv").read_text().splitlines()
+    names, last = curves[0].split(","), curves[-1].split(",")
+    expected = dict(zip(names, last, strict=True))
+    assert expected["seed"] == "1"
+    assert float(only["top-1 on search (%)"]) == pytest.approx(100 * float(expected["search_top1"]), abs=0.0051)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["evaluate", "random"],
+            "there is no retrained network of method 'random'; there are networks of autoslim and",
+        ),
+        (
+            ["evaluate", "uniform", "--seed", "7"],
+            "method uniform has no network of seed 7; its seeds are 0, 1: name one",
+        ),
+        (["export", "uniform", "--to", "net.onnx"], "--to net.onnx ends in .onnx; end it in .pt2 or .safetensors"),
+        (["export", "uniform", "--to", "gone/net.pt2"], "--to gone/net.pt2: there is no folder "),
+        (["stage", "train"], "there is no stage 'train'; stages are prepare, report, retrain, search, supernet"),
+        (["stage", "retrain"], "stage retrain needs a method; write `autoslim stage retrain autoslim`"),
+        (["stage", "search", "uniform"], "stage search takes no method, but 'uniform' is given; leave it out"),
+        (["check", "gone.yaml"], "there is no gone.yaml in "),
+    ],
+)
+def test_commands_say_what_is_wrong(project: Path, arguments: list[str], told: str) -> None:
+    assert refused(*arguments).startswith(told)
+
+
+@pytest.mark.parametrize(
+    "command", [["trajectory"], ["compare"], ["check"], ["evaluate", "autoslim"], ["stage", "search"]]
+)
+def test_commands_of_a_project_say_so_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(*command) == (
+        f"{tmp_path} is in no autoslim project (no dvc.yaml here or above); change into your clone of it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["trajectory"], "there is no outputs/search/trajectory.json; run `dvc repro search`"),
+        (["compare"], "there is no outputs/report/metrics.json; run `dvc repro report`"),
+        (["evaluate", "autoslim"], "there is no retrained network of method 'autoslim'; run `dvc repro`"),
+        (["profile"], "data/prepared is not a prepared data folder"),
+    ],
+)
+def test_commands_before_anything_has_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], told: str
+) -> None:
+    (tmp_path / "dvc.yaml").touch()
+    change_params(tmp_path, {})
+    monkeypatch.chdir(tmp_path)
+    assert refused(*command).startswith(told)
+
+
+def test_an_exported_network_runs_where_autoslim_is_not(project: Path, tmp_path: Path) -> None:
+    said = printed("export", "autoslim", "--seed", "1", "--to", str(tmp_path / "net.pt2"))
+    assert "torch.export.load" in said
+    images = np.load(project / "data/prepared/test.images.npy")
+    labels = np.load(project / "data/prepared/test.labels.npy")
+    np.savez(tmp_path / "test.npz", images=images, labels=labels)
+    code = """
+import json, sys, torch, numpy
+about, test = json.load(open("net.json")), numpy.load("test.npz")
+mean, std = (torch.tensor(about["input"][key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+network = torch.export.load("net.pt2").module()
+images = (torch.from_numpy(test["images"]).float() / 255 - mean) / std
+logits = network(images)
+one = network(images[:1])
+assert not [name for name in sys.modules if name.startswith(("autoslim", "torchvision"))]
+torch.testing.assert_close(one, logits[:1])
+top1 = (logits.argmax(1).numpy() == test["labels"]).mean()
+print(json.dumps({"top1": top1, "shape": list(logits.shape), "logits": logits[0].tolist()}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded: dict[str, Any] = json.loads(done.stdout)
+    assert loaded["shape"] == [len(images), 10]
+    (row,) = table(printed("evaluate", "autoslim", "--seed", "1"), "seed")
+    assert float(row["top-1 on test (%)"]) == pytest.approx(100 * loaded["top1"], abs=0.0051)
+
+
+def test_exported_weights_come_with_what_is_needed_to_use_them(project: Path, tmp_path: Path) -> None:
+    printed("export", "uniform", "--to", str(tmp_path / "net.safetensors"))
+    weights = load_file(tmp_path / "net.safetensors")
+    written = load_file(project / "outputs/retrain/uniform/weights/seed-0.safetensors")
+    assert weights.keys() == written.keys()
+    assert all(torch.equal(weights[name], written[name]) for name in weights)
+    about = json.loads((tmp_path / "net.json").read_text())
+    chosen = json.loads((project / "outputs/retrain/uniform/channels.json").read_text())
+    assert {key: about[key] for key in ("method", "seed", "channels", "macs")} == {
+        "method": "uniform",
+        "seed": 0,
+        "channels": chosen["channels"],
+        "macs": chosen["macs"],
+    }
+    assert about["input"]["shape"] == [1, 8, 8]
+    assert about["classes"] == [str(digit) for digit in range(10)]
+
+
+# check and stage
+
+
+def test_check_says_what_the_budget_comes_to(project: Path) -> None:
+    trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
+    said = facts(printed("check"))
+    assert said["parameters"] == "params.yaml is complete"
+    assert said["images"] == "1x8x8, 10 classes; 100 train, 32 search, 50 test"
+    assert said["budget"] == "50%: at most 6.1K MACs, 50 % of the default network's"
+    assert said["search"] == "from the widest down to 4.88K MACs"
+    spans = [f"{trajectory[which]['macs'] / 1000:.3g}K" for which in ("narrowest", "widest")]
+    assert said["supernet"] == f"from {spans[0]} to {spans[1]} MACs"
+
+
+def test_check_leaves_the_network_to_later_where_data_are_others(project: Path, tmp_path: Path) -> None:
+    change_params(tmp_path, {"data": {"source": "torchvision:CIFAR10"}})
+    said = printed("check", str(tmp_path / "params.yaml"))
+    assert "not checked: they need the data; run `dvc repro prepare` first" in said
+    change_params(tmp_path, {"data": {"source": "torchvision:CIFAR1"}, "runtime": {"device": "cuda:40"}})
+    assert "torchvision.datasets has no data set 'CIFAR1'; did you mean CIFAR10?" in refused(
+        "check", str(tmp_path / "params.yaml")
+    )
+
+
+def test_stage_calls_what_dvc_calls(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = shutil.copytree(project, tmp_path / "project")
+    monkeypatch.chdir(copy / "stages")
+    before = (copy / "outputs/search/trajectory.json").read_text()
+    (copy / "outputs/search/trajectory.json").unlink()
+    with contextlib.redirect_stderr(io.StringIO()):
+        printed("stage", "search")
+    assert (copy / "outputs/search/trajectory.json").read_text() == before
+    (copy / "params.yaml").write_text("budget: 3")
+    assert refused("stage", "search").startswith("params.yaml has ")
+    result = CliRunner().invoke(app, ["stage", "search", "--traceback"])
+    assert type(result.exception).__name__ == "WrongParametersError"

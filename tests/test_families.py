@@ -1,0 +1,113 @@
+"""The paper's four families against the authors' figures (MACs with average pooling, 224x224, 1000 classes)."""
+
+from functools import cache
+
+import pytest
+import torch
+from closure import ROOT
+from torch import nn
+from torchvision.models import mobilenet_v2
+
+from autoslim.networks.building import build_network
+from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.released import FAMILIES, released, released_lists
+from autoslim.networks.resizing import resize
+from autoslim.networks.tracing import on_meta, trace
+from autoslim.networks.zoo import mobilenet_v2 as cifar_mobilenet_v2
+from autoslim.shell.assembly import span
+from autoslim.shell.params import load_params
+from autoslim.vocabulary.errors import UserError
+
+
+@cache
+def family(name: str) -> tuple[nn.Module, ChannelGraph]:
+    network = on_meta(build_network(FAMILIES[name], {}))
+    return network, trace(network, torch.empty(1, 3, 224, 224))
+
+
+@pytest.mark.parametrize(
+    ("name", "groups", "macs_m", "params_m"),
+    [
+        ("mobilenet_v1", 14, 568.79, 4.23),
+        ("mobilenet_v2", 25, 300.84, 3.50),
+        ("mnasnet", 25, 314.48, 4.38),
+        ("resnet50", 37, 4089.28, 25.56),
+    ],
+)
+def test_figures_at_width_1(name: str, groups: int, macs_m: float, params_m: float) -> None:
+    _, graph = family(name)
+    assert len(graph.groups) == groups
+    assert round(graph.macs(pooling=True) / 1e6, 2) == macs_m
+    assert round(graph.params() / 1e6, 2) == params_m
+
+
+@pytest.mark.parametrize(("width", "macs_m"), [(0.75, 209.13), (1.3, 509.46), (1.5, 672.93)])
+def test_mobilenet_v2_at_other_widths(width: float, macs_m: float) -> None:
+    graph = trace(on_meta(mobilenet_v2(width_mult=width)), torch.empty(1, 3, 224, 224))
+    assert round(graph.macs(pooling=True) / 1e6, 2) == macs_m
+
+
+def test_scaled_graph_is_the_constructors_wider_network() -> None:
+    wide = trace(on_meta(mobilenet_v2(width_mult=1.5)), torch.empty(1, 3, 224, 224))
+    assert family("mobilenet_v2")[1].scaled(1.5, 8) == wide.default
+
+
+def test_cifar_mobilenet_v2() -> None:
+    graph = trace(cifar_mobilenet_v2(), torch.empty(1, 3, 32, 32))
+    assert round(graph.macs(pooling=True) / 1e6, 2) == 88.00
+    assert round(graph.params() / 1e6, 2) == 2.24
+
+
+@pytest.mark.parametrize("name", sorted(released_lists()))
+def test_released_list_gives_the_listed_figures(name: str) -> None:
+    listed = released(name)
+    network, graph = family(listed.family)
+    channels = listed.channels(graph)
+    assert round(graph.macs(channels, pooling=True) / 1e6, 2) == listed.macs_m
+    assert round(graph.params(channels) / 1e6, 2) == listed.params_m
+    plain = resize(network, graph, channels)
+    assert sum(parameter.numel() for parameter in plain.parameters()) == graph.params(channels)
+    with torch.no_grad():
+        assert plain.eval()(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
+
+
+def test_narrow_list_gains_no_skip_connection() -> None:
+    """The 207M list has 8 channels before and after MobileNetV2's first block, which has no skip (paper section 4)."""
+    network, graph = family("mobilenet_v2")
+    plain = resize(network, graph, released("mobilenet_v2-207M").channels(graph))
+    default = [module.use_res_connect for module in network.modules() if hasattr(module, "use_res_connect")]
+    assert [module.use_res_connect for module in plain.modules() if hasattr(module, "use_res_connect")] == default
+
+
+@pytest.mark.parametrize("name", sorted(released_lists()))
+def test_released_values_lie_on_the_presets_grid(name: str) -> None:
+    listed = released(name)
+    graph = family(listed.family)[1]
+    supernet = load_params(ROOT / f"presets/imagenet-{listed.family}.yaml").supernet
+    levels = span(supernet).grid(graph)
+    channels = listed.channels(graph)
+    assert {group: count for group, count in channels.items() if count not in levels[group]} == {}
+
+
+def test_unknown_list_and_foreign_network_are_told() -> None:
+    with pytest.raises(UserError, match=r"no released list 'mobilenet_v2-1G'; there are .*mobilenet_v2-305M"):
+        released("mobilenet_v2-1G")
+    with pytest.raises(UserError, match=r"is a list of torchvision\.models:resnet50"):
+        released("resnet50-1G").channels(family("mobilenet_v2")[1])
+
+
+def test_thirteen_lists_with_readable_names() -> None:
+    assert len(released_lists()) == 13
+    assert {"mobilenet_v1-325M", "mobilenet_v2-305M", "mnasnet-217M", "resnet50-2.01G"} <= set(released_lists())
+
+
+def test_listed_figures_are_the_authors() -> None:
+    """Shipped data against the source they were taken from, where that is at hand."""
+    source = ROOT.parent / "shared/paper-channels.yaml"
+    if not source.exists():
+        pytest.skip("the source of the lists is not here")
+    from ruamel.yaml import YAML
+
+    assert YAML(typ="safe").load(source.read_text()) == YAML(typ="safe").load(
+        (ROOT / "autoslim/networks/released.yaml").read_text()
+    )

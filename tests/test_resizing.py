@@ -1,0 +1,229 @@
+"""``resize``: the same network with other numbers of channels."""
+
+import copy
+
+import pytest
+import torch
+import torchvision.models as tv
+from specimens import MAIN, build, random_channels, shuffle_weights, specimen
+from torch import Tensor, nn
+
+from autoslim import resize, trace
+from autoslim.networks.initialisation import initialise
+from autoslim.networks.resizing import present_channels
+from autoslim.vocabulary.errors import UserError
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "cifar_resnet18", "densenet121", "regnet_y_400mf"])
+def test_the_default_channels_give_the_network_itself(name: str) -> None:
+    sample = specimen(name)
+    network = build(name).eval()
+    shuffle_weights(network)
+    same = resize(network, sample.graph, sample.graph.default)
+    assert type(same) is type(network)
+    assert repr(same) == repr(network)
+    assert [path for path, _ in same.named_modules()] == [path for path, _ in network.named_modules()]
+    state, expected = same.state_dict(), network.state_dict()
+    assert list(state) == list(expected)
+    for key, tensor in expected.items():
+        assert torch.equal(state[key], tensor)
+        assert state[key].data_ptr() != tensor.data_ptr() or tensor.numel() == 0
+    with torch.no_grad():
+        assert torch.equal(same(sample.images()), network(sample.images()))
+
+
+@pytest.mark.parametrize("width", [0.35, 0.75, 1.4])
+def test_a_scaled_mobilenet_v2_is_torchvisions_own(width: float) -> None:
+    """torchvision keeps the tail at 1280 below width 1."""
+    sample = specimen("mobilenet_v2")
+    channels = sample.graph.scaled(width, 8)
+    if width < 1:
+        channels["features.18.0"] = 1280
+    network = sample.real(channels)
+    theirs = tv.mobilenet_v2(width_mult=width)
+    theirs.load_state_dict(network.state_dict())  # the same names and shapes
+    with torch.no_grad():
+        assert torch.equal(network.eval()(sample.images()), theirs.eval()(sample.images()))
+
+
+@pytest.mark.parametrize("name", [*MAIN, "resnext50_32x4d", "shufflenet_v2_x0_5"])
+def test_attributes_follow_the_weights(name: str) -> None:
+    """What a module says of itself (``in_channels``, ``groups``, ...) is what its tensors have."""
+    sample = specimen(name)
+    for seed in range(3):
+        network = resize(sample.network, sample.graph, random_channels(sample.graph, seed, 0.2, 1.6))
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                assert module.weight.shape[:2] == (module.out_channels, module.in_channels // module.groups)
+                assert module.in_channels % module.groups == 0
+            elif isinstance(module, nn.Linear):
+                assert module.weight.shape == (module.out_features, module.in_features)
+            elif isinstance(module, nn.BatchNorm2d):
+                assert module.num_features == len(module.running_mean) == len(module.weight)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_the_members_of_a_group_always_agree(name: str) -> None:
+    sample = specimen(name)
+    for seed in range(3):
+        channels = random_channels(sample.graph, seed, 0.2, 1.6)
+        network = resize(sample.network, sample.graph, channels)
+        for group in sample.graph.groups.values():
+            sizes = {network.get_submodule(member).out_channels for member in group.members}
+            assert sizes == {channels[group.name]}
+
+
+def test_leading_channels_keep_their_weights_and_new_ones_are_zero() -> None:
+    sample = specimen("cifar_resnet18")
+    network = sample.real(sample.graph.default)
+    channels = {
+        name: size + (8 if index % 2 else -8) for index, (name, size) in enumerate(sample.graph.default.items())
+    }
+    other = resize(network, sample.graph, channels)
+    for (name, before), after in zip(network.named_parameters(), other.parameters(), strict=True):
+        common = tuple(slice(0, min(a, b)) for a, b in zip(before.shape, after.shape, strict=True))
+        assert torch.equal(after[common], before[common]), name
+        assert after.count_nonzero() == before[common].count_nonzero(), name
+    assert present_channels(other, sample.graph) == channels
+
+
+def test_concatenated_channels_move_even_where_their_sum_stays() -> None:
+    """One group gives what the other takes: the tensor that reads both keeps its shape, not its order."""
+
+    class Joins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            out: Tensor = self.c(torch.cat([self.a(images), self.b(images)], 1))
+            return out
+
+    network = Joins()
+    graph = trace(network, torch.zeros(1, 3, 4, 4))
+    other = resize(network, graph, {"a": 5, "b": 11})
+    weight, before = other.get_parameter("c.weight"), network.c.weight
+    assert torch.equal(weight[:, :5], before[:, :5])
+    assert torch.equal(weight[:, 5:13], before[:, 8:])
+    assert not weight[:, 13:].any()
+
+
+def test_resizing_there_and_back_keeps_what_was_kept() -> None:
+    sample = specimen("cifar_mobilenet_v2")
+    wide = sample.real(sample.graph.scaled(1.5, 8))
+    narrow = resize(wide, sample.graph, random_channels(sample.graph, 3, 0.3, 1.0))
+    back = resize(
+        resize(narrow, sample.graph, present_channels(wide, sample.graph)),
+        sample.graph,
+        present_channels(narrow, sample.graph),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(narrow.state_dict().values(), back.state_dict().values(), strict=True))
+
+
+def test_the_argument_is_not_touched_and_shares_nothing() -> None:
+    sample = specimen("cifar_resnet18")
+    network = sample.real(sample.graph.default).train()
+    network.get_parameter("conv1.weight").requires_grad_(False)
+    before = copy.deepcopy(network.state_dict())
+    other = resize(network, sample.graph, random_channels(sample.graph, 0, 0.5, 1.5))
+    with torch.no_grad():
+        for tensor in [*other.parameters(), *other.buffers()]:
+            tensor.fill_(7)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert other.training
+    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in network.parameters()]
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_networks_with_normalised_weights_can_be_copied() -> None:
+    """The weight that weight norm leaves on its module is no parameter and has a history."""
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.utils.weight_norm(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
+    )
+    graph = trace(network, torch.zeros(1, 3, 4, 4))
+    images = torch.randn(2, 3, 4, 4)
+    assert graph.groups.keys() == {"2"}
+    assert torch.equal(resize(network, graph, graph.default)(images), network(images))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: {**c, "nothing": 8}, "channels do not fit this network: unknown groups nothing; it has 12 groups"),
+        (lambda c: {k: v for k, v in c.items() if k != "conv1"}, "missing groups conv1; it has 12 groups"),
+        (lambda c: {}, "missing groups conv1, layer1.0.conv1, layer1.1.conv1 ...; it has 12 groups"),
+        (lambda c: {**c, "conv1": 0}, "channels of group conv1 are 0; they must be a positive multiple of 1"),
+    ],
+)
+def test_channels_that_do_not_fit(change: object, told: str) -> None:
+    sample = specimen("resnet18")
+    with pytest.raises(UserError) as error:
+        resize(sample.network, sample.graph, change(sample.graph.default))  # type: ignore[operator]
+    assert told in str(error.value)
+
+
+def test_channels_are_whole_units() -> None:
+    sample = specimen("resnext50_32x4d")
+    with pytest.raises(
+        UserError, match=r"channels of group layer1.0.conv1 are 6; they must be a positive multiple of 4"
+    ):
+        resize(sample.network, sample.graph, sample.graph.default | {"layer1.0.conv1": 6})
+
+
+def test_another_network_than_the_traced_one() -> None:
+    sample = specimen("resnet18")
+    with pytest.raises(
+        UserError, match=r"this is not the network that was traced: it has no tensor 'conv1.weight' of 4"
+    ):
+        resize(specimen("mobilenet_v2").network, sample.graph, sample.graph.default)
+    network = sample.real(sample.graph.default)
+    network.get_submodule("layer3.0").conv2 = nn.Conv2d(256, 200, 3)
+    with pytest.raises(
+        UserError, match=r"the network that was traced: layer3.0.bn2.weight is \(256,\), its groups make it \(200,\)"
+    ):
+        resize(network, sample.graph, sample.graph.default)
+
+
+# New weights
+
+
+def test_initialisation_is_by_seed_and_by_the_papers_formulas() -> None:
+    """Paper section 1.2, "init"; deviations within 5 standard errors."""
+    sample = specimen("cifar_mobilenet_v2")
+    network, twin, other = (sample.real(sample.graph.scaled(1.5, 8)) for _ in range(3))
+    for each, seed in ((network, 3), (twin, 3), (other, 4)):
+        initialise(each, seed)
+    pairs = zip(network.state_dict().values(), twin.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(network.get_parameter("classifier.1.weight"), other.get_parameter("classifier.1.weight"))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            convolution = isinstance(module, nn.Conv2d)
+            expected = (
+                (2 / (9 * module.out_channels if module.kernel_size == (3, 3) else module.out_channels)) ** 0.5
+                if convolution
+                else 0.01
+            )
+            weight = module.weight.detach()
+            assert abs(weight.std() / expected - 1) < 5 / (2 * weight.numel()) ** 0.5
+            assert abs(weight.mean()) < 5 * expected / weight.numel() ** 0.5
+            assert module.bias is None or not module.bias.any()
+        elif isinstance(module, nn.BatchNorm2d):
+            assert torch.equal(module.weight, torch.ones_like(module.weight))
+            assert not module.bias.any()
+            assert not module.running_mean.any()
+
+
+def test_initialisation_keeps_constant_scales() -> None:
+    network = tv.convnext.CNBlock(8, 1e-6, 0.0)
+    initialise(network, 0)
+    assert torch.equal(network.layer_scale, torch.full((8, 1, 1), 1e-6))
+
+
+def test_initialisation_of_computed_weights() -> None:
+    network = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 1)))
+    initialise(network, 0)
+    assert all(parameter.isfinite().all() for parameter in network.parameters())

@@ -1,0 +1,333 @@
+"""``Supernet``: what it computes is what the network cut out of it computes; its weights are shared, never copied."""
+
+import copy
+import random
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from specimens import MAIN, OTHERS, batch_statistics, random_channels, shuffle_weights, specimen
+from torch import Tensor, nn
+
+from autoslim import Supernet, resize, trace
+from autoslim.vocabulary.errors import UserError
+
+
+def supernet_of(name: str, width: float = 1.5, dtype: torch.dtype = torch.float32) -> Supernet:
+    sample = specimen(name)
+    return Supernet(sample.real(sample.graph.scaled(width, 8), dtype), sample.graph)
+
+
+@pytest.fixture
+def supernet() -> Supernet:
+    """A small one: ResNet-18 with a CIFAR stem, at a quarter of its width (16 to 128 channels)."""
+    return supernet_of("cifar_resnet18", 0.25)
+
+
+def some(supernet: Supernet, seed: int, low: float = 0.2, high: float = 0.9) -> dict[str, int]:
+    """A random configuration, each group between ``low`` and ``high`` of its widest."""
+    draw = random.Random(seed)
+    units = {name: group.unit for name, group in supernet.graph.groups.items()}
+    return {
+        name: max(1, round(draw.uniform(low, high) * count / units[name])) * units[name]
+        for name, count in supernet.widest.items()
+    }
+
+
+# The cut network
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_a_network_cut_out_equals_the_supernet_bitwise(name: str) -> None:
+    supernet, images = supernet_of(name).eval(), specimen(name).images()
+    with torch.no_grad():
+        for seed, (low, high) in enumerate([(0.5, 1.5), (0.1, 0.4)]):
+            channels = random_channels(supernet.graph, seed, low, high)
+            supernet.select(channels)
+            cut = batch_statistics(supernet.extract(channels))
+            assert type(cut) is type(specimen(name).network)
+            assert torch.equal(supernet(images), cut(images))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_so_do_networks_of_every_kind(name: str) -> None:
+    """Concatenation, squeeze-and-excitation, groups, layer norm, shuffles, auxiliary heads."""
+    supernet, images = supernet_of(name, 0.5).eval(), specimen(name).images(2)
+    channels = some(supernet, 0)
+    with torch.no_grad():
+        supernet.select(channels)
+        assert torch.equal(supernet(images), batch_statistics(supernet.extract(channels))(images))
+
+
+def test_heads_of_training_are_slimmed_too() -> None:
+    supernet = supernet_of("googlenet", 0.5).train()
+    channels = some(supernet, 1)
+    supernet.select(channels)
+    cut = supernet.extract(channels)
+    assert cut.training
+    for module in [*supernet.modules(), *cut.modules()]:
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    with torch.no_grad():
+        outputs, expected = supernet(specimen("googlenet").images(2)), cut(specimen("googlenet").images(2))
+    assert all(torch.equal(output, other) for output, other in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50"])
+def test_it_computes_what_the_masked_widest_network_computes(name: str) -> None:
+    """An independent truth: the widest network with the dropped channels set to zero after each normalisation."""
+    sample = specimen(name)
+    supernet = supernet_of(name, 0.5, torch.float64).eval()
+    wide = batch_statistics(supernet.extract(supernet.widest))
+    channels = some(supernet, 5)
+    modules = dict(wide.named_modules())
+    order = list(modules)
+    for group in sample.graph.groups.values():
+        for member in group.members:
+            later = order[order.index(member) :]
+            norm = next(modules[path] for path in later if isinstance(modules[path], nn.BatchNorm2d))
+
+            def mask(_: nn.Module, __: object, output: Tensor, keep: int = channels[group.name]) -> Tensor:
+                return torch.cat([output[:, :keep], torch.zeros_like(output[:, keep:])], 1)
+
+            norm.register_forward_hook(mask)
+    images = sample.images().double()
+    supernet.select(channels)
+    with torch.no_grad():
+        torch.testing.assert_close(supernet(images), wide(images), rtol=1e-9, atol=1e-10)
+
+
+def test_an_extracted_network_has_fresh_statistics_and_memory_of_its_own(supernet: Supernet) -> None:
+    channels = some(supernet, 0)
+    cut = supernet.extract(channels)
+    for module in cut.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.track_running_stats
+            assert module.num_batches_tracked == 0
+            assert torch.equal(module.running_var, torch.ones(module.num_features))
+    before = copy.deepcopy(supernet.state_dict())
+    with torch.no_grad():
+        for parameter in cut.parameters():
+            parameter.fill_(1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.state_dict().items())
+    cut.eval()(specimen("cifar_resnet18").images())  # with its running statistics
+
+
+def test_extraction_follows_device_and_format(supernet: Supernet) -> None:
+    cut = supernet.double().extract(some(supernet, 0))
+    assert {tensor.dtype for tensor in cut.state_dict().values() if tensor.is_floating_point()} == {torch.float64}
+    cut.eval()(specimen("cifar_resnet18").images().double())
+
+
+# Shared weights
+
+
+def test_parameters_and_state_are_the_shared_ones_whatever_is_selected(supernet: Supernet) -> None:
+    parameters = dict(supernet.named_parameters())
+    names = set(supernet.state_dict())
+    supernet.select(some(supernet, 1))
+    assert {name: id(parameter) for name, parameter in supernet.named_parameters()} == {
+        name: id(parameter) for name, parameter in parameters.items()
+    }
+    assert set(supernet.state_dict()) == names == set(parameters)  # no running statistics
+    wide = resize(specimen("cifar_resnet18").network, supernet.graph, supernet.widest)
+    assert {name.removeprefix("network."): p.shape for name, p in parameters.items()} == {
+        name: p.shape for name, p in wide.named_parameters()
+    }
+
+
+def test_views_share_storage_and_nothing_is_copied(supernet: Supernet) -> None:
+    supernet.select(some(supernet, 2))
+    for name, parameter in supernet.network.named_parameters():
+        path, _, own = name.rpartition(".")
+        used = getattr(supernet.network.get_submodule(path), own)
+        assert used.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+        assert used.data_ptr() == parameter.data_ptr()  # the leading ones
+        assert used is parameter or used._base is parameter
+    shared = {parameter.untyped_storage().data_ptr() for parameter in supernet.parameters()}
+    for module in supernet.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                assert value.untyped_storage().data_ptr() in shared
+    supernet.select(supernet.widest)
+    assert not any(isinstance(value, Tensor) for module in supernet.modules() for value in vars(module).values())
+
+
+def test_gradients_reach_the_selected_leading_slices_only(supernet: Supernet) -> None:
+    channels = some(supernet, 3)
+    supernet.train().select(channels)
+    supernet(specimen("cifar_resnet18").images()).square().sum().backward()
+    sizes = {name: p.shape for name, p in supernet.extract(channels).named_parameters()}
+    for name, parameter in supernet.network.named_parameters():
+        assert parameter.grad is not None
+        selected = tuple(slice(0, size) for size in sizes[name])
+        assert parameter.grad[selected].any(), name
+        outside = parameter.grad.clone()
+        outside[selected] = 0
+        assert not outside.any(), name
+
+
+@pytest.mark.parametrize("name", ["cifar_mobilenet_v2", "squeezenet1_1"])
+def test_gradients_equal_the_cut_networks(name: str) -> None:
+    supernet, images = supernet_of(name, 0.5, torch.float64).eval(), specimen(name).images(2).double()
+    channels = some(supernet, 4)
+    cut = batch_statistics(supernet.extract(channels))
+    supernet.select(channels)
+    supernet(images).square().sum().backward()
+    cut(images).square().sum().backward()
+    for parameter in cut.parameters():
+        assert parameter.grad is not None
+        parameter.data = parameter.grad
+    spread = resize(cut, supernet.graph, supernet.widest)  # zeros where the cut network has no weights
+    for parameter, expected in zip(supernet.parameters(), spread.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.data, rtol=1e-9, atol=1e-10)
+
+
+class Joins(nn.Module):
+    """A layer that reads two groups: its weight must be gathered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.c(torch.cat([self.a(images), self.b(images)], 1))
+        return out
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("reselect", [True, False])
+def test_optimiser_updates_are_seen(fused: bool, reselect: bool) -> None:
+    """Also by gathered weights, and where the same configuration is selected again or not at all."""
+    network, images = Joins(), torch.randn(4, 3, 5, 5)
+    supernet = Supernet(network, trace(network, torch.zeros(1, 3, 5, 5)))
+    channels = {"a": 3, "b": 5}
+    supernet.select(channels)
+    optimiser = torch.optim.SGD(supernet.parameters(), lr=0.1, momentum=0.9, fused=fused)
+    for _ in range(3):
+        loss = supernet(images).square().sum()
+        assert torch.equal(loss, supernet.extract(channels)(images).square().sum())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if reselect:
+            supernet.select(channels)
+    assert torch.equal(supernet(images), supernet.extract(channels)(images))
+
+
+def test_a_training_step_by_hand(supernet: Supernet) -> None:
+    """Select, train, step, select others, train: as the cut network of the weights at that time."""
+    images = specimen("cifar_resnet18").images()
+    optimiser = torch.optim.SGD(supernet.parameters(), lr=0.01)
+    supernet.train()
+    for step in range(3):
+        channels = some(supernet, step)
+        supernet.select(channels)
+        logits = supernet(images)
+        assert torch.equal(logits, supernet.extract(channels).train()(images))
+        optimiser.zero_grad()
+        logits.square().mean().backward()
+        optimiser.step()
+
+
+# Moves, formats and modes
+
+
+def test_moving_keeps_the_selection(supernet: Supernet) -> None:
+    images, channels = specimen("cifar_resnet18").images(), some(supernet, 1)
+    supernet.eval().select(channels)
+    expected = supernet(images)
+    supernet.double()
+    assert supernet.selected == channels
+    torch.testing.assert_close(supernet(images.double()).float(), expected, rtol=1e-4, atol=1e-4)
+    supernet.float()
+    assert torch.equal(supernet(images), expected)
+    supernet.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(supernet(images.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-4)
+    supernet.train()(images).sum().backward()
+    assert all(parameter.grad is not None for parameter in supernet.parameters())
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet18", "squeezenet1_1"])
+def test_selected_in_inference_mode_then_trained(name: str) -> None:
+    """Scoring and training take turns: what was selected for one must serve the other."""
+    supernet, images = supernet_of(name, 0.25), specimen(name).images(2)
+    channels = some(supernet, 2)
+    with torch.inference_mode():
+        supernet.select(channels)
+        supernet(images)
+    supernet(images).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in supernet.parameters())
+
+
+def test_weights_that_are_loaded_are_seen(supernet: Supernet) -> None:
+    channels, images = some(supernet, 1), specimen("cifar_resnet18").images()
+    supernet.eval().select(channels)
+    other = supernet_of("cifar_resnet18", 0.25)
+    shuffle_weights(other.network, seed=9)
+    supernet.load_state_dict(other.state_dict())
+    other.eval().select(channels)
+    assert torch.equal(supernet(images), other(images))
+
+
+def test_batch_statistics_in_both_modes(supernet: Supernet) -> None:
+    images = specimen("cifar_resnet18").images()
+    with torch.no_grad():
+        assert torch.equal(supernet.train()(images), supernet.eval()(images))
+
+
+def test_attributes_are_those_of_the_selected_network() -> None:
+    """Grouped convolutions read ``groups`` from the module; the widest ones come back."""
+    supernet = supernet_of("resnext50_32x4d", 1.0)
+    conv2 = supernet.network.get_submodule("layer1.0.conv2")
+    supernet.select(supernet.widest | {"layer1.0.conv1": 20})
+    assert (conv2.groups, conv2.in_channels, conv2.out_channels) == (5, 20, 20)
+    assert conv2.weight.shape == (20, 4, 3, 3)
+    supernet.select(supernet.widest)
+    assert (conv2.groups, conv2.in_channels, conv2.out_channels) == (32, 128, 128)
+
+
+def test_switching_takes_microseconds(supernet: Supernet) -> None:
+    """One group, as in the search: well below a millisecond even on a slow and busy machine."""
+    one, two = supernet.widest, supernet.widest | {"layer2.0.conv1": 20}
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        supernet.select(two)
+        supernet.select(one)
+        times.append((time.perf_counter() - start) / 2)
+    assert min(times) < 500e-6
+
+
+# What is refused
+
+
+def test_selecting_what_does_not_fit(supernet: Supernet) -> None:
+    before = dict(supernet.selected)
+    with pytest.raises(UserError, match=r"group conv1 has at most 16 channels in this supernet, not 17; select fewer"):
+        supernet.select(supernet.widest | {"conv1": 17})
+    with pytest.raises(UserError, match=r"channels of group conv1 are 0; they must be a positive multiple of 1"):
+        supernet.select(supernet.widest | {"conv1": 0})
+    with pytest.raises(UserError, match="unknown groups stem"):
+        supernet.select(supernet.widest | {"stem": 8})
+    with pytest.raises(UserError, match="missing groups"):
+        supernet.select({"conv1": 8})
+    assert supernet.selected == before
+
+
+def test_a_supernet_of_another_network() -> None:
+    with pytest.raises(UserError, match="this is not the network that was traced"):
+        Supernet(specimen("mobilenet_v2").network, specimen("resnet18").graph)
+
+
+def test_a_supernet_is_not_copied(supernet: Supernet) -> None:
+    with pytest.raises(TypeError, match=r"is not copied; use extract\(\)"):
+        copy.deepcopy(supernet)
+
+
+def test_cross_entropy_of_the_selected_network_is_finite_at_one_channel(supernet: Supernet) -> None:
+    supernet.train().select(dict.fromkeys(supernet.widest, 1))
+    loss = F.cross_entropy(supernet(specimen("cifar_resnet18").images()), torch.arange(4))
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in supernet.parameters() if parameter.grad is not None)

@@ -1,0 +1,451 @@
+"""Channel groups as they are traced: known networks, small ones that each pose one problem, and what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from specimens import MAIN, OTHERS, batch_statistics, random_channels, shuffle_weights, specimen
+from torch import Tensor, nn
+
+from autoslim import Supernet, resize, trace
+from autoslim.networks.copying import on_meta
+from autoslim.networks.graph import ChannelGraph
+from autoslim.vocabulary.errors import UserError
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **options)
+
+
+class Body(nn.Module):
+    """A stem of 16 channels, a middle that subclasses or arguments say, and a classifier."""
+
+    def __init__(self, middle: nn.Module | None = None, channels: int = 16) -> None:
+        super().__init__()
+        self.stem = conv(3, 16)
+        self.middle = nn.Identity() if middle is None else middle
+        self.head = nn.Linear(channels, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.between(self.stem(images)).mean((2, 3)))
+        return logits
+
+    def between(self, maps: Tensor) -> Tensor:
+        out: Tensor = self.middle(maps)
+        return out
+
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+
+
+def survives(network: nn.Module, graph: ChannelGraph, widest: float = 1.5) -> None:
+    """The network resized, and its supernet, give the same at random configurations, in both modes."""
+    network.eval()
+    shuffle_weights(network)
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(resize(network, graph, graph.default)(images), network(images))
+    wide = resize(network, graph, random_channels(graph, 0, widest, widest))
+    shuffle_weights(wide)
+    supernet = Supernet(wide, graph).eval()
+    for seed in range(5):
+        channels = random_channels(graph, seed, 0.1, widest)
+        supernet.select(channels)
+        assert torch.equal(supernet(images), batch_statistics(supernet.extract(channels))(images))
+
+
+# Known networks
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [("mobilenet_v2", 25), ("resnet50", 37), ("mobilenet_v1", 14), ("mnasnet", 25), ("resnet18", 12)],
+)
+def test_number_of_groups(name: str, groups: int) -> None:
+    """Paper section 1.4 has the search variables; ResNet-18 has 4 stages, its stem in the first, and 8 inner layers."""
+    assert len(specimen(name).graph.groups) == groups
+
+
+@pytest.mark.parametrize("name", [*MAIN, *(name for name in OTHERS if name not in ("shufflenet_v2_x0_5", "googlenet"))])
+def test_only_the_classes_are_fixed(name: str) -> None:
+    fixed = specimen(name).graph.fixed
+    assert list(fixed.values()) == ["it is the network's output"]
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50"])
+def test_residual_groups_are_the_architectures_stages(name: str) -> None:
+    graph = specimen(name).graph
+    members = [set(group.members) for group in graph.groups.values()]
+    if name == "mobilenet_v2":
+        for blocks in (range(2, 4), range(4, 7), range(7, 11), range(11, 14), range(14, 17)):  # those with skips
+            stage = {f"features.{block}.conv.2" for block in blocks}
+            stage |= {f"features.{block}.conv.3" for block in blocks}  # the batch norms have no channels of their own
+            assert sum(any(layer in group for layer in stage) for group in members) == 1
+        assert not any({"features.1.conv.1", "features.2.conv.2"} <= group for group in members)
+    else:
+        for stage, blocks in enumerate((3, 4, 6, 3), start=1):
+            outputs = {f"layer{stage}.{block}.conv3" for block in range(blocks)} | {f"layer{stage}.0.downsample.0"}
+            assert [group for group in members if group & outputs] == [outputs]
+
+
+def test_depthwise_convolutions_belong_to_what_feeds_them() -> None:
+    graph = specimen("mobilenet_v2").graph
+    assert set(graph.groups["features.2.conv.0.0"].members) == {"features.2.conv.0.0", "features.2.conv.1.0"}
+    assert graph.groups["features.2.conv.0.0"].expansion == ("features.1.conv.1", 6)
+    assert {group.expansion and group.expansion[1] for group in graph.groups.values()} == {None, 6}
+
+
+def test_widening_without_projection_is_no_expansion() -> None:
+    assert all(group.expansion is None for group in specimen("mobilenet_v1").graph.groups.values())
+
+
+def test_grouped_convolutions_have_units() -> None:
+    graph = specimen("resnext50_32x4d").graph
+    assert graph.groups["layer1.0.conv1"].unit == 128 // 32
+    assert graph.groups["layer4.2.conv1"].unit == 1024 // 32
+
+
+def test_shuffled_channels_stay_and_say_why() -> None:
+    graph = specimen("shufflenet_v2_x0_5").graph
+    assert "interleaved" in graph.fixed["stage2.0.branch2.5"]
+    assert "stage2.0.branch2.0" in graph.groups  # what lies between shuffles can be slimmed
+
+
+def test_auxiliary_heads_are_traced_though_they_run_in_training_only() -> None:
+    graph = specimen("googlenet").graph
+    assert {"aux1.conv.conv", "aux1.fc1", "aux2.conv.conv", "aux2.fc1"} <= graph.groups.keys()
+    assert graph.fixed == dict.fromkeys(["fc", "aux1.fc2", "aux2.fc2"], "it is the network's output")
+    assert not [layer for layer in graph.layers if layer.name.startswith("aux")]  # costs are those of inference
+
+
+def test_tracing_changes_nothing_and_runs_nothing() -> None:
+    network = Body(nn.Sequential(nn.BatchNorm2d(16), conv(16, 16))).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.stem.register_forward_hook(lambda *_: pytest.fail("the network was run"))
+    network.stem._forward_hooks.clear()
+    modes = [module.training for module in network.modules()]
+    trace(network, EXAMPLE)
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert trace(network, EXAMPLE) == trace(network, EXAMPLE)
+
+
+# One problem each
+
+
+class SharedWeight(Body):
+    """Two layers with one weight; also one module that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(16, 16), conv(16, 16)
+        self.second.weight = self.first.weight
+        self.again = nn.BatchNorm2d(16)
+
+    def between(self, maps: Tensor) -> Tensor:
+        maps = self.again(self.first(maps).relu())
+        out: Tensor = self.again(self.second(maps))
+        return out
+
+
+class PlainTensors(Body):
+    """Constants that are no buffers, and tensors made in ``forward``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images - self.mean) * torch.linspace(0, 1, images.shape[3]) + torch.arange(8)
+        out: Tensor = self.head(maps.mean((2, 3)))
+        return out
+
+
+class Halves(Body):
+    """Two groups in one tensor, cut at a computed place: they only stay in step by chance."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=8)
+        self.left, self.right = conv(3, 8), conv(3, 8)
+        self.left_out, self.right_out = conv(8, 8), conv(8, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images)
+        half = maps.shape[1] // 2
+        left, right = maps[:, :half] + self.left(images), maps[:, half:] + self.right(images)
+        out: Tensor = self.head((self.left_out(left) + self.right_out(right)).mean((2, 3)))
+        return out
+
+
+class Gated(Body):
+    """An even split whose pieces meet again: the halves are one group, held twice."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=12)
+        self.wide, self.out = conv(16, 24), conv(12, 12)
+
+    def between(self, maps: Tensor) -> Tensor:
+        value, gate = self.wide(maps).chunk(2, 1)
+        out: Tensor = self.out(value * gate.sigmoid())
+        return out
+
+
+class Parts(Body):
+    """A group that no tensor holds alone: fixed channels and it, in one concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=8)
+        self.wide, self.mixed = conv(16, 24), conv(24 + 3, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = torch.cat([images, self.wide(self.stem(images))], 1)
+        out: Tensor = self.head(self.mixed(maps).mean((2, 3)))
+        return out
+
+
+class ChannelsLast(Body):
+    """Linear layers and a layer norm along the channels' axis, at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(16), nn.Linear(16, 40), nn.Linear(40, 16)
+        self.scale = nn.Parameter(torch.ones(16, 1, 1))
+
+    def between(self, maps: Tensor) -> Tensor:
+        inner = self.down(F.gelu(self.up(self.norm(maps.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)
+        return maps + self.scale * inner
+
+
+class Flattened(nn.Module):
+    """A flatten with pixels left over: a linear layer reads each channel several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(conv(3, 16), nn.PReLU(16), nn.AdaptiveAvgPool2d(2))
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.classifier(self.features(images))
+        return out
+
+
+SLIMMED: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] = {
+    "shared weight": (SharedWeight, {"stem": (16, 1)}),
+    "plain tensors": (PlainTensors, {"stem": (16, 1)}),
+    "gate": (Gated, {"stem": (16, 1), "wide": (12, 1), "out": (12, 1)}),
+    "part of a concatenation": (Parts, {"stem": (16, 1), "wide": (24, 1), "mixed": (8, 1)}),
+    "channels last": (ChannelsLast, {"stem": (16, 1), "up": (40, 1)}),
+    "flatten": (Flattened, {"features.0": (16, 1), "classifier.2": (10, 1)}),
+    "group norm": (lambda: Body(nn.GroupNorm(4, 16)), {"stem": (16, 4)}),
+    "group norm without weights": (lambda: Body(nn.GroupNorm(4, 16, affine=False)), {"stem": (16, 4)}),
+    "batch norm without weights": (lambda: Body(nn.BatchNorm2d(16, affine=False)), {"stem": (16, 1)}),
+    "batch norm without statistics": (lambda: Body(nn.BatchNorm2d(16, track_running_stats=False)), {"stem": (16, 1)}),
+    "instance norm": (lambda: Body(nn.InstanceNorm2d(16)), {"stem": (16, 1)}),
+    "instance norm with weights": (lambda: Body(nn.InstanceNorm2d(16, affine=True)), {"stem": (16, 1)}),
+    "depthwise multiplier": (lambda: Body(conv(16, 48, groups=16), 48), {"stem": (16, 1)}),
+    "upsampling": (lambda: Body(nn.Upsample(scale_factor=2)), {"stem": (16, 1)}),
+    "padding": (lambda: Body(nn.Sequential(nn.ReflectionPad2d(1), nn.MaxPool2d(2))), {"stem": (16, 1)}),
+}
+
+
+@pytest.mark.parametrize("case", SLIMMED)
+@pytest.mark.filterwarnings("error")
+def test_what_can_be_slimmed(case: str) -> None:
+    make, groups = SLIMMED[case]
+    network = make()
+    graph = trace(network, EXAMPLE)
+    assert {name: (group.size, group.unit) for name, group in graph.groups.items()} == groups
+    survives(network, graph)
+
+
+class HardView(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        return maps.view(-1, 16, 4, 16)
+
+
+class HardSlice(Body):
+    def __init__(self) -> None:
+        super().__init__(channels=8)
+        self.part = conv(10, 8)
+
+    def between(self, maps: Tensor) -> Tensor:
+        out: Tensor = self.part(maps[:, 3:13])
+        return out
+
+
+class Functional(Body):
+    """A convolution that is no module."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=12)
+        self.weight = nn.Parameter(torch.randn(12, 16, 3, 3))
+
+    def between(self, maps: Tensor) -> Tensor:
+        return F.conv2d(maps, self.weight, padding=1)
+
+
+class Attention(Body):
+    def __init__(self) -> None:
+        super().__init__(channels=8)
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.out = conv(16, 8)
+
+    def between(self, maps: Tensor) -> Tensor:
+        tokens = maps.flatten(2).transpose(1, 2)
+        mixed = self.attention(tokens, tokens, tokens)[0].transpose(1, 2).unflatten(2, (8, 8))
+        out: Tensor = self.out(mixed)
+        return out
+
+
+class Indices(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+    def between(self, maps: Tensor) -> Tensor:
+        maps, where = self.pool(maps)
+        out: Tensor = self.unpool(maps, where)
+        return out
+
+
+class Gather(Body):
+    """Channels picked by numbers that stand in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=8)
+        self.register_buffer("picked", torch.arange(15, -1, -2))
+
+    def between(self, maps: Tensor) -> Tensor:
+        return maps[:, self.picked]
+
+
+class PositionMixer(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def between(self, maps: Tensor) -> Tensor:
+        out: Tensor = self.mix(maps)
+        return out
+
+
+def transposed() -> nn.Module:
+    return Body(nn.Sequential(nn.ConvTranspose2d(16, 12, 2, 2), conv(12, 8)), 8)
+
+
+FIXED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+    "size in a view": (HardView, "stem", "its size is written in the network's code: "),
+    "size in a slice": (HardSlice, "stem", "its channels are interleaved or cut apart"),
+    "halves at a computed place": (Halves, "stem", "its size is written in the network's code: "),
+    "functional convolution": (Functional, "stem", "`conv2d` at test_tracing.py:"),
+    "attention": (Attention, "stem", "MultiheadAttention `attention` at test_tracing.py:"),
+    "attention itself": (Attention, "attention", "has no slimming rule"),
+    "transposed convolution": (transposed, "stem", "ConvTranspose2d `middle.0` at test_tracing.py:"),
+    "transposed convolution itself": (transposed, "middle.0", "has no slimming rule"),
+    "pooling with indices": (Indices, "stem", "MaxPool2d `pool` at test_tracing.py:"),
+    "gather": (Gather, "stem", "`getitem` at test_tracing.py:"),
+    "local response norm": (lambda: Body(nn.LocalResponseNorm(5)), "stem", "LocalResponseNorm `middle`"),
+    "channel shuffle": (lambda: Body(nn.ChannelShuffle(4)), "stem", "its channels are interleaved or cut apart"),
+    "pixel shuffle": (lambda: Body(nn.PixelShuffle(2), 4), "stem", "`mean` at test_tracing.py:"),
+    "layer norm over the image": (lambda: Body(nn.LayerNorm([16, 8, 8])), "stem", "LayerNorm `middle` at"),
+    "weight norm": (
+        lambda: Body(nn.utils.parametrizations.weight_norm(conv(16, 16))),
+        "middle",
+        "has no slimming rule",
+    ),
+    "spectral norm": (
+        lambda: Body(nn.utils.spectral_norm(conv(16, 16))),
+        "stem",
+        "Conv2d `middle` at test_tracing.py:",
+    ),
+    "one channel": (lambda: Body(nn.Sequential(conv(16, 1), conv(1, 16))), "middle.0", "it has one channel"),
+    "one group": (lambda: Body(nn.GroupNorm(1, 16)), "head", "it is the network's output"),
+    "positions": (PositionMixer, "mix", "it mixes positions, not channels"),
+}
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_what_must_keep_its_size_is_named_with_the_reason(case: str) -> None:
+    make, layer, reason = FIXED[case]
+    network = make()
+    graph = trace(network, EXAMPLE)
+    assert reason in graph.fixed[layer]
+    assert layer not in graph.groups
+    survives(network, graph, widest=1.0)
+
+
+def test_leaves_keep_what_passes_through_them() -> None:
+    network = Body(nn.Sequential(conv(16, 16), nn.ReLU(), conv(16, 16)))
+    assert trace(network, EXAMPLE).groups.keys() == {"stem", "middle.0", "middle.2"}
+    graph = trace(network, EXAMPLE, leaves=["middle"])
+    assert not graph.groups
+    assert graph.fixed["middle"].startswith("Sequential `middle` at test_tracing.py:")
+    assert graph.macs() == trace(network, EXAMPLE).macs()
+
+
+# What is refused
+
+
+class Chooses(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        if maps.sum() > 0:  # this line
+            return maps
+        return -maps
+
+
+class Loops(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        for image in maps:
+            maps = maps + image
+        return maps
+
+
+@pytest.mark.parametrize(
+    ("make", "module", "line"),
+    [(lambda: Body(nn.Sequential(Chooses())), "'middle.0'", "if maps.sum()"), (Loops, "'Loops'", "for image in maps")],
+)
+def test_what_depends_on_data_is_refused_by_module_and_line(
+    make: Callable[[], nn.Module], module: str, line: str
+) -> None:
+    number = 1 + next(n for n, text in enumerate(Path(__file__).read_text().splitlines()) if line in text)
+    network = make()
+    with pytest.raises(UserError) as error:
+        trace(network, EXAMPLE)
+    told = str(error.value)
+    assert f"cannot trace module {module} of {type(network).__name__} (test_tracing.py:{number})" in told
+    assert "name the module in model.leaves" in told
+    assert "\n" not in told
+
+
+def test_a_leaf_is_the_remedy_for_what_depends_on_data() -> None:
+    class Wide(Chooses):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv(16, 16)
+
+        def forward(self, maps: Tensor) -> Tensor:
+            return super().forward(self.conv(maps))
+
+    network = Body(nn.Sequential(Wide(), conv(16, 12)), 12)
+    graph = trace(network, EXAMPLE, leaves=["middle.0"])
+    assert graph.groups.keys() == {"middle.1"}
+    assert "Wide `middle.0` at test_tracing.py:" in graph.fixed["stem"]
+    assert graph.macs() == 64 * 9 * (3 * 16 + 16 * 16 + 16 * 12) + 12 * 4
+    survives(network, graph)
+
+
+def test_another_input_than_the_network_takes() -> None:
+    with pytest.raises(UserError, match=r"Body does not run on an input of shape \(1, 1, 8, 8\): .*; give the input"):
+        trace(Body(), torch.zeros(1, 1, 8, 8))
+
+
+def test_a_leaf_that_is_no_module() -> None:
+    with pytest.raises(UserError, match=r"model.leaves names 'midle', which is no module of Body"):
+        trace(Body(), EXAMPLE, leaves=["midle"])
+
+
+def test_networks_on_meta_trace_like_real_ones() -> None:
+    network = Gated()
+    assert trace(on_meta(network), EXAMPLE) == trace(network, EXAMPLE)
