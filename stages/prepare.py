@@ -3,11 +3,13 @@
 from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow read it when they are imported)
 
 # isort: split
+from pathlib import Path
+
 import typer
 
 from autoslim.engine.data import check_source, prepare
 from autoslim.engine.progress import progress_over
-from autoslim.shell.checks import check_pipeline
+from autoslim.shell.checks import check_model, check_pipeline
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
 from autoslim.shell.places import PREPARED, repository_root
@@ -21,6 +23,7 @@ def main() -> None:
     data = params.data
     root = repository_root()
     check_source(data.source, relative_to=root)
+    check_model(params.model)
     with tracked(
         "prepare",
         run_name=f"prepare {data.source}",
@@ -39,7 +42,7 @@ def main() -> None:
             train_images=data.train_images,
             test_images=data.test_images,
             storage=data.storage,
-            raw=root / "data/raw",
+            raw=Path("data/raw"),
             relative_to=root,
             progress=progress_over,
         )

@@ -19,7 +19,7 @@ from autoslim.shell.places import PREPARED, REPORT, RETRAIN, SEARCH, SUPERNET, r
 from autoslim.shell.report.curves import read_curves
 from autoslim.shell.report.pictures import channels_picture, curves_picture, trajectory_picture
 from autoslim.shell.report.table import Result, compare, csv_table, markdown_table, metrics, terminal_table
-from autoslim.shell.tracking import fingerprint, numbers, tracked
+from autoslim.shell.tracking import lineage, numbers, tracked
 
 
 @ending_clearly
@@ -70,7 +70,7 @@ def main() -> None:
             "source": params.data.source,
             "budget": str(params.budget),
             "resource": params.resource,
-            "supernet": fingerprint(SUPERNET / "weights.safetensors"),
+            **lineage(SUPERNET / "weights.safetensors"),
         },
         enabled=params.tracking.enabled,
         experiment=params.tracking.experiment,

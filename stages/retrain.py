@@ -13,12 +13,12 @@ from autoslim.engine.data import PreparedData, eval_batches
 from autoslim.engine.retraining import allocate, over_seeds, retrain
 from autoslim.engine.training import write_rows
 from autoslim.networks.resizing import resize
-from autoslim.shell.assembly import budget_limit, checkpoints, machine, recipe, traced_network
+from autoslim.shell.assembly import budget_limit, checkpoints, inputs, machine, recipe, traced_network
 from autoslim.shell.checks import check_reach, check_trajectory
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
 from autoslim.shell.places import PREPARED, RETRAIN, SEARCH, SUPERNET, repository_root
-from autoslim.shell.tracking import fingerprint, numbers, tracked
+from autoslim.shell.tracking import lineage, numbers, tracked
 
 
 @ending_clearly
@@ -38,33 +38,35 @@ def main(method: Annotated[str, typer.Argument(help="How channel numbers are cho
     weights = folder / "weights"
     kept = checkpoints(
         f"retrain-{method}",
-        PREPARED / "data.json",
+        *inputs(params.model, PREPARED),
         model=params.model.model_dump(),
         channels=channels,
         retrain=asked.model_dump(),
     )
-    shared = SUPERNET / "weights.safetensors"  # of the trajectory; not needed for more than its fingerprint
     cost = {"macs": graph.macs(channels), "params": graph.params(channels)}
-    with tracked(
-        "retrain",
-        run_name=f"retrain {method} {params.budget}",
-        params={
-            "retrain": asked.model_dump(),
-            "model": params.model.model_dump(),
-            "budget": params.budget,
-            "resource": params.resource,
-            "method": method,
-        },
-        tags={
-            "source": params.data.source,
-            "method": method,
-            "budget": str(params.budget),
-            "resource": params.resource,
-            **({"supernet": fingerprint(shared)} if shared.exists() else {}),
-        },
-        enabled=params.tracking.enabled,
-        experiment=params.tracking.experiment,
-    ) as tracker:
+    with (
+        kept.held(),
+        tracked(
+            "retrain",
+            run_name=f"retrain {method} {params.budget}",
+            params={
+                "retrain": asked.model_dump(),
+                "model": params.model.model_dump(),
+                "budget": params.budget,
+                "resource": params.resource,
+                "method": method,
+            },
+            tags={
+                "source": params.data.source,
+                "method": method,
+                "budget": str(params.budget),
+                "resource": params.resource,
+                **lineage(SUPERNET / "weights.safetensors"),
+            },
+            enabled=params.tracking.enabled,
+            experiment=params.tracking.experiment,
+        ) as tracker,
+    ):
         rows = retrain(
             network,
             graph,

@@ -9,7 +9,7 @@ from autoslim.engine.artifacts import load_supernet
 from autoslim.engine.data import PreparedData
 from autoslim.engine.runtime import to_device
 from autoslim.engine.searching import search
-from autoslim.shell.assembly import checkpoints, machine, traced_network
+from autoslim.shell.assembly import checkpoints, inputs, machine, traced_network
 from autoslim.shell.checks import check_reach
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
@@ -30,15 +30,18 @@ def main() -> None:
     asked = params.search
     sections = {"search": asked.model_dump(), "resource": params.resource}
     weights = SUPERNET / "weights.safetensors"
-    kept = checkpoints("search", PREPARED / "data.json", weights, SUPERNET / "supernet.json", **sections)
-    with tracked(
-        "search",
-        run_name=f"search {params.resource}",
-        params=sections,
-        tags={"source": params.data.source, "supernet": fingerprint(weights), "resource": params.resource},
-        enabled=params.tracking.enabled,
-        experiment=params.tracking.experiment,
-    ) as tracker:
+    kept = checkpoints("search", *inputs(params.model, PREPARED), weights, SUPERNET / "supernet.json", **sections)
+    with (
+        kept.held(),
+        tracked(
+            "search",
+            run_name=f"search {params.resource}",
+            params=sections,
+            tags={"source": params.data.source, "supernet": fingerprint(weights), "resource": params.resource},
+            enabled=params.tracking.enabled,
+            experiment=params.tracking.experiment,
+        ) as tracker,
+    ):
         trajectory = search(
             supernet,
             file.grid,

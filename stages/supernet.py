@@ -9,8 +9,8 @@ from autoslim.engine.checkpoints import write_json
 from autoslim.engine.data import PreparedData
 from autoslim.engine.supernet_training import train_supernet
 from autoslim.engine.training import write_rows
-from autoslim.shell.assembly import checkpoints, machine, recipe, span, traced_network
-from autoslim.shell.checks import check_reach
+from autoslim.shell.assembly import checkpoints, inputs, machine, recipe, span, traced_network
+from autoslim.shell.checks import check_model, check_reach
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
 from autoslim.shell.places import PREPARED, SUPERNET, repository_root
@@ -21,20 +21,24 @@ from autoslim.shell.tracking import fingerprint, tracked
 def main() -> None:
     """Trains the supernet by the sandwich rule with in-place distillation."""
     params = load_params()
+    check_model(params.model)
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
     check_reach(params, graph)
     place = machine(params.runtime)
     sections = {"model": params.model.model_dump(), "supernet": params.supernet.model_dump()}
-    kept = checkpoints("supernet", PREPARED / "data.json", **sections)
-    with tracked(
-        "supernet",
-        run_name=f"supernet {params.model.name.rpartition(':')[2]} x{params.supernet.width}",
-        params=sections | {"data": params.data.model_dump()},
-        tags={"source": params.data.source},
-        enabled=params.tracking.enabled,
-        experiment=params.tracking.experiment,
-    ) as tracker:
+    kept = checkpoints("supernet", *inputs(params.model, PREPARED), **sections)
+    with (
+        kept.held(),
+        tracked(
+            "supernet",
+            run_name=f"supernet {params.model.name.rpartition(':')[2]} x{params.supernet.width}",
+            params=sections | {"data": params.data.model_dump()},
+            tags={"source": params.data.source},
+            enabled=params.tracking.enabled,
+            experiment=params.tracking.experiment,
+        ) as tracker,
+    ):
         rows, scores = train_supernet(
             network,
             graph,

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def imported_files(file: Path, ignored: frozenset[Path] = frozenset()) -> set[Path]:
-    """All files of the package and of ``stages`` that ``file`` imports, but for ``ignored`` ones and what only these import.
+    """All files of the package that ``file`` imports, but for ``ignored`` ones and what only these import.
 
     Relative to the repository's root. A package counts with its ``__init__.py``; imports inside functions count too.
     """

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from autoslim import trace
 from autoslim.networks import families, zoo
+from autoslim.networks.copying import copy_with
 from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.resizing import resize
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # on such small images, more wait for one another
 
 MAIN = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "cifar_mobilenet_v2", "cifar_resnet18", "cifar_resnet50")
 """What the issue names; all other torchvision networks here stand for a kind of operation."""
@@ -31,7 +32,11 @@ OTHERS = (
     "googlenet",  # auxiliary heads
 )
 
+SMALL_STAGES = ((1, 8, 1, 1), (4, 12, 2, 2), (4, 16, 2, 2))
+"""Of a MobileNetV2 that computes next to nothing."""
+
 _BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    "small_mobilenet_v2": lambda: zoo.mobilenet_v2(stem=16, stages=SMALL_STAGES, tail=32),
     "cifar_mobilenet_v2": zoo.mobilenet_v2,
     "cifar_resnet18": zoo.resnet,
     "cifar_resnet50": lambda: zoo.resnet(blocks=(3, 4, 6, 3), bottleneck=True),
@@ -39,7 +44,14 @@ _BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "mnasnet": families.MNasNet,
     "googlenet": lambda: tv.googlenet(init_weights=False),
 }
-_SIZES = {"cifar_mobilenet_v2": 8, "cifar_resnet18": 8, "cifar_resnet50": 8, "squeezenet1_1": 64, "googlenet": 64}
+_SIZES = {
+    "small_mobilenet_v2": 8,
+    "cifar_mobilenet_v2": 8,
+    "cifar_resnet18": 8,
+    "cifar_resnet50": 8,
+    "squeezenet1_1": 64,
+    "googlenet": 64,
+}
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,8 @@ class Specimen:
 
 @cache
 def specimen(name: str) -> Specimen:
-    with torch.device("cpu"):
+    device = "cpu" if name.startswith("regnet") else "meta"  # RegNets compute their widths with tensors
+    with torch.device(device):
         network = build(name).to("meta")
     side = _SIZES.get(name, 32)
     return Specimen(name, network, trace(network, torch.empty(1, 3, side, side)), side)
@@ -86,6 +99,22 @@ def shuffle_weights(network: nn.Module, seed: int = 0) -> None:
             scale = parameter.dim() == 1 and name == "weight"
             deviation = 0.1 if parameter.dim() < 2 else (2 / parameter[0].numel()) ** 0.5
             parameter.copy_(torch.empty(parameter.shape).normal_(float(scale), deviation, generator=generator))
+
+
+def spread(graph: ChannelGraph, cut: nn.Module, channels: Mapping[str, int]) -> list[Tensor]:
+    """The gradients of a cut network in the shapes of a wider one's parameters, zero where it has none.
+
+    Vectors of several groups (batch norm after a concatenation) are not handled.
+    """
+    gradients = {name: parameter.grad for name, parameter in cut.named_parameters()}
+    holder = copy_with(cut, lambda name, tensor: tensor if gradients.get(name) is None else gradients[name])
+    wide = []
+    for parameter, narrow in zip(resize(holder, graph, channels).parameters(), cut.parameters(), strict=True):
+        data = parameter.detach()
+        if data.dim() == 1:
+            data[len(narrow) :] = 0
+        wide.append(data)
+    return wide
 
 
 def random_channels(graph: ChannelGraph, seed: int, low: float, high: float) -> dict[str, int]:

@@ -355,6 +355,33 @@ def test_a_network_that_cannot_be_used(done: Path, model: dict[str, Any], told: 
     assert told in mistake("prepare")
 
 
+def test_a_network_in_a_file_that_dvc_does_not_watch(done: Path) -> None:
+    Path("mine.py").write_text(NETWORKS)
+    change_params(done, {"model": {"name": "mine.py:Plain", "kwargs": {}}})
+    told = mistake("prepare")
+    assert "model.name is the file mine.py, which DVC does not watch" in told
+    assert "would not rerun supernet, search, retrain, report; add '- mine.py' to their deps in dvc.yaml" in told
+
+
+def test_weights_that_training_would_discard(done: Path) -> None:
+    change_params(done, {"model": {"name": "torchvision.models:resnet18", "kwargs": {"weights": "DEFAULT"}}})
+    assert "model.kwargs.weights is 'DEFAULT', but both trainings start from new weights; remove it" in mistake(
+        "supernet"
+    )
+
+
+def test_auxiliary_heads_are_told(done: Path) -> None:
+    kwargs = {"aux_logits": True, "init_weights": False}
+    change_params(done, {"data": {"channels": 3}, "model": {"name": "torchvision.models:googlenet", "kwargs": kwargs}})
+    (done / "data/prepared/data.json").write_text(
+        (done / "data/prepared/data.json")
+        .read_text()
+        .replace('"channels": 1', '"channels": 3')
+        .replace('"image_size": 8', '"image_size": 96')
+    )
+    assert "in training, not one tensor of logits; switch auxiliary heads off" in mistake("supernet")
+
+
 # Data
 
 

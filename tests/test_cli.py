@@ -312,12 +312,12 @@ def test_compare_shows_the_reports_numbers(project: Path) -> None:
 
 def test_evaluate_agrees_with_the_report(project: Path) -> None:
     metrics = json.loads((project / "outputs/report/metrics.json").read_text())
-    rows = table(printed("evaluate", "autoslim"), "seed")
+    rows = table(printed("evaluate", "autoslim", "--split", "test"), "seed")
     assert [row["seed"] for row in rows] == ["0", "1", "all"]
     assert float(rows[-1]["top-1 on test (%)"].split()[0]) == pytest.approx(
         100 * metrics["autoslim"]["top1"], abs=0.0051
     )
-    (only,) = table(printed("evaluate", "autoslim", "--seed", "1", "--split", "search"), "seed")
+    (only,) = table(printed("evaluate", "autoslim", "--seed", "1"), "seed")
     curves = (project / "outputs/retrain/autoslim/curves.csv").read_text().splitlines()
     names, last = curves[0].split(","), curves[-1].split(",")
     expected = dict(zip(names, last, strict=True))
@@ -401,7 +401,7 @@ print(json.dumps({"top1": top1, "shape": list(logits.shape), "logits": logits[0]
     assert done.returncode == 0, done.stderr
     loaded: dict[str, Any] = json.loads(done.stdout)
     assert loaded["shape"] == [len(images), 10]
-    (row,) = table(printed("evaluate", "autoslim", "--seed", "1"), "seed")
+    (row,) = table(printed("evaluate", "autoslim", "--seed", "1", "--split", "test"), "seed")
     assert float(row["top-1 on test (%)"]) == pytest.approx(100 * loaded["top1"], abs=0.0051)
 
 

@@ -72,7 +72,7 @@ def _sections(tree: ast.AST, functions: dict[str, ast.FunctionDef]) -> set[str]:
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.Call):
             called = getattr(node.func, "id", "")
-            if called in ("tracked", "check_reach", "check_pipeline"):
+            if called in ("tracked", "check_model", "check_reach", "check_pipeline"):
                 return
             if called in functions and any(getattr(a, "id", "") == "params" for a in node.args):
                 found.update(_sections(functions[called], functions))

@@ -63,7 +63,7 @@ def test_outputs_hold_what_they_say(project: Path) -> None:
 
 
 def test_checkpoints_are_gone_after_success(project: Path) -> None:
-    assert not list((project / "checkpoints").glob("*"))
+    assert not list((project / "checkpoints").glob("*/"))
 
 
 def test_metrics_and_plots_are_registered(project: Path) -> None:

@@ -73,18 +73,21 @@ def test_the_members_of_a_group_always_agree(name: str) -> None:
             assert sizes == {channels[group.name]}
 
 
-def test_leading_channels_keep_their_weights_and_new_ones_are_zero() -> None:
+def test_leading_channels_keep_their_weights_and_new_ones_are_neutral() -> None:
+    """New weights are zero, new scales, shifts and statistics the mean of the old ones."""
     sample = specimen("cifar_resnet18")
     network = sample.real(sample.graph.default)
-    channels = {
-        name: size + (8 if index % 2 else -8) for index, (name, size) in enumerate(sample.graph.default.items())
-    }
-    other = resize(network, sample.graph, channels)
-    for (name, before), after in zip(network.named_parameters(), other.parameters(), strict=True):
+    channels = {n: size + (8 if index % 2 else -8) for index, (n, size) in enumerate(sample.graph.default.items())}
+    state = resize(network, sample.graph, channels).state_dict()
+    for name, before in network.state_dict().items():
+        after = state[name]
         common = tuple(slice(0, min(a, b)) for a, b in zip(before.shape, after.shape, strict=True))
         assert torch.equal(after[common], before[common]), name
-        assert after.count_nonzero() == before[common].count_nonzero(), name
-    assert present_channels(other, sample.graph) == channels
+        if before.dim() == 1:
+            assert torch.equal(after[len(before) :], before.mean().expand(max(0, len(after) - len(before)))), name
+        else:
+            assert after.count_nonzero() == before[common].count_nonzero(), name
+    assert present_channels(resize(network, sample.graph, channels), sample.graph) == channels
 
 
 def test_concatenated_channels_move_even_where_their_sum_stays() -> None:

@@ -93,5 +93,10 @@ def _rank(candidate: Candidate, current: SlimmingStep, by: By, per_cost: bool) -
     new, old = candidate.score, current.score
     error, entropy = new.error, new.cross_entropy
     if per_cost:
-        error, entropy = (new.error - old.error) / saved, (new.cross_entropy - old.cross_entropy) / saved
+        error, entropy = _rate(new.error - old.error, saved), _rate(new.cross_entropy - old.cross_entropy, saved)
     return (error, entropy, -saved) if by == "error" else (entropy, error, -saved)
+
+
+def _rate(increase: float, saved: float) -> float:
+    """An increase for each unit saved. A decrease is better the more is saved with it, so there it is the product."""
+    return increase / saved if increase > 0 else increase * saved

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,19 @@ def load_supernet(folder: Path, network: nn.Module, graph: ChannelGraph) -> tupl
         raise UserError(
             f"{folder} holds a supernet of another network ({file.network}, {len(file.default)} groups, "
             f"input {list(file.input_shape)}); the parameters name one with {len(graph.groups)} groups and input "
-            f"{list(graph.input_shape)}: run `dvc repro supernet`"
+            f"{list(graph.input_shape)}{_difference(file.default, graph.default)}: run `dvc repro supernet`"
         )
     supernet = Supernet(resize(network, graph, {name: levels[0] for name, levels in file.grid.items()}), graph)
     load_weights(supernet.network, folder / "weights.safetensors")
     return supernet, file
+
+
+def _difference(there: Channels, here: Channels) -> str:
+    """The first group that two default networks have at different sizes, for a message."""
+    for name, size in there.items():
+        if here.get(name, size) != size:
+            return f" ({name} has {size} channels there and {here[name]} here)"
+    return ""
 
 
 def step_to_dict(step: SlimmingStep, graph: ChannelGraph) -> dict[str, Any]:
@@ -128,15 +136,6 @@ def step_from_dict(values: Mapping[str, Any]) -> SlimmingStep:
     }
     score = Score(values["error"], values["cross_entropy"])
     return SlimmingStep(values["slimmed"], values["channels"], values["cost"], score, candidates)
-
-
-def trajectory_configurations(path: Path) -> Sequence[Channels]:
-    """The configurations of a trajectory, from the widest down.
-
-    Raises:
-        UserError: there is no trajectory.
-    """
-    return [step["channels"] for step in read_trajectory(path)["steps"]]
 
 
 def read_trajectory(path: Path) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """Checkpoints that survive a kill, keyed by what defines the run."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 
 def run_key(**parts: object) -> str:
@@ -66,11 +69,30 @@ class Checkpoints:
         path = self.folder / f"{name}.pt"
         if not path.exists():
             return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            print(f"checkpoint {path} cannot be read ({type(error).__name__}); starting anew", file=sys.stderr)
+            return None
         return state
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.pt"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The run is this process's alone: another one of the same key (in DVC's queue, say) waits for it to end."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(f"{self.folder}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(f"waiting for another run with the same checkpoints ({self.folder.name})", file=sys.stderr)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def clear(self) -> None:
         """Removes the run's state: its results are written."""

@@ -20,18 +20,20 @@ def evaluate(network: nn.Module, chunks: Iterable[Chunk], autocast: Callable[[],
     A supernet uses the statistics of each chunk, a plain network its running statistics. The host waits for the device
     once, at the end. The mode is given back as it was.
     """
-    wrong: Tensor | int = 0
-    entropy: Tensor | float = 0.0
+    wrong: list[Tensor] = []
+    entropy: list[Tensor] = []
     count = 0
     with evaluating(network):
         for images, labels in chunks:
             with autocast():
                 logits = network(images)  # (N, classes)
             logits = logits.float()
-            wrong = wrong + (logits.argmax(1) != labels).sum()
-            entropy = entropy + F.cross_entropy(logits, labels, reduction="sum").double()
+            wrong.append((logits.argmax(1) != labels).sum())
+            entropy.append(F.cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)
-    return Score(error=int(wrong) / count, cross_entropy=float(entropy) / count)
+        errors = int(torch.stack(wrong).sum())
+        nats = float(torch.stack(entropy).cpu().double().sum())  # summed on the host: not every device has float64
+    return Score(error=errors / count, cross_entropy=nats / count)
 
 
 def subnet_scorer(

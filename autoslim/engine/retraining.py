@@ -22,7 +22,7 @@ from autoslim.networks.resizing import resize
 from autoslim.vocabulary.channels import Channels
 from autoslim.vocabulary.errors import UserError
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 256
 
 
 def allocate(

@@ -41,13 +41,15 @@ def choose_device(name: str = "auto") -> torch.device:
     if device.type == "cuda":
         # Every width of a supernet is a new shape: autotuning would run again at each.
         torch.backends.cudnn.benchmark = False
+        torch.cuda.set_device(device)  # whose generator is the one that checkpoints keep
     return device
 
 
 def choose_workers(number: int | Literal["auto"]) -> int:
     """Processes that decode images; ``auto`` leaves one core to the training."""
     if number == "auto":
-        return min(16, max(1, (os.cpu_count() or 1) - 1))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(16, max(1, cores - 1))
     return number
 
 

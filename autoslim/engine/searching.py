@@ -3,10 +3,11 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoslim.algorithms.slimming import By, SlimmingStep, greedy_slim
+from autoslim.algorithms.slimming import By, Score, SlimmingStep, greedy_slim
 from autoslim.engine.artifacts import step_from_dict, step_to_dict
 from autoslim.engine.checkpoints import Checkpoints, write_json
 from autoslim.engine.chunks import search_chunks
@@ -53,7 +54,18 @@ def search(
             "lower search.chunk or raise data.search_images"
         )
     chunks = search_chunks(data, machine, images=images, chunk=chunk, seed=seed)
-    score = subnet_scorer(supernet, chunks, autocast(machine.device, precision))
+    unchecked = subnet_scorer(supernet, chunks, autocast(machine.device, precision))
+
+    def score(channels: Mapping[str, int]) -> Score:
+        result = unchecked(channels)
+        if not math.isfinite(result.cross_entropy):
+            raise UserError(
+                f"a subnet of {format_amount(graph.cost(channels, resource), resource)} {resource} scores a "
+                f"cross-entropy of {result.cross_entropy}; set search.precision to fp32, or lower the supernet's "
+                "learning_rate"
+            )
+        return result
+
     limit = stop * graph.cost(graph.default, resource)
     path = checkpoints.folder / "steps.json"
     steps: list[SlimmingStep] = [step_from_dict(s) for s in json.loads(path.read_text())] if path.exists() else []

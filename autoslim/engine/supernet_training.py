@@ -22,6 +22,7 @@ from autoslim.networks.span import Span
 from autoslim.networks.supernet import Supernet
 from autoslim.vocabulary.channels import Channels
 
+VALIDATION_IMAGES = 2048  # of the search split, kept on the device
 VALIDATION_CHUNK = 256  # images that share their batch statistics (paper section 6, row 9)
 
 
@@ -64,7 +65,7 @@ def train_supernet(
     supernet = Supernet(wide, graph)
     to_device(supernet, machine.device, recipe.channels_last)
     plan = recipe.plan(data, machine)
-    chunks = search_chunks(data, machine, images=data.info.counts["search"], chunk=VALIDATION_CHUNK, seed=seed)
+    chunks = search_chunks(data, machine, images=VALIDATION_IMAGES, chunk=VALIDATION_CHUNK, seed=seed)
     score = subnet_scorer(supernet, chunks, recipe.autocast(machine))
 
     def validate() -> Row:

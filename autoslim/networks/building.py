@@ -1,11 +1,13 @@
 """Networks from their import path, as ``params.yaml`` and the command line name them."""
 
+import contextlib
 import copy
+import difflib
 import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ def build_network(name: str, kwargs: Mapping[str, Any], classes: int | None = No
     Raises:
         UserError: there is no such callable, it does not take the arguments, or what it returns is not a network.
     """
-    constructor = _find(name)
+    constructor = find_constructor(name)
     arguments = dict(kwargs)
     if classes is not None and "num_classes" not in arguments and _takes(constructor, "num_classes"):
         arguments["num_classes"] = classes
@@ -55,14 +57,20 @@ def check_network(network: nn.Module, name: str, input_shape: tuple[int, int, in
     """
     try:
         try:
-            output = _output(on_meta(network), input_shape)
+            outputs = [_output(on_meta(network), input_shape, mode) for mode in (False, True)]
         except Exception:  # it may depend on data
-            output = _output(copy.deepcopy(network), input_shape)
+            outputs = [_output(copy.deepcopy(network), input_shape, mode) for mode in (False, True)]
     except Exception as error:
         raise UserError(
             f"model {name!r} does not take images of {'x'.join(map(str, input_shape))}: {first_line(error)}; "
             "set data.channels and data.image_size, or model.kwargs, to what it expects"
         ) from error
+    output, in_training = outputs
+    if isinstance(output, torch.Tensor) and not isinstance(in_training, torch.Tensor):
+        raise UserError(
+            f"model {name!r} gives {type(in_training).__name__} in training, not one tensor of logits; switch "
+            "auxiliary heads off, with model.kwargs.aux_logits: false for torchvision's"
+        )
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if shape != (2, classes):
         raise UserError(
@@ -71,32 +79,49 @@ def check_network(network: nn.Module, name: str, input_shape: tuple[int, int, in
         )
 
 
-def _output(network: nn.Module, input_shape: tuple[int, int, int]) -> Any:
-    """What the network, put in evaluation mode, makes of two black images."""
+def _output(network: nn.Module, input_shape: tuple[int, int, int], training: bool) -> Any:
+    """What the network, put in a mode, makes of two black images."""
     device = next((tensor.device for tensor in named_tensors(network).values()), torch.device("cpu"))
     with torch.no_grad(), device:
-        return network.eval()(torch.zeros((2, *input_shape)))
+        return network.train(training)(torch.zeros((2, *input_shape)))
 
 
-def _find(name: str) -> Callable[..., Any]:
+def find_constructor(name: str) -> Callable[..., Any]:
+    """The callable that an import path names.
+
+    Raises:
+        UserError: there is none.
+    """
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
         raise UserError(f"model.name {name!r} is not an import path; {_HOW}")
     if place == "timm":
         return _find_timm(attribute)
     try:
-        module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        with _importing_from(Path(place).parent if place.endswith(".py") else Path()):
+            module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"model.name {name!r} cannot be imported: {first_line(error)}; {_HOW}") from error
     constructor: Callable[..., Any] | None = getattr(module, attribute, None)
     if not callable(constructor):
-        alike = (n for n in dir(module) if n.lower().startswith(attribute[:4].lower()))
-        near = [n for n in alike if callable(getattr(module, n))][:5]
+        near = difflib.get_close_matches(attribute, [n for n in dir(module) if callable(getattr(module, n))], 5)
         known = f"it has {', '.join(near)}" if near else "look up its names"
         raise UserError(f"model.name {name!r}: {place} has no callable {attribute!r}; {known}")
     return constructor
+
+
+@contextlib.contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """The user's own packages, and files beside their file, can be imported, as they cannot from a stage's script."""
+    added = [str(folder.resolve()), str(Path.cwd())]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for path in added:
+            sys.path.remove(path)
 
 
 def _find_timm(model: str) -> Callable[..., Any]:

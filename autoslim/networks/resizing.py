@@ -13,7 +13,8 @@ from autoslim.vocabulary.errors import UserError
 def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> nn.Module:
     """A plain network of the same class with ``channels``, and the parameter names that it had.
 
-    Where a group shrinks, its leading channels keep their weights; where it grows, the new channels' weights are zero
+    Where a group shrinks, its leading channels keep their weights; where it grows, the new channels' weights are zero,
+    and their entries in per-channel vectors (scales, statistics) the mean of the old ones
     (they are meant to be initialised: see ``initialise``). The argument is not changed and shares no memory with the
     result. With the channels that the network has, the result is a copy.
 
@@ -94,7 +95,8 @@ def _resized(tensor: Tensor, axes: tuple[Axis, ...], present: Mapping[str, int],
             continue
         shape = [*tensor.shape]
         shape[dimension] = axis_size(axis, channels)
-        target = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+        fill = tensor.mean() if tensor.numel() == tensor.shape[dimension] else torch.zeros(())
+        target = fill.to(tensor).expand(shape).clone(memory_format=torch.contiguous_format)
         for start, to, length in kept(axis, present, channels):
             target.narrow(dimension, to, length).copy_(tensor.narrow(dimension, start, length))
         tensor = target

@@ -26,6 +26,15 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
     Raises:
         UserError: it cannot be built or traced, does not fit the data, or has no module that ``model.leaves`` names.
     """
+    for argument in ("weights", "pretrained"):
+        if model.kwargs.get(argument):
+            raise UserError(
+                f"model.kwargs.{argument} is {model.kwargs[argument]!r}, but both trainings start from new weights; "
+                "remove it"
+            )
+    torch.manual_seed(
+        0
+    )  # parameters that keep their constructor's distribution (see initialise) are the same each time
     network = build_network(model.name, model.kwargs, len(info.classes))
     check_leaves(network, model.name, model.leaves)
     shape = (info.channels, info.image_size, info.image_size)
@@ -86,8 +95,18 @@ def machine(runtime: P.Runtime) -> Machine:
     return Machine(choose_device(runtime.device), choose_workers(runtime.workers), runtime.checkpoint_minutes * 60)
 
 
-def checkpoints(stage: str, *inputs: Path, **parameters: object) -> Checkpoints:
-    """The checkpoints of a stage's run: keyed by its parameters, its input files and the code of this package."""
-    code = sorted(Path(__file__).parent.parent.rglob("*.py"))
-    key = run_key(parameters=parameters, inputs=[file_digest(path) for path in inputs], code=file_digest(*code))
+def inputs(model: P.Model, prepared: Path) -> list[Path]:
+    """The files, besides earlier outputs, that a run's checkpoints are keyed by: the splits, and the user's network."""
+    place = Path(model.name.rpartition(":")[0])
+    splits = [path for path in sorted(prepared.iterdir()) if not path.name.endswith(".images.npy")]
+    return splits + ([place] if place.suffix == ".py" else [])
+
+
+def checkpoints(stage: str, *files: Path, **parameters: object) -> Checkpoints:
+    """The checkpoints of a stage's run: keyed by its parameters, its input files and the code that trains."""
+    package = Path(__file__).parent.parent
+    layers = ("vocabulary", "networks", "algorithms", "engine")
+    code = [path for layer in layers for path in sorted((package / layer).rglob("*.py"))]
+    digests = [file_digest(path) for path in files]
+    key = run_key(parameters=parameters, inputs=digests, code=file_digest(*code))
     return Checkpoints(repository_root() / "checkpoints", stage, key)

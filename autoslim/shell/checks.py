@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from autoslim.engine.data import DataInfo
+from autoslim.networks.building import find_constructor
 from autoslim.networks.graph import ChannelGraph
 from autoslim.shell.assembly import budget_limit, span, traced_network
-from autoslim.shell.params import Params
+from autoslim.shell.params import Model, Params, read_yaml
 from autoslim.vocabulary.budgets import format_amount
 from autoslim.vocabulary.errors import UserError
 
@@ -32,6 +33,39 @@ def check_pipeline(params: Params, info: DataInfo) -> None:
     """
     _, graph = traced_network(params.model, info)
     check_reach(params, graph)
+    most = 1 - 1 / len(info.classes)
+    for stage, smoothing in (
+        ("supernet", params.supernet.label_smoothing),
+        ("retrain", params.retrain.label_smoothing),
+    ):
+        if smoothing > most:
+            raise UserError(
+                f"{stage}.label_smoothing is {smoothing}; with {len(info.classes)} classes at most {most:.3g} leaves "
+                "the label more likely than the others: lower it"
+            )
+
+
+def check_model(model: Model) -> None:
+    """What can be known of the network before there are data: it can be imported, and DVC watches the user's own file.
+
+    Raises:
+        UserError: there is no such callable, or its file is not among the deps of a stage that uses it.
+    """
+    find_constructor(model.name)
+    place = model.name.rpartition(":")[0]
+    if not place.endswith(".py"):
+        return
+    stages = read_yaml(Path("dvc.yaml"))["stages"]
+    blind = [
+        name
+        for name in ("supernet", "search", "retrain", "report")
+        if place not in stages[name].get("do", stages[name])["deps"]
+    ]
+    if blind:
+        raise UserError(
+            f"model.name is the file {place}, which DVC does not watch: a change of it would not rerun "
+            f"{', '.join(blind)}; add '- {place}' to their deps in dvc.yaml"
+        )
 
 
 def check_reach(params: Params, graph: ChannelGraph) -> Reach:

@@ -39,7 +39,7 @@ class Data(Section):
     train_images: Positive | None = Field(description="a class-balanced part of the training images; null: all")
     test_images: Positive | None = Field(description="a class-balanced part of the test images; null: all")
     storage: Literal["auto", "arrays", "files"] = Field(
-        description="arrays: decoded once; files: decoded as needed; auto: by size"
+        description="arrays: decoded and cropped once; files: as needed, area cuts from whole images; auto: by size"
     )
     seed: Seed = Field(description="fixes the splits")
 

@@ -225,6 +225,11 @@ def fingerprint(weights: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
+def lineage(weights: Path) -> dict[str, str]:
+    """The tag ``supernet`` of a run that descends from these weights; none where they are not here."""
+    return {"supernet": fingerprint(weights)} if weights.exists() else {}
+
+
 def origin() -> dict[str, str]:
     """Tags that say which commit and which DVC experiment a process belongs to, as far as they are known.
 

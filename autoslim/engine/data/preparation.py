@@ -178,7 +178,11 @@ def _look(source: str, sample: Chosen, image_size: int | None, channels: int | N
                 f"the images of {source} differ in size (from {smallest[0]}x{smallest[1]} "
                 f"to {largest[0]}x{largest[1]}); set image_size"
             )
-        image_size = min(smallest)
+        if smallest[0] != smallest[1]:
+            raise UserError(
+                f"the images of {source} are {smallest[0]}x{smallest[1]}, not square; set image_size to crop them"
+            )
+        image_size = smallest[0]
     native = float(np.median([min(size) for size in sizes]))
     return image_size, channels, shorter_side_for(native, image_size)
 

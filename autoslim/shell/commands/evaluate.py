@@ -20,15 +20,15 @@ class Split(StrEnum):
 def evaluate_cli(
     method: Annotated[str, typer.Argument(help="autoslim or uniform.")],
     seed: Annotated[int | None, typer.Option("--seed", help="Of this seed alone. Default: all seeds.")] = None,
-    split: Annotated[Split, typer.Option("--split", help="The images to look at.")] = Split.TEST,
+    split: Annotated[Split, typer.Option("--split", help="The images to look at.")] = Split.SEARCH,
 ) -> None:
     """Evaluate a method's retrained networks again, on the test or the search split.
 
-    Choose between networks by --split search; what is reported is test, which should not have chosen anything.
+    The search split is there to choose by; the test split, which the report looks at, should not choose anything.
 
     Example:
 
-    autoslim evaluate autoslim --split search
+    autoslim evaluate autoslim --split test
     """
     enter_project()
     from autoslim.shell.params import load_params

@@ -1,0 +1,62 @@
+"""The digits, prepared small, and a recipe and a network for them that train in a second."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoslim import trace
+from autoslim.engine.data import Augmentation, PreparedData, prepare
+from autoslim.engine.recipe import Recipe
+from autoslim.engine.runtime import Machine
+from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.span import Span
+from autoslim.networks.zoo import mobilenet_v2
+
+torch.set_num_threads(1)  # on such small networks, more wait for one another
+
+SPAN = Span(width=1.5, narrowest=0.25, steps=4, divisor=2)
+_RECIPE: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 20,
+    "label_smoothing": 0.1,
+    "augmentation": Augmentation(pad=1, flip=False, area=None, jitter=0.2),
+    "learning_rate": 0.1,
+    "schedule": "cosine",
+    "milestones": (),
+    "warmup_epochs": 0.5,
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 1e-4,
+    "precision": "fp32",
+    "channels_last": False,
+}
+
+
+def prepared_digits(folder: Path) -> PreparedData:
+    """160 images to train on (8 steps of 20), 96 to search on, 100 to test on."""
+    prepare(
+        "digits", folder, image_size=None, channels=None, search_images=96, seed=0, train_images=160, test_images=100
+    )
+    return PreparedData.open(folder)
+
+
+def recipe(**changes: object) -> Recipe:
+    return Recipe(**(_RECIPE | changes))
+
+
+def machine(checkpoint_every_s: float = 300.0) -> Machine:
+    return Machine(torch.device("cpu"), workers=0, checkpoint_every_s=checkpoint_every_s)
+
+
+@cache
+def _traced(dropout: float) -> tuple[nn.Module, ChannelGraph]:
+    network = mobilenet_v2(10, 8, [[1, 8, 1, 1], [2, 8, 2, 2]], 16, in_channels=1, dropout=dropout)
+    return network, trace(network, torch.zeros(1, 1, 8, 8))
+
+
+def small_network(dropout: float = 0.0) -> tuple[nn.Module, ChannelGraph]:
+    """A MobileNetV2 of about 50 thousand MACs and its graph. No test changes it."""
+    return _traced(dropout)

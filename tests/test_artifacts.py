@@ -1,0 +1,154 @@
+"""What stages hand to one another: it reads back as it was written, and says what is wrong where it does not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from small_data import SPAN, small_network
+from specimens import shuffle_weights
+from torch import nn
+
+from autoslim import Supernet, resize, trace
+from autoslim.algorithms.slimming import Candidate, Score, SlimmingStep
+from autoslim.engine.artifacts import (
+    SupernetFile,
+    load_supernet,
+    load_weights,
+    read_trajectory,
+    save_weights,
+    step_from_dict,
+    step_to_dict,
+)
+from autoslim.networks.zoo import mobilenet_v2
+from autoslim.vocabulary.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What the supernet stage leaves."""
+    network, graph = small_network()
+    levels = SPAN.grid(graph)
+    wide = resize(network, graph, {name: options[0] for name, options in levels.items()})
+    shuffle_weights(wide)
+    save_weights(Supernet(wide, graph).network, tmp_path / "weights.safetensors")
+    SupernetFile("autoslim.networks.zoo:mobilenet_v2", graph.input_shape, levels, graph.default).write(tmp_path)
+    return tmp_path
+
+
+def told(act: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as error:
+        act()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_weights_come_back_whatever_their_memory_layout(tmp_path: Path) -> None:
+    network = mobilenet_v2(10, 8, [[1, 8, 1, 1]], 16).to(memory_format=torch.channels_last)
+    shuffle_weights(network)
+    save_weights(network, tmp_path / "deep/weights.safetensors")
+    other = mobilenet_v2(10, 8, [[1, 8, 1, 1]], 16)
+    load_weights(other, tmp_path / "deep/weights.safetensors")
+    pairs = zip(network.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_supernet_comes_back(folder: Path) -> None:
+    network, graph = small_network()
+    supernet, file = load_supernet(folder, network, graph)
+    assert file.grid == SPAN.grid(graph)
+    assert supernet.widest == {name: options[0] for name, options in file.grid.items()}
+    expected = resize(network, graph, supernet.widest)
+    shuffle_weights(expected)
+    for name, parameter in expected.named_parameters():
+        assert torch.equal(supernet.network.get_parameter(name), parameter)
+
+
+def test_a_supernet_of_another_network(folder: Path) -> None:
+    other = mobilenet_v2(10, 8, [[1, 8, 1, 1], [2, 12, 2, 2]], 16, in_channels=1)
+    message = told(lambda: load_supernet(folder, other, trace(other, torch.zeros(1, 1, 8, 8))))
+    assert message == (
+        f"{folder} holds a supernet of another network (autoslim.networks.zoo:mobilenet_v2, 5 groups, "
+        "input [1, 8, 8]); the parameters name one with 5 groups and input [1, 8, 8] (features.2.conv.2 has 8 channels "
+        "there and 12 here): run `dvc repro supernet`"
+    )
+
+
+def test_a_supernet_for_another_input_size(folder: Path) -> None:
+    network, _ = small_network()
+    message = told(lambda: load_supernet(folder, network, trace(network, torch.zeros(1, 1, 16, 16))))
+    assert "input [1, 8, 8]" in message
+    assert "input [1, 16, 16]: run `dvc repro supernet`" in message
+
+
+def test_a_supernet_with_other_classes(folder: Path) -> None:
+    """The same groups and the same input: only the weights can tell."""
+    other = mobilenet_v2(7, 8, [[1, 8, 1, 1], [2, 8, 2, 2]], 16, in_channels=1)
+    message = told(lambda: load_supernet(folder, other, trace(other, torch.zeros(1, 1, 8, 8))))
+    assert message.startswith(f"{folder / 'weights.safetensors'} does not hold weights of this network: size mismatch")
+    assert message.endswith("run `dvc repro`")
+
+
+def test_there_is_no_supernet(tmp_path: Path) -> None:
+    assert told(lambda: load_supernet(tmp_path, *small_network())) == (
+        f"there is no supernet at {tmp_path}; run `dvc repro supernet`"
+    )
+
+
+def test_weights_are_missing(folder: Path) -> None:
+    (folder / "weights.safetensors").unlink()
+    assert f"there are no weights at {folder / 'weights.safetensors'}" in told(
+        lambda: load_supernet(folder, *small_network())
+    )
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b"", lambda b: b[:100], lambda b: b[:-5], lambda b: b"\xff" * len(b), lambda b: b + b"more"]
+)
+def test_damaged_weights(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = folder / "weights.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    message = told(lambda: load_supernet(folder, *small_network()))
+    assert message.startswith(f"{path} does not hold weights of this network: ")
+    assert message.endswith("run `dvc repro`")
+
+
+def test_weights_with_a_tensor_too_many_or_too_few(tmp_path: Path) -> None:
+    save_weights(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), tmp_path / "w.safetensors")
+    assert "Unexpected key" in told(lambda: load_weights(nn.Sequential(nn.Linear(2, 2)), tmp_path / "w.safetensors"))
+    three = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+    assert "Missing key" in told(lambda: load_weights(three, tmp_path / "w.safetensors"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"network": "x"}', '{"grid": [], "network": "x", "input_shape": []}'])
+def test_a_damaged_supernet_file(folder: Path, text: str) -> None:
+    (folder / "supernet.json").write_text(text)
+    message = told(lambda: load_supernet(folder, *small_network()))
+    assert str(folder / "supernet.json") in message
+    assert "run `dvc repro supernet`" in message
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"steps": 3}'])
+def test_a_damaged_trajectory(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "trajectory.json"
+    assert told(lambda: read_trajectory(path)) == f"there is no trajectory at {path}; run `dvc repro search`"
+    path.write_text(text)
+    message = told(lambda: read_trajectory(path))
+    assert str(path) in message
+    assert "run `dvc repro search`" in message
+
+
+def test_steps_come_back_from_json() -> None:
+    _, graph = small_network()
+    channels = graph.scaled(0.5, 2)
+    step = SlimmingStep(
+        "features.0.0",
+        channels,
+        graph.params(channels),
+        Score(1 / 3, 0.1 + 0.2),
+        {"features.4.0": Candidate(8, 123, Score(2 / 7, 1e-17))},
+    )
+    values = json.loads(json.dumps(step_to_dict(step, graph)))
+    assert step_from_dict(values) == step
+    assert (values["macs"], values["params"]) == (graph.macs(channels), graph.params(channels))

@@ -1,0 +1,101 @@
+"""The layers of the source: imports run downwards only, and few modules reach outside."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from closure import ROOT
+
+LAYERS = ("vocabulary", "networks", "algorithms", "engine", "shell")
+"""From the bottom up; ``stages`` belong to the shell."""
+
+FILES = sorted([*(ROOT / "autoslim").rglob("*.py"), *(ROOT / "stages").rglob("*.py")])
+
+
+def layer_of(module: str) -> str | None:
+    parts = module.split(".")
+    if parts[0] == "stages":
+        return "shell"
+    return parts[1] if parts[0] == "autoslim" and len(parts) > 1 and parts[1] in LAYERS else None
+
+
+def module_of(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Every module or name that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_all_files_belong_to_a_layer() -> None:
+    assert {module_of(file) for file in FILES if layer_of(module_of(file)) is None} == {"autoslim"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_run_downwards(file: Path) -> None:
+    own = layer_of(module_of(file))
+    if own is None:
+        return
+    for imported in imports(file):
+        other = layer_of(imported)
+        assert other is None or LAYERS.index(other) <= LAYERS.index(own), f"{own} imports {imported}"
+        assert not imported.startswith("stages")
+        if imported.startswith("autoslim"):
+            assert other is not None, f"{imported}: inside the package, name the module, not the package's own door"
+
+
+def importers(*packages: str) -> set[str]:
+    return {module_of(file) for file in FILES if any(imported.split(".")[0] in packages for imported in imports(file))}
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    assert importers("mlflow") == {"autoslim.shell.tracking"}
+
+
+def test_the_vocabulary_imports_nothing_but_python() -> None:
+    for file in FILES:
+        if layer_of(module_of(file)) == "vocabulary":
+            for imported in imports(file):
+                assert imported.split(".")[0] in sys.stdlib_module_names or layer_of(imported) == "vocabulary"
+
+
+def test_what_reads_parameters_stays_in_the_shell() -> None:
+    """Configuration, the terminal's commands and pictures stop there."""
+    for module in importers("pydantic", "typer", "rich", "matplotlib", "dvc"):
+        assert layer_of(module) == "shell", module
+
+
+def test_algorithms_know_no_files() -> None:
+    for module in importers("pathlib", "json", "os"):
+        assert layer_of(module) not in ("algorithms", "vocabulary"), module
+
+
+@pytest.mark.parametrize("door", ["autoslim", "autoslim.vocabulary.budgets", "autoslim.vocabulary.channels"])
+def test_torch_is_not_imported_before_it_is_needed(door: str) -> None:
+    code = f"import sys, {door}; print(sorted(m for m in ('torch', 'mlflow', 'numpy', 'dvc') if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_packages_names_are_the_functions_themselves() -> None:
+    import autoslim
+    from autoslim.algorithms import recalibration, sandwich, slimming
+    from autoslim.networks import resizing, supernet, tracing
+
+    assert autoslim.trace is tracing.trace
+    assert autoslim.resize is resizing.resize
+    assert autoslim.Supernet is supernet.Supernet
+    assert autoslim.greedy_slim is slimming.greedy_slim
+    assert autoslim.sandwich_step is sandwich.sandwich_step
+    assert autoslim.recalibrate is recalibration.recalibrate
+    with pytest.raises(AttributeError, match="has no attribute 'train'; it offers Supernet, greedy_slim"):
+        autoslim.train  # noqa: B018

@@ -1,0 +1,175 @@
+"""The sandwich step against what separately built plain networks give, and the losses against their formulas."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from specimens import batch_statistics, specimen, spread
+from torch import Tensor
+
+from autoslim import Supernet, sandwich_step
+from autoslim.algorithms.sandwich import random_subnet, sandwich_rule, smoothed_cross_entropy
+from autoslim.engine.runtime import autocast
+from autoslim.networks.span import Span
+
+CLASSES = 10
+
+
+def make_supernet(name: str, dtype: torch.dtype) -> tuple[Supernet, dict[str, tuple[int, ...]]]:
+    """A supernet in training mode, and its grid."""
+    sample = specimen(name)
+    width = 1.5 if name.startswith("small") else 0.25
+    levels = Span(width=width, narrowest=0.1 * width, steps=6, divisor=2).grid(sample.graph)
+    supernet = Supernet(sample.real({n: options[0] for n, options in levels.items()}, dtype), sample.graph)
+    return supernet.train(), levels
+
+
+def batch(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    images = specimen(name).images(6).to(dtype)
+    return images, torch.arange(6) % CLASSES
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    return logits - logits.exp().sum(1, keepdim=True).log()
+
+
+def smoothed(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    """By the definition: 1 - epsilon on the label, epsilon / (K - 1) on every other class."""
+    target = torch.full_like(logits, epsilon / (logits.shape[1] - 1))
+    target[torch.arange(len(labels)), labels] = 1 - epsilon
+    return -(target * log_softmax(logits)).sum(1).mean()
+
+
+@pytest.mark.parametrize("distillation", [True, False])
+@pytest.mark.parametrize("name", ["small_mobilenet_v2", "cifar_resnet18"])
+def test_gradients_are_the_sum_of_those_of_plain_networks(name: str, distillation: bool) -> None:
+    supernet, levels = make_supernet(name, torch.float64)
+    images, labels = batch(name, torch.float64)
+    configurations: list[Mapping[str, int]] = [{n: options[-1] for n, options in levels.items()}]
+    configurations += [random_subnet(levels, 0, 0, index) for index in range(2)]
+    plain = [batch_statistics(supernet.extract(channels)) for channels in (supernet.widest, *configurations)]
+    plain = [network.train() for network in plain]
+    logits = plain[0](images)
+    loss = smoothed(logits, labels, 0.1)
+    loss.backward()
+    target = log_softmax(logits.detach()).exp()  # the soft targets, by hand
+    for network in plain[1:]:
+        narrow = network(images)
+        if distillation:
+            (-(target * log_softmax(narrow)).sum(1).mean()).backward()
+        else:
+            smoothed(narrow, labels, 0.1).backward()
+    expected = [
+        torch.stack(parts).sum(0)
+        for parts in zip(*(spread(supernet.graph, n, supernet.widest) for n in plain), strict=True)
+    ]
+    value = sandwich_step(supernet, images, labels, configurations, label_smoothing=0.1, distillation=distillation)
+    torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0)
+    assert not value.requires_grad
+    for parameter, gradient in zip(supernet.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_gradients_are_added_to_those_that_are_there() -> None:
+    supernet, levels = make_supernet("cifar_resnet18", torch.float64)
+    images, labels = batch("cifar_resnet18", torch.float64)
+    narrowest = {n: options[-1] for n, options in levels.items()}
+    sandwich_step(supernet, images, labels, [narrowest])
+    once = [parameter.grad.clone() for parameter in supernet.parameters() if parameter.grad is not None]
+    weights = [parameter.detach().clone() for parameter in supernet.parameters()]
+    sandwich_step(supernet, images, labels, [narrowest])
+    for parameter, gradient, weight in zip(supernet.parameters(), once, weights, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * gradient)
+        assert torch.equal(parameter, weight)  # the optimiser is the caller's
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_label_smoothing_by_its_formula(epsilon: float, classes: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    logits = 3 * torch.randn(20, classes, dtype=torch.float64, generator=generator)
+    labels = torch.arange(20) % classes
+    torch.testing.assert_close(
+        smoothed_cross_entropy(logits, labels, epsilon), smoothed(logits, labels, epsilon), rtol=1e-12, atol=0
+    )
+
+
+# Random subnets
+
+
+def test_random_subnets_are_keyed_by_seed_step_and_index() -> None:
+    levels = make_supernet("small_mobilenet_v2", torch.float32)[1]
+    same = {str(random_subnet(levels, 1, 2, 3)) for _ in range(3)}
+    others = {str(random_subnet(levels, *key)) for key in [(0, 2, 3), (1, 1, 3), (1, 2, 2), (1, 23, 0), (12, 2, 3)]}
+    assert len(same) == 1
+    assert len(others | same) == 6
+
+
+def test_random_subnets_lie_on_the_grid_and_reach_all_of_it_evenly() -> None:
+    """Each group on its own: levels equally likely (within 5 standard errors), and groups not tied to each other."""
+    levels = {"a": (24, 16, 8), "b": (64, 32), "c": (7,), "d": (10, 9, 8, 7, 6)}
+    draws = [random_subnet(levels, 0, step, 0) for step in range(4000)]
+    assert all(draw.keys() == levels.keys() for draw in draws)
+    for name, options in levels.items():
+        share = 1 / len(options)
+        for level in options:
+            count = sum(draw[name] == level for draw in draws)
+            assert abs(count - 4000 * share) <= 5 * (4000 * share * (1 - share)) ** 0.5
+    together = sum(draw["a"] == 24 and draw["b"] == 64 for draw in draws)
+    assert abs(together - 4000 / 6) < 5 * (4000 / 6 * 5 / 6) ** 0.5
+
+
+# The rule as the training loop sees it
+
+
+def test_the_rule_trains_widest_narrowest_and_random_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet, levels = make_supernet("cifar_resnet18", torch.float32)
+    selected: list[dict[str, int]] = []
+    select = supernet.select
+
+    def note(channels: Mapping[str, int]) -> None:
+        selected.append(dict(channels))
+        select(channels)
+
+    monkeypatch.setattr(supernet, "select", note)
+    step = sandwich_rule(
+        supernet,
+        levels,
+        random_widths=2,
+        seed=5,
+        label_smoothing=0.0,
+        distillation=True,
+        autocast=autocast(torch.device("cpu"), "fp32"),
+    )
+    images, labels = batch("cifar_resnet18", torch.float32)
+    for number in (0, 7):
+        selected.clear()
+        step(images, labels, number)
+        assert selected == [
+            supernet.widest,
+            {name: options[-1] for name, options in levels.items()},
+            random_subnet(levels, 5, number, 0),
+            random_subnet(levels, 5, number, 1),
+        ]
+
+
+def test_mixed_precision_comes_close() -> None:
+    """bf16 has 8 bits: gradients within a few percent, weights and gradients stay fp32."""
+    norms = []
+    for precision in ("fp32", "bf16"):
+        supernet, levels = make_supernet("cifar_resnet18", torch.float32)
+        images, labels = batch("cifar_resnet18", torch.float32)
+        step = sandwich_rule(
+            supernet,
+            levels,
+            random_widths=1,
+            seed=0,
+            label_smoothing=0.1,
+            distillation=True,
+            autocast=autocast(torch.device("cpu"), precision),  # type: ignore[arg-type]
+        )
+        assert step(images, labels, 0).isfinite()
+        gradients = [parameter.grad for parameter in supernet.parameters() if parameter.grad is not None]
+        assert {gradient.dtype for gradient in gradients} == {torch.float32}
+        norms.append(torch.stack([gradient.norm() for gradient in gradients]))
+    assert float((norms[0] - norms[1]).norm() / norms[0].norm()) < 0.1

@@ -1,0 +1,171 @@
+"""The search on a real supernet: what it writes, and that a kill changes nothing."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_data import SPAN, machine, prepared_digits, small_network
+from specimens import batch_statistics, shuffle_weights
+
+from autoslim import Supernet, resize
+from autoslim.engine import searching
+from autoslim.engine.artifacts import read_trajectory
+from autoslim.engine.checkpoints import Checkpoints
+from autoslim.engine.chunks import search_chunks
+from autoslim.engine.data import PreparedData
+from autoslim.engine.searching import search
+from autoslim.vocabulary.errors import UserError
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    return prepared_digits(tmp_path_factory.mktemp("data") / "prepared")
+
+
+@pytest.fixture(scope="module")
+def supernet() -> Supernet:
+    """With weights at random: a search does not ask whether they are trained."""
+    network, graph = small_network()
+    levels = SPAN.grid(graph)
+    wide = resize(network, graph, {name: options[0] for name, options in levels.items()})
+    shuffle_weights(wide, seed=3)
+    return Supernet(wide, graph)
+
+
+def run(supernet: Supernet, data: PreparedData, folder: Path, key: str = "key", **changes: Any) -> dict[str, Any]:
+    asked: dict[str, Any] = {
+        "resource": "macs",
+        "stop": 0.4,
+        "images": 96,
+        "chunk": 32,
+        "by": "error",
+        "per_cost": False,
+        "precision": "fp32",
+        "seed": 0,
+    } | changes
+    return search(
+        supernet,
+        SPAN.grid(supernet.graph),
+        data,
+        machine(),
+        folder=folder,
+        checkpoints=Checkpoints(folder / "checkpoints", "search", key),
+        **asked,
+    )
+
+
+def test_the_trajectory_is_what_it_says(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+    """Costs are the graph's; scores are those of the networks cut out, chunk by chunk under batch statistics."""
+    trajectory = run(supernet, data, tmp_path)
+    graph, levels = supernet.graph, SPAN.grid(supernet.graph)
+    assert trajectory == read_trajectory(tmp_path / "trajectory.json")
+    assert [step["step"] for step in trajectory["steps"]] == list(range(len(trajectory["steps"])))
+    assert {trajectory[name] for name in ("resource", "score", "images", "chunk")} == {"macs", "error", 96, 32}
+    assert trajectory["default"]["channels"] == graph.default
+    for which, level in (("widest", 0), ("narrowest", -1)):
+        channels = {name: options[level] for name, options in levels.items()}
+        assert trajectory[which] == {
+            "channels": channels,
+            "macs": graph.macs(channels),
+            "params": graph.params(channels),
+        }
+    assert trajectory["steps"][0]["channels"] == trajectory["widest"]["channels"]
+    assert trajectory["steps"][-1]["macs"] <= 0.4 * graph.macs() < trajectory["steps"][-2]["macs"]
+    chunks = search_chunks(data, machine(), images=96, chunk=32, seed=0)
+    for step in trajectory["steps"][:: len(trajectory["steps"]) // 3]:
+        cut = batch_statistics(supernet.extract(step["channels"]))
+        with torch.no_grad():
+            logits = [(cut(images), labels) for images, labels in chunks]
+        wrong = sum(int((output.argmax(1) != labels).sum()) for output, labels in logits)
+        entropy = sum(float(F.cross_entropy(output, labels, reduction="sum")) for output, labels in logits)
+        assert step["error"] == wrong / 96
+        assert step["cross_entropy"] == pytest.approx(entropy / 96, rel=1e-6)
+        assert step["cost"] == step["macs"] == graph.macs(step["channels"])
+        assert step["params"] == graph.params(step["channels"])
+        assert sum(parameter.numel() for parameter in cut.parameters()) == step["params"]
+        assert all(candidate["cost"] < graph.macs() * 2 for candidate in step["candidates"].values())
+
+
+def test_metrics_count_what_was_evaluated(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+    trajectory = run(supernet, data, tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    candidates = sum(len(step["candidates"]) for step in trajectory["steps"])
+    assert metrics["steps"] == len(trajectory["steps"]) - 1
+    assert metrics["evaluations"] == 1 + candidates
+    assert metrics["images_evaluated"] == 96 * (1 + candidates)
+
+
+@pytest.mark.parametrize("changes", [{}, {"by": "cross_entropy"}, {"per_cost": True}, {"resource": "params"}])
+def test_a_resumed_search_gives_the_identical_trajectory(
+    supernet: Supernet, data: PreparedData, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(supernet, data, tmp_path / "whole", **changes)
+    scorer, scored = searching.subnet_scorer, 0
+
+    def mortal(*arguments: Any) -> Any:
+        score = scorer(*arguments)
+
+        def counted(channels: Mapping[str, int]) -> Any:
+            nonlocal scored
+            scored += 1
+            if scored in (1, 9, 17, 30):  # before the first step, then in the middle of choosing one
+                raise KilledError
+            return score(channels)
+
+        return counted
+
+    monkeypatch.setattr(searching, "subnet_scorer", mortal)
+    kills = 0
+    for _ in range(20):
+        try:
+            again = run(supernet, data, tmp_path / "torn", **changes)
+            break
+        except KilledError:
+            kills += 1
+            assert not (tmp_path / "torn/trajectory.json").exists()
+            supernet.select(supernet.widest)
+    assert kills == 4
+    assert again == whole
+    assert (tmp_path / "torn/trajectory.json").read_bytes() == (tmp_path / "whole/trajectory.json").read_bytes()
+    evaluations = json.loads((tmp_path / "whole/metrics.json").read_text())["evaluations"]
+    assert scored < evaluations + 4 * len(supernet.graph.groups) + 4  # what was scored before a kill's step is kept
+
+
+def test_another_search_does_not_go_on_from_this_one(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+    run(supernet, data, tmp_path, key="one", stop=0.9)
+    steps = tmp_path / "checkpoints/search-one/steps.json"
+    assert steps.exists()
+    fresh = run(supernet, data, tmp_path, key="two", by="cross_entropy")
+    assert fresh == run(supernet, data, tmp_path / "other", by="cross_entropy")
+
+
+def test_one_pass_serves_every_budget(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+    """A search that stops later passes what one that stops earlier found."""
+    long = run(supernet, data, tmp_path / "long", stop=0.4)["steps"]
+    short = run(supernet, data, tmp_path / "short", stop=0.9)["steps"]
+    assert long[: len(short)] == short
+    assert len(long) > len(short)
+
+
+def test_a_stop_below_the_narrowest_ends_there_and_says_so(
+    supernet: Supernet, data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trajectory = run(supernet, data, tmp_path, stop=0.001)
+    assert trajectory["steps"][-1]["channels"] == trajectory["narrowest"]["channels"]
+    assert "search: the narrowest subnet takes" in capsys.readouterr().err
+
+
+def test_fewer_images_than_a_chunk(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        run(supernet, data, tmp_path, chunk=97)
+    assert str(error.value) == (
+        "search.chunk is 97, but the search split has 96 images; lower search.chunk or raise data.search_images"
+    )
