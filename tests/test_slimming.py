@@ -129,6 +129,7 @@ def test_configurations_are_nested_and_costs_fall() -> None:
 @pytest.mark.parametrize("stop", [10_000, 350, 200, 150, 0])
 def test_it_stops_at_the_first_configuration_within_the_bound(stop: int) -> None:
     steps = list(greedy_slim(GRID, cost, table(0), stop))
+    assert list(greedy_slim(GRID, cost, table(0), steps[-1].cost)) == steps  # a cost as high as the bound is within it
     assert all(step.cost > stop for step in steps[:-1])
     exhausted = all(steps[-1].channels[name] == levels[-1] for name, levels in GRID.items())
     assert steps[-1].cost <= stop or exhausted

@@ -98,7 +98,11 @@ def test_it_computes_what_the_masked_widest_network_computes(name: str) -> None:
         torch.testing.assert_close(supernet(images), wide(images), rtol=1e-9, atol=1e-10)
 
 
-def test_an_extracted_network_has_fresh_statistics_and_memory_of_its_own(supernet: Supernet) -> None:
+def test_an_extracted_network_has_fresh_statistics_and_memory_of_its_own() -> None:
+    sample = specimen("cifar_resnet18")
+    network = sample.real(sample.graph.scaled(0.25, 8)).train()
+    network(sample.images())
+    supernet = Supernet(network, sample.graph)
     channels = some(supernet, 0)
     cut = supernet.extract(channels)
     for module in cut.modules():
@@ -111,7 +115,7 @@ def test_an_extracted_network_has_fresh_statistics_and_memory_of_its_own(superne
         for parameter in cut.parameters():
             parameter.fill_(1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in supernet.state_dict().items())
-    cut.eval()(specimen("cifar_resnet18").images())  # with its running statistics
+    cut.eval()(sample.images())  # with its running statistics
 
 
 def test_extraction_follows_device_and_format(supernet: Supernet) -> None:

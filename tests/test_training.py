@@ -475,6 +475,8 @@ def test_search_chunks_are_always_the_same_and_mix_the_classes(data: PreparedDat
         torch.equal(a, b) for pair, other in zip(chunks, again, strict=True) for a, b in zip(pair, other, strict=True)
     )
     assert all(len(labels.unique()) >= 9 for _, labels in chunks)
+    other = search_chunks(data, machine(), images=80, chunk=32, seed=1)
+    assert not torch.equal(chunks[0][1], other[0][1])
     assert sum(len(labels) for _, labels in search_chunks(data, machine(), images=10**6, chunk=32, seed=0)) == 96
 
 

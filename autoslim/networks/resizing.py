@@ -14,9 +14,9 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int])
     """A plain network of the same class with ``channels``, and the parameter names that it had.
 
     Where a group shrinks, its leading channels keep their weights; where it grows, the new channels' weights are zero,
-    and their entries in per-channel vectors (scales, statistics) the mean of the old ones
-    (they are meant to be initialised: see ``initialise``). The argument is not changed and shares no memory with the
-    result. With the channels that the network has, the result is a copy.
+    and their entries in per-channel vectors (scales, statistics) the mean of the old ones: they are meant to be
+    initialised (see ``initialise``). The argument is not changed and shares no memory with the result. With the
+    channels that the network has, the result is a copy.
 
     Args:
         network: the traced network, or any ``resize`` of it.

@@ -92,6 +92,9 @@ def recipe(training: P.Training) -> Recipe:
 
 
 def machine(runtime: P.Runtime) -> Machine:
+    """The machine that the parameters describe; torch's threads are set to what they ask for."""
+    if runtime.threads != "auto":
+        torch.set_num_threads(runtime.threads)
     return Machine(choose_device(runtime.device), choose_workers(runtime.workers), runtime.checkpoint_minutes * 60)
 
 

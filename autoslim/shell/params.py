@@ -165,6 +165,9 @@ class Tracking(Section):
 
 class Runtime(Section):
     device: Device = Field(description="auto (the first CUDA device, else cpu), cpu, cuda, cuda:1, ..., mps or xpu")
+    threads: Positive | Literal["auto"] = Field(
+        description="of torch on the CPU; auto: one a core. Small networks are as fast with 1, on a busy machine faster"
+    )
     workers: NotNegative | Literal["auto"] = Field(description="processes that decode images (storage: files)")
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
         description="longest time of training that a kill may cost, besides epochs' ends"
