@@ -79,7 +79,7 @@ def main(method: Annotated[str, typer.Argument(help="How channel numbers are cho
             folder=weights,
             checkpoints=kept,
             observe=lambda seed, row: tracker.metrics(
-                {f"seed_{seed}.{name}": value for name, value in row.items()}, step=int(row["epoch"])
+                {f"seed_{seed}.{name}": value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
             ),
         )
         chosen = {

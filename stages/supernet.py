@@ -52,7 +52,9 @@ def main() -> None:
             name=params.model.name,
             folder=SUPERNET,
             checkpoints=kept,
-            observe=lambda row: tracker.metrics(row, step=int(row["epoch"])),
+            observe=lambda row: tracker.metrics(
+                {name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
+            ),
         )
         write_rows(SUPERNET / "curves.csv", rows)
         figures = {
