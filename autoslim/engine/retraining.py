@@ -9,6 +9,7 @@ from torch import nn
 
 from autoslim.algorithms.allocation import from_trajectory, uniform
 from autoslim.algorithms.sandwich import smoothed_cross_entropy
+from autoslim.algorithms.slimming import Score
 from autoslim.engine.artifacts import load_weights, save_weights
 from autoslim.engine.checkpoints import Checkpoints
 from autoslim.engine.data import PreparedData, eval_batches
@@ -103,7 +104,7 @@ def _retrain_once(
         step=label_step(network, loss, recipe.autocast(machine)),
         batches=recipe.batches(data, seed, machine),
         learning_rate=recipe.rate(plan),
-        validate=lambda: {"search_top1": top1(network, data, "search", recipe, machine)},
+        validate=lambda: {"search_top1": 1 - split_score(network, data, "search", recipe, machine).error},
         observe=lambda row: observe(seed, row),
         checkpoints=checkpoints,
         name=f"seed-{seed}",
@@ -123,10 +124,10 @@ def over_seeds(rows: Mapping[int, Sequence[Row]]) -> dict[str, dict[str, float]]
     return figures
 
 
-def top1(network: nn.Module, data: PreparedData, split: str, recipe: Recipe, machine: Machine) -> float:
-    """Top-1 accuracy of a plain network on a split, a fraction."""
+def split_score(network: nn.Module, data: PreparedData, split: str, recipe: Recipe, machine: Machine) -> Score:
+    """Top-1 error and cross-entropy of a plain network on a split, in the recipe's precision."""
     chunks = eval_batches(data, split, batch_size=EVALUATION_BATCH, device=machine.device, workers=machine.workers)
-    return 1 - evaluate(network, chunks, recipe.autocast(machine)).error
+    return evaluate(network, chunks, recipe.autocast(machine))
 
 
 def retrained_top1(
@@ -146,5 +147,5 @@ def retrained_top1(
         plain = resize(network, graph, channels)
         load_weights(plain, folder / f"seed-{seed}.safetensors")
         to_device(plain, machine.device, recipe.channels_last)
-        accuracies[seed] = top1(plain, data, "test", recipe, machine)
+        accuracies[seed] = 1 - split_score(plain, data, "test", recipe, machine).error
     return accuracies

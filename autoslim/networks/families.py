@@ -3,6 +3,8 @@
 MobileNetV2 and ResNet-50 are torchvision's, to the last MAC (``torchvision.models:mobilenet_v2``, ``:resnet50``).
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
@@ -26,7 +28,22 @@ _MNAS_STAGES = (
 """(expansion, channels, blocks, stride of the first block, kernel) of MNasNet's stages after the first block."""
 
 
-class MobileNetV1(nn.Module):
+class _Classifier(nn.Module):
+    """Layers, average pooling, and a linear classifier."""
+
+    def __init__(self, layers: Sequence[nn.Module], width: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.pool(self.features(images))  # (N, C, 1, 1)
+        logits: Tensor = self.classifier(maps.flatten(1))
+        return logits
+
+
+class MobileNetV1(_Classifier):
     """MobileNetV1: a stem and 13 depthwise separable blocks, each convolution followed by batch norm and ReLU.
 
     568.79M MACs in the authors' counting and 4.23M parameters at width 1, 224x224, 1000 classes (paper section 3.2).
@@ -41,7 +58,6 @@ class MobileNetV1(nn.Module):
     def __init__(
         self, num_classes: int = 1000, width_mult: float = 1.0, in_channels: int = 3, dropout: float = 0.0
     ) -> None:
-        super().__init__()
         width = make_divisible(32 * width_mult, 8)
         layers: list[nn.Module] = [Conv2dNormActivation(in_channels, width, 3, 2)]
         for channels, stride in _V1_BLOCKS:
@@ -49,14 +65,7 @@ class MobileNetV1(nn.Module):
             depthwise = Conv2dNormActivation(width, width, 3, stride, groups=width)
             layers.append(nn.Sequential(depthwise, Conv2dNormActivation(width, out, 1)))
             width = out
-        self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.pool(self.features(images))  # (N, C, 1, 1)
-        logits: Tensor = self.classifier(maps.flatten(1))
-        return logits
+        super().__init__(layers, width, num_classes, dropout)
 
 
 class InvertedResidual(nn.Module):
@@ -79,7 +88,7 @@ class InvertedResidual(nn.Module):
         return maps + out if self.skip else out
 
 
-class MNasNet(nn.Module):
+class MNasNet(_Classifier):
     """MNasNet as the AutoSlim authors have it: ReLU6 everywhere, average pooling as a layer (paper section 3.1).
 
     torchvision's ``mnasnet1_0`` has the same convolutions, with ReLU, another batch-norm momentum and a mean instead of
@@ -95,8 +104,6 @@ class MNasNet(nn.Module):
     def __init__(
         self, num_classes: int = 1000, width_mult: float = 1.0, in_channels: int = 3, dropout: float = 0.0
     ) -> None:
-        super().__init__()
-
         def scaled(channels: int) -> int:
             return make_divisible(channels * width_mult, 8)
 
@@ -113,11 +120,4 @@ class MNasNet(nn.Module):
                 width = out
         tail = scaled(1280)
         layers.append(Conv2dNormActivation(width, tail, 1, activation_layer=nn.ReLU6))
-        self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(tail, num_classes))
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.pool(self.features(images))  # (N, C, 1, 1)
-        logits: Tensor = self.classifier(maps.flatten(1))
-        return logits
+        super().__init__(layers, tail, num_classes, dropout)

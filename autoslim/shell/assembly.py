@@ -32,19 +32,12 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
                 f"model.kwargs.{argument} is {model.kwargs[argument]!r}, but both trainings start from new weights; "
                 "remove it"
             )
-    torch.manual_seed(
-        0
-    )  # parameters that keep their constructor's distribution (see initialise) are the same each time
+    # Parameters that keep their constructor's distribution (see initialise) are the same each time.
+    torch.manual_seed(0)
     network = build_network(model.name, model.kwargs, len(info.classes))
     check_leaves(network, model.name, model.leaves)
     shape = (info.channels, info.image_size, info.image_size)
-    try:
-        check_network(network, model.name, shape, len(info.classes))
-    except UserError as misfit:
-        # What chooses by its data runs on no meta tensor; torch.fx fails there too, and says where in the code it is.
-        if "meta tensor" in str(misfit):
-            trace(network, torch.empty(1, *shape), leaves=model.leaves)
-        raise
+    check_network(network, model.name, shape, len(info.classes))
     return network, trace(network, torch.empty(1, *shape), leaves=model.leaves)
 
 

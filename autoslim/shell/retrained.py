@@ -7,10 +7,9 @@ from torch import nn
 
 from autoslim.algorithms.slimming import Score
 from autoslim.engine.artifacts import load_weights
-from autoslim.engine.data import PreparedData, eval_batches
+from autoslim.engine.data import PreparedData
 from autoslim.engine.data.info import DataInfo, read_info
-from autoslim.engine.evaluation import evaluate
-from autoslim.engine.retraining import EVALUATION_BATCH
+from autoslim.engine.retraining import split_score
 from autoslim.engine.runtime import to_device
 from autoslim.networks.resizing import resize
 from autoslim.shell.assembly import machine, recipe, traced_network
@@ -88,8 +87,7 @@ def score(retrained: Retrained, params: Params, split: str) -> Score:
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     place, asked = machine(params.runtime), recipe(params.retrain)
     to_device(retrained.network, place.device, asked.channels_last)
-    chunks = eval_batches(data, split, batch_size=EVALUATION_BATCH, device=place.device, workers=place.workers)
-    return evaluate(retrained.network, chunks, asked.autocast(place))
+    return split_score(retrained.network, data, split, asked, place)
 
 
 def exported(retrained: Retrained) -> torch.export.ExportedProgram:
