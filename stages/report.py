@@ -3,19 +3,17 @@
 from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow read it when they are imported)
 
 # isort: split
-import json
-
 import rich
 import typer
 
-from autoslim.engine.artifacts import read_trajectory
+from autoslim.engine.artifacts import Allocation, read_trajectory
 from autoslim.engine.checkpoints import write_json
 from autoslim.engine.data import PreparedData
 from autoslim.engine.retraining import retrained_top1
 from autoslim.shell.assembly import budget_limit, machine, recipe, traced_network
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
-from autoslim.shell.places import PREPARED, REPORT, RETRAIN, SEARCH, SUPERNET, repository_root
+from autoslim.shell.places import CHANNELS, PREPARED, REPORT, RETRAIN, SEARCH, SUPERNET, repository_root
 from autoslim.shell.report.curves import read_curves
 from autoslim.shell.report.pictures import channels_picture, curves_picture, trajectory_picture
 from autoslim.shell.report.table import Result, compare, csv_table, markdown_table, metrics, terminal_table
@@ -30,8 +28,8 @@ def main() -> None:
     network, graph = traced_network(params.model, data.info)
     place = machine(params.runtime)
     trajectory = read_trajectory(SEARCH / "trajectory.json")
-    methods: list[str] = list(params.methods)
-    found = {method: json.loads((RETRAIN / method / "channels.json").read_text())["channels"] for method in methods}
+    methods = params.methods
+    found = {method: Allocation.read(CHANNELS, method).channels for method in methods}
     results = [
         Result(
             method,

@@ -1,4 +1,4 @@
-"""retrain: a method's network at the budget, from new weights, once for each seed."""
+"""retrain: a method's network, from new weights, once for each seed."""
 
 from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow read it when they are imported)
 
@@ -7,60 +7,59 @@ from typing import Annotated
 
 import typer
 
-from autoslim.engine.artifacts import load_weights, read_trajectory
+from autoslim.engine.artifacts import Allocation, load_weights
 from autoslim.engine.checkpoints import write_json
 from autoslim.engine.data import PreparedData, eval_batches
-from autoslim.engine.retraining import allocate, over_seeds, retrain
+from autoslim.engine.retraining import over_seeds, retrain
 from autoslim.engine.training import write_rows
 from autoslim.networks.resizing import resize
-from autoslim.shell.assembly import budget_limit, checkpoints, inputs, machine, recipe, traced_network
-from autoslim.shell.checks import check_reach, check_trajectory
+from autoslim.shell.assembly import checkpoints, inputs, machine, recipe, traced_network
+from autoslim.shell.checks import check_allocation
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
-from autoslim.shell.places import PREPARED, RETRAIN, SEARCH, SUPERNET, repository_root
+from autoslim.shell.places import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
 from autoslim.shell.tracking import lineage, numbers, tracked
 
 
 @ending_clearly
-def main(method: Annotated[str, typer.Argument(help="How channel numbers are chosen: autoslim or uniform.")]) -> None:
-    """Chooses the network that a method gives for the budget, and trains it from new weights."""
+def main(
+    method: Annotated[str, typer.Argument(help="How channel numbers are chosen: autoslim, uniform or released/NAME.")],
+) -> None:
+    """Trains the network that a method gives for the budget, from new weights."""
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
-    check_reach(params, graph)
     place = machine(params.runtime)
-    trajectory = read_trajectory(SEARCH / "trajectory.json")
-    check_trajectory(trajectory, SEARCH / "trajectory.json", params, graph)
-    configurations = [step["channels"] for step in trajectory["steps"]]
-    channels = allocate(method, graph, configurations, params.resource, budget_limit(params, graph))
+    chosen = Allocation.read(CHANNELS, method)
+    check_allocation(chosen, params, graph)
+    channels = chosen.channels
     asked = params.retrain
     folder = RETRAIN / method
     weights = folder / "weights"
     kept = checkpoints(
-        f"retrain-{method}",
+        f"retrain-{method.replace('/', '-')}",
         *inputs(params.model, PREPARED),
         model=params.model.model_dump(),
         channels=channels,
         retrain=asked.model_dump(),
     )
-    cost = {"macs": graph.macs(channels), "params": graph.params(channels)}
     with (
         kept.held(),
         tracked(
             "retrain",
-            run_name=f"retrain {method} {params.budget}",
+            run_name=f"retrain {method} {chosen.budget}",
             params={
                 "retrain": asked.model_dump(),
                 "model": params.model.model_dump(),
-                "budget": params.budget,
-                "resource": params.resource,
+                "budget": chosen.budget,
+                "resource": chosen.resource,
                 "method": method,
             },
             tags={
                 "source": params.data.source,
                 "method": method,
-                "budget": str(params.budget),
-                "resource": params.resource,
+                "budget": chosen.budget,
+                "resource": chosen.resource,
                 **lineage(SUPERNET / "weights.safetensors"),
             },
             enabled=params.tracking.enabled,
@@ -75,26 +74,18 @@ def main(method: Annotated[str, typer.Argument(help="How channel numbers are cho
             recipe(asked),
             place,
             seeds=asked.seeds,
-            label=f"{method} {params.budget}",
+            label=f"{method} {chosen.budget}",
             folder=weights,
             checkpoints=kept,
             observe=lambda seed, row: tracker.metrics(
                 {f"seed_{seed}.{name}": value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
             ),
         )
-        chosen = {
-            "method": method,
-            "budget": str(params.budget),
-            "resource": params.resource,
-            "channels": channels,
-            **cost,
-        }
-        write_json(folder / "channels.json", chosen)
         write_rows(folder / "curves.csv", [{"seed": seed, **row} for seed, own in rows.items() for row in own])
-        figures = {**cost, **over_seeds(rows)}
+        figures = {"macs": chosen.macs, "params": chosen.params, **over_seeds(rows)}
         write_json(folder / "metrics.json", figures)
         tracker.metrics(numbers(figures))
-        tracker.dictionary(chosen, "channels.json")
+        tracker.artifact(CHANNELS / f"{method}.json")
         if params.tracking.log_network:
             plain = resize(network, graph, channels)
             load_weights(plain, weights / f"seed-{asked.seeds[0]}.safetensors")

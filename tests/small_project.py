@@ -45,7 +45,14 @@ def finished_project(base: Path) -> Path:
     """A project below ``base`` in which every stage has run, made once for all tests; who changes it takes a copy."""
     folder = start_project(base / "finished-project")
     with contextlib.chdir(folder):
-        for arguments in (["prepare"], ["supernet"], ["search"], ["retrain", "uniform"], ["retrain", "autoslim"]):
+        for arguments in (
+            ["prepare"],
+            ["supernet"],
+            ["search"],
+            ["allocate"],
+            ["retrain", "uniform"],
+            ["retrain", "autoslim"],
+        ):
             stage(*arguments)
         stage("report")
     return folder

@@ -7,8 +7,7 @@ from itertools import pairwise
 import pytest
 from specimens import specimen
 
-from autoslim.algorithms.allocation import from_trajectory, uniform
-from autoslim.engine.retraining import allocate
+from autoslim.algorithms.allocation import allocate, from_trajectory, uniform
 from autoslim.vocabulary.channels import ChannelGroup
 from autoslim.vocabulary.errors import UserError
 
@@ -99,5 +98,5 @@ def test_methods_by_name() -> None:
     assert allocate("uniform", graph, [wide, half], "macs", 10 * budget) == uniform(
         graph.groups, graph.macs, 10 * budget, 1.5
     )
-    with pytest.raises(UserError, match="method 'best' is unknown; methods are autoslim and uniform"):
+    with pytest.raises(UserError, match="method 'best' is unknown; methods are autoslim, uniform, and released/"):
         allocate("best", graph, [wide], "macs", budget)

@@ -88,8 +88,8 @@ def problems(values: Any) -> tuple[str, ...]:
             "gpu",
             'runtime.device is "gpu"; set it to text (auto (the first CUDA device, else cpu), cpu',
         ),
-        ("methods", ["autoslim", "x"], 'methods[1] is "x"; set it to autoslim or uniform'),
-        ("methods", [], "methods is []; set it to a list with at least one of these: autoslim or uniform"),
+        ("methods", ["autoslim", 1], "methods[1] is 1; set it to text (how channel numbers are chosen, side by side: "),
+        ("methods", [], "methods is []; set it to a list with at least one of these: text (how channel numbers"),
         ("retrain.seeds", [0, "1"], 'retrain.seeds[1] is the text "1"; set it to a whole number at least 0'),
         ("retrain.seeds", 3, "retrain.seeds is 3; set it to a list with at least one of these: a whole number"),
         (
@@ -216,7 +216,7 @@ SPANS = "the supernet spans {narrowest} to {widest} {unit}, the default network 
         ),
     ],
 )
-@pytest.mark.parametrize("stage", [("supernet",), ("search",), ("retrain", "uniform")])
+@pytest.mark.parametrize("stage", [("supernet",), ("search",), ("allocate",)])
 def test_a_budget_out_of_reach_is_told_with_both_bounds(
     done: Path, stage: tuple[str, ...], changes: dict[str, Any], told: str
 ) -> None:
@@ -360,7 +360,7 @@ def test_a_network_in_a_file_that_dvc_does_not_watch(done: Path) -> None:
     change_params(done, {"model": {"name": "mine.py:Plain", "kwargs": {}}})
     told = mistake("prepare")
     assert "model.name is the file mine.py, which DVC does not watch" in told
-    assert "would not rerun supernet, search, retrain, report; add '- mine.py' to their deps in dvc.yaml" in told
+    assert "would not rerun supernet, search, allocate, retrain, report; add '- mine.py' to their deps in" in told
 
 
 def test_weights_that_training_would_discard(done: Path) -> None:
@@ -485,7 +485,7 @@ def test_without_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             "outputs/supernet/weights.safetensors",
             "run `dvc repro`",
         ),
-        ("outputs/search", ("retrain", "autoslim"), "outputs/search/trajectory.json", "run `dvc repro search`"),
+        ("outputs/search", ("allocate",), "outputs/search/trajectory.json", "run `dvc repro search`"),
         ("outputs/search", ("report",), "outputs/search/trajectory.json", "run `dvc repro search`"),
     ],
 )
@@ -509,9 +509,35 @@ def test_what_an_earlier_stage_should_have_written(
 
 
 def test_a_retraining_needs_no_weights_of_the_supernet(done: Path) -> None:
-    """Its trajectory may have come from elsewhere (``dvc pull``): only the method's name is wrong here."""
+    """Its channels may have come from elsewhere (``dvc pull``): only the method's name is wrong here."""
     (done / "outputs/supernet/weights.safetensors").unlink()
-    assert mistake("retrain", "random") == "method 'random' is unknown; methods are autoslim and uniform"
+    (done / "outputs/search/trajectory.json").unlink()
+    assert mistake("retrain", "random") == (
+        "there are no channels of method 'random' at outputs/channels/random.json; run `dvc repro allocate`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("random", "method 'random' is unknown; methods are autoslim, uniform, and released/mobilenet_v1-150M, "),
+        ("released/resnet50-1M", "there is no released list 'resnet50-1M'; there are mobilenet_v1-150M, "),
+        (
+            "released/resnet50-1G",
+            "resnet50-1G is a list of torchvision.models:resnet50; this network has no layer conv1",
+        ),
+    ],
+)
+def test_methods_that_do_not_exist_or_are_of_another_network(empty: Path, method: str, told: str) -> None:
+    change_params(empty, {"methods": ["uniform", method]})
+    assert told in mistake("prepare")
+
+
+def test_channels_of_another_network(done: Path) -> None:
+    change_params(done, {"model": {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}})
+    assert mistake("retrain", "uniform").startswith(
+        "the channels of method uniform are of another network (6 groups) than model.name "
+    )
 
 
 def test_a_supernet_of_another_network(done: Path) -> None:
@@ -533,13 +559,11 @@ def test_supernet_weights_of_another_network(done: Path) -> None:
 
 def test_a_trajectory_of_another_network_or_resource(done: Path) -> None:
     change_params(done, {"resource": "params"})
-    assert mistake("retrain", "autoslim") == (
+    assert mistake("allocate") == (
         "outputs/search/trajectory.json was searched for macs, but resource is params; run `dvc repro search`"
     )
     change_params(done, {"model": {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}})
-    assert mistake("retrain", "autoslim").startswith(
-        "outputs/search/trajectory.json is of another network (default 12.2K"
-    )
+    assert mistake("allocate").startswith("outputs/search/trajectory.json is of another network (default 12.2K")
 
 
 def test_fewer_prepared_images_than_a_chunk_needs(done: Path) -> None:

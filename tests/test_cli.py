@@ -241,10 +241,19 @@ def test_profile_says_what_is_wrong(net: Path, arguments: list[str], told: str) 
     assert told in refused("profile", *arguments)
 
 
+def test_profile_of_a_released_list() -> None:
+    values = json.loads(printed("profile", "released/mobilenet_v2-305M", "--json", "--verify"))
+    assert round(values["totals"]["macs_with_pooling"] / 1e6, 2) == 305.17  # the authors' figures
+    assert round(values["totals"]["params"] / 1e6, 2) == 5.77
+    assert values["ptflops"]["macs"] == values["totals"]["macs"]
+    told = refused("profile", "released/mobilenet_v2-305M", "--width", "0.5")
+    assert told == "released/mobilenet_v2-305M gives the channels, and so does --width or --channels; give one of them"
+
+
 def test_profile_without_a_name_is_of_the_projects_network(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project / "stages")  # anywhere in the project
-    chosen = json.loads((project / "outputs/retrain/uniform/channels.json").read_text())
-    path = str(project / "outputs/retrain/uniform/channels.json")
+    chosen = json.loads((project / "outputs/channels/uniform.json").read_text())
+    path = str(project / "outputs/channels/uniform.json")
     values = json.loads(printed("profile", "--channels", path, "--json"))
     assert values["input"] == [1, 8, 8]
     assert (values["totals"]["macs"], values["totals"]["params"]) == (chosen["macs"], chosen["params"])
@@ -272,9 +281,7 @@ def test_trajectory_shows_what_budgets_get(project: Path) -> None:
     best = max((step for step in trajectory["steps"] if step["macs"] <= limit), key=lambda step: step["macs"])
     found = json.loads(printed("trajectory", "--budget", "50%", "--budget", "100%", "--json"))
     assert found["50%"]["channels"] == best["channels"]
-    assert (
-        found["50%"]["channels"] == json.loads(Path("outputs/retrain/autoslim/channels.json").read_text())["channels"]
-    )
+    assert found["50%"]["channels"] == json.loads(Path("outputs/channels/autoslim.json").read_text())["channels"]
     assert (found["50%"]["step"], found["50%"]["macs"]) == (best["step"], best["macs"])
     assert found["100%"]["macs"] <= trajectory["default"]["macs"]
     rows = table(printed("trajectory", "-b", "50%"), "group")
@@ -338,7 +345,7 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
         ),
         (["export", "uniform", "--to", "net.onnx"], "--to net.onnx ends in .onnx; end it in .pt2 or .safetensors"),
         (["export", "uniform", "--to", "gone/net.pt2"], "--to gone/net.pt2: there is no folder "),
-        (["stage", "train"], "there is no stage 'train'; stages are prepare, report, retrain, search, supernet"),
+        (["stage", "train"], "there is no stage 'train'; stages are allocate, prepare, report, retrain, search"),
         (["stage", "retrain"], "stage retrain needs a method; write `autoslim stage retrain autoslim`"),
         (["stage", "search", "uniform"], "stage search takes no method, but 'uniform' is given; leave it out"),
         (["check", "gone.yaml"], "there is no gone.yaml in "),
@@ -412,7 +419,7 @@ def test_exported_weights_come_with_what_is_needed_to_use_them(project: Path, tm
     assert weights.keys() == written.keys()
     assert all(torch.equal(weights[name], written[name]) for name in weights)
     about = json.loads((tmp_path / "net.json").read_text())
-    chosen = json.loads((project / "outputs/retrain/uniform/channels.json").read_text())
+    chosen = json.loads((project / "outputs/channels/uniform.json").read_text())
     assert {key: about[key] for key in ("method", "seed", "channels", "macs")} == {
         "method": "uniform",
         "seed": 0,

@@ -23,7 +23,7 @@ OBSERVERS = frozenset(
     )
 )
 UNTRACKED_PARAMS = {"tracking", "runtime"}
-STAGES = ("prepare", "supernet", "search", "retrain", "report")
+STAGES = ("prepare", "supernet", "search", "allocate", "retrain", "report")
 
 
 def stage(name: str) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def _sections(tree: ast.AST, functions: dict[str, ast.FunctionDef]) -> set[str]:
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.Call):
             called = getattr(node.func, "id", "")
-            if called in ("tracked", "check_model", "check_reach", "check_pipeline"):
+            if called in ("tracked", "check_model", "check_reach", "check_pipeline", "check_allocation"):
                 return
             if called in functions and any(getattr(a, "id", "") == "params" for a in node.args):
                 found.update(_sections(functions[called], functions))

@@ -11,7 +11,8 @@ from tiny import merged, project_copy, run, write_params
 from autoslim.shell.params import read_yaml
 
 RETRAIN_AND_REPORT = {"retrain@autoslim", "retrain@uniform", "report"}
-SEARCH_AND_AFTER = RETRAIN_AND_REPORT | {"search"}
+ALLOCATE_AND_AFTER = RETRAIN_AND_REPORT | {"allocate"}
+SEARCH_AND_AFTER = ALLOCATE_AND_AFTER | {"search"}
 SUPERNET_AND_AFTER = SEARCH_AND_AFTER | {"supernet"}
 ALL = SUPERNET_AND_AFTER | {"prepare"}
 
@@ -48,14 +49,14 @@ def test_outputs_hold_what_they_say(project: Path) -> None:
     limit = trajectory["default"]["macs"] * 0.5
     metrics = json.loads((project / "outputs/report/metrics.json").read_text())
     for method in ("uniform", "autoslim"):
-        chosen = json.loads((project / f"outputs/retrain/{method}/channels.json").read_text())
+        chosen = json.loads((project / f"outputs/channels/{method}.json").read_text())
         assert chosen["macs"] <= limit
         assert metrics[method]["macs"] == chosen["macs"]
         assert {p.name for p in (project / f"outputs/retrain/{method}/weights").iterdir()} == {
             "seed-0.safetensors",
             "seed-1.safetensors",
         }
-    found = json.loads((project / "outputs/retrain/autoslim/channels.json").read_text())["channels"]
+    found = json.loads((project / "outputs/channels/autoslim.json").read_text())["channels"]
     within = [step for step in trajectory["steps"] if step["macs"] <= limit]
     assert found == within[0]["channels"]
     for picture in ("trajectory", "channels", "curves"):
@@ -78,7 +79,7 @@ def test_metrics_and_plots_are_registered(project: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "stages"),
     [
-        ({"budget": "60%"}, RETRAIN_AND_REPORT),
+        ({"budget": "60%"}, ALLOCATE_AND_AFTER),
         ({"retrain": {"epochs": 3}}, RETRAIN_AND_REPORT),
         ({"retrain": {"optimiser": {"weight_decay": 0.001}}}, RETRAIN_AND_REPORT),
         ({"search": {"score": "error"}}, SEARCH_AND_AFTER),
@@ -114,13 +115,21 @@ def after(changed: set[str], folder: Path) -> set[str]:
 
 def test_budget_is_retrained_alone_and_going_back_trains_nothing(project: Path) -> None:
     output = run(["dvc", "exp", "run", "-S", "budget=70%"], project)
-    assert stages_run(output) == RETRAIN_AND_REPORT
+    assert stages_run(output) == ALLOCATE_AND_AFTER
     assert json.loads((project / "outputs/report/metrics.json").read_text())["budget"] == "70%"
     shown = run(["dvc", "exp", "show", "--md", "--drop", "outputs.*curves.*"], project)
     assert "70%" in shown
     back = run(["dvc", "exp", "run", "-S", "budget=50%"], project)
     assert "step" not in back.replace("steps", ""), "it trained"
     assert json.loads((project / "outputs/report/metrics.json").read_text())["budget"] == "50%"
+
+
+def test_another_search_does_not_retrain_a_method_that_keeps_its_channels(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(project, folder, symlinks=True)
+    ran = stages_run(run(["dvc", "exp", "run", "-S", "search.images=32", "-S", "search.score=error"], folder))
+    assert {"search", "allocate"} <= ran
+    assert "retrain@uniform" not in ran
 
 
 def test_temporary_experiment_leaves_results_and_mlflow_runs_in_the_root(project: Path) -> None:

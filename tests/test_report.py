@@ -73,6 +73,16 @@ def test_no_interval_where_the_seeds_do_not_allow_one(a, b):
     assert found.top1 == pytest.approx(a.mean - b.mean)
 
 
+def test_a_released_list_has_a_gain_only_at_about_the_baselines_cost():
+    near = Result("released/mobilenet_v2-305M", 1_440_000, 1, UNIFORM.top1)
+    far = Result("released/mobilenet_v2-207M", 1_310_000, 1, UNIFORM.top1)
+    comparison = compare([far, near, Result("autoslim", 1_000_000, 1, UNIFORM.top1), UNIFORM], **BUDGET)
+    assert set(comparison.gains) == {"released/mobilenet_v2-305M", "autoslim"}  # autoslim is for the same budget
+    assert "released lists have budgets of their own: a gain where they are within 5% of uniform" in markdown_table(
+        comparison
+    )
+
+
 def test_a_method_without_seeds_is_refused():
     with pytest.raises(UserError, match="method uniform has no retrained seed"):
         compare([AUTOSLIM, Result("uniform", 1, 1, {})], **BUDGET)

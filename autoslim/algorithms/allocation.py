@@ -1,11 +1,47 @@
 """Channel allocation: how a method chooses channel numbers within a budget."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.released import released_lists, released_method
 from autoslim.vocabulary.channels import ChannelGroup, Channels
 from autoslim.vocabulary.errors import UserError
 
 Cost = Callable[[Mapping[str, int]], float]
+
+
+def check_method(method: str) -> None:
+    """Raises:
+    UserError: there is no such method.
+    """
+    if released_method(method) is None and method not in ("autoslim", "uniform"):
+        lists = ", ".join(f"released/{name}" for name in released_lists())
+        raise UserError(f"method {method!r} is unknown; methods are autoslim, uniform, and {lists}")
+
+
+def allocate(
+    method: str, graph: ChannelGraph, configurations: Sequence[Channels], resource: str, budget: float
+) -> Channels:
+    """The channels that a method gives within a budget (in the resource's unit).
+
+    Args:
+        method: ``autoslim``, ``uniform``, or ``released/NAME``, which has a budget of its own and heeds no other.
+        configurations: the trajectory, from the widest down; its first entry bounds ``uniform`` too.
+
+    Raises:
+        UserError: the method is unknown, has nothing within the budget, or is the list of another network.
+    """
+    check_method(method)
+    if listed := released_method(method):
+        return listed.channels(graph)
+
+    def cost(channels: Mapping[str, int]) -> float:
+        return graph.cost(channels, resource)
+
+    if method == "autoslim":
+        return from_trajectory(configurations, cost, budget)
+    widest = max(configurations[0][name] / group.size for name, group in graph.groups.items())
+    return uniform(graph.groups, cost, budget, widest)
 
 
 def from_trajectory(configurations: Iterable[Channels], cost: Cost, budget: float) -> Channels:

@@ -1,4 +1,4 @@
-"""The files that stages hand to one another: a supernet and a trajectory."""
+"""The files that stages hand to one another: a supernet, a trajectory, and the channels that methods chose."""
 
 import dataclasses
 import json
@@ -150,6 +150,39 @@ def read_trajectory(path: Path) -> dict[str, Any]:
     if not isinstance(values.get("steps"), list):
         raise UserError(f"{path} is not the file of a trajectory (it has no steps); run `dvc repro search`")
     return values
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The channels that a method gives for a budget (as people write it), and what they cost."""
+
+    method: str
+    budget: str
+    resource: str
+    channels: Channels
+    macs: int
+    params: int
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / f"{self.method}.json", dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path, method: str) -> "Allocation":
+        """Reads what ``write`` wrote.
+
+        Raises:
+            UserError: there is none, or its file is damaged.
+        """
+        path = folder / f"{method}.json"
+        if not path.exists():
+            raise UserError(f"there are no channels of method {method!r} at {path}; run `dvc repro allocate`")
+        values = _read_json(path, "allocate")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(
+                f"{path} is not the file of an allocation ({first_line(error)}); run `dvc repro allocate`"
+            ) from error
 
 
 def _read_json(path: Path, stage: str) -> dict[str, Any]:

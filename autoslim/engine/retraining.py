@@ -7,7 +7,6 @@ from statistics import fmean, stdev
 import torch
 from torch import nn
 
-from autoslim.algorithms.allocation import from_trajectory, uniform
 from autoslim.algorithms.sandwich import smoothed_cross_entropy
 from autoslim.algorithms.slimming import Score
 from autoslim.engine.artifacts import load_weights, save_weights
@@ -21,32 +20,8 @@ from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.initialisation import initialise
 from autoslim.networks.resizing import resize
 from autoslim.vocabulary.channels import Channels
-from autoslim.vocabulary.errors import UserError
 
 EVALUATION_BATCH = 256
-
-
-def allocate(
-    method: str, graph: ChannelGraph, configurations: Sequence[Channels], resource: str, budget: float
-) -> Channels:
-    """The channels that a method gives within a budget (in the resource's unit).
-
-    Args:
-        configurations: the trajectory, from the widest down; its first entry bounds ``uniform`` too.
-
-    Raises:
-        UserError: the method is unknown, or has nothing within the budget.
-    """
-
-    def cost(channels: Mapping[str, int]) -> float:
-        return graph.cost(channels, resource)
-
-    if method == "autoslim":
-        return from_trajectory(configurations, cost, budget)
-    if method == "uniform":
-        widest = max(configurations[0][name] / group.size for name, group in graph.groups.items())
-        return uniform(graph.groups, cost, budget, widest)
-    raise UserError(f"method {method!r} is unknown; methods are autoslim and uniform")
 
 
 def retrain(

@@ -20,6 +20,7 @@ FAMILIES = {
 }
 """Family -> the network whose layers its lists name."""
 
+_PREFIX = "released/"
 _RESNET50_BLOCKS = (3, 4, 6, 3)
 
 
@@ -33,6 +34,11 @@ class Released:
     macs_m: float
     params_m: float
     numbers: tuple[int, ...]
+
+    @property
+    def budget(self) -> str:
+        """What the authors call its budget: ``305M`` MACs."""
+        return self.name.rpartition("-")[2]
 
     def channels(self, graph: ChannelGraph) -> Channels:
         """The list as a configuration of the family's network.
@@ -88,3 +94,12 @@ def released(name: str) -> Released:
     if name not in released_lists():
         raise UserError(f"there is no released list {name!r}; there are {', '.join(released_lists())}")
     return released_lists()[name]
+
+
+def released_method(method: str) -> Released | None:
+    """The list that the method ``released/NAME`` gives; None for another method.
+
+    Raises:
+        UserError: there is no list of this name.
+    """
+    return released(method.removeprefix(_PREFIX)) if method.startswith(_PREFIX) else None

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoslim.engine.artifacts import Allocation
 from autoslim.engine.data import DataInfo
 from autoslim.networks.building import find_constructor
 from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.released import released_method
 from autoslim.shell.assembly import budget_limit, span, traced_network
 from autoslim.shell.params import Model, Params, read_yaml
 from autoslim.vocabulary.budgets import format_amount
@@ -58,7 +60,7 @@ def check_model(model: Model) -> None:
     stages = read_yaml(Path("dvc.yaml"))["stages"]
     blind = [
         name
-        for name in ("supernet", "search", "retrain", "report")
+        for name in ("supernet", "search", "allocate", "retrain", "report")
         if place not in stages[name].get("do", stages[name])["deps"]
     ]
     if blind:
@@ -69,13 +71,16 @@ def check_model(model: Model) -> None:
 
 
 def check_reach(params: Params, graph: ChannelGraph) -> Reach:
-    """The budget lies where the search and the methods can go.
+    """The budget lies where the search can go, and released lists among the methods are of this network.
 
     Raises:
-        UserError: there is nothing to slim, or the budget is above the widest subnet, below the narrowest, or below
-            where the search stops.
+        UserError: they are not, or there is nothing to slim, or the budget is above the widest subnet, below the
+            narrowest, or below where the search stops.
     """
     _check_groups(params.model.name, graph)
+    for method in params.methods:
+        if listed := released_method(method):
+            listed.channels(graph)
     reach = measure_reach(params, graph)
 
     def amount(value: float) -> str:
@@ -131,6 +136,20 @@ def check_trajectory(trajectory: dict[str, Any], path: Path, params: Params, gra
             f"{path} was searched for {trajectory['resource']}, but resource is {params.resource}; "
             "run `dvc repro search`"
         )
+
+
+def check_allocation(chosen: Allocation, params: Params, graph: ChannelGraph) -> None:
+    """The channels are of this network.
+
+    Raises:
+        UserError: they are not.
+    """
+    if chosen.channels.keys() != graph.groups.keys():
+        raise UserError(
+            f"the channels of method {chosen.method} are of another network ({len(chosen.channels)} groups) than "
+            f"model.name {params.model.name!r} ({len(graph.groups)} groups); run `dvc repro allocate`"
+        )
+    graph.check(chosen.channels)
 
 
 def _check_groups(name: str, graph: ChannelGraph) -> None:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from autoslim.algorithms.allocation import check_method
 from autoslim.shell.complaints import complaints
 from autoslim.shell.exits import WrongParametersError
 from autoslim.vocabulary.budgets import Budget, parse_budget
@@ -18,7 +19,6 @@ Seed = NotNegative
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$")]
 Resource = Literal["macs", "params"]
-Method = Literal["autoslim", "uniform"]
 
 
 class Section(BaseModel):
@@ -181,8 +181,9 @@ class Params(Section):
     budget: str | int | float = Field(
         description="upper bound of the resource: 305M, 0.57G or 50% of the default network's"
     )
-    methods: Annotated[list[Method], Field(min_length=1)] = Field(
-        description="how channel numbers are chosen, side by side"
+    methods: Annotated[list[str], Field(min_length=1)] = Field(
+        description="how channel numbers are chosen, side by side: autoslim, uniform (the finest width multiplier that "
+        "fits), released/NAME (a list of the paper's authors, at its own budget)"
     )
     data: Data
     model: Model
@@ -204,6 +205,8 @@ class Params(Section):
     def _fit(self) -> "Params":
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods are {', '.join(self.methods)}, one of them twice; name each method once")
+        for method in self.methods:
+            check_method(method)
         for name, images in (("data.search_images", self.data.search_images), ("search.images", self.search.images)):
             if images < self.search.chunk:
                 raise ValueError(

@@ -6,6 +6,7 @@ from pathlib import Path
 PREPARED = Path("data/prepared")
 SUPERNET = Path("outputs/supernet")
 SEARCH = Path("outputs/search")
+CHANNELS = Path("outputs/channels")
 RETRAIN = Path("outputs/retrain")
 REPORT = Path("outputs/report")
 

@@ -1,22 +1,22 @@
 """Retrained networks, read back from what the stage ``retrain`` wrote."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from autoslim.algorithms.slimming import Score
-from autoslim.engine.artifacts import load_weights
+from autoslim.engine.artifacts import Allocation, load_weights
 from autoslim.engine.data import PreparedData
 from autoslim.engine.data.info import DataInfo, read_info
 from autoslim.engine.retraining import split_score
 from autoslim.engine.runtime import to_device
 from autoslim.networks.resizing import resize
 from autoslim.shell.assembly import machine, recipe, traced_network
-from autoslim.shell.commands.project import read_output
+from autoslim.shell.checks import check_allocation
 from autoslim.shell.params import Params
-from autoslim.shell.places import PREPARED, RETRAIN, repository_root
-from autoslim.vocabulary.channels import Channels
+from autoslim.shell.places import CHANNELS, PREPARED, RETRAIN, repository_root
 from autoslim.vocabulary.errors import UserError
 
 
@@ -24,14 +24,9 @@ from autoslim.vocabulary.errors import UserError
 class Retrained:
     """A method's network with the weights of one seed, in evaluation mode on the CPU, and what it is for."""
 
-    method: str
     seed: int
     network: nn.Module
-    channels: Channels
-    budget: str
-    resource: str
-    macs: int
-    params: int
+    chosen: Allocation
     info: DataInfo
 
 
@@ -44,7 +39,7 @@ def seeds_of(method: str) -> list[int]:
     folder = RETRAIN / method / "weights"
     seeds = sorted(int(path.stem.removeprefix("seed-")) for path in folder.glob("seed-*.safetensors"))
     if not seeds:
-        methods = sorted(path.parent.name for path in RETRAIN.glob("*/weights"))
+        methods = sorted(path.parent.relative_to(RETRAIN).as_posix() for path in RETRAIN.rglob("weights"))
         remedy = f"there are networks of {' and '.join(methods)}" if methods else "run `dvc repro`"
         raise UserError(f"there is no retrained network of method {method!r}; {remedy}")
     return seeds
@@ -62,24 +57,11 @@ def load_retrained(params: Params, method: str, seed: int) -> Retrained:
         )
     info = read_info(PREPARED)
     network, graph = traced_network(params.model, info)
-    path = RETRAIN / method / "channels.json"
-    chosen = read_output(path, f"retrain@{method}")
-    try:
-        plain = resize(network, graph, chosen["channels"])
-    except UserError as error:
-        raise UserError(f"{path} is not of model.name {params.model.name!r}: {error}; run `dvc repro`") from error
+    chosen = Allocation.read(CHANNELS, method)
+    check_allocation(chosen, params, graph)
+    plain = resize(network, graph, chosen.channels)
     load_weights(plain, RETRAIN / method / "weights" / f"seed-{seed}.safetensors")
-    return Retrained(
-        method,
-        seed,
-        plain.eval(),
-        chosen["channels"],
-        chosen["budget"],
-        chosen["resource"],
-        chosen["macs"],
-        chosen["params"],
-        info,
-    )
+    return Retrained(seed, plain.eval(), chosen, info)
 
 
 def score(retrained: Retrained, params: Params, split: str) -> Score:
@@ -104,13 +86,8 @@ def description(retrained: Retrained) -> dict[str, object]:
     """What a user of the network needs beside the weights: its channels, its input and its classes."""
     info = retrained.info
     return {
-        "method": retrained.method,
         "seed": retrained.seed,
-        "budget": retrained.budget,
-        "resource": retrained.resource,
-        "macs": retrained.macs,
-        "params": retrained.params,
-        "channels": retrained.channels,
+        **dataclasses.asdict(retrained.chosen),
         "input": {
             "shape": [info.channels, info.image_size, info.image_size],
             "shorter_side": info.shorter_side,  # resized to, before the centre crop

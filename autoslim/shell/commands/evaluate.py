@@ -18,7 +18,7 @@ class Split(StrEnum):
 
 @ending_clearly
 def evaluate_cli(
-    method: Annotated[str, typer.Argument(help="autoslim or uniform.")],
+    method: Annotated[str, typer.Argument(help="autoslim, uniform or released/NAME.")],
     seed: Annotated[int | None, typer.Option("--seed", help="Of this seed alone. Default: all seeds.")] = None,
     split: Annotated[Split, typer.Option("--split", help="The images to look at.")] = Split.SEARCH,
 ) -> None:

@@ -17,7 +17,7 @@ FORMATS = (".pt2", ".safetensors")
 
 @ending_clearly
 def export_cli(
-    method: Annotated[str, typer.Argument(help="autoslim or uniform.")],
+    method: Annotated[str, typer.Argument(help="autoslim, uniform or released/NAME.")],
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Ends in .pt2 or .safetensors.")],
     seed: Annotated[int | None, typer.Option("--seed", help="Default: the lowest seed.")] = None,
 ) -> None:
@@ -44,7 +44,8 @@ def export_cli(
     retrained = load_retrained(params, method, seeds_of(method)[0] if seed is None else seed)
     export(retrained, target)
     print(
-        f"wrote {to} and {to.with_suffix('.json')}: method {method}, seed {retrained.seed}, budget {retrained.budget}"
+        f"wrote {to} and {to.with_suffix('.json')}: method {method}, seed {retrained.seed}, "
+        f"budget {retrained.chosen.budget}"
     )
     if target.suffix == ".pt2":
         print(f'load it with torch.export.load("{to}").module(); images are (N, C, H, W), normalised as the JSON says')

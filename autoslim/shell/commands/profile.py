@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoslim.networks.released import FAMILIES, released_method
 from autoslim.shell.commands.options import input_shape, keyword_values, read_channels
 from autoslim.shell.commands.printing import percent, print_facts, print_table
 from autoslim.shell.commands.project import enter_project, find_project
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 def profile_cli(
     name: Annotated[
         str | None,
-        typer.Argument(help="package.module:callable, timm:NAME or file.py:callable. Left out: that of params.yaml."),
+        typer.Argument(
+            help="package.module:callable, timm:NAME, file.py:callable, or released/LIST of the paper's authors. "
+            "Left out: that of params.yaml."
+        ),
     ] = None,
     image: Annotated[
         str | None, typer.Option("--input", metavar="CxHxW", help="Channels, height, width. Default 3x224x224.")
@@ -65,15 +69,23 @@ def profile_cli(
     autoslim profile torchvision.models:mobilenet_v2 --width 0.75
 
     autoslim profile net.py:build --input 1x28x28 --kwargs depth=3 --layers
+
+    autoslim profile released/mobilenet_v2-305M
     """
     given = read_channels(channels) if channels else None
+    listed = released_method(name) if name else None
     if name is None:
         name, network, graph, multiple = _network_of_params(image, size, classes, kwargs or [], leaves or [])
     else:
         shape = input_shape(image, size) or (3, 224, 224)
         asked = {"num_classes": classes} if classes else {}
-        network, graph = _named_network(name, shape, None, asked | keyword_values(kwargs or []), leaves or [])
+        path = FAMILIES[listed.family] if listed else name
+        network, graph = _named_network(path, shape, None, asked | keyword_values(kwargs or []), leaves or [])
         multiple = 8
+    if listed:
+        if given is not None or width is not None:
+            raise UserError(f"{name} gives the channels, and so does --width or --channels; give one of them")
+        given = listed.channels(graph)
     chosen = _configuration(graph, width, divisor or multiple, given)
     from autoslim.shell.profiling import counted_by_ptflops, profile
 

@@ -14,8 +14,8 @@ from autoslim.vocabulary.errors import UserError
 
 
 def stage_cli(
-    name: Annotated[str, typer.Argument(help="prepare, supernet, search, retrain or report.")],
-    method: Annotated[str | None, typer.Argument(help="For retrain: autoslim or uniform.")] = None,
+    name: Annotated[str, typer.Argument(help="prepare, supernet, search, allocate, retrain or report.")],
+    method: Annotated[str | None, typer.Argument(help="For retrain: autoslim, uniform or released/NAME.")] = None,
     traceback: Annotated[bool, typer.Option("--traceback", help="Do not shorten errors to one line.")] = False,
 ) -> None:
     """Run one stage of the pipeline by itself, to debug it. Use `dvc repro` for results.

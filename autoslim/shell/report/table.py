@@ -10,10 +10,12 @@ from typing import Any
 
 from rich.table import Table
 
+from autoslim.networks.released import released_method
 from autoslim.vocabulary.budgets import format_amount
 from autoslim.vocabulary.errors import UserError
 
 BASELINE = "uniform"
+SAME_COST = 0.05
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Comparison:
 def compare(results: Sequence[Result], *, budget: str, resource: str, limit: float) -> Comparison:
     """The comparison of ``results``, with the gain of each over the baseline where that is among them.
 
+    A released list has a budget of its own; it has a gain where its cost is within 5 % of the baseline's.
+
     Raises:
         UserError: a method has no seed at all.
     """
@@ -67,8 +71,17 @@ def compare(results: Sequence[Result], *, budget: str, resource: str, limit: flo
         if not result.top1:
             raise UserError(f"method {result.method} has no retrained seed to compare; give retrain.seeds at least one")
     baseline = next((result for result in results if result.method == BASELINE), None)
-    gains = {r.method: gain(r, baseline) for r in results if baseline is not None and r is not baseline}
+    gains = {
+        r.method: gain(r, baseline)
+        for r in results
+        if baseline is not None and r is not baseline and _comparable(r, baseline, resource)
+    }
     return Comparison(budget, resource, limit, tuple(results), gains)
+
+
+def _comparable(result: Result, baseline: Result, resource: str) -> bool:
+    off = abs(result.cost(resource) / baseline.cost(resource) - 1)
+    return released_method(result.method) is None or off <= SAME_COST
 
 
 def gain(result: Result, baseline: Result) -> Gain:
@@ -184,4 +197,8 @@ def _caption(comparison: Comparison) -> str:
     text = f"mean ± std over {count}"
     if any(found.interval for found in comparison.gains.values()):
         text += "; in brackets the 95 % interval of the gain over seeds (Welch)"
+    if any(released_method(result.method) for result in comparison.results):
+        text += (
+            f"; released lists have budgets of their own: a gain where they are within {SAME_COST:.0%} of {BASELINE}"
+        )
     return text
