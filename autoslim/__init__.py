@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from autoslim.algorithms.sandwich import sandwich_step as sandwich_step
     from autoslim.algorithms.slimming import greedy_slim as greedy_slim
     from autoslim.networks.resizing import resize as resize
+    from autoslim.networks.sorting import sort_channels as sort_channels
     from autoslim.networks.supernet import Supernet as Supernet
     from autoslim.networks.tracing import trace as trace
 
@@ -20,9 +21,10 @@ _PLACES = {
     "recalibrate": "autoslim.algorithms.recalibration",
     "resize": "autoslim.networks.resizing",
     "sandwich_step": "autoslim.algorithms.sandwich",
+    "sort_channels": "autoslim.networks.sorting",
     "trace": "autoslim.networks.tracing",
 }
-__all__ = ["Supernet", "greedy_slim", "recalibrate", "resize", "sandwich_step", "trace"]
+__all__ = ["Supernet", "greedy_slim", "recalibrate", "resize", "sandwich_step", "sort_channels", "trace"]
 
 
 def __getattr__(name: str) -> Any:

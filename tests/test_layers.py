@@ -89,7 +89,7 @@ def test_torch_is_not_imported_before_it_is_needed(door: str) -> None:
 def test_the_packages_names_are_the_functions_themselves() -> None:
     import autoslim
     from autoslim.algorithms import recalibration, sandwich, slimming
-    from autoslim.networks import resizing, supernet, tracing
+    from autoslim.networks import resizing, sorting, supernet, tracing
 
     assert autoslim.trace is tracing.trace
     assert autoslim.resize is resizing.resize
@@ -97,5 +97,6 @@ def test_the_packages_names_are_the_functions_themselves() -> None:
     assert autoslim.greedy_slim is slimming.greedy_slim
     assert autoslim.sandwich_step is sandwich.sandwich_step
     assert autoslim.recalibrate is recalibration.recalibrate
+    assert autoslim.sort_channels is sorting.sort_channels
     with pytest.raises(AttributeError, match="has no attribute 'train'; it offers Supernet, greedy_slim"):
         autoslim.train  # noqa: B018

@@ -1,5 +1,6 @@
 """Channel groups as they are traced: known networks, small ones that each pose one problem, and what is refused."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ import torch
 import torch.nn.functional as F
 from specimens import MAIN, OTHERS, batch_statistics, random_channels, shuffle_weights, specimen
 from torch import Tensor, nn
+from torch.testing import assert_close as assert_equal
+from torchvision.ops import StochasticDepth
 
 from autoslim import Supernet, resize, trace
 from autoslim.networks.copying import on_meta
 from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.slimmability import layers_that_stay, slimmable_share
+from autoslim.networks.tracing.locality import is_local
+from autoslim.networks.tracing.symbolic import symbolic_graph
 from autoslim.vocabulary.errors import UserError
 
 
@@ -46,14 +52,14 @@ def survives(network: nn.Module, graph: ChannelGraph, widest: float = 1.5) -> No
     network.eval()
     shuffle_weights(network)
     images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(resize(network, graph, graph.default)(images), network(images))
+    assert_equal(resize(network, graph, graph.default)(images), network(images), rtol=0, atol=0)
     wide = resize(network, graph, random_channels(graph, 0, widest, widest))
     shuffle_weights(wide)
     supernet = Supernet(wide, graph).eval()
     for seed in range(5):
         channels = random_channels(graph, seed, 0.1, widest)
         supernet.select(channels)
-        assert torch.equal(supernet(images), batch_statistics(supernet.extract(channels))(images))
+        assert_equal(supernet(images), batch_statistics(supernet.extract(channels))(images), rtol=0, atol=0)
 
 
 # Known networks
@@ -231,6 +237,211 @@ class Flattened(nn.Module):
         return out
 
 
+class Residual(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer, self.norm = conv(16, 24, bias=False), conv(24, 16, bias=False), nn.BatchNorm2d(16)
+
+    def between(self, maps: Tensor) -> Tensor:
+        maps = maps + self.norm(self.outer(self.inner(maps).relu()))
+        maps += self.norm(self.outer(self.inner(maps).relu()))  # the same modules once more
+        return maps
+
+
+class Concatenations(Body):
+    """A dense block: every layer reads all before it; the norm too is over channels of several groups."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=28)
+        self.first, self.second, self.norm = conv(16, 4), conv(20, 8), nn.BatchNorm2d(28)
+
+    def between(self, maps: Tensor) -> Tensor:
+        maps = torch.cat([maps, self.first(maps)], 1)
+        out: Tensor = self.norm(torch.cat((self.second(maps), maps), dim=1))
+        return out
+
+
+class Excitation(Body):
+    """Squeeze-and-excitation twice: by 1x1 convolutions, and by linear layers with views between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze, self.excite = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
+        self.down, self.up = nn.Linear(16, 6), nn.Linear(6, 16)
+
+    def between(self, maps: Tensor) -> Tensor:
+        maps = maps * self.excite(self.squeeze(F.adaptive_avg_pool2d(maps, 1)).relu()).sigmoid()
+        count, channels = maps.shape[:2]
+        scale = self.up(self.down(maps.mean((2, 3))).relu()).sigmoid().view(count, channels, 1, 1)
+        return maps * scale.expand_as(maps)
+
+
+class Nested(Body):
+    """Modules in lists and dictionaries in modules, called in loops."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=8)
+        block = nn.Sequential(nn.Sequential(conv(16, 12), nn.ReLU()), nn.ModuleDict({"out": conv(12, 16)})["out"])
+        self.blocks = nn.ModuleList([block, nn.Sequential(block, nn.ModuleList([conv(16, 8)])[0])])
+
+    def between(self, maps: Tensor) -> Tensor:
+        for block in self.blocks:
+            maps = block(maps)
+        return maps
+
+
+class Noise(Body):
+    """Dropout of elements and of channels, as modules and as functions; paths dropped at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropouts = nn.Sequential(nn.Dropout(0.1), nn.Dropout2d(0.1), nn.AlphaDropout(0.1))
+        self.path, self.dropped = conv(16, 16), StochasticDepth(0.2, "row")
+
+    def between(self, maps: Tensor) -> Tensor:
+        maps = F.dropout2d(self.dropouts(maps), 0.1, self.training)
+        kept = maps.new_empty((maps.shape[0], 1, 1, 1)).bernoulli_(0.8)
+        return maps + self.dropped(self.path(maps)) * (kept if self.training else 1) + torch.zeros_like(maps)
+
+
+class ConvolutionHead(nn.Module):
+    """SqueezeNet's: the classes are a convolution's channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(conv(3, 16), nn.ReLU()), conv(16, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self.head(self.body(images)), 1).flatten(1)
+
+
+class TwoHeads(Body):
+    """A dictionary of outputs, one of them maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle, self.maps = conv(16, 16), conv(16, 2)
+
+    def forward(self, images: Tensor) -> dict[str, Any]:  # type: ignore[override]
+        maps = self.middle(self.stem(images))
+        return {"classes": self.head(maps.mean((2, 3))), "more": [self.maps(maps)]}
+
+
+class SelectiveKernel(Body):
+    """Branches that are stacked, weighed against each other, and summed up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([conv(16, 16), conv(16, 16, 5)])
+        self.squeeze, self.weigh = nn.Linear(16, 6), nn.Linear(6, 32)
+
+    def between(self, maps: Tensor) -> Tensor:
+        stacked = torch.stack([branch(maps) for branch in self.branches], 1)  # (N, 2, C, H, W)
+        weights = self.weigh(self.squeeze(stacked.sum(1).mean((2, 3))).relu())
+        return (stacked * weights.view(-1, 2, stacked.shape[2], 1, 1).softmax(1)).sum(dim=1)
+
+
+class SplitAttention(Body):
+    """One convolution's channels, seen as branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.weigh = conv(16, 32), nn.Conv2d(16, 32, 1)
+
+    def between(self, maps: Tensor) -> Tensor:
+        maps = self.wide(maps)
+        count, channels, height, width = maps.shape
+        pieces = maps.reshape(count, 2, channels // 2, height, width)
+        weights = self.weigh(pieces.sum(1).mean((2, 3), keepdim=True)).view(count, 1, 2, -1)
+        weights = weights.transpose(1, 2).softmax(1).reshape(count, 2, -1, 1, 1)
+        return (pieces * weights).sum(1)
+
+
+class ChannelAttention(Body):
+    """Efficient channel attention: a kernel slides over the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slide = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def between(self, maps: Tensor) -> Tensor:
+        gates = self.slide(maps.mean((2, 3)).unsqueeze(1)).sigmoid()  # (N, 1, C)
+        return maps * gates.view(maps.shape[0], -1, 1, 1)
+
+
+class GlobalContext(Body):
+    """A map of weights, times all channels, as a product of matrices; then added to every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.where = conv(16, 1, 1)
+
+    def between(self, maps: Tensor) -> Tensor:
+        weights = self.where(maps).flatten(2).softmax(-1).transpose(1, 2)  # (N, H * W, 1)
+        return maps + (maps.flatten(2) @ weights).unsqueeze(3)
+
+
+class ResponseNorm(Body):
+    """Global response normalisation, with a shift and a gain of its own for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.gain = nn.Parameter(torch.zeros(16)), nn.Parameter(torch.zeros(1, 16, 1, 1))
+        self.slopes = nn.Parameter(torch.rand(16))
+
+    def between(self, maps: Tensor) -> Tensor:
+        norms = maps.norm(p=2, dim=(2, 3), keepdim=True)
+        maps = torch.addcmul(self.shift.view(1, -1, 1, 1), self.gain, maps * (norms / norms.mean(1, keepdim=True)))
+        return F.prelu(maps, self.slopes)
+
+
+class PadsToEven(Body):
+    """Code that chooses by the size of the maps, as padding like TensorFlow's does, and checks it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(16, 12, 3, stride=2)
+        self.up = nn.Conv2d(12, 16, 3)
+
+    def between(self, maps: Tensor) -> Tensor:
+        for layer in (self.down, self.up):
+            count, _, height, width = maps.size()
+            assert len(maps) == count
+            assert height == width, "square images only"
+            if max((math.ceil(height / 2) - 1) * 2 + 3 - height, 0) > 0:
+                maps = F.pad(maps, (0, 1, 0, 1))
+            maps = layer(maps)
+        return maps
+
+
+class HandMadeDrop(Body):
+    """Paths dropped at random by hand: the shape of the noise is the images'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = conv(16, 16)
+
+    def between(self, maps: Tensor) -> Tensor:
+        if not self.training:
+            return maps + self.path(maps)
+        noise = torch.rand((maps.shape[0],) + (1,) * (maps.ndim - 1), dtype=maps.dtype, device=maps.device)
+        return maps + self.path(maps) * (noise < 0.8)
+
+
+class EachPiece(Body):
+    """A loop over the pieces of a tensor, and over its pixels' rows."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=8)
+        self.parts = nn.ModuleList([conv(8, 6), conv(8, 8)])
+        self.last = conv(14, 8)
+
+    def between(self, maps: Tensor) -> Tensor:
+        pieces = [part(piece) for part, piece in zip(self.parts, maps.chunk(2, 1), strict=True)]
+        maps = self.last(torch.cat(pieces, 1))
+        return torch.stack([maps[:, :, row] for row in range(maps.shape[2])], 2)
+
+
 SLIMMED: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] = {
     "shared weight": (SharedWeight, {"stem": (16, 1)}),
     "plain tensors": (PlainTensors, {"stem": (16, 1)}),
@@ -245,6 +456,23 @@ SLIMMED: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] =
     "instance norm": (lambda: Body(nn.InstanceNorm2d(16)), {"stem": (16, 1)}),
     "instance norm with weights": (lambda: Body(nn.InstanceNorm2d(16, affine=True)), {"stem": (16, 1)}),
     "depthwise multiplier": (lambda: Body(conv(16, 48, groups=16), 48), {"stem": (16, 1)}),
+    "residual sum": (Residual, {"stem": (16, 1), "inner": (24, 1)}),
+    "concatenations": (Concatenations, {"stem": (16, 1), "first": (4, 1), "second": (8, 1)}),
+    "squeeze-and-excitation": (Excitation, {"stem": (16, 1), "squeeze": (4, 1), "down": (6, 1)}),
+    "grouped convolution": (lambda: Body(conv(16, 24, groups=4), 24), {"stem": (16, 4)}),
+    "nested modules": (Nested, {"stem": (16, 1), "blocks.0.0.0": (12, 1), "blocks.1.1": (8, 1)}),
+    "dropout and stochastic depth": (Noise, {"stem": (16, 1)}),
+    "convolution for a head": (ConvolutionHead, {"body.0": (16, 1)}),
+    "two heads": (TwoHeads, {"stem": (16, 1), "middle": (16, 1)}),
+    "selective kernel": (SelectiveKernel, {"stem": (16, 1), "branches.0": (16, 1), "squeeze": (6, 1)}),
+    "split attention": (SplitAttention, {"stem": (16, 1), "wide": (16, 1)}),
+    "channel attention": (ChannelAttention, {"stem": (16, 1)}),
+    "global context": (GlobalContext, {"stem": (16, 1)}),
+    "response norm and functional prelu": (ResponseNorm, {"stem": (16, 1)}),
+    "pixel shuffle": (lambda: Body(nn.PixelShuffle(2), 4), {"stem": (16, 4)}),
+    "choice by the images' size": (PadsToEven, {"stem": (16, 1), "down": (12, 1), "up": (16, 1)}),
+    "noise of the images' shape": (HandMadeDrop, {"stem": (16, 1)}),
+    "loop over pieces": (EachPiece, {"stem": (8, 1), "parts.0": (6, 1), "parts.1": (8, 1), "last": (8, 1)}),
     "upsampling": (lambda: Body(nn.Upsample(scale_factor=2)), {"stem": (16, 1)}),
     "padding": (lambda: Body(nn.Sequential(nn.ReflectionPad2d(1), nn.MaxPool2d(2))), {"stem": (16, 1)}),
 }
@@ -258,6 +486,15 @@ def test_what_can_be_slimmed(case: str) -> None:
     graph = trace(network, EXAMPLE)
     assert {name: (group.size, group.unit) for name, group in graph.groups.items()} == groups
     survives(network, graph)
+
+
+def test_a_kernel_that_slides_over_channels_mixes_them() -> None:
+    network = ChannelAttention().eval()
+    graph = trace(network, EXAMPLE)
+    modules = dict(network.named_modules())
+    nodes = {node.name: node for node in symbolic_graph(network, frozenset()).nodes}
+    assert is_local(nodes["stem"], "stem", graph, modules)
+    assert not is_local(nodes["slide"], "stem", graph, modules)
 
 
 class HardView(Body):
@@ -331,6 +568,48 @@ class PositionMixer(Body):
         return out
 
 
+class ChoosesByChannels(Body):
+    """A projection where the numbers of channels differ: with others, there might be none."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=12)
+        self.wide, self.skip = conv(16, 12), conv(16, 12, 1)
+        self.inner = nn.Sequential(conv(12, 10), conv(10, 12))
+
+    def between(self, maps: Tensor) -> Tensor:
+        skip, maps = maps, self.wide(maps)
+        if skip.shape[1] != maps.shape[1]:
+            skip = self.skip(skip)
+        out: Tensor = self.inner(maps + skip)
+        return out
+
+
+class LoopsByChannels(Body):
+    """The same layer once more for each eight channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again, self.inner = conv(16, 16), nn.Sequential(conv(16, 10), conv(10, 16))
+
+    def between(self, maps: Tensor) -> Tensor:
+        for _ in range(maps.size(1) // 8):
+            maps = self.again(maps)
+        out: Tensor = self.inner(maps)
+        return out
+
+
+class MakesChannels(Body):
+    """A tensor of as many channels is made on the way."""
+
+    def between(self, maps: Tensor) -> Tensor:
+        return maps + torch.linspace(0, 1, maps.shape[1], device=maps.device).view(-1, 1, 1)
+
+
+class HiddenConstants(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        return F.batch_norm(maps, maps.new_zeros(16), maps.new_ones(16))
+
+
 def transposed() -> nn.Module:
     return Body(nn.Sequential(nn.ConvTranspose2d(16, 12, 2, 2), conv(12, 8)), 8)
 
@@ -339,6 +618,15 @@ FIXED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "size in a view": (HardView, "stem", "its size is written in the network's code: "),
     "size in a slice": (HardSlice, "stem", "its channels are interleaved or cut apart"),
     "halves at a computed place": (Halves, "stem", "its size is written in the network's code: "),
+    "choice by channels": (ChoosesByChannels, "stem", "the code at test_tracing.py:"),
+    "choice by other channels": (ChoosesByChannels, "wide", "the code at test_tracing.py:"),
+    "loop by channels": (LoopsByChannels, "stem", "its code does other things at another size"),
+    "channels made on the way": (MakesChannels, "stem", "`add` at test_tracing.py:"),
+    "batch norm with constants": (
+        HiddenConstants,
+        "stem",
+        "in the network's code: batch norm for 16 channels is given 8 (test_tracing.py:",
+    ),
     "functional convolution": (Functional, "stem", "`conv2d` at test_tracing.py:"),
     "attention": (Attention, "stem", "MultiheadAttention `attention` at test_tracing.py:"),
     "attention itself": (Attention, "attention", "has no slimming rule"),
@@ -348,7 +636,6 @@ FIXED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "gather": (Gather, "stem", "`getitem` at test_tracing.py:"),
     "local response norm": (lambda: Body(nn.LocalResponseNorm(5)), "stem", "LocalResponseNorm `middle`"),
     "channel shuffle": (lambda: Body(nn.ChannelShuffle(4)), "stem", "its channels are interleaved or cut apart"),
-    "pixel shuffle": (lambda: Body(nn.PixelShuffle(2), 4), "stem", "`mean` at test_tracing.py:"),
     "layer norm over the image": (lambda: Body(nn.LayerNorm([16, 8, 8])), "stem", "LayerNorm `middle` at"),
     "weight norm": (
         lambda: Body(nn.utils.parametrizations.weight_norm(conv(16, 16))),
@@ -383,6 +670,16 @@ def test_leaves_keep_what_passes_through_them() -> None:
     assert not graph.groups
     assert graph.fixed["middle"].startswith("Sequential `middle` at test_tracing.py:")
     assert graph.macs() == trace(network, EXAMPLE).macs()
+
+
+def test_share_that_can_be_slimmed_and_layers_that_stay() -> None:
+    graph = trace(transposed(), EXAMPLE)
+    stem, up, last, head = 64 * 27 * 16, 64 * 16 * 4 * 12, 256 * 9 * 12 * 8, 8 * 4
+    assert slimmable_share(graph) == (last + head) / (stem + up + last + head)
+    assert layers_that_stay(graph).keys() == {"stem", "middle.0"}  # not the head, which makes the classes
+    assert layers_that_stay(trace(Functional(), EXAMPLE))["conv2d"] == "it has no slimming rule"
+    assert slimmable_share(trace(Residual(), EXAMPLE)) == 1
+    assert not layers_that_stay(trace(Residual(), EXAMPLE))
 
 
 # What is refused

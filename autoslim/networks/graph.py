@@ -83,6 +83,9 @@ class ChannelGraph:
     normalisation, activations and pooling do not. ``macs(..., pooling=True)`` adds average pooling, one MAC per element
     of its input, as the authors count (paper section 3.4).
 
+    ``activations`` holds, for each operation of the traced graph whose output has channels of a group, the dimension
+    that they lie along and that axis.
+
     ``tensors`` holds, for each parameter and buffer with an axis that depends on a group, all its axes; ``attributes``
     the modules' integers that follow; ``fixed`` names each layer whose channels cannot be slimmed, with the reason.
     """
@@ -92,7 +95,9 @@ class ChannelGraph:
     attributes: tuple[Attribute, ...]
     layers: tuple[Layer, ...]
     fixed: dict[str, str]
+    activations: dict[str, tuple[int, Axis]]
     input_shape: tuple[int, ...]  # (C, H, W)
+    leaves: frozenset[str]  # modules that tracing did not look into
     other_params: int  # parameters in tensors that no group touches
     parameter_names: frozenset[str] = field(repr=False)  # the trainable ones among `tensors`
 

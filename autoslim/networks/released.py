@@ -35,11 +35,6 @@ class Released:
     params_m: float
     numbers: tuple[int, ...]
 
-    @property
-    def budget(self) -> str:
-        """What the authors call its budget: ``305M`` MACs."""
-        return self.name.rpartition("-")[2]
-
     def channels(self, graph: ChannelGraph) -> Channels:
         """The list as a configuration of the family's network.
 

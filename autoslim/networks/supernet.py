@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoslim.networks.copying import copy_with
+from autoslim.networks.copying import copy_with, named_tensors
 from autoslim.networks.graph import Attribute, Axis, ChannelGraph
 from autoslim.networks.resizing import kept, present_channels, resize
 from autoslim.vocabulary.channels import Channels
@@ -43,7 +43,7 @@ class Supernet(nn.Module):
         self._gathering: list[_Shadow] = []
         self._modules_by_path: dict[str, nn.Module] = dict(network.named_modules())
         self._attributes: dict[str, list[Attribute]] = {name: [] for name in graph.groups}
-        for name, _ in network.named_parameters(remove_duplicate=False):
+        for name in named_tensors(network):
             if name in graph.tensors:
                 self._add_shadow(name, graph.tensors[name])
         for attribute in graph.attributes:
@@ -133,9 +133,9 @@ class _Shadow:
                 self.narrowed.append((dimension, axis[0].group, axis[0].count, axis[0].unit))
 
     def cast(self, widest: Mapping[str, int], channels: Mapping[str, int]) -> None:
-        parameter = self.module._parameters[self.name]
-        assert parameter is not None
-        view: Tensor = parameter
+        shared = self.module._parameters.get(self.name, self.module._buffers.get(self.name))
+        assert shared is not None
+        view = shared
         for dimension, group, count, unit in self.narrowed:
             size = channels[group]
             if size != widest[group]:
@@ -144,7 +144,7 @@ class _Shadow:
             spans = kept(axis, widest, channels)
             if sum(length for *_, length in spans) != view.shape[dimension]:
                 view = torch.cat([view.narrow(dimension, start, length) for start, _, length in spans], dimension)
-        if view is parameter:
+        if view is shared:
             self.module.__dict__.pop(self.name, None)
         else:
             self.module.__dict__[self.name] = view

@@ -9,6 +9,8 @@ from autoslim.networks.copying import copy_with, named_tensors, on_meta
 from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.tracing.propagation import Propagation
 from autoslim.networks.tracing.record import Record
+from autoslim.networks.tracing.shaped import Choices, shaped_graph
+from autoslim.networks.tracing.shapes import for_shapes
 from autoslim.networks.tracing.symbolic import symbolic_graph
 from autoslim.networks.tracing.trial import BATCH, Runs, tried_graph
 from autoslim.vocabulary.errors import UserError, first_line
@@ -18,9 +20,10 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
     """Finds the channel groups of ``network`` and its costs in closed form.
 
     The network is traced by torch.fx in evaluation and in training mode (auxiliary heads run in one of them only), on
-    meta tensors; it is neither run nor changed itself. What has no slimming rule keeps its size and is named in
-    ``ChannelGraph.fixed``. The result is tried: the network is resized on the meta device and run, and groups that it
-    does not survive (sizes written as numbers in ``forward``) become fixed too.
+    meta tensors; it is neither run nor changed itself. Its code may choose by shapes; channels that it chooses by keep
+    their number. What has no slimming rule keeps its size and is named in ``ChannelGraph.fixed``. The result is tried:
+    the network is resized on the meta device and run, and groups that it does not survive (sizes written as numbers in
+    ``forward``) become fixed too.
 
     Args:
         network: any network of torch modules, on any device.
@@ -42,15 +45,16 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
     first: dict[int, str] = {}
     record = Record({name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(prototype).items()})
     input_shape = tuple(example.shape[1:])
-    inference = symbolic_graph(prototype.eval(), whole)
-    training = symbolic_graph(prototype.train(), whole)
-    modes = {False: inference} | ({True: training} if str(training) != str(inference) else {})
+    images = torch.zeros((BATCH, *input_shape), device=device)
+    modes = _traced_modes(prototype, whole, images)
     inference_calls = 0
-    for mode, graph in modes.items():
+    for mode, (graph, choices) in modes.items():
         prototype.train(mode)
         try:
-            with device:
-                Propagation(fx.GraphModule(prototype, graph), record, BATCH).run(torch.zeros((BATCH, *input_shape)))
+            with for_shapes(device):
+                propagation = Propagation(fx.GraphModule(prototype, graph), record, BATCH)
+                propagation.run(images)
+                propagation.fix_chosen_by(choices or {})
         except Exception as error:
             raise UserError(
                 f"{type(network).__name__} does not run on an input of shape {tuple(example.shape)}: "
@@ -59,7 +63,22 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
         if not mode:
             inference_calls = len(record.calls)
     del record.calls[inference_calls:]  # costs are those of inference
-    return tried_graph(prototype, record, input_shape, Runs(device, tuple(modes)))
+    at_one_size = any(choices is not None for _, choices in modes.values())
+    return tried_graph(prototype, record, input_shape, Runs(device, tuple(modes), whole, counted=at_one_size))
+
+
+def _traced_modes(
+    prototype: nn.Module, whole: frozenset[str], images: Tensor
+) -> dict[bool, tuple[fx.Graph, Choices | None]]:
+    """What the network does in evaluation (False) and, where it differs, in training; None: whatever the sizes."""
+    found: list[tuple[fx.Graph, Choices | None]] = []
+    for mode in (False, True):
+        try:
+            found.append((symbolic_graph(prototype.train(mode), whole), None))
+        except UserError:  # perhaps it only needs to know shapes
+            found.append(shaped_graph(prototype.train(mode), whole, images))
+    inference, training = found
+    return {False: inference} | ({True: training} if str(training[0]) != str(inference[0]) else {})
 
 
 def _zeros(network: nn.Module) -> nn.Module:

@@ -12,7 +12,9 @@ from autoslim.networks.tracing.record import Call, Record
 from autoslim.vocabulary.channels import ChannelGroup
 
 
-def build_graph(network: nn.Module, record: Record, input_shape: tuple[int, ...]) -> ChannelGraph:
+def build_graph(
+    network: nn.Module, record: Record, input_shape: tuple[int, ...], leaves: frozenset[str]
+) -> ChannelGraph:
     """The channel graph of a network whose labels have been propagated."""
     modules = dict(network.named_modules())
     grouping = Grouping(record, {source for source in record.labels.sources if source in modules})
@@ -30,7 +32,9 @@ def build_graph(network: nn.Module, record: Record, input_shape: tuple[int, ...]
         attributes=tuple(_attributes(modules, grouping, record)),
         layers=tuple(_layer(grouping, call) for call in record.calls),
         fixed={source: reason for source, reason in reasons.items() if reason is not None} | record.fixed,
+        activations=dict(_activations(grouping, record)),
         input_shape=input_shape,
+        leaves=leaves,
         other_params=sum(count for name, count in parameters.items() if name not in tensors),
         parameter_names=frozenset(parameters) & frozenset(tensors),
     )
@@ -48,6 +52,17 @@ def _tensors(network: nn.Module, grouping: Grouping, record: Record) -> dict[str
         if _slimmable(*axes):
             tensors[name] = axes
     return tensors
+
+
+def _activations(grouping: Grouping, record: Record) -> Iterator[tuple[str, tuple[int, Axis]]]:
+    known: dict[int, Axis] = {}  # most operations pass the very same labels on
+    for name, flow in record.flows.items():
+        if id(flow.vector) not in known:
+            known[id(flow.vector)] = grouping.axis(flow.vector)
+        axis = known[id(flow.vector)]
+        whole = sum(s.count * (len(grouping.groups[s.group].roots) if s.group else 1) for s in axis)
+        if flow.axis is not None and _slimmable(axis) and whole == len(flow.vector):  # else scrambled on the way
+            yield name, (flow.axis, axis)
 
 
 def _layer(grouping: Grouping, call: Call) -> Layer:

@@ -23,13 +23,7 @@ class Flow:
     @classmethod
     def of(cls, full: Tensor) -> "Flow":
         """The flow of a tensor of labels, in its shortest form."""
-        rest = full  # one slice of it along each axis that was looked at and does not vary
-        varying = []
-        for axis in range(full.dim()):
-            if _varies(rest, axis):
-                varying.append(axis)
-            else:
-                rest = rest.narrow(axis, 0, min(1, rest.size(axis)))
+        varying, rest = _narrowed(full)
         if len(varying) == 1:
             return cls(full.shape, varying[0], rest.flatten().numpy())
         flow = cls(full.shape)
@@ -57,6 +51,14 @@ class Flow:
         view[self.axis] = -1
         return torch.from_numpy(self.vector).view(view).expand(self.shape)
 
+    def varying(self) -> list[int]:
+        """The axes along which the labels vary."""
+        return _narrowed(self.full())[0]
+
+    def narrowed(self) -> Tensor:
+        """The labels, of all other axes one element only."""
+        return _narrowed(self.full())[1]
+
     def labels(self) -> Vector:
         """All labels in this tensor, in no particular order."""
         return np.unique(self._full.numpy()) if self._full is not None else self.vector
@@ -71,6 +73,16 @@ class Flow:
     def reshaped_like(self, shape: torch.Size) -> "Flow":
         """The same labels on the same axis of a tensor whose other axes have other sizes (after pooling, padding)."""
         return Flow(shape, self.axis, self.vector)
+
+
+def _narrowed(full: Tensor) -> tuple[list[int], Tensor]:
+    varying = []
+    for axis in range(full.dim()):
+        if _varies(full, axis):
+            varying.append(axis)
+        else:
+            full = full.narrow(axis, 0, min(1, full.size(axis)))
+    return varying, full
 
 
 def _varies(full: Tensor, axis: int) -> bool:

@@ -38,6 +38,7 @@ class Grouping:
         self.reasons = record.labels.fixed_roots()  # root -> why it must stay
         self.groups: dict[str, RootGroup] = {}
         self._group_of: dict[int, str] = {}  # root -> group
+        self._axes: dict[bytes, Axis] = {}
         holders = self._holders()
         for source in sorted(self.roots, key=lambda s: s not in layers):  # a layer leads before a bare parameter
             self._lead(source, holders)
@@ -50,7 +51,11 @@ class Grouping:
 
     def axis(self, vector: Vector) -> Axis:
         """A tensor's axis as segments."""
-        return tuple(segment for segment, _ in self._segments(self.record.labels.roots(vector)) if segment is not None)
+        roots = self.record.labels.roots(vector)
+        key = roots.tobytes()  # most tensors share their axes with others
+        if key not in self._axes:
+            self._axes[key] = tuple(segment for segment, _ in self._segments(roots) if segment is not None)
+        return self._axes[key]
 
     def reason(self, source: str) -> str | None:
         """Why some of the channels that ``source`` produces must stay; None where none must."""
@@ -82,9 +87,10 @@ class Grouping:
     def _drop_scrambled(self) -> None:
         vectors = [*self.roots.values()]
         vectors += [self.record.labels.roots(v) for axes in self.record.tensors.values() for v in axes.values()]
+        different = {vector.tobytes(): vector for vector in vectors}.values()
         scrambled: set[str | None] = {None}
         while scrambled:  # what stays may cut others apart that were next to it
-            scrambled = {bad for vector in vectors for _, bad in self._segments(vector) if bad is not None}
+            scrambled = {bad for vector in different for _, bad in self._segments(vector) if bad is not None}
             for name in scrambled:
                 assert name is not None
                 self._drop(name, "its channels are interleaved or cut apart, so they cannot be slimmed on their own")

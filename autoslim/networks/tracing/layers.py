@@ -29,6 +29,8 @@ def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     _require_own_weight(module)
     flow = carrier.given(node)
     axis = len(flow.shape) - len(module.kernel_size) - 1
+    if flow.axis is not None and flow.axis > axis:
+        return _over_channels(carrier, node, flow, value)
     given = carrier.along(flow, axis, node)
     positions = value.numel() // (carrier.batch * module.out_channels)
     area = int(np.prod(module.kernel_size))
@@ -51,16 +53,24 @@ def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     return Flow(value.shape, axis, produced)
 
 
+def _over_channels(carrier: Carrier, node: fx.Node, flow: Flow, value: Tensor) -> Flow:
+    """Channels that lie where pixels do, as in efficient channel attention: a kernel slides over any number of them."""
+    name, module = str(node.target), carrier.modules[str(node.target)]
+    if flow.axis is None or value.shape[flow.axis] != flow.shape[flow.axis]:
+        raise NoRuleError
+    carrier.record.fixed.setdefault(name, "it slides over the channels")
+    outputs = value.numel() // (carrier.batch * len(flow.vector))  # for each channel
+    weight = module.get_parameter("weight")
+    carrier.call(node, "conv", outputs * weight[0].numel(), None, flow.vector, outputs)
+    return flow.reshaped_like(value.shape)
+
+
 def _tie_groups(carrier: Carrier, given: Vector, produced: Vector, module: Any) -> None:
     """A grouped convolution is slimmed by whole groups: all channels of one come and go together."""
-    wide_in, wide_out = module.in_channels // module.groups, module.out_channels // module.groups
     reason = "a grouped convolution reads channels that must stay"
-    for group in range(module.groups):
-        inputs = given[group * wide_in : (group + 1) * wide_in]
-        outputs = produced[group * wide_out : (group + 1) * wide_out]
-        leader = inputs[:1]
-        carrier.record.labels.unite(np.repeat(leader, len(inputs)), inputs, reason)
-        carrier.record.labels.unite(np.repeat(leader, len(outputs)), outputs, reason)
+    leaders = given[:: module.in_channels // module.groups]
+    for vector in (given, produced):
+        carrier.record.labels.unite(np.repeat(leaders, len(vector) // len(leaders)), vector, reason)
 
 
 def _linear(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
@@ -120,9 +130,7 @@ def _group_norm(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     if module.num_groups > 1:
         width = module.num_channels // module.num_groups
         reason = f"group norm {name} reads channels that must stay"
-        for start in range(0, len(vector), width):
-            group = vector[start : start + width]
-            carrier.record.labels.unite(np.repeat(group[:1], len(group)), group, reason)
+        carrier.record.labels.unite(np.repeat(vector[::width], width), vector, reason)
     _index_own(carrier, name, module, vector)
     return Flow(value.shape, 1, vector)
 

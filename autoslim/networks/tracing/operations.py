@@ -34,12 +34,13 @@ def _names(text: str) -> frozenset[str]:
 ELEMENTWISE = _names(
     # arithmetic
     "add sub mul div truediv iadd isub imul itruediv radd rsub rmul add_ sub_ mul_ div_ pow neg abs sign square sqrt "
-    "rsqrt exp log maximum minimum where clamp clamp_ clamp_min clamp_max clip normalize "
+    "rsqrt exp log addcmul addcdiv lerp maximum minimum where clamp clamp_ clamp_min clamp_max clip normalize "
     # activations
     "relu relu_ relu6 leaky_relu elu selu celu gelu silu silu_ mish hardtanh hardtanh_ hardswish hardsigmoid sigmoid "
     "sigmoid_ tanh softplus softsign logsigmoid softmax log_softmax "
     # noise
-    "dropout dropout_ dropout2d alpha_dropout feature_dropout stochastic_depth bernoulli_ "
+    "dropout dropout_ dropout2d alpha_dropout feature_dropout stochastic_depth bernoulli bernoulli_ "
+    "rand_like randn_like zeros_like ones_like empty_like full_like "
     # the same numbers elsewhere or in another format
     "contiguous clone detach identity to float half bfloat16 double type_as"
 )
@@ -48,6 +49,12 @@ MOVEMENT = _names(
     "expand expand_as repeat repeat_interleave roll flip cat concat concatenate stack "
     "chunk split tensor_split unbind narrow select getitem channel_shuffle pixel_shuffle pixel_unshuffle"
 )
+PASSING = _names(
+    "contiguous detach identity to float half bfloat16 double type_as dropout dropout2d alpha_dropout feature_dropout "
+    "stochastic_depth"
+)
+"""What may hand back its very input: nothing to do."""
+CREATIONS = _names("new_empty new_zeros new_ones new_full new_tensor")
 JOINS = _names("cat concat concatenate")
 SPLITS = _names("chunk split tensor_split")
 SPATIAL = _names(
@@ -57,4 +64,5 @@ SPATIAL = _names(
 )
 AVERAGING = _names("avg_pool2d adaptive_avg_pool2d")
 REDUCTIONS = _names("mean sum amax amin max min std var norm logsumexp")
-FUNCTIONAL_NORMS = _names("layer_norm batch_norm")
+FUNCTIONAL_NORMS = _names("layer_norm batch_norm instance_norm prelu")
+MATRIX_PRODUCTS = _names("matmul bmm")

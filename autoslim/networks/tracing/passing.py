@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, fx, nn
 
 from autoslim.networks.tracing import operations
-from autoslim.networks.tracing.carrying import Carrier, NoRuleError, Rule, blank, describe, leaves, operation
+from autoslim.networks.tracing.carrying import Carrier, NoRuleError, Rule, blank, leaves, operation
 from autoslim.networks.tracing.flow import Flow
+from autoslim.networks.tracing.joining import elementwise, functional_norm, matrix_product
 
 
 def passing_module_rule(module: nn.Module) -> Rule | None:
@@ -18,7 +20,7 @@ def passing_module_rule(module: nn.Module) -> Rule | None:
     if isinstance(module, operations.MOVEMENT_MODULES):
         return _movement
     known = type(module).__module__ in operations.ELEMENTWISE_HOMES
-    return _elementwise if known and not isinstance(module, operations.NOT_ELEMENTWISE) else None
+    return elementwise if known and not isinstance(module, operations.NOT_ELEMENTWISE) else None
 
 
 def operation_rule(node: fx.Node) -> Rule | None:
@@ -27,11 +29,13 @@ def operation_rule(node: fx.Node) -> Rule | None:
         return _container
     name = operation(node)
     rules = (
-        (operations.ELEMENTWISE, _elementwise),
+        (operations.ELEMENTWISE, elementwise),
         (operations.MOVEMENT, _movement),
+        (operations.CREATIONS, _creation),
         (operations.SPATIAL, _spatial),
         (operations.REDUCTIONS, _reduction),
-        (operations.FUNCTIONAL_NORMS, _functional_norm),
+        (operations.FUNCTIONAL_NORMS, functional_norm),
+        (operations.MATRIX_PRODUCTS, matrix_product),
     )
     return next((rule for names, rule in rules if name in names), None)
 
@@ -53,44 +57,6 @@ def read_tensor(carrier: Carrier, name: str, value: Any) -> Flow | None:
 def _container(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     """A named tuple of outputs, such as those of networks with auxiliary heads."""
     return fx.node.map_arg((node.args, node.kwargs), lambda other: carrier.flows[other])
-
-
-def _functional_norm(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
-    """``F.layer_norm`` and ``F.batch_norm`` with parameters of their own, as in channels-last networks."""
-    flow, *parameters = carrier.all_given(node)
-    vector = carrier.along(flow, len(flow.shape) - 1 if operation(node) == "layer_norm" else 1, node)
-    for parameter in parameters:
-        if not parameter.is_constant:
-            reason = "it is normalised together with channels that must stay"
-            carrier.record.labels.unite(vector, parameter.labels(), reason)
-    return flow.reshaped_like(value.shape)
-
-
-def _elementwise(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
-    flows = carrier.all_given(node)
-    shape = value.shape
-    if any(flow.is_mixed for flow in flows):
-        if len(flows) == 1 and flows[0].shape == shape:
-            return flows[0]
-        raise NoRuleError
-    leader = next((flow for flow in flows if flow.axis is not None), None)
-    if leader is None or leader.axis is None:
-        return Flow(shape)
-    axis = leader.axis - len(leader.shape) + len(shape)
-    for flow in flows:
-        if flow is leader:
-            continue
-        own = axis - len(shape) + len(flow.shape)
-        size = flow.shape[own] if own >= 0 else 1
-        if size == len(leader.vector) and flow.axis in (None, own):
-            other = flow.along(own)
-            assert other is not None
-            reason = f"{describe(node, carrier.modules)} joins it to a tensor of fixed size"
-            carrier.record.labels.unite(leader.vector, other, reason)
-        elif not flow.is_constant:
-            reason = f"{describe(node, carrier.modules)} broadcasts channels against channels"
-            carrier.fix([leader, flow], reason)
-    return Flow(shape, axis, leader.vector)
 
 
 def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
@@ -147,6 +113,11 @@ def _tie_pieces(carrier: Carrier, pieces: Sequence[Flow | None]) -> None:
             carrier.record.labels.unite(first.vector, piece.vector, reason)
 
 
+def _creation(_carrier: Carrier, _node: fx.Node, value: Tensor) -> Any:
+    """A new tensor of the kind of another: no channel of that is in it."""
+    return blank(value)
+
+
 def _spatial(carrier: Carrier, node: fx.Node, value: Any) -> Flow:
     flow = carrier.given(node)
     if not isinstance(value, Tensor) or flow.is_mixed:
@@ -173,16 +144,28 @@ def _is_average_pool(carrier: Carrier, node: fx.Node) -> bool:
 def _reduction(carrier: Carrier, node: fx.Node, value: Any) -> Flow:
     flow = carrier.given(node)
     dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    if not isinstance(value, Tensor) or flow.is_mixed:
+    if not isinstance(value, Tensor):
         raise NoRuleError
-    if flow.axis is None:
+    if flow.is_constant:
         return Flow(value.shape)
     if not isinstance(dims, int | tuple | list):
         raise NoRuleError
     given = [dims] if isinstance(dims, int) else dims
     reduced = {int(dim) % len(flow.shape) for dim in given}
+    if flow.axis is None:
+        return _mixed_reduction(carrier, flow, reduced, value.shape)
     if flow.axis in reduced:
         return Flow(value.shape)  # a sum over the channels, whatever their number
     if len(value.shape) == len(flow.shape):
         return flow.reshaped_like(value.shape)
     return Flow(value.shape, flow.axis - sum(dim < flow.axis for dim in reduced), flow.vector)
+
+
+def _mixed_reduction(carrier: Carrier, flow: Flow, reduced: set[int], shape: torch.Size) -> Flow:
+    """Channels that are summed up, as the branches of a selective kernel, come and go together."""
+    labels, rest = flow.narrowed(), flow.full()
+    for axis in reduced:
+        first = labels.narrow(axis, 0, 1).expand_as(labels)
+        carrier.record.labels.unite(first.flatten().numpy(), labels.flatten().numpy(), "it is summed up with others")
+        rest = rest.narrow(axis, 0, 1)
+    return Flow.of(rest.reshape(shape))

@@ -4,6 +4,7 @@ Anything without a rule keeps its channels as they are, with the operation and i
 network may then be slimmed less, but never wrongly.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor, fx
 
 from autoslim.networks.tracing.carrying import Carrier, Rule, blank, describe, leaves
 from autoslim.networks.tracing.counting import macs_of
+from autoslim.networks.tracing.flow import Flow
 from autoslim.networks.tracing.layers import layer_rule
 from autoslim.networks.tracing.passing import operation_rule, passing_module_rule, read_tensor
-from autoslim.networks.tracing.record import Record
+from autoslim.networks.tracing.record import IS_OUTPUT, Record
+from autoslim.networks.tracing.sizes import Origin
 
 
 class Propagation(fx.Interpreter):
@@ -32,8 +35,17 @@ class Propagation(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         self.carrier.values[n] = None if isinstance(value, Tensor) else value
-        self.carrier.flows[n] = self._flow(n, value)
+        flow = self.carrier.flows[n] = self._flow(n, value)
+        if isinstance(flow, Flow) and flow.axis is not None:
+            self.carrier.record.flows.setdefault(n.name, flow)
         return value
+
+    def fix_chosen_by(self, choices: Mapping[Origin, str]) -> None:
+        """Channels whose number the code chose by must stay: with another number it might do other things."""
+        flows = {node.name: flow for node, flow in self.carrier.flows.items() if isinstance(flow, Flow)}
+        for (name, axis), where in choices.items():
+            if name in flows and axis in flows[name].varying():
+                self.carrier.fix([flows[name]], f"the code at {where} depends on its number")
 
     def _flow(self, node: fx.Node, value: Any) -> Any:
         if node.op == "placeholder":
@@ -41,7 +53,7 @@ class Propagation(fx.Interpreter):
         if node.op == "get_attr":
             return read_tensor(self.carrier, str(node.target), value)
         if node.op == "output":
-            self.carrier.fix(self.carrier.all_given(node), "it is the network's output")
+            self.carrier.fix(self.carrier.all_given(node), IS_OUTPUT)
             return None
         if not any(isinstance(leaf, Tensor) for leaf in leaves(value)):
             return None

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from autoslim.networks.tracing.flow import Flow
 from autoslim.networks.tracing.labels import Labels, Vector
+
+IS_OUTPUT = "it is the network's output"
+"""Why the classes must stay."""
 
 
 @dataclass
@@ -33,6 +37,7 @@ class Record:
     depthwise: set[str] = field(default_factory=set)
     feeds: dict[str, Vector] = field(default_factory=dict)  # dense 1x1 convolution -> labels of its input
     fixed: dict[str, str] = field(default_factory=dict)  # layers without a rule, and why
+    flows: dict[str, Flow] = field(default_factory=dict)  # operation -> where its output's channels lie
 
     def index(self, tensor: str, axis: int, vector: Vector) -> None:
         """``tensor``'s ``axis`` is indexed by these channels; a tensor used twice serves the same channels twice."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,11 @@ def place(frames: Iterable[tuple[str, int]]) -> str:
     """The innermost of the frames (file, line), outermost first, that is not torch's or ours: ``net.py:12``, or ''."""
     own = [(file, line) for file, line in frames if not file.startswith(_MACHINERY)]
     return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
+
+
+def place_in(error: Exception) -> str:
+    """The line that an error comes from."""
+    return place((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def place_of(node: fx.Node) -> str:

@@ -1,12 +1,11 @@
 """torch.fx on a user's network, and what it says when it cannot."""
 
-import traceback
 from typing import Any
 
 from torch import fx, nn
 
 from autoslim.networks.tracing.operations import LEAVES
-from autoslim.networks.tracing.source import place
+from autoslim.networks.tracing.source import place_in
 from autoslim.vocabulary.errors import UserError, first_line
 
 
@@ -16,11 +15,15 @@ def symbolic_graph(network: nn.Module, leaves: frozenset[str]) -> fx.Graph:
     Raises:
         UserError: its ``forward`` depends on data. The message names the module and the line.
     """
-    tracer = _Tracer(leaves)
+    return traced_by(ModuleTracer(leaves), network)
+
+
+def traced_by(tracer: "ModuleTracer", network: nn.Module) -> fx.Graph:
+    """What a tracer finds, and its errors in the user's terms."""
     try:
         return tracer.trace(network)
     except Exception as error:  # whatever the user's code raises when it is given proxies
-        where = place((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__))
+        where = place_in(error)
         raise UserError(
             f"torch.fx cannot trace module {tracer.inside or type(network).__name__!r} of {type(network).__name__}"
             f"{f' ({where})' if where else ''}: {first_line(error)}; take the choice that depends on data out of its "
@@ -28,7 +31,9 @@ def symbolic_graph(network: nn.Module, leaves: frozenset[str]) -> fx.Graph:
         ) from error
 
 
-class _Tracer(fx.Tracer):
+class ModuleTracer(fx.Tracer):
+    """Stops at layers and leaves, and knows which module it is inside."""
+
     def __init__(self, leaves: frozenset[str]) -> None:
         super().__init__()
         self.leaves = leaves

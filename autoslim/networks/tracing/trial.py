@@ -7,14 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.resizing import resize
+from autoslim.networks.copying import copy_with, named_tensors
+from autoslim.networks.graph import ChannelGraph, axis_size
 from autoslim.networks.tracing.assembling import build_graph
+from autoslim.networks.tracing.counting import macs_of
 from autoslim.networks.tracing.record import Record
+from autoslim.networks.tracing.shapes import for_shapes
+from autoslim.networks.tracing.source import place_in
 from autoslim.vocabulary.channels import Channels
 from autoslim.vocabulary.errors import UserError, first_line
 
 BATCH = 2  # batch norm in training mode needs more than one value per channel
+SLIMMED_EIGHTHS = ((4,), (4, 6, 2))
+"""All groups evenly, and unevenly: code that computes with sizes may take two groups for one."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +28,17 @@ class Runs:
 
     device: torch.device
     modes: tuple[bool, ...]
+    leaves: frozenset[str] = frozenset()  # modules that were not looked into
+    counted: bool = False  # whether its costs are tried too: it was traced at one size, and may do more at another
 
 
 def tried_graph(prototype: nn.Module, record: Record, input_shape: tuple[int, ...], runs: Runs) -> ChannelGraph:
     """The graph of what was recorded, less the groups that the network's code does not let change."""
     while True:
-        graph = build_graph(prototype, record, input_shape)
-        culprits = _Trial(prototype, graph, runs).culprits(list(graph.groups))
-        if not culprits:
+        graph = build_graph(prototype, record, input_shape, runs.leaves)
+        trial = _Trial(prototype, graph, runs)
+        culprits = next(filter(None, map(trial.culprits, SLIMMED_EIGHTHS)), None)
+        if culprits is None:
             return graph
         for name, reason in culprits.items():
             for member in graph.groups[name].members:
@@ -41,56 +49,74 @@ class _Trial:
     """The network run at other sizes than its own."""
 
     def __init__(self, prototype: nn.Module, graph: ChannelGraph, runs: Runs) -> None:
-        self.prototype, self.graph, self.runs = prototype, graph, runs
+        self.graph, self.runs = graph, runs
+        self.network = copy_with(prototype, lambda _, tensor: tensor.clone())
         try:
-            self.expected = self._output_shapes(prototype)
+            self.expected = self._output_shapes()
         except Exception as error:
             raise UserError(
                 f"{type(prototype).__name__} does not run without data: {first_line(error)}; "
                 "take what depends on data out of its forward"
             ) from error
 
-    def failure(self, names: Sequence[str]) -> str | None:
-        """What goes wrong when these groups are slimmed and the network is run, or None.
+    def culprits(self, eighths: Sequence[int]) -> dict[str, str]:
+        """Groups that cannot have these eighths of their channels (given in turn), and what goes wrong."""
+        slimmed = {}
+        for index, group in enumerate(self.graph.groups.values()):
+            units = group.size // group.unit
+            slimmed[group.name] = max(1, units * eighths[index % len(eighths)] // 8) * group.unit
+        return self._culprits(slimmed)
 
-        They are slimmed evenly, and unevenly: code that computes with sizes may take two groups for one.
-        """
-        for eighths in ((4,), (4, 6, 2)):
-            channels = self._slimmed(names, eighths)
-            if channels == self.graph.default:
-                continue
-            try:
-                found = self._output_shapes(resize(self.prototype, self.graph, channels))
-            except Exception as error:  # whatever the user's code raises at another size
-                return first_line(error)
-            if found != self.expected:
-                return "the output changes its shape"
-        return None
-
-    def culprits(self, names: Sequence[str]) -> dict[str, str]:
-        """Groups that cannot change, even with others at their size, by bisection; and what goes wrong."""
-        failure = self.failure(names)
+    def _culprits(self, slimmed: Channels) -> dict[str, str]:
+        """Those of the slimmed groups that fail even with others at their size, by bisection."""
+        failure = self._failure(slimmed)
         if failure is None:
             return {}
+        names = list(slimmed)
         if len(names) == 1:
             return {names[0]: failure}
-        middle = len(names) // 2
-        found = self.culprits(names[:middle]) | self.culprits(names[middle:])
+        halves = names[: len(names) // 2], names[len(names) // 2 :]
+        found: dict[str, str] = {}
+        for half in halves:
+            found |= self._culprits({name: slimmed[name] for name in half})
         return found or {names[0]: failure}  # they only fail together
 
-    def _slimmed(self, names: Sequence[str], eighths: Sequence[int]) -> Channels:
-        channels = self.graph.default
-        for index, name in enumerate(names):
-            group = self.graph.groups[name]
-            units = group.size // group.unit
-            channels[name] = max(1, units * eighths[index % len(eighths)] // 8) * group.unit
-        return channels
+    def _failure(self, slimmed: Channels) -> str | None:
+        """What goes wrong when the network is run with some groups slimmed, or None."""
+        channels = self.graph.default | slimmed
+        if channels == self.graph.default:
+            return None
+        try:
+            self._resize(channels)
+            found = self._output_shapes()
+        except Exception as error:  # whatever the user's code raises at another size
+            where = place_in(error)
+            return f"{first_line(error)} ({where})" if where else first_line(error)
+        if found != self.expected:
+            return "the output changes its shape"
+        if self.runs.counted and self._macs() != self.graph.macs(channels):
+            return "its code does other things at another size"
+        return None
 
-    def _output_shapes(self, network: nn.Module) -> list[Any]:
+    def _macs(self) -> int:
+        with for_shapes(self.runs.device):
+            return macs_of(lambda: self.network.eval()(self._images())) // BATCH
+
+    def _images(self) -> Tensor:
+        return torch.zeros((BATCH, *self.graph.input_shape))
+
+    def _resize(self, channels: Channels) -> None:
+        """In place and without the weights, for it is done many times."""
+        tensors = named_tensors(self.network)
+        for name, axes in self.graph.tensors.items():
+            tensors[name].data = tensors[name].new_zeros([axis_size(axis, channels) for axis in axes])
+        for attribute in self.graph.attributes:
+            setattr(self.network.get_submodule(attribute.module), attribute.name, attribute.value(channels))
+
+    def _output_shapes(self) -> list[Any]:
         """The shapes of the outputs in each mode. The mode is left as it falls."""
-        with torch.no_grad(), self.runs.device:
-            images = torch.zeros((BATCH, *self.graph.input_shape))
-            return [_shapes(network.train(mode)(images)) for mode in self.runs.modes]
+        with for_shapes(self.runs.device):
+            return [_shapes(self.network.train(mode)(self._images())) for mode in self.runs.modes]
 
 
 def _shapes(output: Any) -> Any:

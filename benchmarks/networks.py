@@ -1,0 +1,127 @@
+"""What tracing makes of every classification CNN of torchvision and of timm's most used: writes docs/networks.md.
+
+    python benchmarks/networks.py
+
+Needs timm (it comes with the extra `dev`) and takes some minutes. `tests/test_contract.py` holds the table against the
+code, but for the seconds.
+"""
+
+import platform
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from autoslim import trace
+from autoslim.networks.building import find_constructor
+from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.slimmability import layers_that_stay, slimmable_share
+
+TABLE = Path(__file__).parent.parent / "docs" / "networks.md"
+TORCHVISION = "torchvision.models:"
+TIMM = (
+    "resnet50d resnetv2_50 seresnet50 ecaresnet50d skresnet18 resnest14d res2net50_26w_4s dpn68b "
+    "efficientnet_b0 tf_efficientnetv2_s mobilenetv3_large_100 mobilenetv4_conv_small mixnet_s rexnet_100 ghostnet_100 "
+    "convnext_nano convnextv2_nano regnety_032 eca_nfnet_l0 densenet121 hrnet_w18_small cspresnet50 dla34 repvgg_a0 "
+    "inception_v4 legacy_xception vgg16_bn"
+)
+_SIDES = {"inception_v3": 299, "inception_v4": 299, "legacy_xception": 299}
+
+
+def torchvision_names() -> list[str]:
+    """All its classification networks but the transformers."""
+    transformers = ("vit", "swin", "maxvit")
+    names = torchvision.models.list_models(module=torchvision.models)
+    return [TORCHVISION + name for name in names if not name.startswith(transformers)]
+
+
+def all_names() -> list[str]:
+    return torchvision_names() + [f"timm:{name}" for name in TIMM.split()]
+
+
+def input_side(name: str) -> int:
+    return _SIDES.get(name.partition(":")[2], 224)
+
+
+def structure(name: str) -> nn.Module:
+    """A network on the meta device, which takes no time to initialise."""
+    slow = (f"{TORCHVISION}googlenet", f"{TORCHVISION}inception_v3")
+    arguments = {"init_weights": False} if name in slow else {}  # torchvision draws their weights by scipy and warns
+    with _EmptyOnMeta():
+        network: nn.Module = find_constructor(name)(**arguments)
+    return network.to("meta")
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Only what is empty is made on meta: some networks compute their widths with tensors."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
+
+
+def traced(name: str) -> tuple[nn.Module, ChannelGraph]:
+    network, side = structure(name), input_side(name)
+    return network, trace(network, torch.empty(1, 3, side, side))
+
+
+def row(name: str, graph: ChannelGraph) -> str:
+    """A line of the table, but for the seconds."""
+    stay = Counter(_short(reason) for reason in layers_that_stay(graph).values())
+    cells = (
+        name.removeprefix(TORCHVISION),
+        len(graph.groups),
+        f"{graph.macs() / 1e6:,.1f}",
+        f"{graph.params() / 1e6:.2f}",
+        f"{100 * slimmable_share(graph):.1f}",
+        f"{100 * graph.macs(graph.scaled(0.5, 1)) / graph.macs():.1f}",
+        "; ".join(f"{count}: {reason}" for reason, count in stay.most_common()) or "none",
+    )
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _short(reason: str) -> str:
+    """Without places in the source, and without what follows a colon."""
+    return re.sub(r" at \S+:\d+", "", reason).partition(":")[0]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    lines = []
+    for name in all_names():
+        structure(name)  # imports, before the clock starts
+        start = time.process_time()
+        _, graph = traced(name)
+        lines.append(f"{row(name, graph)} {time.process_time() - start:.1f} |")
+        print(lines[-1])
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}"
+    TABLE.write_text(_ABOVE.format(python=platform.python_version(), versions=versions) + "\n".join(lines) + "\n")
+
+
+_ABOVE = """# Networks
+
+Every classification CNN of torchvision, and some of timm's most used, as `autoslim` traces them: written by
+`python benchmarks/networks.py` with {versions},
+Python {python}, on one of 2 cores. `tests/test_contract.py` compares all but the last column with the code, and
+shows for each network that what is cut out of its supernet computes what the supernet does there, and costs what is
+counted when it runs.
+
+MACs (of one image of 224x224; 299x299 for Inception and Xception) and parameters are in millions. The share is that of
+the MACs in layers whose input or output channels depend on some group; the next column says how much of the MACs is
+left at half the width. A layer stays when some of its output channels cannot be slimmed; those that make the classes
+are not counted. Seconds are those of tracing, on one thread.
+
+| network | groups | MACs | parameters | share (%) | at half width (%) | layers that stay, and why | seconds |
+|---|---:|---:|---:|---:|---:|---|---:|
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What autoslim promises of a network, for every classification CNN of torchvision and some of timm's most used.
+
+The list is in benchmarks/networks.py. Costs are compared at full size, on the meta device; what networks compute, at a
+quarter of their width and on the smallest images that they take, so that one of 645 million parameters passes too.
+"""
+
+import warnings
+
+import pytest
+import torch
+import torchvision
+from networks import TABLE, TORCHVISION, all_names, row, torchvision_names, traced
+from specimens import Specimen, batch_statistics, random_channels
+from test_costs import counted
+from torch import nn
+
+from autoslim import Supernet, resize
+
+WIDTH = 0.25
+SIDES = {"alexnet": 63, "inception_v3": 75, "inception_v4": 75, "legacy_xception": 71}
+"""Of the smallest images; 32 for all others."""
+NOT_WIDER = ("timm:ghostnet_100",)
+"""Its code takes as many leading channels as it had: with fewer it takes all, with more not."""
+STANDARDISED = ("timm:eca_nfnet_l0",)
+"""It standardises its weights at each call; a sum over a view goes another way than one over a copy."""
+
+
+@pytest.fixture(scope="module", params=all_names())
+def sample(request: pytest.FixtureRequest) -> Specimen:
+    """One network after the other: all tests of one run together."""
+    network, graph = traced(request.param)
+    return Specimen(request.param, network, graph, SIDES.get(request.param.partition(":")[2], 32))
+
+
+def narrow(sample: Specimen, seed: int, low: float) -> dict[str, int]:
+    """At random up to WIDTH, but two units at least: a weight of one channel looks like a vector."""
+    groups = sample.graph.groups
+    channels = random_channels(sample.graph, seed, low, WIDTH)
+    return {name: max(count, 2 * groups[name].unit) for name, count in channels.items()}
+
+
+@pytest.fixture(scope="module")
+def supernet(sample: Specimen) -> Supernet:
+    network = sample.real(narrow(sample, 0, WIDTH))
+    for name, _ in network.named_buffers():
+        assert name.endswith(("running_mean", "running_var", "num_batches_tracked")), f"{name} holds anything"
+    return Supernet(network, sample.graph).eval()
+
+
+def test_costs_equal_an_independent_count(sample: Specimen) -> None:
+    highest = 1.0 if sample.name in NOT_WIDER else 1.5
+    for channels in (sample.graph.default, random_channels(sample.graph, 1, 0.1, highest)):
+        network = resize(sample.network, sample.graph, channels)
+        assert sample.graph.macs(channels) == counted(network, sample.graph.input_shape)
+        assert sample.graph.params(channels) == sum(parameter.numel() for parameter in network.parameters())
+
+
+@torch.no_grad()
+def test_a_network_cut_out_computes_what_the_supernet_does(sample: Specimen, supernet: Supernet) -> None:
+    images = sample.images(2)
+    channels = narrow(sample, 2, 0.05)
+    cut = batch_statistics(supernet.extract(channels))
+    supernet.select(channels)
+    if sample.name in STANDARDISED:
+        torch.testing.assert_close(supernet(images), cut(images))
+    else:
+        assert torch.equal(supernet(images), cut(images))
+    assert supernet(images).std() > 0
+
+
+@torch.no_grad()
+def test_a_network_that_grows_computes_what_it_did(sample: Specimen, supernet: Supernet) -> None:
+    """New channels have zero weights, and change nothing if all layers read the channels that they read before.
+
+    This sees what the last test cannot: channels that are held in another order than they are made in.
+    """
+    cut = supernet.extract(narrow(sample, 2, 0.05)).double().eval()
+    if any(_mixes_channels(module) for module in cut.modules()):
+        pytest.skip("more channels change what it computes: it normalises over them, or slides along them")
+    grown = resize(cut, sample.graph, supernet.widest)
+    images = sample.images(2).double()
+    torch.testing.assert_close(grown(images), cut(images), rtol=1e-10, atol=1e-10)
+
+
+def _mixes_channels(module: nn.Module) -> bool:
+    standardises = isinstance(module, nn.Conv2d) and type(module).__name__.startswith("ScaledStdConv")
+    return isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.Conv1d) or standardises
+
+
+def test_the_table_is_the_codes(sample: Specimen) -> None:
+    """All but the seconds. For a network that a later torchvision brings, see the next test."""
+    table = TABLE.read_text()
+    name = sample.name.removeprefix(TORCHVISION)
+    if f"\n| {name} |" in table:
+        assert f"\n{row(sample.name, sample.graph)} " in table, "run python benchmarks/networks.py"
+
+
+def test_the_table_is_whole() -> None:
+    """torchvision 0.29 has 68 networks that are no transformers; a later one may have more."""
+    listed = [line.split("|")[1].strip() for line in TABLE.read_text().splitlines() if line.startswith("| ")][1:]
+    known = [name.removeprefix(TORCHVISION) for name in all_names()]
+    assert len(listed) - sum(name.startswith("timm:") for name in listed) == 68
+    assert set(listed) <= set(known)
+    if new := [name for name in known if name not in listed]:
+        warnings.warn(
+            f"torchvision {torchvision.__version__} has {', '.join(new)}: run python benchmarks/networks.py",
+            stacklevel=1,
+        )
+
+
+def test_most_of_torchvision_is_slimmed_whole() -> None:
+    rows = [line.split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| ")]
+    whole = [cells[0] for cells in rows if cells[6] == "none" and "timm:" not in cells[0]]
+    assert len(whole) >= 55
+    assert len(torchvision_names()) - len(whole) == 4  # ShuffleNetV2 interleaves its channels
