@@ -6,14 +6,16 @@ from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow r
 import typer
 
 from autoslim.algorithms.allocation import allocate
-from autoslim.engine.artifacts import Allocation, read_trajectory
+from autoslim.engine.artifacts import Allocation
 from autoslim.engine.data.info import read_info
+from autoslim.engine.trajectory import read_trajectory
 from autoslim.networks.released import released_method
 from autoslim.shell.assembly import budget_limit, traced_network
 from autoslim.shell.checks import check_reach, check_trajectory
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
 from autoslim.shell.places import CHANNELS, PREPARED, SEARCH
+from autoslim.vocabulary.budgets import format_amount
 
 
 @ending_clearly
@@ -30,11 +32,10 @@ def main() -> None:
     limit = budget_limit(params, graph)
     for method in params.methods:
         channels = allocate(method, graph, configurations, params.resource, limit)
-        budget, resource = str(params.budget), params.resource
-        if listed := released_method(method):
-            budget, resource = listed.budget, "macs"
-        costs = graph.macs(channels), graph.params(channels)
-        Allocation(method, budget, resource, channels, *costs).write(CHANNELS)
+        macs = graph.macs(channels)
+        own = released_method(method) is not None  # a budget of its own: what it costs here
+        budget, resource = (format_amount(macs), "macs") if own else (str(params.budget), params.resource)
+        Allocation(method, budget, resource, channels, macs, graph.params(channels)).write(CHANNELS)
 
 
 if __name__ == "__main__":

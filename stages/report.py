@@ -6,10 +6,11 @@ from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow r
 import rich
 import typer
 
-from autoslim.engine.artifacts import Allocation, read_trajectory
+from autoslim.engine.artifacts import Allocation
 from autoslim.engine.checkpoints import write_json
 from autoslim.engine.data import PreparedData
 from autoslim.engine.retraining import retrained_top1
+from autoslim.engine.trajectory import read_trajectory
 from autoslim.shell.assembly import budget_limit, machine, recipe, traced_network
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params

@@ -13,9 +13,10 @@ from autoslim.engine.data import PreparedData, eval_batches
 from autoslim.engine.retraining import over_seeds, retrain
 from autoslim.engine.training import write_rows
 from autoslim.networks.resizing import resize
-from autoslim.shell.assembly import checkpoints, inputs, machine, recipe, traced_network
+from autoslim.shell.assembly import checkpoints, inputs, recipe, traced_network
 from autoslim.shell.checks import check_allocation
 from autoslim.shell.exits import ending_clearly
+from autoslim.shell.launching import joined, launched
 from autoslim.shell.params import load_params
 from autoslim.shell.places import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
 from autoslim.shell.tracking import lineage, numbers, tracked
@@ -29,9 +30,10 @@ def main(
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
-    place = machine(params.runtime)
     chosen = Allocation.read(CHANNELS, method)
     check_allocation(chosen, params, graph)
+    if launched(params.runtime, __file__, method):
+        return
     channels = chosen.channels
     asked = params.retrain
     folder = RETRAIN / method
@@ -44,7 +46,8 @@ def main(
         retrain=asked.model_dump(),
     )
     with (
-        kept.held(),
+        joined(params.runtime) as place,
+        place.processes.first_in(kept.held()),
         tracked(
             "retrain",
             run_name=f"retrain {method} {chosen.budget}",
@@ -62,7 +65,7 @@ def main(
                 "resource": chosen.resource,
                 **lineage(SUPERNET / "weights.safetensors"),
             },
-            enabled=params.tracking.enabled,
+            enabled=params.tracking.enabled and place.processes.first,
             experiment=params.tracking.experiment,
         ) as tracker,
     ):
@@ -81,6 +84,8 @@ def main(
                 {f"seed_{seed}.{name}": value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
             ),
         )
+        if not place.processes.first:
+            return
         write_rows(folder / "curves.csv", [{"seed": seed, **row} for seed, own in rows.items() for row in own])
         figures = {"macs": chosen.macs, "params": chosen.params, **over_seeds(rows)}
         write_json(folder / "metrics.json", figures)

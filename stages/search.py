@@ -9,9 +9,10 @@ from autoslim.engine.artifacts import load_supernet
 from autoslim.engine.data import PreparedData
 from autoslim.engine.runtime import to_device
 from autoslim.engine.searching import search
-from autoslim.shell.assembly import checkpoints, inputs, machine, traced_network
+from autoslim.shell.assembly import checkpoints, inputs, traced_network
 from autoslim.shell.checks import check_reach
 from autoslim.shell.exits import ending_clearly
+from autoslim.shell.launching import joined, launched
 from autoslim.shell.params import load_params
 from autoslim.shell.places import PREPARED, SEARCH, SUPERNET, repository_root
 from autoslim.shell.tracking import fingerprint, tracked
@@ -24,24 +25,26 @@ def main() -> None:
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
     check_reach(params, graph)
-    place = machine(params.runtime)
     supernet, file = load_supernet(SUPERNET, network, graph)
-    to_device(supernet, place.device, channels_last=False)
+    if launched(params.runtime, __file__):
+        return
     asked = params.search
     sections = {"search": asked.model_dump(), "resource": params.resource}
     weights = SUPERNET / "weights.safetensors"
     kept = checkpoints("search", *inputs(params.model, PREPARED), weights, SUPERNET / "supernet.json", **sections)
     with (
-        kept.held(),
+        joined(params.runtime) as place,
+        place.processes.first_in(kept.held()),
         tracked(
             "search",
             run_name=f"search {params.resource}",
             params=sections,
             tags={"source": params.data.source, "supernet": fingerprint(weights), "resource": params.resource},
-            enabled=params.tracking.enabled,
+            enabled=params.tracking.enabled and place.processes.first,
             experiment=params.tracking.experiment,
         ) as tracker,
     ):
+        to_device(supernet, place.device, channels_last=True)  # the faster layout for convolutions, on CPUs too
         trajectory = search(
             supernet,
             file.grid,
@@ -53,11 +56,15 @@ def main() -> None:
             chunk=asked.chunk,
             by=asked.score,
             per_cost=asked.per_cost,
+            incremental=asked.incremental,
+            risk=asked.risk,
             precision=asked.precision,
             seed=params.data.seed,
             folder=SEARCH,
             checkpoints=kept,
         )
+        if not place.processes.first:
+            return
         for step in trajectory["steps"]:
             tracker.metrics({name: step[name] for name in ("macs", "params", "error", "cross_entropy")}, step["step"])
         tracker.artifact(SEARCH / "trajectory.json")

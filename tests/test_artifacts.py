@@ -11,18 +11,17 @@ from specimens import shuffle_weights
 from torch import nn
 
 from autoslim import Supernet, resize, trace
-from autoslim.algorithms.slimming import Candidate, Score, SlimmingStep
+from autoslim.algorithms.slimming import Candidate, SlimmingStep
 from autoslim.engine.artifacts import (
     SupernetFile,
     load_supernet,
     load_weights,
-    read_trajectory,
     save_weights,
-    step_from_dict,
-    step_to_dict,
 )
+from autoslim.engine.trajectory import read_trajectory, step_from_dict, step_to_dict
 from autoslim.networks.zoo import mobilenet_v2
 from autoslim.vocabulary.errors import UserError
+from autoslim.vocabulary.scores import Score
 
 
 @pytest.fixture

@@ -365,8 +365,9 @@ def test_a_network_in_a_file_that_dvc_does_not_watch(done: Path) -> None:
 
 def test_weights_that_training_would_discard(done: Path) -> None:
     change_params(done, {"model": {"name": "torchvision.models:resnet18", "kwargs": {"weights": "DEFAULT"}}})
-    assert "model.kwargs.weights is 'DEFAULT', but both trainings start from new weights; remove it" in mistake(
-        "supernet"
+    assert mistake("supernet") == (
+        "model.kwargs.weights is 'DEFAULT', but the supernet alone can start from trained weights; name them in "
+        "model.weights instead"
     )
 
 
@@ -615,3 +616,103 @@ def test_stages_as_dvc_calls_them(empty: Path) -> None:
 def test_library_users_catch_a_value_error() -> None:
     assert issubclass(WrongParametersError, UserError)
     assert issubclass(UserError, ValueError)
+
+
+# Trained weights
+
+
+def watch(file: str) -> None:
+    """Puts a file among the deps of the supernet stage, as the README tells who brings trained weights."""
+    own = "      - stages/supernet.py\n"
+    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(own, f"{own}      - {file}\n"))
+
+
+TRAINED: dict[str, Any] = {"model": {"weights": "weights/trained.pt"}, "supernet": {"width": 1.0}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"model": {"weights": "w.pt"}},
+            "params.yaml: supernet.width is 1.5, but model.weights are 'w.pt', and what is wider has no trained "
+            "weights; set supernet.width to 1.0 or less, or model.weights to null",
+        ),
+        (
+            {"supernet": {"sort": "l1"}},
+            "params.yaml: supernet.sort is l1, but model.weights is null, and new weights have no order; set "
+            "supernet.sort to null, or give model.weights",
+        ),
+        (
+            {"supernet": {"sort": "l2"}},
+            'params.yaml: supernet.sort is "l2"; set it to l1 or bn_scale, or null (order of trained channels, the '
+            "most important first: by absolute weights, or by batch norms' scales (by weights where a group has none); "
+            "null: as they are)",
+        ),
+        (
+            TRAINED,
+            "model.weights names the file 'weights/trained.pt', which does not exist; give its path from the "
+            "repository's root",
+        ),
+        (
+            {"model": {"weights": "DEFAULT"}, "supernet": {"width": 1.0}},
+            "model.weights 'DEFAULT' is no file (.safetensors, .pt, .pth, .bin), and "
+            "'autoslim.networks.zoo:mobilenet_v2' has no weights with a name; give the path of a file",
+        ),
+    ],
+)
+def test_trained_weights_that_cannot_be_used(empty: Path, changes: dict[str, Any], told: str) -> None:
+    change_params(empty, changes)
+    assert mistake("prepare") == told
+    assert not Path("data/prepared").exists()
+
+
+def test_trained_weights_that_dvc_does_not_watch(empty: Path) -> None:
+    Path("weights").mkdir()
+    torch.save({}, "weights/trained.pt")
+    change_params(empty, TRAINED)
+    assert mistake("prepare") == (
+        "model.weights is the file weights/trained.pt, which DVC does not watch: a change of it would not rerun "
+        "supernet; add '- weights/trained.pt' to its deps in dvc.yaml"
+    )
+
+
+@pytest.mark.parametrize("watched", ["weights/trained.pt", "weights", "./weights/"])
+@pytest.mark.parametrize("stage", ["prepare", "supernet"])
+def test_trained_weights_of_another_network(done: Path, watched: str, stage: str) -> None:
+    """Also told by the first stage. DVC watches the files of a folder that is among the deps."""
+    Path("weights").mkdir()
+    network, _ = traced_network(load_params().model, read_info(PREPARED))
+    torch.save(network.state_dict() | {"features.0.0.weight": torch.zeros(8, 3, 3, 3)}, "weights/trained.pt")
+    watch(watched)
+    change_params(done, TRAINED)
+    assert mistake(stage) == (
+        "model.weights 'weights/trained.pt' have features.0.0.weight of 8x3x3x3, this network of 8x1x3x3; they are for "
+        "images of 3 channels: set data.channels and model.kwargs so"
+    )
+
+
+def test_rounding_that_makes_a_supernet_wider_than_its_trained_weights(done: Path) -> None:
+    Path("weights").mkdir()
+    torch.save({}, "weights/trained.pt")
+    watch("weights/trained.pt")
+    change_params(done, {"model": TRAINED["model"], "supernet": {"width": 0.9, "grid": {"divisor": 12}}})
+    for stage in ("prepare", "supernet"):
+        assert mistake(stage) == (
+            "the supernet has 12 channels in group features.0.0, but model.weights have 8; set supernet.width to 1.0, "
+            "or lower supernet.width and supernet.grid.divisor"
+        )
+
+
+def test_scales_that_a_network_does_not_have(done: Path) -> None:
+    Path("net.py").write_text(NETWORKS)
+    change_params(done, {"model": {"name": "net.py:Plain", "kwargs": {}}})
+    network, _ = traced_network(load_params().model, read_info(PREPARED))
+    torch.save(network.state_dict(), "trained.pt")
+    watch("trained.pt")
+    model = {"name": "net.py:Plain", "kwargs": {}, "weights": "trained.pt"}
+    change_params(done, {"model": model, "supernet": {"width": 1.0, "sort": "bn_scale"}})
+    assert mistake("prepare") == (
+        "bn_scale (supernet.sort) needs batch norms with a scale, and Plain has none on channels that can be slimmed; "
+        "use l1"
+    )

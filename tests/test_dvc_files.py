@@ -17,6 +17,7 @@ OBSERVERS = frozenset(
         "autoslim/shell/checks.py",
         "autoslim/shell/environment.py",
         "autoslim/shell/exits.py",
+        "autoslim/shell/launching.py",
         "autoslim/shell/params.py",
         "autoslim/shell/places.py",
         "autoslim/shell/tracking.py",

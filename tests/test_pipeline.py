@@ -91,6 +91,7 @@ def test_metrics_and_plots_are_registered(project: Path) -> None:
         ({"data": {"seed": 1}}, ALL),
         ({"tracking": {"enabled": False}}, set()),
         ({"runtime": {"device": "cpu"}}, set()),
+        ({"runtime": {"processes": 2}}, set()),
         ({"report": {"picture_dpi": 80}}, {"report"}),
     ],
 )

@@ -1,7 +1,6 @@
 """The search on a real supernet: what it writes, and that a kill changes nothing."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ from small_data import SPAN, machine, prepared_digits, small_network
 from specimens import batch_statistics, shuffle_weights
 
 from autoslim import Supernet, resize
+from autoslim.algorithms.racing import Lap
 from autoslim.engine import searching
-from autoslim.engine.artifacts import read_trajectory
 from autoslim.engine.checkpoints import Checkpoints
 from autoslim.engine.chunks import search_chunks
 from autoslim.engine.data import PreparedData
 from autoslim.engine.searching import search
+from autoslim.engine.trajectory import read_trajectory
 from autoslim.vocabulary.errors import UserError
 
 
@@ -48,6 +48,8 @@ def run(supernet: Supernet, data: PreparedData, folder: Path, key: str = "key", 
         "chunk": 32,
         "by": "error",
         "per_cost": False,
+        "incremental": True,
+        "risk": None,
         "precision": "fp32",
         "seed": 0,
     } | changes
@@ -103,26 +105,58 @@ def test_metrics_count_what_was_evaluated(supernet: Supernet, data: PreparedData
     assert metrics["images_evaluated"] == 96 * (1 + candidates)
 
 
-@pytest.mark.parametrize("changes", [{}, {"by": "cross_entropy"}, {"per_cost": True}, {"resource": "params"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"by": "cross_entropy"}, {"per_cost": True}, {"by": "cross_entropy", "risk": 0.1}]
+)
+def test_running_only_what_changes_gives_the_trajectory_of_whole_runs(
+    supernet: Supernet, data: PreparedData, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """The same choices; scores but for the rounding of convolutions at other widths."""
+    short = run(supernet, data, tmp_path / "short", **changes)
+    whole = run(supernet, data, tmp_path / "whole", incremental=False, **changes)
+    assert [step["channels"] for step in short["steps"]] == [step["channels"] for step in whole["steps"]]
+    for one, other in zip(short["steps"], whole["steps"], strict=True):
+        assert one["candidates"].keys() == other["candidates"].keys()
+        for name, candidate in one["candidates"].items():
+            assert candidate["error"] == other["candidates"][name]["error"]
+            assert candidate["cross_entropy"] == pytest.approx(other["candidates"][name]["cross_entropy"], rel=1e-5)
+
+
+def test_a_race_evaluates_fewer_images_and_scores_what_it_chooses_on_all(
+    supernet: Supernet, data: PreparedData, tmp_path: Path
+) -> None:
+    trajectory = run(supernet, data, tmp_path, by="cross_entropy", risk=0.1)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert trajectory["risk"] == 0.1
+    assert {step["images"] for step in trajectory["steps"]} == {96}
+    seen = [candidate["images"] for step in trajectory["steps"] for candidate in step["candidates"].values()]
+    assert set(seen) == {32, 64, 96}
+    assert metrics["images_evaluated"] == 96 + sum(seen)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"by": "cross_entropy"}, {"per_cost": True, "risk": 0.1}, {"resource": "params"}]
+)
 def test_a_resumed_search_gives_the_identical_trajectory(
     supernet: Supernet, data: PreparedData, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(supernet, data, tmp_path / "whole", **changes)
-    scorer, scored = searching.subnet_scorer, 0
+    laps_of, run_laps = searching.search_laps, 0
 
-    def mortal(*arguments: Any) -> Any:
-        score = scorer(*arguments)
+    def mortal(*arguments: Any, **options: Any) -> Any:
+        def counted(lap: Lap) -> Lap:
+            def run_lap(*given: Any) -> Any:
+                nonlocal run_laps
+                run_laps += 1
+                if run_laps in (1, 9, 17, 30):  # before the first step, then in the middle of choosing one
+                    raise KilledError
+                return lap(*given)
 
-        def counted(channels: Mapping[str, int]) -> Any:
-            nonlocal scored
-            scored += 1
-            if scored in (1, 9, 17, 30):  # before the first step, then in the middle of choosing one
-                raise KilledError
-            return score(channels)
+            return run_lap
 
-        return counted
+        return [counted(lap) for lap in laps_of(*arguments, **options)]
 
-    monkeypatch.setattr(searching, "subnet_scorer", mortal)
+    monkeypatch.setattr(searching, "search_laps", mortal)
     kills = 0
     for _ in range(20):
         try:
@@ -135,8 +169,7 @@ def test_a_resumed_search_gives_the_identical_trajectory(
     assert kills == 4
     assert again == whole
     assert (tmp_path / "torn/trajectory.json").read_bytes() == (tmp_path / "whole/trajectory.json").read_bytes()
-    evaluations = json.loads((tmp_path / "whole/metrics.json").read_text())["evaluations"]
-    assert scored < evaluations + 4 * len(supernet.graph.groups) + 4  # what was scored before a kill's step is kept
+    assert run_laps <= 3 * len(whole["steps"]) + 4 * 3  # what was run before a kill's step is kept
 
 
 def test_another_search_does_not_go_on_from_this_one(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:

@@ -5,22 +5,21 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from autoslim.vocabulary.channels import Channels
+from autoslim.vocabulary.scores import Score
 
 
 @dataclass(frozen=True)
-class Score:
-    """A configuration on the search images: ``error`` is the fraction wrong at top-1, ``cross_entropy`` in nats."""
-
-    error: float
-    cross_entropy: float
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One group's removal of one slimming step: the group's channels after it, the network's cost, and its score."""
+class Option:
+    """One group's removal of one slimming step: the group's channels after it, and the network's cost."""
 
     channels: int
     cost: int
+
+
+@dataclass(frozen=True)
+class Candidate(Option):
+    """An option with its score."""
+
     score: Score
 
 
@@ -34,6 +33,14 @@ class SlimmingStep:
     score: Score
     candidates: Mapping[str, Candidate] = field(default_factory=dict)
 
+    @property
+    def scores(self) -> list[Score]:
+        """All that had to be computed for this step."""
+        return [candidate.score for candidate in self.candidates.values()] or [self.score]
+
+
+Judge = Callable[[SlimmingStep, Mapping[str, Option]], tuple[str, Mapping[str, Score]]]
+"""From the current step and the options by group: the group to slim, and the options' scores."""
 
 By = Literal["error", "cross_entropy"]
 
@@ -46,6 +53,7 @@ def greedy_slim(
     *,
     by: By = "error",
     per_cost: bool = False,
+    judge: Judge | None = None,
     done: Sequence[SlimmingStep] = (),
 ) -> Iterator[SlimmingStep]:
     """Slims one group by one level at a time, always the one whose removal scores best, down to the cost ``stop``.
@@ -57,10 +65,11 @@ def greedy_slim(
     Args:
         grid: each group's numbers of channels, from the widest down.
         cost: of a configuration, in the resource's unit.
-        score: of a configuration; called once for each candidate.
+        score: of a configuration.
         stop: yields no further step once the cost is at most this. Ends too when every group is at its narrowest.
         by: what is ranked first. ``error`` is the paper's.
         per_cost: rank by the increase of the score for each unit of cost saved, not by the score.
+        judge: chooses among the candidates of a step; without it each is scored by ``score``, and the best is taken.
         done: steps of an earlier run of the same search, to go on from; they are not yielded again.
 
     Yields:
@@ -72,25 +81,40 @@ def greedy_slim(
         widest = {name: levels[0] for name, levels in grid.items()}
         current = SlimmingStep(None, widest, cost(widest), score(widest))
         yield current
+    judge = judge or exhaustive_judge(score, by, per_cost)
     while current.cost > stop:
-        candidates: dict[str, Candidate] = {}
+        options: dict[str, Option] = {}
         for name, levels in grid.items():
             level = levels.index(current.channels[name]) + 1
-            if level == len(levels):
-                continue
-            slimmer = current.channels | {name: levels[level]}
-            candidates[name] = Candidate(levels[level], cost(slimmer), score(slimmer))
-        if not candidates:
+            if level < len(levels):
+                options[name] = Option(levels[level], cost(current.channels | {name: levels[level]}))
+        if not options:
             return
-        best = min(candidates, key=lambda name: _rank(candidates[name], current, by, per_cost))
-        chosen = candidates[best]
-        current = SlimmingStep(best, current.channels | {best: chosen.channels}, chosen.cost, chosen.score, candidates)
+        best, scores = judge(current, options)
+        current = SlimmingStep(
+            best,
+            current.channels | {best: options[best].channels},
+            options[best].cost,
+            scores[best],
+            {name: Candidate(option.channels, option.cost, scores[name]) for name, option in options.items()},
+        )
         yield current
 
 
-def _rank(candidate: Candidate, current: SlimmingStep, by: By, per_cost: bool) -> tuple[float, ...]:
-    saved = max(1, current.cost - candidate.cost)
-    new, old = candidate.score, current.score
+def exhaustive_judge(score: Callable[[Mapping[str, int]], Score], by: By, per_cost: bool) -> Judge:
+    """Scores every option by itself, and takes the best."""
+
+    def judge(current: SlimmingStep, options: Mapping[str, Option]) -> tuple[str, Mapping[str, Score]]:
+        scores = {name: score({**current.channels, name: option.channels}) for name, option in options.items()}
+        return min(options, key=lambda name: rank(scores[name], options[name], current, by, per_cost)), scores
+
+    return judge
+
+
+def rank(new: Score, option: Option, current: SlimmingStep, by: By, per_cost: bool) -> tuple[float, ...]:
+    """What options are compared by, the least the best: what is asked for, then the other score, then the saving."""
+    saved = max(1, current.cost - option.cost)
+    old = current.score
     error, entropy = new.error, new.cross_entropy
     if per_cost:
         error, entropy = _rate(new.error - old.error, saved), _rate(new.cross_entropy - old.cross_entropy, saved)

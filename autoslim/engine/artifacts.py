@@ -1,8 +1,7 @@
-"""The files that stages hand to one another: a supernet, a trajectory, and the channels that methods chose."""
+"""The files that stages hand to one another: a supernet, and the channels that methods chose."""
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from autoslim.algorithms.slimming import Candidate, Score, SlimmingStep
 from autoslim.engine.checkpoints import write_atomically, write_json
 from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.resizing import resize
@@ -67,7 +65,7 @@ class SupernetFile:
         path = folder / "supernet.json"
         if not path.exists():
             raise UserError(f"there is no supernet at {folder}; run `dvc repro supernet`")
-        values = _read_json(path, "supernet")
+        values = read_json(path, "supernet")
         try:
             return cls(
                 values["network"],
@@ -107,51 +105,6 @@ def _difference(there: Channels, here: Channels) -> str:
     return ""
 
 
-def step_to_dict(step: SlimmingStep, graph: ChannelGraph) -> dict[str, Any]:
-    """One step of ``trajectory.json``. A cost is in the unit of the resource that was searched."""
-    return {
-        "slimmed": step.slimmed,
-        "channels": step.channels,
-        "cost": step.cost,
-        "macs": graph.macs(step.channels),
-        "params": graph.params(step.channels),
-        "error": step.score.error,
-        "cross_entropy": step.score.cross_entropy,
-        "candidates": {
-            name: {
-                "channels": c.channels,
-                "cost": c.cost,
-                "error": c.score.error,
-                "cross_entropy": c.score.cross_entropy,
-            }
-            for name, c in step.candidates.items()
-        },
-    }
-
-
-def step_from_dict(values: Mapping[str, Any]) -> SlimmingStep:
-    candidates = {
-        name: Candidate(c["channels"], c["cost"], Score(c["error"], c["cross_entropy"]))
-        for name, c in values["candidates"].items()
-    }
-    score = Score(values["error"], values["cross_entropy"])
-    return SlimmingStep(values["slimmed"], values["channels"], values["cost"], score, candidates)
-
-
-def read_trajectory(path: Path) -> dict[str, Any]:
-    """The contents of ``trajectory.json``.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    if not path.exists():
-        raise UserError(f"there is no trajectory at {path}; run `dvc repro search`")
-    values = _read_json(path, "search")
-    if not isinstance(values.get("steps"), list):
-        raise UserError(f"{path} is not the file of a trajectory (it has no steps); run `dvc repro search`")
-    return values
-
-
 @dataclass(frozen=True)
 class Allocation:
     """The channels that a method gives for a budget (as people write it), and what they cost."""
@@ -176,7 +129,7 @@ class Allocation:
         path = folder / f"{method}.json"
         if not path.exists():
             raise UserError(f"there are no channels of method {method!r} at {path}; run `dvc repro allocate`")
-        values = _read_json(path, "allocate")
+        values = read_json(path, "allocate")
         try:
             return cls(**values)
         except TypeError as error:
@@ -185,7 +138,12 @@ class Allocation:
             ) from error
 
 
-def _read_json(path: Path, stage: str) -> dict[str, Any]:
+def read_json(path: Path, stage: str) -> dict[str, Any]:
+    """The mapping in the file that a stage wrote.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
         values = json.loads(path.read_text())
     except ValueError as error:

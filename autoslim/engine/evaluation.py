@@ -1,14 +1,16 @@
 """Scores on a split: top-1 error and cross-entropy."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoslim.algorithms.slimming import Score
 from autoslim.engine.runtime import evaluating
 from autoslim.networks.supernet import Supernet
+from autoslim.vocabulary.errors import UserError
+from autoslim.vocabulary.scores import Score
 
 Chunk = tuple[Tensor, Tensor]
 """Images (N, C, H, W) and labels (N,) on the device."""
@@ -33,7 +35,7 @@ def evaluate(network: nn.Module, chunks: Iterable[Chunk], autocast: Callable[[],
             count += len(labels)
         errors = int(torch.stack(wrong).sum())
         nats = float(torch.stack(entropy).cpu().double().sum())  # summed on the host: not every device has float64
-    return Score(error=errors / count, cross_entropy=nats / count)
+    return Score(errors / count, nats / count, count)
 
 
 def subnet_scorer(
@@ -46,3 +48,14 @@ def subnet_scorer(
         return evaluate(supernet, chunks, autocast)
 
     return score
+
+
+def check_finite(cross_entropy: float, subnet: str) -> None:
+    """Raises:
+    UserError: the cross-entropy of ``subnet`` (in words) is no finite number.
+    """
+    if not math.isfinite(cross_entropy):
+        raise UserError(
+            f"{subnet} scores a cross-entropy of {cross_entropy}; set search.precision to fp32, or lower the "
+            "supernet's learning_rate"
+        )

@@ -58,6 +58,8 @@ class Recipe:
             epoch=epoch,
             device=machine.device,
             workers=machine.workers,
+            rank=machine.processes.rank,
+            world_size=machine.processes.size,
             skip=skip,
         )
 

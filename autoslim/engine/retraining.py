@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from autoslim.algorithms.sandwich import smoothed_cross_entropy
-from autoslim.algorithms.slimming import Score
 from autoslim.engine.artifacts import load_weights, save_weights
 from autoslim.engine.checkpoints import Checkpoints
 from autoslim.engine.data import PreparedData, eval_batches
@@ -20,6 +19,7 @@ from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.initialisation import initialise
 from autoslim.networks.resizing import resize
 from autoslim.vocabulary.channels import Channels
+from autoslim.vocabulary.scores import Score
 
 EVALUATION_BATCH = 256
 
@@ -84,8 +84,10 @@ def _retrain_once(
         checkpoints=checkpoints,
         name=f"seed-{seed}",
         label=f"retrain {label}, seed {seed}",
+        processes=machine.processes,
     )
-    save_weights(network, folder / f"seed-{seed}.safetensors")
+    if machine.processes.first:
+        save_weights(network, folder / f"seed-{seed}.safetensors")
     return rows
 
 

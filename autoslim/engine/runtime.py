@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from autoslim.engine.processes import ALONE, Processes
 from autoslim.vocabulary.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
@@ -21,16 +23,19 @@ class Machine:
     device: torch.device
     workers: int
     checkpoint_every_s: float = 300.0
+    processes: Processes = ALONE
 
 
-def choose_device(name: str = "auto") -> torch.device:
-    """``auto`` is the first CUDA device, else the CPU.
+def choose_device(name: str = "auto", processes: Processes = ALONE) -> torch.device:
+    """``auto`` is the first CUDA device, else the CPU. Several processes on a node have one CUDA device each.
 
     Raises:
         UserError: the device named is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not processes.alone and torch.cuda.device_count() > 1:  # if one is visible, it is this one's
+        name = f"cuda:{processes.local_rank}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -45,11 +50,11 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_workers(number: int | Literal["auto"]) -> int:
-    """Processes that decode images; ``auto`` leaves one core to the training."""
+def choose_workers(number: int | Literal["auto"], processes: Processes = ALONE) -> int:
+    """Processes that decode images; ``auto`` leaves one core to the training, and shares the node's with the others."""
     if number == "auto":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(16, max(1, cores - 1))
+        return min(16, max(1, cores // processes.local_size - 1))
     return number
 
 
@@ -86,6 +91,11 @@ def seed_everything(seed: int) -> None:
     Data order and random widths have generators of their own, keyed by (seed, step).
     """
     torch.manual_seed(seed)
+
+
+def seed_step(root: int, step: int, rank: int) -> None:
+    """Seeds torch's global generators for a step of one of several processes, so that each has draws of its own."""
+    torch.manual_seed(random.Random(f"{root}/{step}/{rank}").getrandbits(63))
 
 
 @contextlib.contextmanager

@@ -2,22 +2,26 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autoslim.algorithms.slimming import By, Score, SlimmingStep, greedy_slim
-from autoslim.engine.artifacts import step_from_dict, step_to_dict
+from autoslim.algorithms.racing import race_judge
+from autoslim.algorithms.slimming import By, SlimmingStep, greedy_slim
 from autoslim.engine.checkpoints import Checkpoints, write_json
 from autoslim.engine.chunks import search_chunks
 from autoslim.engine.data import PreparedData
-from autoslim.engine.evaluation import subnet_scorer
+from autoslim.engine.evaluation import check_finite, subnet_scorer
+from autoslim.engine.laps import search_laps
 from autoslim.engine.progress import Progress
 from autoslim.engine.runtime import Machine, Precision, autocast
+from autoslim.engine.trajectory import step_from_dict, step_to_dict
 from autoslim.networks.supernet import Supernet
 from autoslim.vocabulary.budgets import format_amount
 from autoslim.vocabulary.errors import UserError
+from autoslim.vocabulary.scores import Score
 
 
 def search(
@@ -32,6 +36,8 @@ def search(
     chunk: int,
     by: By,
     per_cost: bool,
+    incremental: bool,
+    risk: float | None,
     precision: Precision,
     seed: int,
     folder: Path,
@@ -39,7 +45,12 @@ def search(
 ) -> dict[str, Any]:
     """Slims from the widest configuration to ``stop`` times the default network's cost (paper section 1.4).
 
+    Args:
+        incremental: run only what a candidate changes (see ``networks.tails``).
+        risk: let candidates drop out that are clearly not the best (see ``algorithms.racing``); None: none does.
+
     Goes on from the last step that an earlier run of the same search wrote. The trajectory is written to ``folder``.
+    Several processes share the candidates of each step, choose alike, and the first one writes.
 
     Returns:
         The contents of ``trajectory.json``.
@@ -53,27 +64,38 @@ def search(
             f"search.chunk is {chunk}, but the search split has {data.info.counts['search']} images; "
             "lower search.chunk or raise data.search_images"
         )
+    started = time.monotonic()
     chunks = search_chunks(data, machine, images=images, chunk=chunk, seed=seed)
-    unchecked = subnet_scorer(supernet, chunks, autocast(machine.device, precision))
+    cast = autocast(machine.device, precision)
+    processes = machine.processes
+
+    def say(text: str) -> None:
+        if processes.first:
+            print(text, file=sys.stderr)
+
+    laps = search_laps(supernet, chunks, cast, incremental=incremental, say=say, processes=processes)
+    unchecked = subnet_scorer(supernet, chunks, cast)
 
     def score(channels: Mapping[str, int]) -> Score:
-        result = unchecked(channels)
-        if not math.isfinite(result.cross_entropy):
-            raise UserError(
-                f"a subnet of {format_amount(graph.cost(channels, resource), resource)} {resource} scores a "
-                f"cross-entropy of {result.cross_entropy}; set search.precision to fp32, or lower the supernet's "
-                "learning_rate"
-            )
-        return result
+        found = unchecked(channels)
+        check_finite(found.cross_entropy, f"the subnet of {format_amount(graph.macs(channels))} MACs")
+        return found
 
+    scored = sum(len(labels) for _, labels in chunks)
     limit = stop * graph.cost(graph.default, resource)
     path = checkpoints.folder / "steps.json"
-    steps: list[SlimmingStep] = [step_from_dict(s) for s in json.loads(path.read_text())] if path.exists() else []
+    written = processes.from_first(lambda: json.loads(path.read_text()) if path.exists() else [])
+    steps: list[SlimmingStep] = [step_from_dict(step) for step in written]
+    before = float(written[-1]["seconds"]) if written else 0.0  # of runs that were killed
     most = sum(len(levels) - 1 for levels in grid.values())
-    started = time.monotonic()
     with Progress("search", most, done=max(0, len(steps) - 1)) as progress:
         for step in greedy_slim(
-            grid, lambda c: graph.cost(c, resource), score, limit, by=by, per_cost=per_cost, done=steps
+            grid,
+            lambda c: graph.cost(c, resource),
+            lambda c: processes.from_first(lambda: score(c)),
+            limit,
+            judge=race_judge(laps, scored, by, per_cost, risk, seed),
+            done=steps,
         ):
             steps.append(step)
             if step.slimmed is not None:
@@ -84,7 +106,9 @@ def search(
                 top1=1 - step.score.error,
                 cost=f"{format_amount(step.cost, resource)} of {format_amount(limit, resource)}",
             )
-            write_json(path, [step_to_dict(s, graph) for s in steps])
+            if processes.first:
+                seconds = round(before + time.monotonic() - started, 1)
+                write_json(path, [step_to_dict(s, graph) | {"seconds": seconds} for s in steps])
         progress.expect(len(steps) - 1)
     if steps[-1].cost > limit:
         progress.write(
@@ -96,7 +120,6 @@ def search(
         "widest": {name: levels[0] for name, levels in grid.items()},
         "narrowest": {name: levels[-1] for name, levels in grid.items()},
     }
-    scored = sum(len(labels) for _, labels in chunks)
     trajectory = {
         "format": 1,
         "resource": resource,
@@ -108,8 +131,11 @@ def search(
         "chunk": len(chunks[0][1]),
         "score": by,
         "per_cost": per_cost,
+        "risk": risk,
         "steps": [{"step": number, **step_to_dict(step, graph)} for number, step in enumerate(steps)],
     }
+    if not processes.first:
+        return trajectory
     write_json(folder / "trajectory.json", trajectory)
     evaluations = sum(max(1, len(step.candidates)) for step in steps)
     write_json(
@@ -117,8 +143,8 @@ def search(
         {
             "steps": len(steps) - 1,
             "evaluations": evaluations,
-            "images_evaluated": evaluations * scored,
-            "seconds": round(time.monotonic() - started, 1),
+            "images_evaluated": sum(score.images for step in steps for score in step.scores),
+            "seconds": round(before + time.monotonic() - started, 1),
         },
     )
     return trajectory

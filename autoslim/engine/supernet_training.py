@@ -6,7 +6,6 @@ from pathlib import Path
 from torch import nn
 
 from autoslim.algorithms.sandwich import sandwich_rule
-from autoslim.algorithms.slimming import Score
 from autoslim.engine.artifacts import SupernetFile, save_weights
 from autoslim.engine.checkpoints import Checkpoints
 from autoslim.engine.chunks import search_chunks
@@ -15,12 +14,14 @@ from autoslim.engine.evaluation import subnet_scorer
 from autoslim.engine.recipe import Recipe
 from autoslim.engine.runtime import Machine, seed_everything, to_device
 from autoslim.engine.training import Row, train
+from autoslim.networks.fitting import check_covered
 from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.initialisation import initialise
 from autoslim.networks.resizing import resize
 from autoslim.networks.span import Span
 from autoslim.networks.supernet import Supernet
 from autoslim.vocabulary.channels import Channels
+from autoslim.vocabulary.scores import Score
 
 VALIDATION_IMAGES = 2048  # of the search split, kept on the device
 VALIDATION_CHUNK = 256  # images that share their batch statistics (paper section 6, row 9)
@@ -35,6 +36,25 @@ def subnets_watched(graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]]) 
     }
 
 
+def first_supernet(network: nn.Module, graph: ChannelGraph, widest: Channels, seed: int, *, trained: bool) -> Supernet:
+    """The supernet before its first step: with new weights, or with those of ``network``, which it keeps as they are.
+
+    Raises:
+        UserError: ``network`` is trained, and narrower than ``widest``: what is new would have no trained weights.
+    """
+    if trained:
+        check_covered(graph, widest)
+    wide = resize(network, graph, widest)
+    if not trained:
+        initialise(wide, seed)
+    return Supernet(wide, graph)
+
+
+def drawing_seed(seed: int, rank: int) -> int:
+    """The seed of a process's own random widths; the first one's are those of a process alone."""
+    return seed + (rank << 64)
+
+
 def train_supernet(
     network: nn.Module,
     graph: ChannelGraph,
@@ -43,7 +63,9 @@ def train_supernet(
     recipe: Recipe,
     machine: Machine,
     *,
+    trained: bool = False,
     random_widths: int,
+    widths_by_rank: bool = False,
     distillation: bool,
     seed: int,
     name: str,
@@ -53,16 +75,19 @@ def train_supernet(
 ) -> tuple[list[Row], dict[str, Score]]:
     """Trains the supernet of ``network`` by the sandwich rule (paper section 1.2) and writes it to ``folder``.
 
+    Args:
+        trained: ``network`` has trained weights, from which the supernet starts; the paper's has new ones.
+        widths_by_rank: each of several processes draws random widths of its own. No longer is the result that of one
+            process: with widths, batch statistics differ, so that each takes those of its own images.
+
     Returns:
         A row of figures for each epoch, and the scores of the widest, default and narrowest configuration at the end,
         on the search split under batch statistics.
     """
     levels = span.grid(graph)
     watched = subnets_watched(graph, levels)
-    wide = resize(network, graph, watched["widest"])
-    initialise(wide, seed)
+    supernet = first_supernet(network, graph, watched["widest"], seed, trained=trained)
     seed_everything(seed)
-    supernet = Supernet(wide, graph)
     to_device(supernet, machine.device, recipe.channels_last)
     plan = recipe.plan(data, machine)
     chunks = search_chunks(data, machine, images=VALIDATION_IMAGES, chunk=VALIDATION_CHUNK, seed=seed)
@@ -75,7 +100,7 @@ def train_supernet(
         supernet,
         levels,
         random_widths=random_widths,
-        seed=seed,
+        seed=drawing_seed(seed, machine.processes.rank) if widths_by_rank else seed,
         label_smoothing=recipe.label_smoothing,
         distillation=distillation,
         autocast=recipe.autocast(machine),
@@ -92,8 +117,11 @@ def train_supernet(
         checkpoints=checkpoints,
         name="supernet",
         label="supernet",
+        processes=machine.processes,
+        alike=not widths_by_rank,
     )
     supernet.select(supernet.widest)
-    save_weights(supernet.network, folder / "weights.safetensors")
-    SupernetFile(name, graph.input_shape, levels, graph.default).write(folder)
-    return rows, {which: score(channels) for which, channels in watched.items()}
+    if machine.processes.first:
+        save_weights(supernet.network, folder / "weights.safetensors")
+        SupernetFile(name, graph.input_shape, levels, graph.default).write(folder)
+    return rows, machine.processes.from_first(lambda: {which: score(channels) for which, channels in watched.items()})

@@ -1,6 +1,7 @@
 """The one training loop: supernet training and retraining differ by the step function that they hand to it."""
 
 import csv
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 
 from autoslim.algorithms.sandwich import Step
 from autoslim.engine.checkpoints import Checkpoints, write_atomically
+from autoslim.engine.processes import ALONE, Processes
 from autoslim.engine.progress import Progress
-from autoslim.engine.runtime import rng_state, set_rng_state
+from autoslim.engine.runtime import rng_state, seed_step, set_rng_state
+from autoslim.engine.shared_gradients import SharedGradients
+from autoslim.engine.shared_statistics import shared_statistics
 from autoslim.vocabulary.errors import UserError
 
 Batches = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
@@ -47,24 +51,30 @@ def train(
     checkpoints: Checkpoints,
     name: str,
     label: str,
+    processes: Processes = ALONE,
+    alike: bool = True,
 ) -> list[Row]:
     """Trains ``network`` in place, going on from its last checkpoint, and returns one row of figures for each epoch.
 
     A run that was killed and started again gives the weights that the undisturbed run would have given: data order,
-    random widths and learning rate depend on the step's number, and the generators' states are kept.
+    random widths and learning rate depend on the step's number, and the generators' states are kept. Several processes
+    give the weights of one to rounding, but for the draws of dropout: gradients, losses and batch statistics are of all
+    processes' images, and each keeps the same weights. The first one alone validates and writes.
 
     Args:
         step: adds gradients for a batch and returns the loss; gets the images, the labels and the step's number.
-        batches: the batches of an epoch but for the first few: ``batches(epoch, skip)``.
+        batches: this process's shares of the batches of an epoch but for the first few: ``batches(epoch, skip)``.
         learning_rate: of a step.
         validate: figures to add to an epoch's row.
         observe: is handed each row as it is made (tracking); rows of a resumed run are handed over again.
         checkpoints: where to keep the state, under ``name``.
         label: names the run in the progress shown.
+        alike: all processes run the same layers at a step. Else each takes the batch statistics of its own images.
 
     Raises:
         UserError: the loss or a weight is no longer finite. The last checkpoint has the last good weights.
     """
+    root = torch.initial_seed()
     rows: list[Row] = []
     losses: list[Tensor] = []  # of this epoch, on the device
     number = 0
@@ -77,10 +87,15 @@ def train(
         for earlier in rows:
             observe(earlier)
 
+    if not processes.alone:
+        processes.agree(f"step {number}, weights {_digest(network)}", "state")
+    gradients = SharedGradients(network, processes)
     divergence = _Divergence(plan, checkpoints.path(name))
 
     def save() -> None:
         divergence.check_weights(network, number)
+        if not processes.first:
+            return
         kept = torch.stack(losses).cpu() if losses else torch.empty(0)
         checkpoints.save(
             name,
@@ -102,7 +117,11 @@ def train(
                 rate = learning_rate(number)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-                losses.append(step(images, labels, number))
+                if not processes.alone:
+                    seed_step(root, number, processes.rank)
+                with shared_statistics(processes if alike else ALONE):
+                    loss = step(images, labels, number)
+                losses.append(gradients.share(loss, len(images)))
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
                 number += 1
@@ -113,7 +132,8 @@ def train(
                         saved_at = time.monotonic()
                 progress.advance()
             mean = divergence.mean(losses, number)
-            row: Row = {"epoch": epoch + 1, "learning_rate": learning_rate(number - 1), "loss": mean, **validate()}
+            figures = processes.from_first(validate)
+            row: Row = {"epoch": epoch + 1, "learning_rate": learning_rate(number - 1), "loss": mean, **figures}
             rows.append(row)
             losses = []
             progress.show(
@@ -124,6 +144,13 @@ def train(
             saved_at = time.monotonic()
             observe(row)
     return rows
+
+
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for parameter in network.parameters():
+        digest.update(parameter.detach().cpu().double().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 class _Divergence:

@@ -9,10 +9,14 @@ from torch import nn
 
 from autoslim.engine.checkpoints import Checkpoints, file_digest, run_key
 from autoslim.engine.data import Augmentation, DataInfo
+from autoslim.engine.processes import ALONE, Processes
 from autoslim.engine.recipe import Recipe
 from autoslim.engine.runtime import Machine, choose_device, choose_workers
 from autoslim.networks.building import build_network, check_network
+from autoslim.networks.fitting import with_weights
 from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.pretrained import trained_tensors
+from autoslim.networks.sorting import importance_orders, permute
 from autoslim.networks.span import Span
 from autoslim.networks.tracing import trace
 from autoslim.shell import params as P
@@ -29,8 +33,8 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
     for argument in ("weights", "pretrained"):
         if model.kwargs.get(argument):
             raise UserError(
-                f"model.kwargs.{argument} is {model.kwargs[argument]!r}, but both trainings start from new weights; "
-                "remove it"
+                f"model.kwargs.{argument} is {model.kwargs[argument]!r}, but the supernet alone can start from trained "
+                "weights; name them in model.weights instead"
             )
     # Parameters that keep their constructor's distribution (see initialise) are the same each time.
     torch.manual_seed(0)
@@ -39,6 +43,31 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
     shape = (info.channels, info.image_size, info.image_size)
     check_network(network, model.name, shape, len(info.classes))
     return network, trace(network, torch.empty(1, *shape), leaves=model.leaves)
+
+
+def starting_network(
+    model: P.Model, supernet: P.SupernetParams, network: nn.Module, graph: ChannelGraph
+) -> tuple[nn.Module, str]:
+    """The default network as a supernet starts from it, with the trained weights asked for; and a line on these, or "".
+
+    Raises:
+        UserError: ``model.weights`` cannot be had or are of another network, or it cannot be sorted as asked.
+    """
+    if model.weights is None:
+        return network, ""
+    source = f"model.weights {model.weights!r}"
+    tensors = trained_tensors(network, model.name, model.kwargs, model.weights)
+    start, new = with_weights(network, graph, tensors, supernet.seed, source=source)
+    told = [f"starts from {source}"]
+    if new:
+        told.append(f"new weights where they are of other classes: {', '.join(new)}")
+    if supernet.sort is not None:
+        orders = importance_orders(start, graph, supernet.sort)
+        start = permute(start, graph, orders)
+        told.append(f"{len(orders)} of {len(graph.groups)} groups sorted by {supernet.sort}")
+        if kept := [name for name in graph.groups if name not in orders]:
+            told.append(f"place matters in {', '.join(kept)}")
+    return start, "; ".join(told)
 
 
 def check_leaves(network: nn.Module, name: str, leaves: Sequence[str]) -> None:
@@ -84,11 +113,14 @@ def recipe(training: P.Training) -> Recipe:
     )
 
 
-def machine(runtime: P.Runtime) -> Machine:
+def machine(runtime: P.Runtime, processes: Processes = ALONE) -> Machine:
     """The machine that the parameters describe; torch's threads are set to what they ask for."""
     if runtime.threads != "auto":
         torch.set_num_threads(runtime.threads)
-    return Machine(choose_device(runtime.device), choose_workers(runtime.workers), runtime.checkpoint_minutes * 60)
+    elif processes.local_size > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes.local_size))
+    device, workers = choose_device(runtime.device, processes), choose_workers(runtime.workers, processes)
+    return Machine(device, workers, runtime.checkpoint_minutes * 60, processes)
 
 
 def inputs(model: P.Model, prepared: Path) -> list[Path]:

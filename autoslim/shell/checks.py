@@ -1,15 +1,18 @@
 """Checks of the parameters against the network and the data. They say no or nothing: no number depends on them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from autoslim.engine.artifacts import Allocation
 from autoslim.engine.data import DataInfo
 from autoslim.networks.building import find_constructor
+from autoslim.networks.fitting import check_covered
 from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.pretrained import check_weights, weights_file
 from autoslim.networks.released import released_method
-from autoslim.shell.assembly import budget_limit, span, traced_network
+from autoslim.shell.assembly import budget_limit, span, starting_network, traced_network
 from autoslim.shell.params import Model, Params, read_yaml
 from autoslim.vocabulary.budgets import format_amount
 from autoslim.vocabulary.errors import UserError
@@ -28,13 +31,14 @@ class Reach:
 
 
 def check_pipeline(params: Params, info: DataInfo) -> None:
-    """The network fits the data, and the budget the network.
+    """The network fits the data, and the budget and trained weights the network.
 
     Raises:
         UserError: they do not.
     """
-    _, graph = traced_network(params.model, info)
+    network, graph = traced_network(params.model, info)
     check_reach(params, graph)
+    starting_network(params.model, params.supernet, network, graph)
     most = 1 - 1 / len(info.classes)
     for stage, smoothing in (
         ("supernet", params.supernet.label_smoothing),
@@ -48,30 +52,23 @@ def check_pipeline(params: Params, info: DataInfo) -> None:
 
 
 def check_model(model: Model) -> None:
-    """What can be known of the network before there are data: it can be imported, and DVC watches the user's own file.
+    """What can be known of the network before there are data: it and its weights exist, and DVC watches their files.
 
     Raises:
-        UserError: there is no such callable, or its file is not among the deps of a stage that uses it.
+        UserError: there is no such callable, or no such weights, or the deps of a stage that uses a file lack it.
     """
     find_constructor(model.name)
     place = model.name.rpartition(":")[0]
-    if not place.endswith(".py"):
-        return
-    stages = read_yaml(Path("dvc.yaml"))["stages"]
-    blind = [
-        name
-        for name in ("supernet", "search", "allocate", "retrain", "report")
-        if place not in stages[name].get("do", stages[name])["deps"]
-    ]
-    if blind:
-        raise UserError(
-            f"model.name is the file {place}, which DVC does not watch: a change of it would not rerun "
-            f"{', '.join(blind)}; add '- {place}' to their deps in dvc.yaml"
-        )
+    if place.endswith(".py"):
+        _check_watched("model.name", place, ("supernet", "search", "allocate", "retrain", "report"))
+    if model.weights is not None:
+        check_weights(model.name, model.weights)
+        if weights_file(model.weights):
+            _check_watched("model.weights", model.weights, ("supernet",))
 
 
 def check_reach(params: Params, graph: ChannelGraph) -> Reach:
-    """The budget lies where the search can go, and released lists among the methods are of this network.
+    """The budget lies where the search can go, and released lists and trained weights go as far as they are asked to.
 
     Raises:
         UserError: they are not, or there is nothing to slim, or the budget is above the widest subnet, below the
@@ -81,6 +78,8 @@ def check_reach(params: Params, graph: ChannelGraph) -> Reach:
     for method in params.methods:
         if listed := released_method(method):
             listed.channels(graph)
+    if params.model.weights is not None:
+        check_covered(graph, graph.scaled(params.supernet.width, params.supernet.grid.divisor))
     reach = measure_reach(params, graph)
 
     def amount(value: float) -> str:
@@ -158,4 +157,17 @@ def _check_groups(name: str, graph: ChannelGraph) -> None:
         raise UserError(
             f"model.name {name!r} has no channels that can be slimmed ({layer}: {reason}); "
             "`autoslim profile` lists the reason for each layer; choose another network or mend these"
+        )
+
+
+def _check_watched(parameter: str, file: str, users: Sequence[str]) -> None:
+    """``file``, or a folder that holds it, is among the deps of the stages that use it."""
+    stages = read_yaml(Path("dvc.yaml"))["stages"]
+    watchers = {str(PurePath(file)), *map(str, PurePath(file).parents)}
+    deps = {name: stages[name].get("do", stages[name])["deps"] for name in users}
+    blind = [name for name in users if not any(str(PurePath(str(dep))) in watchers for dep in deps[name])]
+    if blind:
+        raise UserError(
+            f"{parameter} is the file {file}, which DVC does not watch: a change of it would not rerun "
+            f"{', '.join(blind)}; add '- {file}' to {'their' if len(blind) > 1 else 'its'} deps in dvc.yaml"
         )

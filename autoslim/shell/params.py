@@ -48,6 +48,10 @@ class Model(Section):
     name: str = Field(description="`package.module:callable`, `timm:NAME` or `path/to/file.py:callable`")
     kwargs: dict[str, Any] = Field(description="arguments of the callable; num_classes is added where it takes one")
     leaves: list[str] = Field(description="modules that tracing shall not look into; channels through them stay")
+    weights: str | None = Field(
+        description="trained weights that the supernet starts from: a file (.safetensors, .pt, .pth, .bin), or a name: "
+        "torchvision's `DEFAULT`, timm's `pretrained` or a tag; null: new weights"
+    )
 
 
 class Augment(Section):
@@ -117,7 +121,15 @@ class SupernetParams(Training):
     width: Annotated[float, Field(gt=0)] = Field(description="width multiplier of the widest network")
     grid: Grid
     random_widths: NotNegative = Field(description="random configurations a step, besides the widest and the narrowest")
+    widths_by_rank: bool = Field(
+        description="each of several processes draws its own random widths, with the batch statistics of its own "
+        "images: more widths a step, but a result that depends on the number of processes"
+    )
     distillation: bool = Field(description="subnets learn from the widest network's output, not from the labels")
+    sort: Literal["l1", "bn_scale"] | None = Field(
+        description="order of trained channels, the most important first: by absolute weights, or by batch norms' "
+        "scales (by weights where a group has none); null: as they are"
+    )
     seed: Seed = Field(description="of weights, random widths and data order")
 
     @model_validator(mode="after")
@@ -140,6 +152,11 @@ class Search(Section):
     )
     score: Literal["error", "cross_entropy"] = Field(description="what candidates are ranked by; the other breaks ties")
     per_cost: bool = Field(description="rank by the increase of the score for each unit of cost saved")
+    incremental: bool = Field(description="run only the part of the network that a candidate changes")
+    risk: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        description="candidates that are behind drop out after each chunk: the chance, at one comparison, that one as "
+        "good as the leader does; null: every candidate sees every image"
+    )
     precision: Literal["fp32", "bf16"] = Field(description="bf16: automatic mixed precision")
 
 
@@ -165,6 +182,9 @@ class Tracking(Section):
 
 class Runtime(Section):
     device: Device = Field(description="auto (the first CUDA device, else cpu), cpu, cuda, cuda:1, ..., mps or xpu")
+    processes: Positive | Literal["auto"] = Field(
+        description="that share training and search; auto: one a CUDA device where device is auto or cuda, else 1"
+    )
     threads: Positive | Literal["auto"] = Field(
         description="of torch on the CPU; auto: one a core. Small networks are as fast with 1, on a busy machine faster"
     )
@@ -213,6 +233,21 @@ class Params(Section):
                     f"search.chunk is {self.search.chunk}, but {name} leaves {images} images to score; "
                     f"lower search.chunk or raise {name}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _trained_start(self) -> "Params":
+        supernet, weights = self.supernet, self.model.weights
+        if weights is not None and supernet.width > 1:
+            raise ValueError(
+                f"supernet.width is {supernet.width:g}, but model.weights are {weights!r}, and what is wider has no "
+                "trained weights; set supernet.width to 1.0 or less, or model.weights to null"
+            )
+        if weights is None and supernet.sort is not None:
+            raise ValueError(
+                f"supernet.sort is {supernet.sort}, but model.weights is null, and new weights have no order; set "
+                "supernet.sort to null, or give model.weights"
+            )
         return self
 
     @property

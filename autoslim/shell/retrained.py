@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autoslim.algorithms.slimming import Score
 from autoslim.engine.artifacts import Allocation, load_weights
 from autoslim.engine.data import PreparedData
 from autoslim.engine.data.info import DataInfo, read_info
@@ -18,6 +17,7 @@ from autoslim.shell.checks import check_allocation
 from autoslim.shell.params import Params
 from autoslim.shell.places import CHANNELS, PREPARED, RETRAIN, repository_root
 from autoslim.vocabulary.errors import UserError
+from autoslim.vocabulary.scores import Score
 
 
 @dataclass(frozen=True)

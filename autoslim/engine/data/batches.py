@@ -40,13 +40,17 @@ def train_batches(
     """One epoch of the train split: images float32 (n, C, S, S), normalised, and labels int64 (n,), on ``device``.
 
     Shuffled by (seed, epoch); the last partial batch is dropped, except that a split smaller than a batch is one
-    batch. ``batch_size`` is that of all processes together, which must share it equally; ``rank`` gets its slice, so
-    that the slices of the ranks put together are the batch of a single process. The first ``skip`` batches are jumped
-    over unread, the rest is what it would have been. ``workers`` processes decode where images are files; arrays need
-    none. Raises ``UserError``.
+    batch. ``batch_size`` is that of all processes together; ``rank`` gets its slice, so that the slices of the ranks
+    put together are the batch of a single process. They are equal or differ by one image. The first ``skip`` batches
+    are jumped over unread, the rest is what it would have been. ``workers`` processes decode where images are files;
+    arrays need none. Raises ``UserError``.
     """
-    if batch_size < 1 or batch_size % world_size:
-        raise UserError(f"batch_size {batch_size} cannot be shared equally by {world_size} processes; use a multiple")
+    least = min(batch_size, len(data.labels("train")))
+    if least < world_size:
+        raise UserError(
+            f"a batch of {least} images cannot be shared by {world_size} processes; raise batch_size or lower "
+            "runtime.processes"
+        )
     count = batches_per_epoch(data, batch_size)
     order = shuffle(len(data.labels("train")), seed, epoch)
     whole = [order[step * batch_size : (step + 1) * batch_size] for step in range(skip, count)]

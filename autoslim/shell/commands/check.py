@@ -46,11 +46,13 @@ def check(path: Path, root: Path) -> None:
     params = load_params(path)  # before torch is imported: most mistakes are told at once
     from autoslim.engine.data import check_source
     from autoslim.shell.assembly import machine
+    from autoslim.shell.checks import check_model
 
     check_source(params.data.source, relative_to=root)
+    check_model(params.model)
     device = machine(params.runtime).device
     facts = [("parameters", f"{path} is complete"), ("data", params.data.source), ("device", str(device))]
-    info = _prepared(params)
+    info = prepared_info(params)
     if info is None:
         print_facts([*facts, ("network, budget", "not checked: they need the data; run `dvc repro prepare` first")])
         return
@@ -82,7 +84,7 @@ def _network_facts(params: "Params", info: "DataInfo") -> list[tuple[str, str]]:
     ]
 
 
-def _prepared(params: "Params") -> "DataInfo | None":
+def prepared_info(params: "Params") -> "DataInfo | None":
     """What the prepared data say of themselves, or None where there are none, or others."""
     from autoslim.engine.data.info import FILE_NAME, read_info
     from autoslim.shell.places import PREPARED

@@ -1,0 +1,595 @@
+"""Several processes against one: the same weights, the same search, and a clear end when one of them fails."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_data import SPAN, prepared_digits, recipe, small_network
+from small_project import change_params, finished_project, mistake, stage, start_project
+from specimens import shuffle_weights
+from torch import Tensor, nn
+
+from autoslim import Supernet, resize
+from autoslim.algorithms.sandwich import sandwich_rule
+from autoslim.engine.artifacts import load_weights
+from autoslim.engine.checkpoints import Checkpoints
+from autoslim.engine.data import PreparedData
+from autoslim.engine.optimisation import sgd
+from autoslim.engine.processes import ALONE, Processes, assigned, here, meeting_point
+from autoslim.engine.retraining import retrain
+from autoslim.engine.runtime import Machine, autocast
+from autoslim.engine.searching import search
+from autoslim.engine.shared_gradients import SharedGradients
+from autoslim.engine.supernet_training import drawing_seed, train_supernet
+from autoslim.engine.training import Plan, label_step, train
+from autoslim.shell.launching import _reason, process_count
+from autoslim.shell.params import Runtime
+from autoslim.vocabulary.errors import UserError
+
+SIZE = 2
+STEPS, EPOCHS = 3, 2
+SEARCHES: dict[str, dict[str, Any]] = {
+    "plain": {"by": "error", "per_cost": False, "incremental": False, "risk": None},
+    "incremental": {"by": "cross_entropy", "per_cost": True, "incremental": True, "risk": None},
+    "racing": {"by": "cross_entropy", "per_cost": True, "incremental": True, "risk": 0.1},
+}
+
+
+class KilledError(Exception):
+    pass
+
+
+# What each of the processes does, and one process alone, to compare
+
+
+def everything(processes: Processes, folder: Path, prepared: Path) -> dict[str, Any]:
+    """Figures of each job, by name."""
+    torch.set_num_threads(1)
+    data = PreparedData.open(prepared)
+    machine = Machine(torch.device("cpu"), workers=0, processes=processes)
+    return {
+        "supernet, even batches": double_supernet(processes, folder / "even", 12),
+        "supernet, odd batches": double_supernet(processes, folder / "odd", 13),
+        "plain network, even batches": double_network(processes, folder / "plain-even", 12),
+        "plain network, odd batches": double_network(processes, folder / "plain-odd", 13),
+        "widths by rank": widths_by_rank(processes, folder / "by-rank"),
+        "digits": digits(machine, data, folder / "digits"),
+        "digits by rank": digits(machine, data, folder / "digits-by-rank", widths_by_rank=True),
+        "searches": searches(machine, data, folder / "searches"),
+        "whole run": mortal_run(processes, folder / "whole", None),
+        "resumed run": mortal_run(processes, folder / "torn", 4),
+        "unused": unused_parameter(processes),
+        "late": told(lambda: late_gradient(processes)),
+        "disagreement": told(lambda: processes.agree(min(processes.rank, 1), "weights")),
+        "told": [processes.from_first(partial(long_value, processes, n)) for n in (1, 100_000)],
+    }
+
+
+def long_value(processes: Processes, length: int) -> tuple[int, str]:
+    return processes.rank, "x" * length
+
+
+def told(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def run(
+    processes: Processes,
+    network: nn.Module,
+    step: Any,
+    folder: Path,
+    batch: int,
+    label: str = "run",
+    alike: bool = True,
+) -> dict[str, Any]:
+    """Trains in double precision on drawn images; weights, running statistics and rows at the end."""
+
+    def batches(epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for number in range(skip, STEPS):
+            generator = torch.Generator().manual_seed(10 * epoch + number)
+            images = torch.randn(batch, 1, 8, 8, generator=generator, dtype=torch.float64)
+            labels = torch.randint(10, (batch,), generator=generator)
+            yield (
+                images.tensor_split(processes.size)[processes.rank],
+                labels.tensor_split(processes.size)[processes.rank],
+            )
+
+    rows = train(
+        network,
+        sgd(network, learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3),
+        Plan(EPOCHS, STEPS),
+        step=step,
+        batches=batches,
+        learning_rate=lambda step: 0.1 / (step + 1),
+        validate=lambda: {"validated_by": processes.rank},
+        observe=lambda row: None,
+        checkpoints=Checkpoints(folder, label, "key"),
+        name="run",
+        label=label,
+        processes=processes,
+        alike=alike,
+    )
+    return {"state": network.state_dict(), "rows": rows}
+
+
+def start_supernet() -> Supernet:
+    network, graph = small_network()
+    wide = resize(network, graph, {name: options[0] for name, options in SPAN.grid(graph).items()})
+    shuffle_weights(wide)
+    return Supernet(wide.double(), graph)
+
+
+def sandwich(supernet: Supernet, seed: int = 0) -> Any:
+    return sandwich_rule(
+        supernet,
+        SPAN.grid(supernet.graph),
+        random_widths=2,
+        seed=seed,
+        label_smoothing=0.1,
+        distillation=True,
+        autocast=autocast(torch.device("cpu"), "fp32"),
+    )
+
+
+def double_supernet(processes: Processes, folder: Path, batch: int) -> dict[str, Any]:
+    supernet = start_supernet()
+    return run(processes, supernet, sandwich(supernet), folder, batch)
+
+
+def widths_by_rank(processes: Processes, folder: Path) -> dict[str, Any]:
+    """One process does what several would: it adds up, for each, the gradients of its images at its widths."""
+    supernet = start_supernet()
+    steps = [sandwich(supernet, drawing_seed(0, rank)) for rank in range(SIZE)]
+
+    def all_in_one(images: Tensor, labels: Tensor, number: int) -> Tensor:
+        shares = zip(images.chunk(SIZE), labels.chunk(SIZE), strict=True)
+        losses = [step(*share, number) for step, share in zip(steps, shares, strict=True)]
+        for parameter in supernet.parameters():
+            assert parameter.grad is not None
+            parameter.grad /= SIZE
+        return torch.stack(losses).mean()
+
+    step = all_in_one if processes.alone else steps[processes.rank]
+    return run(processes, supernet, step, folder, 12, alike=False)
+
+
+def double_network(processes: Processes, folder: Path, batch: int) -> dict[str, Any]:
+    network, graph = small_network()
+    plain = resize(network, graph, graph.default)
+    shuffle_weights(plain)
+    step = label_step(plain.double(), F.cross_entropy, autocast(torch.device("cpu"), "fp32"))
+    return run(processes, plain, step, folder, batch)
+
+
+def digits(machine: Machine, data: PreparedData, folder: Path, widths_by_rank: bool = False) -> dict[str, Any]:
+    """The two trainings as the stages call them, in single precision."""
+    network, graph = small_network()
+    rows, scores = train_supernet(
+        network,
+        graph,
+        data,
+        SPAN,
+        recipe(epochs=1),
+        machine,
+        random_widths=1,
+        widths_by_rank=widths_by_rank,
+        distillation=True,
+        seed=0,
+        name="net",
+        folder=folder / "supernet",
+        checkpoints=Checkpoints(folder, "supernet", "key"),
+        observe=lambda row: None,
+    )
+    retrained = retrain(
+        network,
+        graph,
+        graph.default,
+        data,
+        recipe(epochs=1),
+        machine,
+        seeds=[0],
+        label="net",
+        folder=folder / "retrain",
+        checkpoints=Checkpoints(folder, "retrain", "key"),
+        observe=lambda seed, row: None,
+    )
+    errors = {which: score.error for which, score in scores.items()}
+    return {"supernet": rows, "scores": errors, "retrain": retrained[0]}
+
+
+def searches(machine: Machine, data: PreparedData, folder: Path) -> dict[str, Any]:
+    network, graph = small_network()
+    levels = SPAN.grid(graph)
+    wide = resize(network, graph, {name: options[0] for name, options in levels.items()})
+    shuffle_weights(wide, seed=3)
+    supernet = Supernet(wide, graph)
+    return {
+        name: search(
+            supernet,
+            levels,
+            data,
+            machine,
+            resource="macs",
+            stop=0.5,
+            images=96,
+            chunk=32,
+            precision="fp32",
+            seed=0,
+            folder=folder / name,
+            checkpoints=Checkpoints(folder, name, "key"),
+            **asked,
+        )
+        for name, asked in SEARCHES.items()
+    }
+
+
+def mortal_run(processes: Processes, folder: Path, kill_at: int | None) -> dict[str, Any]:
+    """A training with dropout that is killed once, perhaps, and goes on; and the draws of its last epoch."""
+    draws: list[Tensor] = []
+
+    def network() -> nn.Module:
+        torch.manual_seed(7)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Dropout(0.5), nn.BatchNorm1d(10)).double()
+
+    def mortal(trained: nn.Module, kill_at: int | None) -> Any:
+        step = label_step(trained, F.cross_entropy, autocast(torch.device("cpu"), "fp32"))
+
+        def dying(images: Tensor, labels: Tensor, number: int) -> Tensor:
+            if number == kill_at:
+                raise KilledError
+            if number >= STEPS:
+                draws.append(torch.rand(2))
+            return step(images, labels, number)
+
+        return dying
+
+    if kill_at is not None:
+        first = network()
+        with contextlib.suppress(KilledError):
+            run(processes, first, mortal(first, kill_at), folder, 12)
+        draws.clear()
+    again = network()
+    return run(processes, again, mortal(again, None), folder, 12) | {"draws": torch.stack(draws)}
+
+
+def unused_parameter(processes: Processes) -> dict[str, Any]:
+    """Gradients where a parameter has one in the second process alone (of several), and one has none at all."""
+    network = nn.ParameterDict({name: nn.Parameter(torch.zeros(2)) for name in ("both", "last", "none")})
+    network["both"].grad = torch.full((2,), float(processes.rank + 1))
+    if processes.rank == processes.size - 1:
+        network["last"].grad = torch.ones(2)
+    loss = SharedGradients(network, processes).share(torch.tensor(float(processes.rank)), images=processes.rank + 1)
+    return {"loss": loss, "grads": {name: parameter.grad for name, parameter in network.items()}}
+
+
+def late_gradient(processes: Processes) -> None:
+    network = nn.ParameterDict({name: nn.Parameter(torch.zeros(2)) for name in ("early", "late")})
+    shared = SharedGradients(network, processes)
+    network["early"].grad = torch.ones(2)
+    shared.share(torch.zeros(()), 1)
+    network["late"].grad = torch.ones(2)
+    shared.share(torch.zeros(()), 1)
+
+
+def work(rank: int, port: int, folder: Path, prepared: Path) -> None:
+    """One of the processes: it finds its place as torchrun tells it."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(SIZE), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(SIZE))
+    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    processes = here()
+    with processes.joined(torch.device("cpu")):
+        torch.save(everything(processes, folder, prepared), folder / f"rank-{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    prepared_digits(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def together(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of what two processes wrote, and of the figures that each of them had."""
+    folder = tmp_path_factory.mktemp("together")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, (port, folder, prepared), nprocs=SIZE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ranks(together: Path) -> list[dict[str, Any]]:
+    return [torch.load(together / f"rank-{rank}.pt", weights_only=False) for rank in range(SIZE)]
+
+
+@pytest.fixture(scope="module")
+def alone_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.fixture(scope="module")
+def alone(prepared: Path, alone_in: Path) -> dict[str, Any]:
+    return everything(ALONE, alone_in, prepared)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        "supernet, even batches",
+        "supernet, odd batches",
+        "plain network, even batches",
+        "plain network, odd batches",
+        "widths by rank",
+    ],
+)
+def test_training_equals_one_process_with_the_whole_batch(
+    job: str, ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    """In double precision; shares of 6 and 6 images, and of 7 and 6. Losses and running statistics included.
+
+    With widths by rank one process does all the work of two.
+    """
+    expected = alone[job]
+    for figures in (rank[job] for rank in ranks):
+        assert figures["state"].keys() == expected["state"].keys()
+        for name, value in expected["state"].items():
+            torch.testing.assert_close(figures["state"][name], value, rtol=1e-9, atol=1e-11, msg=name)
+        for row, wanted in zip(figures["rows"], expected["rows"], strict=True):
+            assert row == pytest.approx(wanted, rel=1e-9)
+    first, second = (rank[job]["state"] for rank in ranks)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    statistics = [name for name in first if name.endswith(("running_mean", "running_var"))]
+    assert bool(statistics) == job.startswith("plain")
+    assert all(not torch.equal(first[name], torch.full_like(first[name], first[name][0])) for name in statistics)
+
+
+def test_the_stages_trainings_on_several_processes(
+    together: Path, ranks: list[dict[str, Any]], alone_in: Path, alone: dict[str, Any]
+) -> None:
+    """In single precision, on digits: figures and files."""
+    for rank in ranks:
+        for training in ("supernet", "retrain"):
+            for row, wanted in zip(rank["digits"][training], alone["digits"][training], strict=True):
+                assert row == pytest.approx(wanted, rel=1e-4)
+        assert rank["digits"]["scores"] == alone["digits"]["scores"]
+        assert rank["digits by rank"]["supernet"][0]["loss"] != pytest.approx(
+            alone["digits"]["supernet"][0]["loss"], rel=1e-4
+        )
+    assert ranks[0]["digits by rank"] == ranks[1]["digits by rank"]
+    assert alone["digits by rank"] == alone["digits"]
+    files = [
+        {path.relative_to(folder) for path in (folder / "digits").rglob("*") if path.is_file()}
+        for folder in (together, alone_in)
+    ]
+    assert files[0] == files[1]
+    network, graph = small_network()
+    plain = [resize(network, graph, graph.default) for _ in range(2)]
+    for one, folder in zip(plain, (together, alone_in), strict=True):
+        load_weights(one, folder / "digits/retrain/seed-0.safetensors")
+    for (name, value), wanted in zip(plain[0].state_dict().items(), plain[1].state_dict().values(), strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_search_gives_the_identical_trajectory(
+    name: str, together: Path, ranks: list[dict[str, Any]], alone_in: Path, alone: dict[str, Any]
+) -> None:
+    assert len(alone["searches"][name]["steps"]) > 5
+    for rank in ranks:
+        assert rank["searches"][name] == alone["searches"][name]
+    file = f"searches/{name}/trajectory.json"
+    assert (together / file).read_bytes() == (alone_in / file).read_bytes()
+
+
+def test_a_resumed_run_of_several_processes_is_the_undisturbed_one(ranks: list[dict[str, Any]]) -> None:
+    """With dropout, which draws otherwise in each process."""
+    for rank in ranks:
+        whole, resumed = rank["whole run"], rank["resumed run"]
+        assert torch.equal(whole["draws"], resumed["draws"][-STEPS:])
+        assert all(torch.equal(value, resumed["state"][name]) for name, value in whole["state"].items())
+    first, second = (rank["whole run"]["draws"] for rank in ranks)
+    assert not bool((first == second).any())
+
+
+def test_gradients_are_of_the_mean_over_all_images(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    """Process 0 has one image, process 1 two; what one process alone reached counts, what none reached has nothing."""
+    for rank in ranks:
+        assert float(rank["unused"]["loss"]) == pytest.approx((0 * 1 + 1 * 2) / 3)
+        grads = rank["unused"]["grads"]
+        torch.testing.assert_close(grads["both"], torch.full((2,), (1 * 1 + 2 * 2) / 3))
+        torch.testing.assert_close(grads["last"], torch.full((2,), 2 / 3))
+        assert grads["none"] is None
+    assert alone["unused"]["grads"]["none"] is None
+    assert alone["late"] == ""
+
+
+def test_the_first_process_tells_the_others_and_differences_are_found(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["told"] == [(0, "x"), (0, "x" * 100_000)]
+        assert rank["late"].startswith("late had no gradient at the first step and has one now; a network that chooses")
+        for job in ("supernet, even batches", "whole run"):
+            assert {row["validated_by"] for row in rank[job]["rows"]} == {0}
+    assert ranks[0]["disagreement"] == ""
+    assert ranks[1]["disagreement"].startswith("process 1 of 2 has other weights (1) than the first one (0); let all")
+
+
+# A process's place
+
+
+def test_a_place_is_read_as_torchrun_and_slurm_write_it() -> None:
+    def place(**environment: str) -> list[int] | None:
+        found = assigned(environment)
+        return found and [found.rank, found.size, found.local_rank, found.local_size]
+
+    assert place() is None
+    assert place(SLURM_NTASKS="4", SLURM_PROCID="0") is None  # a batch script, which is one process
+    assert place(SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0") is None  # one task with several devices, perhaps
+    assert place(RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", LOCAL_WORLD_SIZE="4") == [5, 8, 1, 4]
+    slurm = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
+    assert place(**slurm, SLURM_STEP_TASKS_PER_NODE="4(x2)") == [5, 8, 1, 4]
+    assert place(**slurm, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1") == [0, 1, 0, 1]
+    with pytest.raises(UserError, match=r"^the environment has RANK, but WORLD_SIZE is ''; start the processes with"):
+        place(RANK="0")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("big1", "big1"), ("gpu[003-006,009],big1", "gpu003"), ("a1,b[1-2]", "a1"), ("r[1,3]n", "r1n")],
+)
+def test_the_processes_of_a_slurm_step_meet_at_its_first_node(nodes: str, first: str) -> None:
+    at = meeting_point({"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "61234"})
+    assert at == {"MASTER_ADDR": first, "MASTER_PORT": "21234"}
+    assert meeting_point({"MASTER_ADDR": "x", "MASTER_PORT": "1"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "visible", "expected"),
+    [
+        ("auto", "auto", 0, 1),
+        ("auto", "auto", 4, 4),
+        ("cuda", "auto", 2, 2),
+        ("cuda:1", "auto", 2, 1),
+        ("cpu", "auto", 2, 1),
+        ("cpu", 3, 2, 3),
+        ("cuda", 2, 4, 2),
+        ("auto", 3, 2, "runtime.processes is 3, but 2 CUDA devices are visible; set runtime.processes to auto, or "),
+        ("cuda:0", 2, 2, "runtime.processes is 2, but runtime.device 'cuda:0' is one device; set runtime.device to"),
+    ],
+)
+def test_as_many_processes_as_asked_for_or_as_devices(
+    device: str, asked: Any, visible: int, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    runtime = Runtime(device=device, processes=asked, threads=1, workers=0, checkpoint_minutes=5)
+    if isinstance(expected, int):
+        assert process_count(runtime) == expected
+    else:
+        with pytest.raises(UserError) as error:
+            process_count(runtime)
+        assert str(error.value).startswith(expected)
+
+
+def test_what_failed_first_is_told_not_what_followed(capsys: pytest.CaptureFixture[str]) -> None:
+    def failure(rank: int, kind: str | None, at: int, message: str = "", code: int = 1) -> SimpleNamespace:
+        data = {"kind": kind} if kind else {}
+        told = SimpleNamespace(error_file_data=data, timestamp=at, local_rank=rank, message=message, exitcode=code)
+        told.signal_name = lambda: signal.Signals(-code).name
+        return told
+
+    lost = failure(0, "lost", 1, "process 0 of 3 lost the others")
+    assert _reason([lost, failure(1, "mistake", 2, "weights are infinite")], 3) == "weights are infinite"
+    assert _reason([lost, failure(2, None, 3, code=-9)], 3).startswith("process 2 of 3 was killed (SIGKILL), and the")
+    assert _reason([lost, failure(2, None, 3, code=7)], 3).startswith("process 2 of 3 ended with exit code 7, and the")
+    assert _reason([lost], 3) == "process 0 of 3 lost the others"
+    assert _reason([lost, failure(1, "defect", 4, "Traceback: it\n")], 3).startswith("process 1 of 3 failed as told")
+    assert capsys.readouterr().err == "Traceback: it\n"
+
+
+# The stages
+
+
+def run_stage(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A stage as DVC runs it, in the working directory."""
+    return subprocess.run(
+        [sys.executable, f"stages/{arguments[0]}.py", *arguments[1:]],
+        env={name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a project in which all stages have run in one process, as the working directory; two are asked for."""
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project"))
+    change_params(Path(), {"runtime": {"processes": 2, "device": "cpu"}})
+    return Path.cwd()
+
+
+@pytest.mark.parametrize("arguments", [("supernet",), ("search",), ("retrain", "uniform")])
+def test_a_stage_runs_itself_in_several_processes(arguments: tuple[str, ...], done: Path) -> None:
+    """The same files, and what is in them; with the checkpoints of one process, so that they go on from one another."""
+    folder = done / "outputs" / "/".join(arguments)
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    locks = {path.name for path in Path("checkpoints").iterdir()}
+    shutil.rmtree(folder)
+    ended = run_stage(*arguments)
+    assert ended.returncode == 0, ended.stderr
+    after = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after.keys() == before.keys()
+    assert {path.name for path in Path("checkpoints").iterdir()} == locks
+    assert ended.stderr.count("took 0:") == (2 if arguments[0] == "retrain" else 1)  # by the first one, for each seed
+    if arguments == ("search",):
+        assert after[Path("trajectory.json")] == before[Path("trajectory.json")]
+    elif arguments == ("supernet",):
+        figures = [json.loads(files[Path("metrics.json")]) for files in (after, before)]
+        for which, score in figures[1].items():
+            assert figures[0][which] == pytest.approx(score, rel=1e-4)
+
+
+NET = """
+import os, time
+import torch
+from torch import nn
+from autoslim.networks.zoo import mobilenet_v2
+
+class Dying(nn.Module):
+    def forward(self, x):
+        if os.environ.get("RANK") == "1" and len(x) > 4:
+            open("died", "w").write(str(time.time()))
+            os._exit(7)
+        return x
+
+def build(num_classes=10):
+    return nn.Sequential(Dying(), mobilenet_v2(num_classes, 8, [[1, 8, 1, 1], [2, 8, 2, 2]], 16, in_channels=1))
+"""
+
+
+def test_a_process_that_dies_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(start_project(tmp_path / "project"))
+    Path("net.py").write_text(NET)
+    model = {"name": "net.py:build", "kwargs": {}, "leaves": ["0"]}
+    change_params(Path(), {"model": model, "runtime": {"processes": 2, "device": "cpu"}})
+    stage("prepare")
+    ended = run_stage("supernet")
+    lasted = time.time() - float(Path("died").read_text())
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines() == [
+        "error: process 1 of 2 ended with exit code 7, and the others were stopped; run it again to go on from "
+        "the last checkpoint"
+    ]
+    assert lasted < 10
+    assert not (tmp_path / "project/outputs").exists()
+
+
+def test_a_mistake_is_told_once_as_by_one_process(done: Path) -> None:
+    wrong = {"supernet": {"optimiser": {"learning_rate": 1e40}}}
+    change_params(Path(), wrong | {"runtime": {"processes": 2, "device": "cpu"}})
+    ended = run_stage("supernet")
+    change_params(Path(), wrong | {"runtime": {"processes": 1, "device": "cpu"}})
+    alone = mistake("supernet", trains=True)
+    assert ended.returncode == 1
+    assert [line for line in ended.stderr.splitlines() if not line.startswith("supernet: ")] == [f"error: {alone}"]
