@@ -1,9 +1,9 @@
-# make repro: sets up and runs the main job.   make test: sets up and runs all checks and tests.
+# make repro: sets up and runs the main job.   make test: sets up and runs all checks and tests.   make bench: speed.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport VIRTUAL_ENV
 
-.PHONY: setup repro test lint ui exps clean
+.PHONY: setup repro test lint ui exps bench clean
 
 repro: setup
 	dvc repro
@@ -33,6 +33,11 @@ setup: .venv/installed
 # Experiments side by side: budget, MACs and top-1 by method, without a column for each file.
 exps: setup
 	dvc exp show --drop '.*/.*|(data|model|supernet|search|retrain|report|tracking|runtime)[.].*|methods|gain.*_.*'
+
+# Ratios of speed and memory, on the GPU where there is one. benchmarks/search.py, with trained supernets, takes hours.
+bench: setup
+	python benchmarks/speed.py
+	python benchmarks/memory.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

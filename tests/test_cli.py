@@ -87,12 +87,14 @@ def test_help_comes_at_once() -> None:
         start = time.perf_counter()
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         seconds.append(time.perf_counter() - start)
-    for name in ("profile", "check", "trajectory", "compare", "evaluate", "export", "stage"):
+    for name in ("profile", "check", "trajectory", "compare", "evaluate", "export", "estimate", "stage"):
         assert re.search(rf"\b{name}\b", said)
     assert min(seconds) < 2  # about 0.6 s; others may be using the machine
 
 
-@pytest.mark.parametrize("command", ["profile", "check", "trajectory", "compare", "evaluate", "export", "stage"])
+@pytest.mark.parametrize(
+    "command", ["profile", "check", "trajectory", "compare", "evaluate", "export", "estimate", "stage"]
+)
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
     assert f"autoslim {command}" in printed(command, "--help").split("Example", 1)[1]
 

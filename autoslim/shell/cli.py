@@ -8,6 +8,7 @@ import typer
 from autoslim.shell import environment  # noqa: F401  (before torch is imported by anything)
 from autoslim.shell.commands.check import check_cli
 from autoslim.shell.commands.compare import compare_cli
+from autoslim.shell.commands.estimate import estimate_cli
 from autoslim.shell.commands.evaluate import evaluate_cli
 from autoslim.shell.commands.export import export_cli
 from autoslim.shell.commands.profile import profile_cli
@@ -24,6 +25,7 @@ app = typer.Typer(
 for name, command in (
     ("profile", profile_cli),
     ("check", check_cli),
+    ("estimate", estimate_cli),
     ("trajectory", trajectory_cli),
     ("compare", compare_cli),
     ("evaluate", evaluate_cli),

@@ -1,0 +1,177 @@
+"""What a run of the parameters will do, in closed form: passes, images and multiply-adds of every stage.
+
+Only the search is an estimate: how many candidates it scores depends on their scores.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from autoslim.algorithms.allocation import allocate
+from autoslim.engine.chunks import even_chunk
+from autoslim.engine.retraining import EVALUATION_BATCH
+from autoslim.engine.supernet_training import VALIDATION_CHUNK, VALIDATION_IMAGES, subnets_watched
+from autoslim.networks.graph import ChannelGraph, Layer, Segment
+from autoslim.shell.assembly import budget_limit
+from autoslim.shell.params import Params, Training
+from autoslim.vocabulary.channels import Channels
+
+Kind = Literal["supernet", "validation", "search", "retrain", "evaluation"]
+TRAINING: tuple[Kind, ...] = "supernet", "retrain"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Images by split; ``test`` is None where nobody has said."""
+
+    train: int
+    search: int
+    test: int | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Passes of one kind: a step of training, or a look at images of a split.
+
+    ``images`` are those of one pass, ``at_once`` those of them that go through the network together, ``kept`` images
+    that stay on the device besides. ``macs`` are forward and for one image, of all configurations in a pass together.
+    ``configurations`` are what it runs (a supernet's step draws others beside them).
+    """
+
+    name: str
+    kind: Kind
+    passes: int
+    images: int
+    at_once: int
+    kept: int
+    macs: float
+    configurations: tuple[Channels, ...]
+
+    @property
+    def petamacs(self) -> float:
+        """Forward, of all passes. The backward pass of a training step takes about twice that on top."""
+        return self.passes * self.images * self.macs / 1e15
+
+    def hours(self, seconds: float, images: int) -> float:
+        """Of all passes, where one with ``images`` takes ``seconds``: linear in the images."""
+        return self.passes * self.images / images * seconds / 3600
+
+
+def plan(params: Params, graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]], sizes: Sizes) -> list[Work]:
+    """The work of supernet, search, retrain and report (of report only where the test split's size is known)."""
+    return [
+        *_supernet_work(params, graph, levels, sizes),
+        _search_work(params, graph, levels, sizes),
+        *(work for method in params.methods for work in _retrain_work(method, params, graph, levels, sizes)),
+    ]
+
+
+def _supernet_work(
+    params: Params, graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]], sizes: Sizes
+) -> list[Work]:
+    asked = params.supernet
+    steps, batch = training_steps(asked, sizes.train)
+    subnets = subnets_watched(graph, levels)
+    fixed = graph.macs(subnets["widest"]) + graph.macs(subnets["narrowest"])
+    drawn = asked.random_widths * expected_macs(graph, levels)
+    looked_at = min(VALIDATION_IMAGES, sizes.search)
+    chunk = even_chunk(looked_at, VALIDATION_CHUNK)
+    watched = tuple(subnets.values())
+    macs = sum(graph.macs(channels) for channels in watched)
+    looks = asked.epochs + 1  # after each epoch, and at the end
+    return [
+        Work("supernet: training", "supernet", steps, batch, batch, looked_at, fixed + drawn, watched),
+        Work("supernet: validation", "validation", looks, looked_at, chunk, looked_at - chunk, macs, watched),
+    ]
+
+
+def _search_work(params: Params, graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]], sizes: Sizes) -> Work:
+    images = min(params.search.images, sizes.search)
+    chunk = even_chunk(images, params.search.chunk)
+    stop = params.search.stop * graph.cost(graph.default, params.resource)
+    scored, macs, typical = expected_search(graph, levels, params.resource, stop)
+    return Work("search", "search", scored, images, chunk, images - chunk, macs, (typical,))
+
+
+def _retrain_work(
+    method: str, params: Params, graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]], sizes: Sizes
+) -> list[Work]:
+    """For autoslim with the uniform network at the budget, for that one's own is not known yet."""
+    widest = {name: options[0] for name, options in levels.items()}
+    stand_in = "uniform" if method == "autoslim" else method
+    channels = allocate(stand_in, graph, [widest], params.resource, budget_limit(params, graph))
+    asked, seeds, macs = params.retrain, len(params.retrain.seeds), graph.macs(channels)
+    steps, batch = training_steps(asked, sizes.train)
+    work = [Work(f"retrain {method}: training", "retrain", seeds * steps, batch, batch, 0, macs, (channels,))]
+    looks = [(f"retrain {method}: validation", seeds * asked.epochs, sizes.search)]
+    if sizes.test is not None:
+        looks.append((f"report {method}", seeds, sizes.test))
+    for name, passes, images in looks:
+        at_once = min(images, EVALUATION_BATCH)
+        work.append(Work(name, "evaluation", passes, images, at_once, 0, macs, (channels,)))
+    return work
+
+
+def training_steps(training: Training, images: int) -> tuple[int, int]:
+    """Steps of a training on so many images, and the images of each (``engine.data.batches_per_epoch``)."""
+    return training.epochs * max(1, images // training.batch_size), min(images, training.batch_size)
+
+
+def expected_macs(graph: ChannelGraph, levels: Mapping[str, Sequence[int]]) -> float:
+    """The mean multiply-adds of a configuration drawn group by group, each level equally likely: exact.
+
+    A layer's MACs are a product of two sizes, so the first two moments of a group's levels are enough.
+    """
+
+    def mean(segment: Segment) -> float:
+        if segment.group is None:
+            return segment.count
+        return fmean(segment.size({segment.group: level}) for level in levels[segment.group])
+
+    def mean_product(a: Segment, b: Segment) -> float:
+        if a.group is None or a.group != b.group:  # groups are drawn independently
+            return mean(a) * mean(b)
+        sizes = ({a.group: level} for level in levels[a.group])
+        return fmean(a.size(size) * b.size(size) for size in sizes)
+
+    def macs(layer: Layer) -> float:
+        inputs = layer.inputs or (Segment(None, 1),)
+        return layer.factor * sum(mean_product(a, b) for a in inputs for b in layer.outputs)
+
+    return sum(macs(layer) for layer in graph.layers if layer.kind != "avgpool")
+
+
+def expected_search(
+    graph: ChannelGraph, levels: Mapping[str, Sequence[int]], resource: str, stop: float
+) -> tuple[int, float, Channels]:
+    """How many configurations a search scores, their mean MACs, and one on its way of about so many MACs.
+
+    It is an estimate, of a search that slims all groups evenly: the path depends on the scores.
+    """
+    path = even_path(graph, levels, resource, stop)
+    macs = [graph.macs(path[0]), *(graph.macs(c) for passed in path[:-1] for c in candidates(levels, passed).values())]
+    mean = fmean(macs)
+    return len(macs), mean, min(path, key=lambda channels: abs(graph.macs(channels) - mean))
+
+
+def even_path(graph: ChannelGraph, levels: Mapping[str, Sequence[int]], resource: str, stop: float) -> list[Channels]:
+    """The configurations that a search passes which always slims the group that keeps the largest share of its levels.
+
+    To the smallest budget of the paper's families it has as many steps as the authors' lists lie below the widest,
+    within 15 %.
+    """
+    path = [{name: options[0] for name, options in levels.items()}]
+    while graph.cost(path[-1], resource) > stop and (slimmer := candidates(levels, path[-1])):
+
+        def kept(name: str) -> float:
+            return 1 - levels[name].index(path[-1][name]) / len(levels[name])
+
+        path.append(slimmer[max(slimmer, key=kept)])
+    return path
+
+
+def candidates(levels: Mapping[str, Sequence[int]], channels: Channels) -> dict[str, Channels]:
+    """Group -> the configuration with one level less of it, for each group that has one."""
+    lower = {name: levels[name].index(count) + 1 for name, count in channels.items()}
+    return {name: channels | {name: levels[name][at]} for name, at in lower.items() if at < len(levels[name])}

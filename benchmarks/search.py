@@ -1,0 +1,165 @@
+"""The search's ways side by side: time, images evaluated, and what they find, on images that none of them saw.
+
+    python benchmarks/search.py --seeds 0,1,2 --to benchmarks/results/search.json
+
+Trains one supernet a seed from benchmarks/search.yaml (CIFAR-10 in data/raw/cifar10, as the README says) and searches
+it in each way by the stage itself, in one run on one machine. What is found at each budget is scored in the supernet on
+the test split, and compared image by image with what the first way found. Done parts are kept and not run again.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Annotated, Any
+
+import torch
+import typer
+from ruamel.yaml import YAML
+
+from autoslim.algorithms.allocation import from_trajectory
+from autoslim.algorithms.racing import Outcome
+from autoslim.algorithms.slimming import Option, SlimmingStep
+from autoslim.engine.artifacts import load_supernet
+from autoslim.engine.chunks import even_chunk
+from autoslim.engine.data import PreparedData, eval_batches
+from autoslim.engine.laps import search_laps
+from autoslim.engine.runtime import autocast
+from autoslim.engine.trajectory import read_trajectory
+from autoslim.shell.assembly import traced_network
+from autoslim.shell.params import check_params
+from autoslim.vocabulary.budgets import parse_budget
+from autoslim.vocabulary.scores import Score
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+WAYS: dict[str, dict[str, Any]] = {
+    "exhaustive": {"incremental": False, "risk": None, "precision": "fp32"},
+    "incremental": {"incremental": True, "risk": None, "precision": "fp32"},
+    "incremental, bf16": {"incremental": True, "risk": None, "precision": "bf16"},
+    "race": {"incremental": True, "risk": 0.1, "precision": "fp32"},
+    "race, bf16": {"incremental": True, "risk": 0.1, "precision": "bf16"},
+}
+
+
+def main(
+    seeds: Annotated[str, typer.Option(help="Of supernets, separated by commas.")] = "0,1,2",
+    budgets: Annotated[str, typer.Option(help="At which what is found is compared.")] = "150%,125%,100%",
+    ways: Annotated[str, typer.Option(help="Separated by semicolons.")] = ";".join(WAYS),
+    to: Annotated[Path, typer.Option(help="JSON of all figures.")] = HERE / "results" / "search.json",
+    work: Annotated[Path, typer.Option(help="Where supernets and trajectories are kept.")] = ROOT / "outputs" / "bench",
+) -> None:
+    """Runs the benchmark and prints a table."""
+    rows: list[dict[str, Any]] = []
+    for seed in map(int, seeds.split(",")):
+        folder = work / f"seed-{seed}"
+        _stages(folder, {"supernet": {"seed": seed}}, "prepare", "supernet")
+        for way in ways.split(";"):
+            rows.append({"seed": seed, "way": way, **_searched(folder, way, seed)})
+            print(f"seed {seed}: {way}: {rows[-1]['seconds']} s", file=sys.stderr)
+        found = [row for row in rows if row["seed"] == seed]
+        _compare(folder, found, budgets.split(","))
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(json.dumps({"machine": _machine(), "command": " ".join(sys.argv), "rows": rows}, indent=1) + "\n")
+    _print(rows, budgets.split(","))
+
+
+def _stages(folder: Path, changes: dict[str, dict[str, Any]], *stages: str) -> None:
+    """Runs stages whose outputs are not there yet, with the parameters changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    params = YAML(typ="safe").load((HERE / "search.yaml").read_text())
+    for section, values in changes.items():
+        params[section] |= values
+    with (folder / "params.yaml").open("w") as file:
+        YAML(typ="safe").dump(params, file)
+    results = {"prepare": "data/prepared/data.json", "supernet": "outputs/supernet/metrics.json"}
+    for stage in stages:
+        if stage not in results or not (folder / results[stage]).exists():
+            subprocess.run([sys.executable, str(ROOT / "stages" / f"{stage}.py")], cwd=folder, check=True)
+
+
+def _searched(folder: Path, way: str, seed: int) -> dict[str, Any]:
+    """The search's metrics and trajectory; run now where they are not kept from before."""
+    kept = folder / f"{way.replace(', ', '-')}.json"
+    if not kept.exists():
+        _stages(folder, {"supernet": {"seed": seed}, "search": WAYS[way]}, "search")
+        metrics = json.loads((folder / "outputs/search/metrics.json").read_text())
+        trajectory = read_trajectory(folder / "outputs/search/trajectory.json")
+        kept.write_text(json.dumps({**metrics, "trajectory": trajectory}))
+    values: dict[str, Any] = json.loads(kept.read_text())
+    return values
+
+
+def _compare(folder: Path, rows: list[dict[str, Any]], budgets: list[str]) -> None:
+    """Adds what was found at each budget: top-1 on fresh images, and its difference from the first way's, in points."""
+    params = check_params(YAML(typ="safe").load((folder / "params.yaml").read_text()), "params.yaml")
+    data = PreparedData.open(folder / "data/prepared", relative_to=ROOT)
+    network, graph = traced_network(params.model, data.info)
+    supernet, _ = load_supernet(folder / "outputs/supernet", network, graph)
+    supernet.to(memory_format=torch.channels_last)
+    device = torch.device("cpu")
+    size = even_chunk(data.info.counts["test"], params.search.chunk)
+    chunks = list(eval_batches(data, "test", batch_size=size, device=device, shuffled_by=0))
+    laps = search_laps(supernet, chunks, autocast(device, "fp32"), incremental=False, say=print)
+
+    def fresh(channels: dict[str, int]) -> Outcome:
+        name = next(iter(channels))
+        step = SlimmingStep(None, channels, 0, Score(0, 0))
+        outcomes = [lap(step, {name: Option(channels[name], 0)}, [name])[name] for lap in laps]
+        return Outcome(torch.cat([o.wrong for o in outcomes]), torch.cat([o.nats for o in outcomes]))
+
+    for budget in budgets:
+        limit = parse_budget(budget).absolute(graph.macs())
+        first: Outcome | None = None
+        for row in rows:
+            configurations = [step["channels"] for step in row["trajectory"]["steps"]]
+            channels = from_trajectory(configurations, graph.macs, limit)
+            outcome = fresh(channels)
+            first = first or outcome
+            difference = 100 * (first.wrong - outcome.wrong)
+            row.setdefault("fresh", {})[budget] = {
+                "macs": graph.macs(channels),
+                "top1": 100 * (1 - float(outcome.wrong.mean())),
+                "gain": float(difference.mean()),
+                "gain_se": float(difference.std()) / len(difference) ** 0.5,
+                "channels": channels,
+            }
+    for row in rows:
+        steps = row.pop("trajectory")["steps"]
+        row["slimmed"] = [step["slimmed"] for step in steps[1:]]
+        row["search_top1"] = [100 * (1 - step["error"]) for step in steps]
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": 1,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _print(rows: list[dict[str, Any]], budgets: list[str]) -> None:
+    ways = list(dict.fromkeys(row["way"] for row in rows))
+    slowest = {row["seed"]: row["seconds"] for row in rows if row["way"] == ways[0]}
+    print(
+        f"| way | seconds | times faster | images evaluated | {' | '.join(f'gain at {b} (points)' for b in budgets)} |"
+    )
+    print("|---|---:|---:|---:|" + "---:|" * len(budgets))
+    for way in ways:
+        own = [row for row in rows if row["way"] == way]
+        speed = [slowest[row["seed"]] / row["seconds"] for row in own]
+        cells = [_spread([row["seconds"] for row in own], ".0f"), _spread(speed, ".1f")]
+        cells.append(_spread([row["images_evaluated"] / 1e6 for row in own], ".2f") + " M")
+        cells += [_spread([row["fresh"][budget]["gain"] for row in own], "+.2f") for budget in budgets]
+        print(f"| {way} | {' | '.join(cells)} |")
+
+
+def _spread(values: list[float], form: str) -> str:
+    return f"{fmean(values):{form}}" + (f" ± {stdev(values):{form.lstrip('+')}}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,296 @@
+"""``autoslim estimate``: its arithmetic against enumeration, the trainings' own plans and the authors' lists."""
+
+import itertools
+import json
+import re
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from closure import ROOT
+from PIL import Image
+from small_data import SPAN, machine, prepared_digits, small_network
+from small_project import change_params, finished_project, stage, start_project
+from test_cli import facts, printed, refused, table
+from tiny import merged, tiny_params
+from torch import nn
+
+from autoslim import trace
+from autoslim.networks.building import build_network
+from autoslim.networks.copying import on_meta
+from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.released import FAMILIES, released, released_lists
+from autoslim.shell import assembly, rehearsing
+from autoslim.shell.estimating import Sizes, Work, even_path, expected_macs, expected_search, plan
+from autoslim.shell.params import Params, check_params, load_params
+from autoslim.shell.rehearsing import Rehearsal
+
+IMAGENET = Sizes(train=1_281_167 - 50_000, search=50_000, test=50_000)
+
+
+def preset(family: str) -> tuple[Params, ChannelGraph, dict[str, tuple[int, ...]]]:
+    params = load_params(ROOT / f"presets/imagenet-{family}.yaml")
+    graph = trace(on_meta(build_network(FAMILIES[family], {}, 1000)), torch.empty(1, 3, 224, 224))
+    return params, graph, assembly.span(params.supernet).grid(graph)
+
+
+@pytest.fixture
+def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project in which all stages have run, as the working directory. Tests change nothing in it."""
+    folder = finished_project(tmp_path_factory.getbasetemp())
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+# In closed form
+
+
+def test_mean_macs_of_a_random_configuration_are_those_of_all_configurations() -> None:
+    graph = small_network()[1]
+    levels = {name: options[:2] + options[-1:] for name, options in SPAN.grid(graph).items()}
+    every = [dict(zip(levels, choice, strict=True)) for choice in itertools.product(*levels.values())]
+    assert len(every) == 3**5
+    assert expected_macs(graph, levels) == pytest.approx(fmean(map(graph.macs, every)), rel=1e-12)
+
+
+def test_mean_macs_of_a_layer_with_one_group_on_both_sides() -> None:
+    """The mean of squares, not the square of the mean; a concatenation has both kinds of products."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.again = (nn.Conv2d(channels, 8, 3, padding=1) for channels in (3, 8))
+            self.other, self.head = nn.Conv2d(3, 6, 1), nn.Linear(14, 4)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            maps = self.again(self.again(self.stem(images)))
+            out: torch.Tensor = self.head(torch.cat([maps, self.other(images)], 1).mean((2, 3)))
+            return out
+
+    graph = trace(Twice(), torch.empty(1, 3, 4, 4))
+    assert set(graph.groups) == {"stem", "other"}
+    levels = {"stem": (8, 5, 1), "other": (6, 2)}
+    stem, squares, other = fmean((8, 5, 1)), fmean((64, 25, 1)), fmean((6, 2))
+    by_hand = 16 * 9 * (3 * stem + 2 * squares) + 16 * 3 * other + 4 * (stem + other)
+    assert expected_macs(graph, levels) == pytest.approx(by_hand, rel=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", [7, 32, 64, 160, 161, 1000])
+def test_steps_are_those_of_the_trainings_own_plan(tmp_path: Path, batch_size: int) -> None:
+    """160 training images: batches that divide them, that do not, and one that is larger than the split."""
+    data = prepared_digits(tmp_path / "prepared")
+    sections = {name: {"batch_size": batch_size, "epochs": 3} for name in ("supernet", "retrain")}
+    params = check_params(merged(tiny_params(sections), {"retrain": {"seeds": [0, 1, 5]}}), "test")
+    _, graph = assembly.traced_network(params.model, data.info)
+    counts = data.info.counts
+    works = plan(params, graph, assembly.span(params.supernet).grid(graph), Sizes(counts["train"], counts["search"], 1))
+    for name, seeds in (("supernet: training", 1), ("retrain uniform: training", 3), ("retrain autoslim: training", 3)):
+        training = params.supernet if seeds == 1 else params.retrain
+        recipe = assembly.recipe(training)
+        images, _ = next(recipe.batches(data, 0, machine())(0, 0))
+        work = next(work for work in works if work.name == name)
+        assert work.passes == seeds * recipe.plan(data, machine()).steps
+        assert work.images == len(images)
+
+
+def test_the_mobilenet_v2_preset_by_hand() -> None:
+    params, graph, levels = preset("mobilenet_v2")
+    works = {work.name: work for work in plan(params, graph, levels, IMAGENET)}
+    widest, narrowest = ({name: options[end] for name, options in levels.items()} for end in (0, -1))
+    supernet = works["supernet: training"]
+    assert (supernet.passes, supernet.images) == (50 * 1202, 1024)  # 1,231,167 // 1024, the last batch dropped
+    assert supernet.macs == graph.macs(widest) + graph.macs(narrowest) + 2 * expected_macs(graph, levels)
+    assert supernet.petamacs == pytest.approx(50 * 1202 * 1024 * supernet.macs / 1e15, rel=1e-12)
+    validation = works["supernet: validation"]
+    assert (validation.passes, validation.images, validation.at_once) == (51, 2048, 256)
+    assert validation.macs == graph.macs(widest) + graph.macs(narrowest) + graph.macs()
+    assert (works["search"].images, works["search"].at_once) == (2048, 256)
+    assert graph.macs(narrowest) < works["search"].macs < graph.macs(widest)
+    for method in ("uniform", "autoslim"):
+        retrain, look, report = (
+            works[n] for n in (f"retrain {method}: training", f"retrain {method}: validation", f"report {method}")
+        )
+        assert (retrain.passes, retrain.images) == (300 * 601, 2048)
+        assert (look.passes, look.images) == (300, 50_000)
+        assert (report.passes, report.images) == (1, 50_000)
+        assert 0.99 * 305e6 < retrain.macs <= 305e6
+        assert retrain.macs == look.macs == report.macs == graph.macs(retrain.configurations[0])
+    assert len(works) == 9
+
+
+def test_hours_are_linear_in_the_images() -> None:
+    work = Work("search", "search", passes=3600, images=2048, at_once=256, kept=0, macs=1.0, configurations=())
+    assert work.hours(seconds=0.5, images=256) == 4.0
+    assert work.hours(seconds=0.5, images=2048) == 0.5
+
+
+@pytest.mark.parametrize("family", ["mobilenet_v1", "mobilenet_v2", "mnasnet", "resnet50"])
+def test_an_even_search_is_about_as_long_as_the_authors(family: str) -> None:
+    """Steps from the widest to their smallest budget: within 15 % of what their lists say (paper section 1.4)."""
+    _, graph, levels = preset(family)
+    lists = [released(name).channels(graph) for name in released_lists() if released(name).family == family]
+    smallest = min(lists, key=graph.macs)
+    theirs = sum(levels[name].index(count) for name, count in smallest.items())
+    ours = len(even_path(graph, levels, "macs", graph.macs(smallest))) - 1
+    assert ours == pytest.approx(theirs, rel=0.15)
+
+
+def test_an_even_search_slims_in_turn_and_counts_its_candidates() -> None:
+    """Two groups of three and five levels, to the bottom: each step's candidates, and the widest one."""
+    graph = trace(nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)), torch.empty(1, 1, 2, 2))
+    levels = dict(zip(graph.groups, [(8, 6, 4), (8, 7, 6, 5, 4)], strict=True))
+    path = [tuple(channels.values()) for channels in even_path(graph, levels, "macs", 0)]
+    assert path == [(8, 8), (6, 8), (6, 7), (6, 6), (4, 6), (4, 5), (4, 4)]
+    scored, mean, typical = expected_search(graph, levels, "macs", 0)
+    assert scored == 1 + 2 + 2 + 2 + 2 + 1 + 1
+    tried = [(8, 8), (6, 8), (8, 7), (4, 8), (6, 7), (4, 7), (6, 6), (4, 6), (6, 5), (4, 5), (4, 4)]
+    assert mean == fmean(4 * (a + a * b + 2 * b) for a, b in tried)
+    assert tuple(typical.values()) in path
+    assert len(even_path(graph, levels, "macs", 4 * (6 + 6 * 7 + 2 * 7))) == 3  # at most the cost asked for
+
+
+# Memory
+
+
+class Small(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 6, 3), nn.Linear(6, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.head(self.stem(images).relu().mean((2, 3)))
+        return out
+
+
+def small_rehearsal(**changes: Any) -> tuple[Rehearsal, Work]:
+    params = check_params(tiny_params(changes), "test")
+    network = Small(10)
+    graph = trace(network, torch.empty(1, 1, 8, 8))
+    rehearsal = Rehearsal(params, network, graph, SPAN.grid(graph), 10, machine())
+    return rehearsal, Work("retrain", "retrain", 1, 64, 64, 0, 1.0, (graph.default,))
+
+
+@pytest.mark.parametrize("images", [5, 64])
+def test_least_memory_by_hand(images: int) -> None:
+    """Three times the weights; then images, what relu gives, the linear layer's input, log-probabilities, labels."""
+    rehearsal, work = small_rehearsal()
+    weights = 6 * 9 + 6 + 6 * 10 + 10
+    each = 4 * (8 * 8 + 6 * 6 * 6 + 6 + 10) + 8
+    least = rehearsal.least_bytes(work, images)
+    assert 0 <= least - 4 * 3 * weights - images * each <= 64  # the loss keeps a scalar or two
+
+
+def test_what_cannot_fit_is_told_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsal, work = small_rehearsal()
+    monkeypatch.setattr(rehearsing, "device_bytes", lambda device: 50e3)
+    with pytest.raises(rehearsing.UserError, match=r"retrain with 64 images at once needs 7\d\.\dkB at least, of 50kB"):
+        rehearsal.measure(work, 64, 0)
+    assert rehearsal.measure(work, 16, 0).seconds > 0
+
+
+@pytest.mark.parametrize("kind", ["supernet", "retrain"])
+def test_rehearsed_steps_leave_the_weights_alone(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a large learning rate on noise would make numbers that take other times than a training's."""
+    rehearsal, work = small_rehearsal()
+    stepped: list[bool] = []
+    original = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, *args: Any) -> Any:
+        before = [p.clone() for group in self.param_groups for p in group["params"]]
+        grown = any(p.grad is not None and bool(p.grad.any()) for group in self.param_groups for p in group["params"])
+        result = original(self, *args)
+        after = [p for group in self.param_groups for p in group["params"]]
+        stepped.append(grown and all(map(torch.equal, before, after)))
+        return result
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    rehearsal.measure(Work(kind, kind, 1, 8, 8, 0, 1.0, work.configurations), 8, 0)
+    assert stepped == [True, True]
+
+
+# The command
+
+
+def test_table_of_a_project(project: Path) -> None:
+    text = printed("estimate", "--seconds", "0")
+    rows = {row["work"]: row for row in table(text, "work")}
+    assert list(rows) == [
+        "supernet: training",
+        "supernet: validation",
+        "search",
+        "retrain uniform: training",
+        "retrain uniform: validation",
+        "report uniform",
+        "retrain autoslim: training",
+        "retrain autoslim: validation",
+        "report autoslim",
+        "(all)",
+    ]
+    assert (rows["supernet: training"]["passes"], rows["supernet: training"]["images each"]) == ("1", "64")
+    assert (rows["retrain uniform: training"]["passes"], rows["report uniform"]["images each"]) == ("2", "50")
+    done = json.loads((project / "outputs/search/metrics.json").read_text())
+    guessed = int(rows["search"]["passes"].removeprefix("~"))
+    assert guessed == pytest.approx(done["evaluations"], rel=0.35)
+    whole = rows.pop("(all)")  # its empty cells are skipped
+    for column, place in (("hours", "passes"), ("petaMACs", "images each")):
+        parts = sum(float(row[column].removeprefix("~")) for row in rows.values())
+        assert float(whole[place]) == pytest.approx(parts, rel=0.02)
+    assert rows["supernet: training"]["memory"].startswith("> ")
+    assert facts(text)["measured"] == "at full size"
+
+
+def test_smaller_batches_are_told_and_scaled(project: Path) -> None:
+    text = printed("estimate", "--seconds", "0", "--batch", "4")
+    assert facts(text)["measured"] == "with at most 4 images at once, and scaled linearly"
+    assert next(row for row in table(text, "work") if row["work"] == "supernet: training")["images each"] == "64"
+
+
+def test_sizes_can_be_given_where_there_are_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = start_project(tmp_path / "project", {"data": {"image_size": 8, "channels": 1, "train_images": None}})
+    monkeypatch.chdir(folder)
+    said = refused("estimate")
+    assert said.startswith("how many images and classes digits has is not known; run `dvc repro prepare`, or give --im")
+    text = printed("estimate", "--images", "1000", "--classes", "10", "--seconds", "0")
+    rows = {row["work"]: row for row in table(text, "work")}
+    assert rows["supernet: training"]["passes"] == str((1000 - 32) // 64)
+    assert not [name for name in rows if name.startswith("report")]  # nobody said how many test images there are
+    assert facts(text)["images"] == "1x8x8, 10 classes; 968 train, 32 search"
+    assert list(Path("data").glob("*")) == []
+
+    assert refused("estimate", "--images", "32", "--classes", "10") == (
+        "--images 32 leaves nothing to train on beside data.search_images 32; raise --images or lower "
+        "data.search_images"
+    )
+    change_params(folder, {"data": {"channels": 1}})
+    assert refused("estimate", "--images", "1000", "--classes", "10") == (
+        "data.image_size is None and data.channels 1: as the source has them, which only prepared data tell; set both, "
+        "or run `dvc repro prepare`"
+    )
+
+
+def test_a_budget_out_of_reach_is_told_at_once(project: Path, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text((project / "params.yaml").read_text().replace("budget: 50%", "budget: 1G"))
+    assert "budget 1G is above the widest subnet" in refused("estimate", str(path))
+
+
+def test_loading_is_measured_where_images_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    for part, name, number in itertools.product(("train", "val"), ("a", "b"), range(40)):
+        path = tmp_path / "images" / part / name / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (12, 10), np.uint8)).save(path)
+    source = {"source": f"folder:{tmp_path / 'images'}", "image_size": 8, "storage": "files", "train_images": None}
+    monkeypatch.chdir(start_project(tmp_path / "project", {"data": source | {"test_images": None}}))
+    stage("prepare")
+    said = facts(printed("estimate", "--seconds", "0"))["loading"]
+    rate = re.fullmatch(
+        r"([\d.e+]+) images a second by 0 workers; the supernet trains on ([\d.e+]+) a second: (.*)", said
+    )
+    assert rate
+    slow = float(rate[1]) < float(rate[2])
+    assert rate[3] == ("loading sets the pace, and the hours are too few" if slow else "loading keeps up")
