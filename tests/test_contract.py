@@ -19,8 +19,6 @@ from autoslim import Supernet, resize
 WIDTH = 0.25
 SIDES = {"alexnet": 63, "inception_v3": 75, "inception_v4": 75, "legacy_xception": 71}
 """Of the smallest images; 32 for all others."""
-NOT_WIDER = ("timm:ghostnet_100",)
-"""Its code takes as many leading channels as it had: with fewer it takes all, with more not."""
 STANDARDISED = ("timm:eca_nfnet_l0",)
 """It standardises its weights at each call; a sum over a view goes another way than one over a copy."""
 
@@ -32,24 +30,21 @@ def sample(request: pytest.FixtureRequest) -> Specimen:
     return Specimen(request.param, network, graph, SIDES.get(request.param.partition(":")[2], 32))
 
 
-def narrow(sample: Specimen, seed: int, low: float) -> dict[str, int]:
-    """At random up to WIDTH, but two units at least: a weight of one channel looks like a vector."""
-    groups = sample.graph.groups
-    channels = random_channels(sample.graph, seed, low, WIDTH)
-    return {name: max(count, 2 * groups[name].unit) for name, count in channels.items()}
-
-
 @pytest.fixture(scope="module")
 def supernet(sample: Specimen) -> Supernet:
-    network = sample.real(narrow(sample, 0, WIDTH))
+    network = sample.real(random_channels(sample.graph, 0, WIDTH, WIDTH))
     for name, _ in network.named_buffers():
         assert name.endswith(("running_mean", "running_var", "num_batches_tracked")), f"{name} holds anything"
     return Supernet(network, sample.graph).eval()
 
 
 def test_costs_equal_an_independent_count(sample: Specimen) -> None:
-    highest = 1.0 if sample.name in NOT_WIDER else 1.5
-    for channels in (sample.graph.default, random_channels(sample.graph, 1, 0.1, highest)):
+    groups, capped = sample.graph.groups, sample.graph.capped
+    drawn = random_channels(sample.graph, 1, 0.1, 1.5)
+    for channels in (
+        sample.graph.default,
+        {name: min(count, groups[name].size) if name in capped else count for name, count in drawn.items()},
+    ):
         network = resize(sample.network, sample.graph, channels)
         assert sample.graph.macs(channels) == counted(network, sample.graph.input_shape)
         assert sample.graph.params(channels) == sum(parameter.numel() for parameter in network.parameters())
@@ -58,7 +53,7 @@ def test_costs_equal_an_independent_count(sample: Specimen) -> None:
 @torch.no_grad()
 def test_a_network_cut_out_computes_what_the_supernet_does(sample: Specimen, supernet: Supernet) -> None:
     images = sample.images(2)
-    channels = narrow(sample, 2, 0.05)
+    channels = random_channels(sample.graph, 2, 0.05, WIDTH)
     cut = batch_statistics(supernet.extract(channels))
     supernet.select(channels)
     if sample.name in STANDARDISED:
@@ -74,7 +69,7 @@ def test_a_network_that_grows_computes_what_it_did(sample: Specimen, supernet: S
 
     This sees what the last test cannot: channels that are held in another order than they are made in.
     """
-    cut = supernet.extract(narrow(sample, 2, 0.05)).double().eval()
+    cut = supernet.extract(random_channels(sample.graph, 2, 0.05, WIDTH)).double().eval()
     if any(_mixes_channels(module) for module in cut.modules()):
         pytest.skip("more channels change what it computes: it normalises over them, or slides along them")
     grown = resize(cut, sample.graph, supernet.widest)

@@ -90,6 +90,16 @@ def test_leading_channels_keep_their_weights_and_new_ones_are_neutral() -> None:
     assert present_channels(resize(network, sample.graph, channels), sample.graph) == channels
 
 
+def test_new_channels_beside_a_single_one_are_neutral_too() -> None:
+    """A weight with one output has as many numbers as inputs, and is no vector of them."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1), nn.Conv2d(4, 5, 1))
+    graph = trace(network, torch.zeros(1, 3, 4, 4))
+    narrow = resize(network, graph, {"0": 3, "1": 1, "2": 3})
+    images = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    wide = resize(narrow, graph, {"0": 4, "1": 1, "2": 4})
+    torch.testing.assert_close(wide(images), narrow(images))
+
+
 def test_concatenated_channels_move_even_where_their_sum_stays() -> None:
     """One group gives what the other takes: the tensor that reads both keeps its shape, not its order."""
 

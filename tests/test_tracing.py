@@ -663,6 +663,29 @@ def test_what_must_keep_its_size_is_named_with_the_reason(case: str) -> None:
     survives(network, graph, widest=1.0)
 
 
+class CutOff(Body):
+    """As many leading channels as there were: with fewer all of them, with more not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Sequential(conv(16, 12), conv(12, 16))
+
+    def between(self, maps: Tensor) -> Tensor:
+        out: Tensor = self.again(maps[:, :16])
+        return out
+
+
+def test_what_can_be_slimmed_but_not_widened() -> None:
+    network = CutOff()
+    graph = trace(network, EXAMPLE)
+    assert graph.groups.keys() == {"stem", "again.0", "again.1"}
+    assert graph.capped.keys() == {"stem"}
+    survives(network, graph, widest=1.0)
+    assert resize(network, graph, graph.default | {"again.0": 20})(EXAMPLE).shape == (1, 4)
+    with pytest.raises(UserError, match=r"channels of group stem are 24, and it can have 16 at most: .*; keep"):
+        resize(network, graph, graph.scaled(1.5))
+
+
 def test_leaves_keep_what_passes_through_them() -> None:
     network = Body(nn.Sequential(conv(16, 16), nn.ReLU(), conv(16, 16)))
     assert trace(network, EXAMPLE).groups.keys() == {"stem", "middle.0", "middle.2"}

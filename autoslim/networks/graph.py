@@ -88,6 +88,7 @@ class ChannelGraph:
 
     ``tensors`` holds, for each parameter and buffer with an axis that depends on a group, all its axes; ``attributes``
     the modules' integers that follow; ``fixed`` names each layer whose channels cannot be slimmed, with the reason.
+    ``capped`` names each group that can be slimmed but not widened, with the reason.
     """
 
     groups: dict[str, ChannelGroup]
@@ -100,6 +101,7 @@ class ChannelGraph:
     leaves: frozenset[str]  # modules that tracing did not look into
     other_params: int  # parameters in tensors that no group touches
     parameter_names: frozenset[str] = field(repr=False)  # the trainable ones among `tensors`
+    capped: dict[str, str] = field(default_factory=dict)
 
     @property
     def default(self) -> Channels:
@@ -153,6 +155,11 @@ class ChannelGraph:
                 f"it has {len(self.groups)} groups (see `autoslim profile`)"
             )
         for name, count in channels.items():
-            unit = self.groups[name].unit
+            size, unit = self.groups[name].size, self.groups[name].unit
+            if name in self.capped and count > size:
+                raise UserError(
+                    f"channels of group {name} are {count}, and it can have {size} at most: {self.capped[name]}; "
+                    "keep supernet.width at 1.0"
+                )
             if count < unit or count % unit:
                 raise UserError(f"channels of group {name} are {count}; they must be a positive multiple of {unit}")

@@ -95,7 +95,10 @@ def _resized(tensor: Tensor, axes: tuple[Axis, ...], present: Mapping[str, int],
             continue
         shape = [*tensor.shape]
         shape[dimension] = axis_size(axis, channels)
-        fill = tensor.mean() if tensor.numel() == tensor.shape[dimension] else torch.zeros(())
+        others = (segment for other in axes[:dimension] + axes[dimension + 1 :] for segment in other)
+        vector = tensor.numel() == tensor.shape[dimension] and not any(segment.group for segment in others)
+        grows = any(segment.size(channels) > segment.size(present) for segment in axis)
+        fill = tensor.mean() if vector and grows else torch.zeros(())
         target = fill.to(tensor).expand(shape).clone(memory_format=torch.contiguous_format)
         for start, to, length in kept(axis, present, channels):
             target.narrow(dimension, to, length).copy_(tensor.narrow(dimension, start, length))

@@ -1,7 +1,7 @@
 """Tries a channel graph on the network itself: sizes that are written as numbers in its code show only then."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def tried_graph(prototype: nn.Module, record: Record, input_shape: tuple[int, ..
         trial = _Trial(prototype, graph, runs)
         culprits = next(filter(None, map(trial.culprits, SLIMMED_EIGHTHS)), None)
         if culprits is None:
-            return graph
+            return replace(graph, capped=trial.capped())
         for name, reason in culprits.items():
             for member in graph.groups[name].members:
                 record.labels.fix(record.labels.sources[member], f"its size is written in the network's code: {reason}")
@@ -61,29 +61,40 @@ class _Trial:
 
     def culprits(self, eighths: Sequence[int]) -> dict[str, str]:
         """Groups that cannot have these eighths of their channels (given in turn), and what goes wrong."""
-        slimmed = {}
+        return self._culprits(self._of(eighths))
+
+    def capped(self) -> dict[str, str]:
+        """Groups that cannot have more channels, all others having more, and what goes wrong."""
+        wider = self._of((12,))
+        capped: dict[str, str] = {}
+        while found := self._culprits({name: count for name, count in wider.items() if name not in capped}):
+            capped |= {name: f"its size is written in the network's code: {reason}" for name, reason in found.items()}
+        return capped
+
+    def _of(self, eighths: Sequence[int]) -> Channels:
+        channels = {}
         for index, group in enumerate(self.graph.groups.values()):
             units = group.size // group.unit
-            slimmed[group.name] = max(1, units * eighths[index % len(eighths)] // 8) * group.unit
-        return self._culprits(slimmed)
+            channels[group.name] = max(1, units * eighths[index % len(eighths)] // 8) * group.unit
+        return channels
 
-    def _culprits(self, slimmed: Channels) -> dict[str, str]:
-        """Those of the slimmed groups that fail even with others at their size, by bisection."""
-        failure = self._failure(slimmed)
+    def _culprits(self, resized: Channels) -> dict[str, str]:
+        """Those of the resized groups that fail even with others at their size, by bisection."""
+        failure = self._failure(resized)
         if failure is None:
             return {}
-        names = list(slimmed)
+        names = list(resized)
         if len(names) == 1:
             return {names[0]: failure}
         halves = names[: len(names) // 2], names[len(names) // 2 :]
         found: dict[str, str] = {}
         for half in halves:
-            found |= self._culprits({name: slimmed[name] for name in half})
+            found |= self._culprits({name: resized[name] for name in half})
         return found or {names[0]: failure}  # they only fail together
 
-    def _failure(self, slimmed: Channels) -> str | None:
-        """What goes wrong when the network is run with some groups slimmed, or None."""
-        channels = self.graph.default | slimmed
+    def _failure(self, resized: Channels) -> str | None:
+        """What goes wrong when the network is run with some groups resized, or None."""
+        channels = self.graph.default | resized
         if channels == self.graph.default:
             return None
         try:
