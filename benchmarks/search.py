@@ -4,7 +4,8 @@
 
 Trains one supernet a seed from benchmarks/search.yaml (CIFAR-10 in data/raw/cifar10, as the README says) and searches
 it in each way by the stage itself, in one run on one machine. What is found at each budget is scored in the supernet on
-the test split, and compared image by image with what the first way found. Done parts are kept and not run again.
+the test split, and compared image by image with what the first way found. Done parts are kept, and not run again while
+code and parameters stay.
 """
 
 import json
@@ -23,6 +24,7 @@ from autoslim.algorithms.allocation import from_trajectory
 from autoslim.algorithms.racing import Outcome
 from autoslim.algorithms.slimming import Option, SlimmingStep
 from autoslim.engine.artifacts import load_supernet
+from autoslim.engine.checkpoints import file_digest, run_key
 from autoslim.engine.chunks import even_chunk
 from autoslim.engine.data import PreparedData, eval_batches
 from autoslim.engine.laps import search_laps
@@ -54,7 +56,7 @@ def main(
     """Runs the benchmark and prints a table."""
     rows: list[dict[str, Any]] = []
     for seed in map(int, seeds.split(",")):
-        folder = work / f"seed-{seed}"
+        folder = work / f"seed-{seed}-{file_digest(HERE / 'search.yaml')[:8]}"
         _stages(folder, {"supernet": {"seed": seed}}, "prepare", "supernet")
         for way in ways.split(";"):
             rows.append({"seed": seed, "way": way, **_searched(folder, way, seed)})
@@ -82,7 +84,10 @@ def _stages(folder: Path, changes: dict[str, dict[str, Any]], *stages: str) -> N
 
 def _searched(folder: Path, way: str, seed: int) -> dict[str, Any]:
     """The search's metrics and trajectory; run now where they are not kept from before."""
-    kept = folder / f"{way.replace(', ', '-')}.json"
+    layers = ("networks", "algorithms", "engine")
+    code = [path for layer in layers for path in sorted((ROOT / "autoslim" / layer).rglob("*.py"))]
+    key = run_key(way=WAYS[way], params=file_digest(HERE / "search.yaml"), code=file_digest(*code))
+    kept = folder / f"{way.replace(', ', '-')}-{key}.json"
     if not kept.exists():
         _stages(folder, {"supernet": {"seed": seed}, "search": WAYS[way]}, "search")
         metrics = json.loads((folder / "outputs/search/metrics.json").read_text())
