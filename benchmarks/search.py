@@ -41,8 +41,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "exhaustive": {"incremental": False, "risk": None, "precision": "fp32"},
     "incremental": {"incremental": True, "risk": None, "precision": "fp32"},
     "incremental, bf16": {"incremental": True, "risk": None, "precision": "bf16"},
-    "race": {"incremental": True, "risk": 0.1, "precision": "fp32"},
-    "race, bf16": {"incremental": True, "risk": 0.1, "precision": "bf16"},
+    "race": {"incremental": True, "risk": 0.01, "precision": "fp32"},
+    "race, bf16": {"incremental": True, "risk": 0.01, "precision": "bf16"},
+    "risky race, bf16": {"incremental": True, "risk": 0.1, "precision": "bf16"},
 }
 
 
