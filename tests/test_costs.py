@@ -180,7 +180,7 @@ def test_cost_by_resource() -> None:
     graph = specimen("resnet18").graph
     assert graph.cost(graph.default, "macs") == graph.macs()
     assert graph.cost(graph.default, "params") == graph.params() == 11_689_512
-    with pytest.raises(UserError, match="resource 'latency' has no closed form here; use macs or params"):
+    with pytest.raises(UserError, match="resource 'latency' has no closed form here; use macs, params or memory"):
         graph.cost(graph.default, "latency")
 
 

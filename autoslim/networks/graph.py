@@ -1,8 +1,12 @@
 """What a trace knows of a network: its channel groups and how every tensor and every cost follows from their sizes."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
 
 from autoslim.vocabulary.channels import ChannelGroup, Channels, scaled
 from autoslim.vocabulary.errors import UserError
@@ -76,6 +80,35 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Operation:
+    """One operation of the traced graph, in evaluation mode on one image.
+
+    ``shape`` is its output's in the network as traced, None where that is not one tensor (a tuple, a number); ``parts``
+    are then the tensors that it holds, if any. ``axis`` is the dimension along which its channels lie, and that axis,
+    where they depend on a group; of channels that a shuffle put out of order it has the right number only. ``storage``
+    names the operation (or part of one) in whose memory the output lies: itself, or the first one whose memory it views
+    or writes over in place; it is empty for what is no activation (parameters, numbers).
+    """
+
+    name: str  # of the torch.fx node
+    reads: tuple[str, ...]  # the operations whose outputs it reads
+    shape: tuple[int, ...] | None
+    axis: tuple[int, Axis] | None
+    storage: str
+    bytes: int  # an element
+    parts: tuple["Operation", ...] = ()
+
+    def elements(self, channels: Mapping[str, int]) -> int:
+        """Of its output; 0 where that is not one tensor."""
+        if self.shape is None:
+            return 0
+        if self.axis is None:
+            return math.prod(self.shape)
+        dimension, axis = self.axis
+        return math.prod(self.shape[:dimension]) * axis_size(axis, channels) * math.prod(self.shape[dimension + 1 :])
+
+
+@dataclass(frozen=True)
 class ChannelGraph:
     """A network's channel groups, and its costs in closed form.
 
@@ -84,7 +117,7 @@ class ChannelGraph:
     of its input, as the authors count (paper section 3.4).
 
     ``activations`` holds, for each operation of the traced graph whose output has channels of a group, the dimension
-    that they lie along and that axis.
+    that they lie along and that axis. ``operations`` are all operations in evaluation mode, in order.
 
     ``tensors`` holds, for each parameter and buffer with an axis that depends on a group, all its axes; ``attributes``
     the modules' integers that follow; ``fixed`` names each layer whose channels cannot be slimmed, with the reason.
@@ -99,7 +132,10 @@ class ChannelGraph:
     activations: dict[str, tuple[int, Axis]]
     input_shape: tuple[int, ...]  # (C, H, W)
     leaves: frozenset[str]  # modules that tracing did not look into
+    operations: tuple[Operation, ...] = field(repr=False)
     other_params: int  # parameters in tensors that no group touches
+    element_bytes: dict[str, int] = field(repr=False)  # of each of `tensors`, under its first name
+    other_bytes: int  # of parameters and buffers that no group touches
     parameter_names: frozenset[str] = field(repr=False)  # the trainable ones among `tensors`
     capped: dict[str, str] = field(default_factory=dict)
 
@@ -127,13 +163,31 @@ class ChannelGraph:
         )
         return self.other_params + sum(counts)
 
+    def memory(self, channels: Mapping[str, int] | None = None) -> int:
+        """Bytes that inference on one image takes: all weights and buffers, and the activations' peak.
+
+        An activation's memory is taken by the operation that makes it and given back after the last operation that
+        reads anything in it; in-place operations and views take none. While an operation runs, what it reads and what
+        it makes are there; so the input is there until it is last read, and the output at the end. Left out are the
+        workspace of kernels, what happens inside an operation or a leaf, the allocator's rounding, tensors that the
+        network's code keeps (a local variable lives on after its last use) and constants in it.
+        """
+        chosen = self.default if channels is None else channels
+        return self._memory_model.bytes(chosen)
+
+    @cached_property
+    def _memory_model(self) -> "_MemoryModel":
+        return _memory_model(self)
+
     def cost(self, channels: Mapping[str, int], resource: str = "macs") -> int:
         """What a configuration takes of a resource, in that resource's unit."""
         if resource == "macs":
             return self.macs(channels)
         if resource == "params":
             return self.params(channels)
-        raise UserError(f"resource {resource!r} has no closed form here; use macs or params")
+        if resource == "memory":
+            return self.memory(channels)
+        raise UserError(f"resource {resource!r} has no closed form here; use macs, params or memory")
 
     def check(self, channels: Mapping[str, int]) -> None:
         """Checks that ``channels`` is a configuration of this network.
@@ -163,3 +217,59 @@ class ChannelGraph:
                 )
             if count < unit or count % unit:
                 raise UserError(f"channels of group {name} are {count}; they must be a positive multiple of {unit}")
+
+
+@dataclass(frozen=True)
+class _MemoryModel:
+    """The bytes of a network as sums over the sizes of its axes; index 0 stands for the number 1."""
+
+    axes: tuple[Axis, ...]  # from index 1 on
+    weights: tuple[tuple[tuple[int, ...], int], ...]  # axes, and the bytes of the tensors with these for each element
+    alive: np.ndarray  # (n, 1 + axes), int64: bytes that activations take at once for each channel of an axis
+
+    def bytes(self, channels: Mapping[str, int]) -> int:
+        sizes = [1, *(axis_size(axis, channels) for axis in self.axes)]
+        weights = sum(size * math.prod(sizes[index] for index in axes) for axes, size in self.weights)
+        return weights + int((self.alive @ np.array(sizes)).max(initial=0))
+
+
+def _memory_model(graph: ChannelGraph) -> _MemoryModel:
+    place: dict[Axis, int] = {}
+    weights: Counter[tuple[int, ...]] = Counter({(): graph.other_bytes})
+    for name, size in graph.element_bytes.items():
+        fixed = [axis for axis in graph.tensors[name] if all(segment.group is None for segment in axis)]
+        slimmable = [axis for axis in graph.tensors[name] if axis not in fixed]
+        indices = tuple(place.setdefault(axis, len(place) + 1) for axis in slimmable)
+        weights[indices] += size * math.prod(axis_size(axis, {}) for axis in fixed)
+    terms: list[Counter[int]] = []
+    for outputs in live_outputs(graph.operations):
+        term: Counter[int] = Counter()
+        for output in outputs:
+            assert output.shape is not None
+            if output.axis is None:
+                term[0] += output.bytes * math.prod(output.shape)
+            else:
+                dimension, axis = output.axis
+                rest = math.prod(output.shape[:dimension]) * math.prod(output.shape[dimension + 1 :])
+                term[place.setdefault(axis, len(place) + 1)] += output.bytes * rest
+        terms.append(term)
+    rows = np.array([[term[index] for index in range(len(place) + 1)] for term in terms], np.int64)
+    rows = np.unique(rows, axis=0)
+    highest = [row for row in rows if (rows >= row).all(1).sum() == 1]  # no other is as high in every term
+    return _MemoryModel(tuple(place), tuple(weights.items()), np.array(highest))
+
+
+def live_outputs(operations: Sequence[Operation]) -> Iterator[list[Operation]]:
+    """While each operation runs, the outputs in whose memory the activations lie that are there."""
+    outputs = {operation.name: (operation, *operation.parts) for operation in operations}
+    owners = {output.name: output for several in outputs.values() for output in several}
+    held = {name: {output.storage for output in several} - {""} for name, several in outputs.items()}
+    last: dict[str, str] = {}  # the operation that reads in a memory last
+    for operation in operations:
+        for name in (operation.name, *operation.reads):
+            last |= dict.fromkeys(held[name], operation.name)
+    alive: set[str] = set()
+    for operation in operations:
+        alive |= held[operation.name]
+        yield [owners[storage] for storage in sorted(alive)]
+        alive = {storage for storage in alive if last[storage] != operation.name}

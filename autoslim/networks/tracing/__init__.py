@@ -11,6 +11,7 @@ from autoslim.networks.tracing.propagation import Propagation
 from autoslim.networks.tracing.record import Record
 from autoslim.networks.tracing.shaped import Choices, shaped_graph
 from autoslim.networks.tracing.shapes import for_shapes
+from autoslim.networks.tracing.storages import operations_of
 from autoslim.networks.tracing.symbolic import symbolic_graph
 from autoslim.networks.tracing.trial import BATCH, Runs, tried_graph
 from autoslim.vocabulary.errors import UserError, first_line
@@ -62,6 +63,8 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
             ) from error
         if not mode:
             inference_calls = len(record.calls)
+            record.operations = operations_of(prototype, graph, images, whole, at_one_size=choices is not None)
+            record.outputs = propagation.outputs()
     del record.calls[inference_calls:]  # costs are those of inference
     at_one_size = any(choices is not None for _, choices in modes.values())
     return tried_graph(prototype, record, input_shape, Runs(device, tuple(modes), whole, counted=at_one_size))

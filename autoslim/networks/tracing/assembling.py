@@ -1,12 +1,17 @@
 """From channel groups to the channel graph: sizes, axes, attributes and costs."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 
+import torch
 from torch import nn
 
 from autoslim.networks.copying import named_tensors
-from autoslim.networks.graph import Attribute, Axis, ChannelGraph, Layer, Segment
+from autoslim.networks.graph import Attribute, Axis, ChannelGraph, Layer, Operation, Segment
+from autoslim.networks.tracing.flow import Flow
 from autoslim.networks.tracing.grouping import Grouping
+from autoslim.networks.tracing.labels import Vector
 from autoslim.networks.tracing.operations import CONVOLUTIONS, NORMALISATIONS
 from autoslim.networks.tracing.record import Call, Record
 from autoslim.vocabulary.channels import ChannelGroup
@@ -24,6 +29,7 @@ def build_graph(
         for name, group in grouping.groups.items()
     }
     tensors = _tensors(network, grouping, record)
+    own = {name: tensor for name, tensor in named_tensors(network).items() if record.first_name[name] == name}
     parameters = {name: parameter.numel() for name, parameter in network.named_parameters()}
     reasons = {source: grouping.reason(source) for source in record.labels.sources if source in modules}
     return ChannelGraph(
@@ -33,9 +39,12 @@ def build_graph(
         layers=tuple(_layer(grouping, call) for call in record.calls),
         fixed={source: reason for source, reason in reasons.items() if reason is not None} | record.fixed,
         activations=dict(_activations(grouping, record)),
+        operations=tuple(_operation(grouping, record, operation) for operation in record.operations),
         input_shape=input_shape,
         leaves=leaves,
         other_params=sum(count for name, count in parameters.items() if name not in tensors),
+        element_bytes={name: tensor.element_size() for name, tensor in own.items() if name in tensors},
+        other_bytes=sum(tensor.numel() * tensor.element_size() for name, tensor in own.items() if name not in tensors),
         parameter_names=frozenset(parameters) & frozenset(tensors),
     )
 
@@ -60,9 +69,42 @@ def _activations(grouping: Grouping, record: Record) -> Iterator[tuple[str, tupl
         if id(flow.vector) not in known:
             known[id(flow.vector)] = grouping.axis(flow.vector)
         axis = known[id(flow.vector)]
-        whole = sum(s.count * (len(grouping.groups[s.group].roots) if s.group else 1) for s in axis)
-        if flow.axis is not None and _slimmable(axis) and whole == len(flow.vector):  # else scrambled on the way
+        if flow.axis is not None and _slimmable(axis) and _is_whole(grouping, axis, flow.vector):
             yield name, (flow.axis, axis)
+
+
+def _is_whole(grouping: Grouping, axis: Axis, vector: Vector) -> bool:
+    """Whether the axis holds all of the vector: not if channels were scrambled on the way."""
+    found = sum(s.count * (len(grouping.groups[s.group].roots) if s.group else 1) for s in axis)
+    return found == len(vector)
+
+
+def _operation(grouping: Grouping, record: Record, operation: Operation) -> Operation:
+    """The operation with its axis, and so its parts."""
+    parts = tuple(_operation(grouping, record, part) for part in operation.parts)
+    return replace(operation, axis=_output_axis(grouping, record, operation), parts=parts)
+
+
+def _output_axis(grouping: Grouping, record: Record, operation: Operation) -> tuple[int, Axis] | None:
+    """The dimension along which the channels of an output lie, and how many they are."""
+    flow = record.outputs.get(operation.name)
+    if operation.shape is None or flow is None or flow.is_constant:
+        return None
+    if flow.is_mixed:  # of branches that are summed up later, a channel has the same label in each by now
+        flow = Flow.of(torch.from_numpy(grouping.record.labels.roots(flow.narrowed().numpy())))
+    varying = flow.varying()
+    if not varying:
+        return None
+    dimension = max(varying, key=lambda dim: flow.shape[dim])  # inside a channel shuffle, the longer of two
+    labels = flow.narrowed().flatten().numpy()
+    dimension += len(operation.shape) - len(flow.shape)  # with one image, the first dimension may be gone
+    size = operation.shape[dimension] if dimension >= 0 else 0
+    if size == 0:
+        return None
+    axis = grouping.axis(labels)
+    if len(labels) != size or not _is_whole(grouping, axis, labels):
+        axis = grouping.counted(labels, Fraction(len(labels), size))
+    return (dimension, axis) if _slimmable(axis) else None
 
 
 def _layer(grouping: Grouping, call: Call) -> Layer:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import groupby
 
 import numpy as np
@@ -56,6 +57,22 @@ class Grouping:
         if key not in self._axes:
             self._axes[key] = tuple(segment for segment, _ in self._segments(roots) if segment is not None)
         return self._axes[key]
+
+    def counted(self, labels: Vector, times: Fraction) -> Axis:
+        """As many channels as ``labels`` hold, divided by ``times``: one segment for each group, in no order."""
+        counts: dict[str | None, int] = {}
+        for root, count in zip(*np.unique(self.record.labels.roots(labels), return_counts=True), strict=True):
+            name = self._group_of.get(int(root))
+            counts[name] = counts.get(name, 0) + int(count)
+        segments = []
+        for name, count in counts.items():
+            if name is None:
+                segments.append(Segment(None, int(count / times)))
+            else:
+                group = self.groups[name]
+                each = count / (len(group.roots) * times)
+                segments.append(Segment(name, each.numerator, group.unit * each.denominator))
+        return tuple(segments)
 
     def reason(self, source: str) -> str | None:
         """Why some of the channels that ``source`` produces must stay; None where none must."""

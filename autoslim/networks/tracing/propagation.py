@@ -17,20 +17,17 @@ from autoslim.networks.tracing.flow import Flow
 from autoslim.networks.tracing.layers import layer_rule
 from autoslim.networks.tracing.passing import operation_rule, passing_module_rule, read_tensor
 from autoslim.networks.tracing.record import IS_OUTPUT, Record
+from autoslim.networks.tracing.shapes import GraphRunner
 from autoslim.networks.tracing.sizes import Origin
+from autoslim.networks.tracing.storages import part_name
 
 
-class Propagation(fx.Interpreter):
-    """Runs a traced network on tensors of the default device and carries labels beside the values."""
+class Propagation(GraphRunner):
+    """Runs a traced network and carries labels beside the values."""
 
     def __init__(self, module: fx.GraphModule, record: Record, batch: int) -> None:
         super().__init__(module)
         self.carrier = Carrier(dict(module.named_modules()), record, batch)
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        value = super().get_attr(target, args, kwargs)
-        # torch.fx keeps constants on the device that they were made on.
-        return value.to(torch.get_default_device()) if isinstance(value, Tensor) else value
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -46,6 +43,17 @@ class Propagation(fx.Interpreter):
         for (name, axis), where in choices.items():
             if name in flows and axis in flows[name].varying():
                 self.carrier.fix([flows[name]], f"the code at {where} depends on its number")
+
+    def outputs(self) -> dict[str, Flow]:
+        """The flow of each operation's output; where that is not one tensor, of its parts."""
+        named = {}
+        for node, flow in self.carrier.flows.items():
+            if isinstance(flow, Flow):
+                named[node.name] = flow
+            else:
+                parts = ((index, leaf) for index, leaf in enumerate(leaves(flow)) if isinstance(leaf, Flow))
+                named |= {part_name(node.name, index): leaf for index, leaf in parts}
+        return named
 
     def _flow(self, node: fx.Node, value: Any) -> Any:
         if node.op == "placeholder":

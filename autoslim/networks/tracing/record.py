@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from autoslim.networks.graph import Operation
 from autoslim.networks.tracing.flow import Flow
 from autoslim.networks.tracing.labels import Labels, Vector
 
@@ -38,6 +39,8 @@ class Record:
     feeds: dict[str, Vector] = field(default_factory=dict)  # dense 1x1 convolution -> labels of its input
     fixed: dict[str, str] = field(default_factory=dict)  # layers without a rule, and why
     flows: dict[str, Flow] = field(default_factory=dict)  # operation -> where its output's channels lie
+    operations: tuple[Operation, ...] = ()  # in evaluation mode, without their axes
+    outputs: dict[str, Flow] = field(default_factory=dict)  # the flows of their outputs, and of the parts of these
 
     def index(self, tensor: str, axis: int, vector: Vector) -> None:
         """``tensor``'s ``axis`` is indexed by these channels; a tensor used twice serves the same channels twice."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -16,6 +16,15 @@ def for_shapes(device: torch.device) -> Iterator[None]:
     quick = _BatchNormByShape() if device.type == "meta" else contextlib.nullcontext()
     with torch.no_grad(), device, quick:
         yield
+
+
+class GraphRunner(fx.Interpreter):
+    """Runs a traced network on tensors of the default device."""
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        # torch.fx keeps constants on the device that they were made on.
+        return value.to(torch.get_default_device()) if isinstance(value, Tensor) else value
 
 
 class _BatchNormByShape(TorchFunctionMode):
