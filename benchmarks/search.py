@@ -41,15 +41,21 @@ WAYS: dict[str, dict[str, Any]] = {
     "exhaustive": {"incremental": False, "risk": None, "precision": "fp32"},
     "incremental": {"incremental": True, "risk": None, "precision": "fp32"},
     "incremental, bf16": {"incremental": True, "risk": None, "precision": "bf16"},
-    "race": {"incremental": True, "risk": 0.01, "precision": "fp32"},
-    "race, bf16": {"incremental": True, "risk": 0.01, "precision": "bf16"},
-    "risky race, bf16": {"incremental": True, "risk": 0.1, "precision": "bf16"},
+    "risk 0.01, bf16": {"incremental": True, "risk": 0.01, "precision": "bf16"},
+    "risk 0.03, bf16": {"incremental": True, "risk": 0.03, "precision": "bf16"},
+    "risk 0.1, bf16": {"incremental": True, "risk": 0.1, "precision": "bf16"},
+    "risk 0.03, bf16, by cross-entropy": {
+        "incremental": True,
+        "risk": 0.03,
+        "precision": "bf16",
+        "score": "cross_entropy",
+    },
 }
 
 
 def main(
     seeds: Annotated[str, typer.Option(help="Of supernets, separated by commas.")] = "0,1,2",
-    budgets: Annotated[str, typer.Option(help="At which what is found is compared.")] = "150%,125%,100%",
+    budgets: Annotated[str, typer.Option(help="At which what is found is compared.")] = "175%,150%,125%,100%",
     ways: Annotated[str, typer.Option(help="Separated by semicolons.")] = ";".join(WAYS),
     to: Annotated[Path, typer.Option(help="JSON of all figures.")] = HERE / "results" / "search.json",
     work: Annotated[Path, typer.Option(help="Where supernets and trajectories are kept.")] = ROOT / "outputs" / "bench",
@@ -58,7 +64,7 @@ def main(
     rows: list[dict[str, Any]] = []
     for seed in map(int, seeds.split(",")):
         folder = work / f"seed-{seed}-{file_digest(HERE / 'search.yaml')[:8]}"
-        _stages(folder, {"supernet": {"seed": seed}}, "prepare", "supernet")
+        _stages(folder, {"supernet": {"seed": seed}}, "prepare", "resources", "supernet")
         for way in ways.split(";"):
             rows.append({"seed": seed, "way": way, **_searched(folder, way, seed)})
             print(f"seed {seed}: {way}: {rows[-1]['seconds']} s", file=sys.stderr)
@@ -77,7 +83,11 @@ def _stages(folder: Path, changes: dict[str, dict[str, Any]], *stages: str) -> N
         params[section] |= values
     with (folder / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(params, file)
-    results = {"prepare": "data/prepared/data.json", "supernet": "outputs/supernet/metrics.json"}
+    results = {
+        "prepare": "data/prepared/data.json",
+        "resources": "outputs/resources/objective.json",
+        "supernet": "outputs/supernet/metrics.json",
+    }
     for stage in stages:
         if stage not in results or not (folder / results[stage]).exists():
             subprocess.run([sys.executable, str(ROOT / "stages" / f"{stage}.py")], cwd=folder, check=True)
@@ -121,7 +131,7 @@ def _compare(folder: Path, rows: list[dict[str, Any]], budgets: list[str]) -> No
         first: Outcome | None = None
         for row in rows:
             configurations = [step["channels"] for step in row["trajectory"]["steps"]]
-            channels = from_trajectory(configurations, graph.macs, limit)
+            channels = from_trajectory(configurations, lambda c, most=limit: graph.macs(c) <= most)
             outcome = fresh(channels)
             first = first or outcome
             difference = 100 * (first.wrong - outcome.wrong)

@@ -6,16 +6,18 @@ from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow r
 import typer
 
 from autoslim.algorithms.allocation import allocate
+from autoslim.algorithms.resources import Costs
 from autoslim.engine.artifacts import Allocation
 from autoslim.engine.data.info import read_info
 from autoslim.engine.trajectory import read_trajectory
 from autoslim.networks.released import released_method
-from autoslim.shell.assembly import budget_limit, traced_network
+from autoslim.shell.assembly import traced_network
 from autoslim.shell.checks import check_reach, check_trajectory
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
 from autoslim.shell.places import CHANNELS, PREPARED, SEARCH
-from autoslim.vocabulary.budgets import format_amount
+from autoslim.shell.resources import budget_limits, load_costs
+from autoslim.vocabulary.budgets import format_amount, parse_budget, write_budgets
 
 
 @ending_clearly
@@ -23,19 +25,21 @@ def main() -> None:
     """Writes down each method's channels, so that retraining runs again only where these are others."""
     params = load_params()
     _, graph = traced_network(params.model, read_info(PREPARED))
-    check_reach(params, graph)
+    costs = load_costs(graph)
+    check_reach(params, graph, costs.table)
     configurations = []
     if not all(released_method(method) for method in params.methods):  # these lists need no search
         trajectory = read_trajectory(SEARCH / "trajectory.json")
         check_trajectory(trajectory, SEARCH / "trajectory.json", params, graph)
         configurations = [step["channels"] for step in trajectory["steps"]]
-    limit = budget_limit(params, graph)
+    limits = budget_limits(params, costs)
     for method in params.methods:
-        channels = allocate(method, graph, configurations, params.resource, limit)
-        macs = graph.macs(channels)
+        channels = allocate(method, costs, configurations, limits, params.supernet.grid.divisor)
         own = released_method(method) is not None  # a budget of its own: what it costs here
-        budget, resource = (format_amount(macs), "macs") if own else (str(params.budget), params.resource)
-        Allocation(method, budget, resource, channels, macs, graph.params(channels)).write(CHANNELS)
+        budgets = {"macs": parse_budget(format_amount(graph.macs(channels)))} if own else params.budgets
+        # Latency is left to the report: a table measured again must not retrain the same channels.
+        taken = Costs(graph).all(channels)
+        Allocation(method, write_budgets(budgets), ", ".join(budgets), channels, taken).write(CHANNELS)
 
 
 if __name__ == "__main__":

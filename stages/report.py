@@ -11,14 +11,28 @@ from autoslim.engine.checkpoints import write_json
 from autoslim.engine.data import PreparedData
 from autoslim.engine.retraining import retrained_top1
 from autoslim.engine.trajectory import read_trajectory
-from autoslim.shell.assembly import budget_limit, machine, recipe, traced_network
+from autoslim.networks.resizing import resize
+from autoslim.shell.assembly import machine, recipe, traced_network
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
 from autoslim.shell.places import CHANNELS, PREPARED, REPORT, RETRAIN, SEARCH, SUPERNET, repository_root
 from autoslim.shell.report.curves import read_curves
+from autoslim.shell.report.measured import measure_network
 from autoslim.shell.report.pictures import channels_picture, curves_picture, trajectory_picture
-from autoslim.shell.report.table import Result, compare, csv_table, markdown_table, metrics, terminal_table
+from autoslim.shell.report.resource_pictures import resources_picture
+from autoslim.shell.report.table import (
+    Result,
+    compare,
+    csv_table,
+    describe_budgets,
+    markdown_table,
+    metrics,
+    terminal_table,
+)
+from autoslim.shell.resources import budget_limits, load_costs
+from autoslim.shell.targets import latency_target
 from autoslim.shell.tracking import lineage, numbers, tracked
+from autoslim.vocabulary.budgets import write_budgets
 
 
 @ending_clearly
@@ -31,30 +45,34 @@ def main() -> None:
     trajectory = read_trajectory(SEARCH / "trajectory.json")
     methods = params.methods
     found = {method: Allocation.read(CHANNELS, method).channels for method in methods}
-    results = [
-        Result(
-            method,
-            graph.macs(channels),
-            graph.params(channels),
-            retrained_top1(
-                network,
-                graph,
-                channels,
-                data,
-                recipe(params.retrain),
-                place,
-                seeds=params.retrain.seeds,
-                folder=RETRAIN / method / "weights",
-            ),
+    costs = load_costs(graph)
+    results = []
+    for method, channels in found.items():
+        top1 = retrained_top1(
+            network,
+            graph,
+            channels,
+            data,
+            recipe(params.retrain),
+            place,
+            seeds=params.retrain.seeds,
+            folder=RETRAIN / method / "weights",
         )
-        for method, channels in found.items()
-    ]
-    limit = budget_limit(params, graph)
-    comparison = compare(results, budget=str(params.budget), resource=params.resource, limit=limit)
+        measured = measure_network(resize(network, graph, channels), graph.input_shape, params.latency)
+        results.append(Result(method, costs.all(channels), top1, measured))
+    limits = budget_limits(params, costs)
+    target = latency_target(params.latency)
+    elsewhere = "" if costs.table is None or costs.table.target == target else str(costs.table.target)
+    comparison = compare(
+        results, budgets=params.budgets, resource=params.resource, limits=limits, predicted_on=elsewhere
+    )
     dpi = params.report.picture_dpi
     REPORT.mkdir(parents=True, exist_ok=True)
-    trajectory_picture(REPORT / "trajectory.png", trajectory, results, {str(params.budget): limit}, dpi)
+    shown = params.resource
+    told = describe_budgets({shown: params.budgets[shown]}, limits)
+    trajectory_picture(REPORT / "trajectory.png", trajectory, results, shown, {told: limits[shown]}, dpi)
     channels_picture(REPORT / "channels.png", graph.default, found, dpi)
+    resources_picture(REPORT / "resources.png", results, costs.table, target, dpi)
     retrained = {method: read_curves(RETRAIN / method / "curves.csv") for method in methods}
     curves_picture(REPORT / "curves.png", read_curves(SUPERNET / "curves.csv"), retrained, dpi)
     (REPORT / "comparison.csv").write_text(csv_table(comparison))
@@ -63,11 +81,11 @@ def main() -> None:
     write_json(REPORT / "metrics.json", figures)
     with tracked(
         "report",
-        run_name=f"report {params.budget}",
-        params={"budget": params.budget, "resource": params.resource, "methods": params.methods},
+        run_name=f"report {write_budgets(params.budgets)}",
+        params={"budget": write_budgets(params.budgets), "resource": params.resource, "methods": params.methods},
         tags={
             "source": params.data.source,
-            "budget": str(params.budget),
+            "budget": write_budgets(params.budgets),
             "resource": params.resource,
             **lineage(SUPERNET / "weights.safetensors"),
         },
@@ -77,7 +95,8 @@ def main() -> None:
         tracker.metrics(numbers(figures))
         tracker.artifact(REPORT)
     rich.print(terminal_table(comparison))
-    print(f"Pictures: {REPORT}/trajectory.png, channels.png, curves.png. Runs: mlflow ui (make ui), or dvc exp show.")
+    print(f"Pictures: {REPORT}/trajectory.png, channels.png, resources.png, curves.png.")
+    print("Runs: mlflow ui (make ui), or dvc exp show.")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def main(
         if not place.processes.first:
             return
         write_rows(folder / "curves.csv", [{"seed": seed, **row} for seed, own in rows.items() for row in own])
-        figures = {"macs": chosen.macs, "params": chosen.params, **over_seeds(rows)}
+        figures = {**chosen.costs, **over_seeds(rows)}
         write_json(folder / "metrics.json", figures)
         tracker.metrics(numbers(figures))
         tracker.artifact(CHANNELS / f"{method}.json")

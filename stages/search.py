@@ -14,7 +14,8 @@ from autoslim.shell.checks import check_reach
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.launching import joined, launched
 from autoslim.shell.params import load_params
-from autoslim.shell.places import PREPARED, SEARCH, SUPERNET, repository_root
+from autoslim.shell.places import PREPARED, RESOURCES, SEARCH, SUPERNET, repository_root
+from autoslim.shell.resources import load_costs, load_objective
 from autoslim.shell.tracking import fingerprint, tracked
 
 
@@ -24,22 +25,31 @@ def main() -> None:
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
-    check_reach(params, graph)
+    costs = load_costs(graph)
+    check_reach(params, graph, costs.table)
+    lowered = load_objective(costs)
     supernet, file = load_supernet(SUPERNET, network, graph)
     if launched(params.runtime, __file__):
         return
     asked = params.search
-    sections = {"search": asked.model_dump(), "resource": params.resource}
+    sections = {"search": asked.model_dump(), "resource": lowered.resource, "limits": dict(lowered.limits)}
     weights = SUPERNET / "weights.safetensors"
-    kept = checkpoints("search", *inputs(params.model, PREPARED), weights, SUPERNET / "supernet.json", **sections)
+    kept = checkpoints(
+        "search",
+        *inputs(params.model, PREPARED),
+        weights,
+        SUPERNET / "supernet.json",
+        RESOURCES / "latency.json",
+        **sections,
+    )
     with (
         joined(params.runtime) as place,
         place.processes.first_in(kept.held()),
         tracked(
             "search",
-            run_name=f"search {params.resource}",
+            run_name=f"search {lowered.resource}",
             params=sections,
-            tags={"source": params.data.source, "supernet": fingerprint(weights), "resource": params.resource},
+            tags={"source": params.data.source, "supernet": fingerprint(weights), "resource": lowered.resource},
             enabled=params.tracking.enabled and place.processes.first,
             experiment=params.tracking.experiment,
         ) as tracker,
@@ -50,7 +60,7 @@ def main() -> None:
             file.grid,
             data,
             place,
-            resource=params.resource,
+            objective=lowered,
             stop=asked.stop,
             images=asked.images,
             chunk=asked.chunk,
@@ -66,7 +76,8 @@ def main() -> None:
         if not place.processes.first:
             return
         for step in trajectory["steps"]:
-            tracker.metrics({name: step[name] for name in ("macs", "params", "error", "cross_entropy")}, step["step"])
+            shown = ("macs", "params", "memory", "latency", "error", "cross_entropy")
+            tracker.metrics({name: step[name] for name in shown if name in step}, step["step"])
         tracker.artifact(SEARCH / "trajectory.json")
     kept.clear()
 

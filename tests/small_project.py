@@ -47,6 +47,7 @@ def finished_project(base: Path) -> Path:
     with contextlib.chdir(folder):
         for arguments in (
             ["prepare"],
+            ["resources"],
             ["supernet"],
             ["search"],
             ["allocate"],

@@ -8,6 +8,7 @@ import pytest
 from specimens import specimen
 
 from autoslim.algorithms.allocation import allocate, from_trajectory, uniform
+from autoslim.algorithms.resources import Costs
 from autoslim.vocabulary.channels import ChannelGroup
 from autoslim.vocabulary.errors import UserError
 
@@ -42,16 +43,16 @@ def test_uniform_is_the_best_of_all_widths() -> None:
         costs = [product(channels) for channels in configurations]
         budget = draw.uniform(min(costs), 1.1 * max(costs))
         fitting = [channels for channels, price in zip(configurations, costs, strict=True) if price <= budget]
-        assert uniform(groups, product, budget, widest) == fitting[-1]
+        assert uniform(groups, lambda c, most=budget: product(c) <= most, widest) == fitting[-1]
 
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.25, 0.1])
-@pytest.mark.parametrize("resource", ["macs", "params"])
+@pytest.mark.parametrize("resource", ["macs", "params", "memory"])
 def test_uniform_on_a_network(resource: str, share: float) -> None:
     """Within the budget, and one channel more in every group is beyond it."""
     graph = specimen("mobilenet_v2").graph
     budget = share * graph.cost(graph.default, resource)
-    channels = uniform(graph.groups, lambda c: graph.cost(c, resource), budget, 1.5)
+    channels = uniform(graph.groups, lambda c: graph.cost(c, resource) <= budget, 1.5)
     assert graph.cost(channels, resource) <= budget
     assert graph.cost({name: count + 1 for name, count in channels.items()}, resource) > budget
     widths = [(count / graph.groups[name].size, 0.5 / graph.groups[name].size) for name, count in channels.items()]
@@ -61,32 +62,42 @@ def test_uniform_on_a_network(resource: str, share: float) -> None:
 
 def test_uniform_at_the_budget_of_the_default_network_is_the_default_network() -> None:
     graph = specimen("resnet50").graph
-    assert uniform(graph.groups, graph.macs, graph.macs(), 1.5) == graph.default
+    assert uniform(graph.groups, lambda c: graph.macs(c) <= graph.macs(), 1.5) == graph.default
 
 
 def test_uniform_is_bounded_by_the_widest_and_by_one_unit() -> None:
     groups = groups_of({"a": (10, 1), "b": (8, 4)})
-    assert uniform(groups, product, 1e9, 1.5) == {"a": 15, "b": 12}
-    assert uniform(groups, product, product({"a": 1, "b": 4}), 1.5) == {"a": 1, "b": 4}
+    one = product({"a": 1, "b": 4})
+    assert uniform(groups, lambda _: True, 1.5) == {"a": 15, "b": 12}
+    assert uniform(groups, lambda c: product(c) <= one, 1.5) == {"a": 1, "b": 4}
     with pytest.raises(UserError, match="no uniform width multiplier is within the budget; raise budget"):
-        uniform(groups, product, product({"a": 1, "b": 4}) - 1, 1.5)
+        uniform(groups, lambda c: product(c) < one, 1.5)
 
 
-def test_the_trajectorys_costliest_within_the_budget() -> None:
+def test_uniform_where_less_may_take_longer() -> None:
+    """Latency: the widest that fits, although a narrower one does not, in multiples that the table knows."""
+    groups = groups_of({"a": (64, 1), "b": (32, 4)})
+    slow = {(56, 32), (48, 24)}
+
+    def holds(channels: Mapping[str, int]) -> bool:
+        return channels["a"] <= 64 and (channels["a"], channels["b"]) not in slow
+
+    assert uniform(groups, holds, 1.5, 8, monotone=False) == {"a": 64, "b": 32}
+    slow.add((64, 32))
+    found = uniform(groups, holds, 1.5, 8, monotone=False)
+    assert found == {"a": 56, "b": 24} or found == {"a": 64, "b": 24}
+    assert holds(found)
+    assert all(count % 8 == 0 for count in found.values())
+
+
+def test_the_first_on_the_trajectory_within_the_limits() -> None:
     configurations = [{"a": n} for n in (9, 7, 7, 4, 2)]
     configurations[2] = {"a": 7, "later": 0}
-    cost = {9: 90, 7: 70, 4: 40, 2: 20}
-    for budget, expected in ((100, 0), (90, 0), (89, 1), (70, 1), (41, 3), (20, 4)):
-        chosen = from_trajectory(configurations, lambda c: cost[c["a"]], budget)
+    for most, expected in ((10, 0), (9, 0), (8, 1), (7, 1), (4, 3), (2, 4)):
+        chosen = from_trajectory(configurations, lambda c, most=most: c["a"] <= most)
         assert chosen is configurations[expected]
     with pytest.raises(UserError, match=r"no configuration within the budget; lower search\.stop or raise budget"):
-        from_trajectory(configurations, lambda c: cost[c["a"]], 19)
-
-
-def test_the_trajectory_need_not_fall_in_this_resource() -> None:
-    """Searched by MACs, bounded by parameters: the best may come before or after another that fits."""
-    configurations = [{"a": n} for n in (5, 3, 4, 1)]
-    assert from_trajectory(configurations, lambda c: c["a"], 4.5) == {"a": 4}
+        from_trajectory(configurations, lambda _: False)
 
 
 def test_methods_by_name() -> None:
@@ -94,9 +105,25 @@ def test_methods_by_name() -> None:
     wide = graph.scaled(1.5, 8)
     half = {name: count // 2 for name, count in wide.items()}
     budget = graph.macs()
-    assert allocate("autoslim", graph, [wide, half], "macs", budget) == half
-    assert allocate("uniform", graph, [wide, half], "macs", 10 * budget) == uniform(
-        graph.groups, graph.macs, 10 * budget, 1.5
+    costs = Costs(graph)
+    assert allocate("autoslim", costs, [wide, half], {"macs": budget}) == half
+    assert allocate("uniform", costs, [wide, half], {"macs": 10 * budget}) == uniform(
+        graph.groups, lambda c: graph.macs(c) <= 10 * budget, 1.5
     )
     with pytest.raises(UserError, match="method 'best' is unknown; methods are autoslim, uniform, and released/"):
-        allocate("best", graph, [wide], "macs", budget)
+        allocate("best", costs, [wide], {"macs": budget})
+
+
+@pytest.mark.parametrize("method", ["autoslim", "uniform"])
+def test_several_limits_are_all_held(method: str) -> None:
+    graph = specimen("mobilenet_v2").graph
+    costs = Costs(graph)
+    widths = [1.5 - 0.05 * number for number in range(26)]
+    trajectory = [graph.scaled(width, 1) for width in widths]
+    default = costs.all(graph.default)
+    for shares in ({"macs": 0.5, "params": 0.9}, {"macs": 0.9, "params": 0.5}, {"params": 0.8, "memory": 0.6}):
+        limits = {resource: share * default[resource] for resource, share in shares.items()}
+        channels = allocate(method, costs, trajectory, limits)
+        assert all(costs.of(channels, resource) <= limit for resource, limit in limits.items())
+        one_limit = [allocate(method, costs, trajectory, {resource: limit}) for resource, limit in limits.items()]
+        assert channels in one_limit  # the tighter limit decides

@@ -77,7 +77,7 @@ def problems(values: Any) -> tuple[str, ...]:
         ("retrain.label_smoothing", 1.0, "retrain.label_smoothing is 1.0; set it to a number at least 0 and below 1"),
         ("search.per_cost", "yes", 'search.per_cost is "yes"; set it to true or false'),
         ("search.score", "loss", 'search.score is "loss"; set it to error or cross_entropy'),
-        ("resource", "flops", 'resource is "flops"; set it to macs or params'),
+        ("resource", "flops", 'resource is "flops"; set it to macs, params, memory or latency'),
         ("data.channels", 2, "data.channels is 2; set it to 1 or 3, or null"),
         ("data.image_size", "large", 'data.image_size is "large"; set it to a whole number above 0, or null'),
         ("data.source", 3, "data.source is 3; set it to text"),
@@ -100,11 +100,18 @@ def problems(values: Any) -> tuple[str, ...]:
         ("model.kwargs", ["a"], 'model.kwargs is ["a"]; set it to a mapping of names to values'),
         ("report", None, "report is null; set it to a section with picture_dpi"),
         ("search", "fast", 'search is "fast"; set it to a section with stop, images, chunk'),
-        ("budget", None, "budget is null; set it to text, or a number (upper bound of the resource: 305M"),
+        (
+            "budget",
+            None,
+            "budget is null; set it to text, a number, or a mapping of names to values (upper bound of",
+        ),
         # what no single type can say
         ("budget", "a lot", "budget 'a lot' is not an amount of macs; write it like 305M, 0.57G or 50%"),
         ("budget", "12ms", "budget '12ms' has no unit of macs (ms measures latency: set resource); write it like 305M"),
         ("budget", "0%", "budget '0%' is not positive; write it like 305M"),
+        ("budget", {"params": "3M"}, "budget bounds params, but resource is macs; set resource to one of these"),
+        ("budget", {"macs": "3ms"}, "budget '3ms' has no unit of macs (ms measures latency: set resource)"),
+        ("budget", {}, "budget is an empty mapping; write it like {macs: 305M, params: 3.5M}"),
         ("retrain.seeds", [1, 1], "retrain.seeds are [1, 1], one of them twice; give each seed once"),
         ("methods", ["uniform", "uniform"], "methods are uniform, uniform, one of them twice; name each method once"),
         (
@@ -360,7 +367,7 @@ def test_a_network_in_a_file_that_dvc_does_not_watch(done: Path) -> None:
     change_params(done, {"model": {"name": "mine.py:Plain", "kwargs": {}}})
     told = mistake("prepare")
     assert "model.name is the file mine.py, which DVC does not watch" in told
-    assert "would not rerun supernet, search, allocate, retrain, report; add '- mine.py' to their deps in" in told
+    assert "would not rerun resources, supernet, search, allocate, retrain, report; add '- mine.py' to their" in told
 
 
 def test_weights_that_training_would_discard(done: Path) -> None:
@@ -558,11 +565,7 @@ def test_supernet_weights_of_another_network(done: Path) -> None:
     assert "weights.safetensors does not hold weights of this network: " in mistake("search")
 
 
-def test_a_trajectory_of_another_network_or_resource(done: Path) -> None:
-    change_params(done, {"resource": "params"})
-    assert mistake("allocate") == (
-        "outputs/search/trajectory.json was searched for macs, but resource is params; run `dvc repro search`"
-    )
+def test_a_trajectory_of_another_network(done: Path) -> None:
     change_params(done, {"model": {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}})
     assert mistake("allocate").startswith("outputs/search/trajectory.json is of another network (default 12.2K")
 

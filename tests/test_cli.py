@@ -1,6 +1,7 @@
 """``autoslim``: what its commands print, against numbers had otherwise; exports load where autoslim is not."""
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -19,7 +20,11 @@ from safetensors.torch import load_file
 from small_project import change_params, finished_project, mistake
 from typer.testing import CliRunner
 
+from autoslim import trace
+from autoslim.networks.building import build_network
+from autoslim.networks.graph import ChannelGraph
 from autoslim.shell.cli import app
+from autoslim.vocabulary.budgets import format_amount, named_amount
 
 MOBILENET = "torchvision.models:mobilenet_v2"
 
@@ -50,6 +55,10 @@ def refused(*arguments: str) -> str:
         app(list(arguments))
 
     return mistake(run)
+
+
+def graph_of(name: str) -> ChannelGraph:
+    return trace(build_network(name, {}, None), torch.empty(1, 3, 224, 224))
 
 
 def table(text: str, first: str) -> list[dict[str, str]]:
@@ -87,16 +96,28 @@ def test_help_comes_at_once() -> None:
         start = time.perf_counter()
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         seconds.append(time.perf_counter() - start)
-    for name in ("profile", "check", "trajectory", "compare", "evaluate", "export", "estimate", "stage"):
+    for name in ("profile", "check", "trajectory", "compare", "evaluate", "export", "estimate", "stage", "latency"):
         assert re.search(rf"\b{name}\b", said)
     assert min(seconds) < 2  # about 0.6 s; others may be using the machine
 
 
 @pytest.mark.parametrize(
-    "command", ["profile", "check", "trajectory", "compare", "evaluate", "export", "estimate", "stage"]
+    "command",
+    [
+        "profile",
+        "check",
+        "trajectory",
+        "compare",
+        "evaluate",
+        "export",
+        "estimate",
+        "stage",
+        "latency measure",
+        "latency show",
+    ],
 )
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
-    assert f"autoslim {command}" in printed(command, "--help").split("Example", 1)[1]
+    assert f"autoslim {command}" in printed(*command.split(), "--help").split("Example", 1)[1]
 
 
 # profile
@@ -116,6 +137,9 @@ def test_profile_works_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     said = facts(text)
     assert said["MACs"] == "301M (300,774,272; with average pooling, as the authors count, 300,836,992)"
     assert said["parameters"] == "3.5M (3,504,872)"
+    values = json.loads(printed("profile", MOBILENET, "--json"))
+    assert said["memory"].endswith(f"({values['totals']['memory']:,} bytes: weights, activations)")
+    assert values["totals"]["memory"] == graph_of(MOBILENET).memory()
     assert said["keeps its size"] == "classifier.1: it is the network's output"
     assert layers[-1] == {"layer": "(all)", "kind": "300,774,272", "in": "100", "out": "3,504,872"}  # its empty cells
     assert list(tmp_path.iterdir()) == []
@@ -258,7 +282,7 @@ def test_profile_without_a_name_is_of_the_projects_network(project: Path, monkey
     path = str(project / "outputs/channels/uniform.json")
     values = json.loads(printed("profile", "--channels", path, "--json"))
     assert values["input"] == [1, 8, 8]
-    assert (values["totals"]["macs"], values["totals"]["params"]) == (chosen["macs"], chosen["params"])
+    assert {name: values["totals"][name] for name in chosen["costs"]} == chosen["costs"]
     half = json.loads(printed("profile", "--width", "0.5", "--json"))
     assert all(group["channels"] == group["default"] // 2 for group in half["groups"])  # params.yaml's divisor is 2
 
@@ -271,6 +295,8 @@ def test_trajectory_shows_every_step(project: Path) -> None:
     rows = table(printed("trajectory"), "step")
     assert [row["step"] for row in rows] == [str(step["step"]) for step in steps]
     assert [row["slimmed"] for row in rows[1:]] == [step["slimmed"] for step in steps[1:]]
+    assert [row["memory"] for row in rows] == [format_amount(step["memory"], "memory") for step in steps]
+    assert "latency" not in rows[0]
     for before, step, row in zip(steps, steps[1:], rows[1:], strict=False):
         group = step["slimmed"]
         assert row["channels"] == f"{before['channels'][group]} -> {step['channels'][group]}"
@@ -298,10 +324,59 @@ def test_trajectory_shows_what_budgets_get(project: Path) -> None:
         ("much", "budget 'much' is not an amount of macs; write it like 305M, 0.57G or 50%"),
         ("1", "budget 1 (1 MACs) is outside of the trajectory, from "),
         ("900%", "budget 900% (110K MACs) is outside of the trajectory, from "),
+        ("params=900%,macs=900%", "budget params=900%,macs=900% ("),
+        ("memory=1B,macs=50%", "budget memory=1B,macs=50% (1B) is outside of the trajectory, from "),
+        ("latency=12ms", "the search has not recorded latency, only MACs, parameters, memory; give a table of it by"),
+        ("12ms", "budget '12ms' has no unit of macs (ms measures latency: set resource); write it like"),
+        ("macs=50%,weight=3M", "--budget 'macs=50%,weight=3M' is not RESOURCE=AMOUNT,...; write it like macs=305M,"),
+        ("macs=50%,macs=40%", "--budget 'macs=50%,macs=40%' is not RESOURCE=AMOUNT,...; write it like macs=305M,"),
+        ("macs=", "budget '' is not an amount of macs; write it like 305M, 0.57G or 50%"),
     ],
 )
 def test_trajectory_refuses_budgets_that_it_does_not_reach(project: Path, budget: str, told: str) -> None:
     assert refused("trajectory", "--budget", budget).startswith(told)
+
+
+def test_budgets_of_any_resource_are_read_off_any_trajectory(project: Path) -> None:
+    trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
+    steps, default = trajectory["steps"], trajectory["default"]
+    for resource in ("macs", "params", "memory"):
+        found = json.loads(printed("trajectory", "--budget", "60%", "--resource", resource, "--json"))["60%"]
+        first = next(step for step in steps if step[resource] <= 0.6 * default[resource])
+        assert found == {name: first[name] for name in ("step", "macs", "params", "memory", "channels")} | {
+            "top1": 1 - first["error"]
+        }
+    several = "params=70%,memory=80%"
+    (found,) = json.loads(printed("trajectory", "--budget", several, "--json")).values()
+    first = next(s for s in steps if all(s[r] <= f * default[r] for r, f in (("params", 0.7), ("memory", 0.8))))
+    assert found["step"] == first["step"]
+    told = facts(printed("trajectory", "--budget", several).replace("=", " ").replace("%", " "))
+    assert told["default"].startswith("12.2K MACs, ")
+
+
+def test_a_trajectory_of_several_limits_and_one_without_memory(project: Path, tmp_path: Path) -> None:
+    """Shares are of the limit that binds; what an older search has not recorded is asked for."""
+    trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
+    folder = tmp_path / "outputs/search"
+    folder.mkdir(parents=True)
+    (tmp_path / "dvc.yaml").touch()
+    limits = {"macs": 5000.0, "params": 700.0}
+    for step in trajectory["steps"]:
+        step["cost"] = max(step[resource] / limit for resource, limit in limits.items())
+        del step["memory"]
+    for which in ("default", "widest", "narrowest"):
+        del trajectory[which]["memory"]
+    (folder / "trajectory.json").write_text(json.dumps(trajectory | {"limits": limits}))
+    with contextlib.chdir(tmp_path):
+        text = printed("trajectory")
+        assert refused("trajectory", "-b", "20kB", "-r", "memory") == (
+            "the search has not recorded memory, only MACs, parameters; run `dvc repro search`"
+        )
+    rows = table(text, "step")
+    assert [float(row["% of the limits"]) for row in rows] == [
+        pytest.approx(100 * step["cost"], abs=0.051) for step in trajectory["steps"]
+    ]
+    assert "limits: 5K MACs, 700 parameters; the share is of the one that binds" in text
 
 
 def test_compare_shows_the_reports_numbers(project: Path) -> None:
@@ -313,7 +388,34 @@ def test_compare_shows_the_reports_numbers(project: Path) -> None:
         assert mean == pytest.approx(100 * metrics[method]["top1"], abs=0.0051)
         assert spread == pytest.approx(100 * metrics[method]["top1_std"], abs=0.0051)
         assert row["seeds"] == "2"
+        assert row["memory"] == format_amount(metrics[method]["memory"], "memory")
+        median, spread = row["latency measured"].split(" ± ")
+        assert median == format_amount(metrics[method]["measured_latency"], "latency")
+        quartiles = (metrics[method][f"measured_latency_{end}"] for end in ("low", "high"))
+        assert spread == format_amount(-1 * next(quartiles) / 2 + next(quartiles) / 2, "latency")
+        assert "latency predicted" not in row  # there is no table
     assert printed("compare").startswith("budget 50% = 6.1K MACs\n")
+
+
+def test_compare_of_several_budgets_with_predicted_latency(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "outputs/report"
+    shutil.copytree(project / "outputs/report", folder)
+    (tmp_path / "dvc.yaml").touch()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    written = metrics | {"budget": "50% of MACs, 12ms", "budget_latency": 12.0}
+    (folder / "metrics.json").write_text(json.dumps(written))
+    lines = list(csv.DictReader((folder / "comparison.csv").read_text().splitlines()))
+    with (folder / "comparison.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows([line | {"latency": "11.25"} for line in lines])
+    with contextlib.chdir(tmp_path):
+        text = printed("compare")
+        (folder / "comparison.csv").write_text("method,macs\nuniform,many\n")
+        told = refused("compare")
+    assert text.startswith("budget 50% of MACs, 12ms = 6.1K MACs, 12ms\n")
+    assert [row["latency predicted"] for row in table(text, "method")] == ["11.2ms", "11.2ms"]
+    assert told.startswith("outputs/report/comparison.csv or metrics.json beside it is not a report as this version")
 
 
 # evaluate and export
@@ -347,7 +449,7 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
         ),
         (["export", "uniform", "--to", "net.onnx"], "--to net.onnx ends in .onnx; end it in .pt2 or .safetensors"),
         (["export", "uniform", "--to", "gone/net.pt2"], "--to gone/net.pt2: there is no folder "),
-        (["stage", "train"], "there is no stage 'train'; stages are allocate, prepare, report, retrain, search"),
+        (["stage", "train"], "there is no stage 'train'; stages are allocate, prepare, report, resources, retrain"),
         (["stage", "retrain"], "stage retrain needs a method; write `autoslim stage retrain autoslim`"),
         (["stage", "search", "uniform"], "stage search takes no method, but 'uniform' is given; leave it out"),
         (["check", "gone.yaml"], "there is no gone.yaml in "),
@@ -422,11 +524,11 @@ def test_exported_weights_come_with_what_is_needed_to_use_them(project: Path, tm
     assert all(torch.equal(weights[name], written[name]) for name in weights)
     about = json.loads((tmp_path / "net.json").read_text())
     chosen = json.loads((project / "outputs/channels/uniform.json").read_text())
-    assert {key: about[key] for key in ("method", "seed", "channels", "macs")} == {
+    assert {key: about[key] for key in ("method", "seed", "channels", "costs")} == {
         "method": "uniform",
         "seed": 0,
         "channels": chosen["channels"],
-        "macs": chosen["macs"],
+        "costs": chosen["costs"],
     }
     assert about["input"]["shape"] == [1, 8, 8]
     assert about["classes"] == [str(digit) for digit in range(10)]
@@ -444,6 +546,32 @@ def test_check_says_what_the_budget_comes_to(project: Path) -> None:
     assert said["search"] == "from the widest down to 4.88K MACs"
     spans = [f"{trajectory[which]['macs'] / 1000:.3g}K" for which in ("narrowest", "widest")]
     assert said["supernet"] == f"from {spans[0]} to {spans[1]} MACs"
+    amounts = (named_amount(trajectory["default"][name], name) for name in ("macs", "params", "memory"))
+    assert said["network"].endswith(f" groups, {', '.join(amounts)}")
+    assert "will be measured on " in said["latency"]
+
+
+def test_check_of_several_budgets_and_of_latency_that_is_not_measured(project: Path, tmp_path: Path) -> None:
+    change_params(tmp_path, {"budget": {"macs": "50%", "memory": "80%"}})
+    said = facts(printed("check", str(tmp_path / "params.yaml")))
+    trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
+    assert said["budget of MACs"] == "50%: at most 6.1K MACs, 50 % of the default network's"
+    least = format_amount(0.8 * trajectory["default"]["memory"], "memory")
+    assert said["budget of memory"] == f"80%: at most {least}, 80 % of the default network's"
+    share = 0.4 * max(1 / 0.5, 1 / 0.8)
+    assert said["search"] == f"from the widest down to {100 * share:.1f} % of the limits"
+    assert said["supernet"].count(" to ") == 2
+    change_params(tmp_path, {"budget": {"macs": "50%", "latency": "1us"}})
+    said = facts(printed("check", str(tmp_path / "params.yaml")))
+    wait = "latency is not measured yet: `dvc repro resources` does that"
+    assert said["budget of latency"] == f"1us: not checked: {wait}"
+    assert said["search"] == wait
+    assert said["budget of MACs"].startswith("50%: at most 6.1K MACs")
+    change_params(tmp_path, {"budget": "50%", "resource": "latency"})
+    said = facts(printed("check", str(tmp_path / "params.yaml")))
+    assert (said["budget"], said["supernet"]) == (f"50%: not checked: {wait}", wait)
+    change_params(tmp_path, {"budget": {"macs": "50%", "memory": "1kB"}})
+    assert "budget 1kB is below the narrowest subnet" in refused("check", str(tmp_path / "params.yaml"))
 
 
 def test_check_leaves_the_network_to_later_where_data_are_others(project: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ OBSERVERS = frozenset(
     )
 )
 UNTRACKED_PARAMS = {"tracking", "runtime"}
-STAGES = ("prepare", "supernet", "search", "allocate", "retrain", "report")
+STAGES = ("prepare", "resources", "supernet", "search", "allocate", "retrain", "report")
 
 
 def stage(name: str) -> dict[str, Any]:
@@ -61,7 +61,8 @@ def sections_read(script: Path) -> set[str]:
     tree = ast.parse((ROOT / script).read_text())
     functions = {
         node.name: node
-        for node in ast.walk(ast.parse((ROOT / "autoslim/shell/assembly.py").read_text()))
+        for module in ("assembly", "resources", "targets")
+        for node in ast.walk(ast.parse((ROOT / f"autoslim/shell/{module}.py").read_text()))
         if isinstance(node, ast.FunctionDef)
     }
     return _sections(tree, functions)
@@ -73,14 +74,14 @@ def _sections(tree: ast.AST, functions: dict[str, ast.FunctionDef]) -> set[str]:
     def visit(node: ast.AST) -> None:
         if isinstance(node, ast.Call):
             called = getattr(node.func, "id", "")
-            if called in ("tracked", "check_model", "check_reach", "check_pipeline", "check_allocation"):
+            if called in ("tracked", "check_model", "check_reach", "check_table", "check_pipeline", "check_allocation"):
                 return
             if called in functions and any(getattr(a, "id", "") == "params" for a in node.args):
                 found.update(_sections(functions[called], functions))
         if isinstance(node, ast.keyword) and node.arg == "label":
             return
         if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "params":
-            found.update({"parsed_budget": {"budget", "resource"}}.get(node.attr, {node.attr}))
+            found.update({"budgets": {"budget", "resource"}}.get(node.attr, {node.attr}))
         for child in ast.iter_child_nodes(node):
             visit(child)
 

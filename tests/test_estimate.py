@@ -19,12 +19,13 @@ from tiny import merged, tiny_params
 from torch import nn
 
 from autoslim import trace
+from autoslim.algorithms.resources import Costs
 from autoslim.networks.building import build_network
 from autoslim.networks.copying import on_meta
 from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.released import FAMILIES, released, released_lists
 from autoslim.shell import assembly, rehearsing
-from autoslim.shell.estimating import Sizes, Work, even_path, expected_macs, expected_search, plan
+from autoslim.shell.estimating import Sizes, Work, even_path, expected_macs, expected_search, plan, stand_in_limits
 from autoslim.shell.params import Params, check_params, load_params
 from autoslim.shell.rehearsing import Rehearsal
 
@@ -87,7 +88,8 @@ def test_steps_are_those_of_the_trainings_own_plan(tmp_path: Path, batch_size: i
     params = check_params(merged(tiny_params(sections), {"retrain": {"seeds": [0, 1, 5]}}), "test")
     _, graph = assembly.traced_network(params.model, data.info)
     counts = data.info.counts
-    works = plan(params, graph, assembly.span(params.supernet).grid(graph), Sizes(counts["train"], counts["search"], 1))
+    levels = assembly.span(params.supernet).grid(graph)
+    works = plan(params, Costs(graph), levels, Sizes(counts["train"], counts["search"], 1))
     for name, seeds in (("supernet: training", 1), ("retrain uniform: training", 3), ("retrain autoslim: training", 3)):
         training = params.supernet if seeds == 1 else params.retrain
         recipe = assembly.recipe(training)
@@ -99,7 +101,7 @@ def test_steps_are_those_of_the_trainings_own_plan(tmp_path: Path, batch_size: i
 
 def test_the_mobilenet_v2_preset_by_hand() -> None:
     params, graph, levels = preset("mobilenet_v2")
-    works = {work.name: work for work in plan(params, graph, levels, IMAGENET)}
+    works = {work.name: work for work in plan(params, Costs(graph), levels, IMAGENET)}
     widest, narrowest = ({name: options[end] for name, options in levels.items()} for end in (0, -1))
     supernet = works["supernet: training"]
     assert (supernet.passes, supernet.images) == (50 * 1202, 1024)  # 1,231,167 // 1024, the last batch dropped
@@ -135,7 +137,7 @@ def test_an_even_search_is_about_as_long_as_the_authors(family: str) -> None:
     lists = [released(name).channels(graph) for name in released_lists() if released(name).family == family]
     smallest = min(lists, key=graph.macs)
     theirs = sum(levels[name].index(count) for name, count in smallest.items())
-    ours = len(even_path(graph, levels, "macs", graph.macs(smallest))) - 1
+    ours = len(even_path(levels, graph.macs, graph.macs(smallest))) - 1
     assert ours == pytest.approx(theirs, rel=0.15)
 
 
@@ -143,14 +145,45 @@ def test_an_even_search_slims_in_turn_and_counts_its_candidates() -> None:
     """Two groups of three and five levels, to the bottom: each step's candidates, and the widest one."""
     graph = trace(nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)), torch.empty(1, 1, 2, 2))
     levels = dict(zip(graph.groups, [(8, 6, 4), (8, 7, 6, 5, 4)], strict=True))
-    path = [tuple(channels.values()) for channels in even_path(graph, levels, "macs", 0)]
+    path = [tuple(channels.values()) for channels in even_path(levels, graph.macs, 0)]
     assert path == [(8, 8), (6, 8), (6, 7), (6, 6), (4, 6), (4, 5), (4, 4)]
-    scored, mean, typical = expected_search(graph, levels, "macs", 0)
+    scored, mean, typical = expected_search(graph, levels, graph.macs, 0)
     assert scored == 1 + 2 + 2 + 2 + 2 + 1 + 1
     tried = [(8, 8), (6, 8), (8, 7), (4, 8), (6, 7), (4, 7), (6, 6), (4, 6), (6, 5), (4, 5), (4, 4)]
     assert mean == fmean(4 * (a + a * b + 2 * b) for a, b in tried)
     assert tuple(typical.values()) in path
-    assert len(even_path(graph, levels, "macs", 4 * (6 + 6 * 7 + 2 * 7))) == 3  # at most the cost asked for
+    assert len(even_path(levels, graph.macs, 4 * (6 + 6 * 7 + 2 * 7))) == 3  # at most the cost asked for
+
+
+@pytest.mark.parametrize(
+    ("resource", "budget"), [("params", "60%"), ("memory", "70%"), ("macs", {"macs": "60%", "memory": "70%"})]
+)
+def test_other_resources_are_planned_as_they_are_searched(resource: str, budget: Any) -> None:
+    params = check_params(tiny_params({"resource": resource, "budget": budget}), "test")
+    graph = trace(build_network(params.model.name, params.model.kwargs, 10), torch.empty(1, 1, 8, 8))
+    costs, levels = Costs(graph), assembly.span(params.supernet).grid(graph)
+    works = {work.name: work for work in plan(params, costs, levels, Sizes(100, 64, 50))}
+    (chosen,) = works["retrain uniform: training"].configurations
+    for name, limit in stand_in_limits(params, costs).items():
+        assert costs.of(chosen, name) <= limit
+    assert works["search"].passes > 10
+
+
+def test_latency_that_is_not_known_has_a_stand_in() -> None:
+    """MACs: the share asked for, or for milliseconds all of the default's; with other limits it is left out."""
+    params = check_params(tiny_params({"resource": "latency", "budget": "60%"}), "test")
+    graph = trace(build_network(params.model.name, params.model.kwargs, 10), torch.empty(1, 1, 8, 8))
+    costs, levels = Costs(graph), assembly.span(params.supernet).grid(graph)
+
+    def limits(budget: Any) -> dict[str, float]:
+        return stand_in_limits(check_params(tiny_params({"resource": "latency", "budget": budget}), "test"), costs)
+
+    assert limits("60%") == {"macs": 0.6 * graph.macs()}
+    assert limits("12ms") == {"macs": graph.macs()}
+    assert limits({"latency": "12ms", "params": "1K"}) == {"params": 1000}
+    macs = check_params(tiny_params({"budget": "60%"}), "test")
+    sizes = Sizes(100, 64, 50)
+    assert plan(params, costs, levels, sizes) == plan(macs, costs, levels, sizes)
 
 
 # Memory
@@ -270,6 +303,15 @@ def test_sizes_can_be_given_where_there_are_no_data(tmp_path: Path, monkeypatch:
         "data.image_size is None and data.channels 1: as the source has them, which only prepared data tell; set both, "
         "or run `dvc repro prepare`"
     )
+
+
+def test_what_stands_in_for_latency_is_told(project: Path, tmp_path: Path) -> None:
+    change_params(tmp_path, {"resource": "latency", "budget": "50%"})
+    said = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
+    assert said == "50% (latency is not known before `dvc repro resources`: 6.1K MACs are taken in its place)"
+    change_params(tmp_path, {"budget": {"macs": "50%", "latency": "12ms"}})
+    said = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
+    assert said.endswith("(latency is not known before `dvc repro resources`: its limit is left out here)")
 
 
 def test_a_budget_out_of_reach_is_told_at_once(project: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def project(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with the preset, smaller, in which every stage has run."""
     folder = preset_project(tmp_path_factory.mktemp("preset"), images, {})
     with contextlib.chdir(folder):
-        for arguments in (["prepare"], ["supernet"], ["search"], ["allocate"]):
+        for arguments in (["prepare"], ["resources"], ["supernet"], ["search"], ["allocate"]):
             stage(*arguments)
         for method in ("uniform", "autoslim"):
             stage("retrain", method)

@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from autoslim import resize, trace
-from autoslim.networks.graph import ChannelGraph, live_outputs
+from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.memory import live_outputs
 from autoslim.networks.tracing.shaped import shaped_graph
 from autoslim.networks.tracing.symbolic import symbolic_graph
 from autoslim.vocabulary.errors import UserError

@@ -14,7 +14,7 @@ RETRAIN_AND_REPORT = {"retrain@autoslim", "retrain@uniform", "report"}
 ALLOCATE_AND_AFTER = RETRAIN_AND_REPORT | {"allocate"}
 SEARCH_AND_AFTER = ALLOCATE_AND_AFTER | {"search"}
 SUPERNET_AND_AFTER = SEARCH_AND_AFTER | {"supernet"}
-ALL = SUPERNET_AND_AFTER | {"prepare"}
+ALL = SUPERNET_AND_AFTER | {"prepare", "resources"}
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def test_outputs_hold_what_they_say(project: Path) -> None:
     metrics = json.loads((project / "outputs/report/metrics.json").read_text())
     for method in ("uniform", "autoslim"):
         chosen = json.loads((project / f"outputs/channels/{method}.json").read_text())
-        assert chosen["macs"] <= limit
-        assert metrics[method]["macs"] == chosen["macs"]
+        assert chosen["costs"]["macs"] <= limit
+        assert metrics[method]["macs"] == chosen["costs"]["macs"]
         assert {p.name for p in (project / f"outputs/retrain/{method}/weights").iterdir()} == {
             "seed-0.safetensors",
             "seed-1.safetensors",
@@ -59,7 +59,7 @@ def test_outputs_hold_what_they_say(project: Path) -> None:
     found = json.loads((project / "outputs/channels/autoslim.json").read_text())["channels"]
     within = [step for step in trajectory["steps"] if step["macs"] <= limit]
     assert found == within[0]["channels"]
-    for picture in ("trajectory", "channels", "curves"):
+    for picture in ("trajectory", "channels", "resources", "curves"):
         assert (project / f"outputs/report/{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -79,14 +79,17 @@ def test_metrics_and_plots_are_registered(project: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "stages"),
     [
-        ({"budget": "60%"}, ALLOCATE_AND_AFTER),
+        ({"budget": "60%"}, ALLOCATE_AND_AFTER | {"resources"}),
+        ({"resource": "params"}, ALLOCATE_AND_AFTER | {"resources"}),
+        ({"latency": {"threads": 2}}, {"resources", "report"}),
         ({"retrain": {"epochs": 3}}, RETRAIN_AND_REPORT),
         ({"retrain": {"optimiser": {"weight_decay": 0.001}}}, RETRAIN_AND_REPORT),
         ({"search": {"score": "error"}}, SEARCH_AND_AFTER),
         ({"search": {"stop": 0.4}}, SEARCH_AND_AFTER),
-        ({"supernet": {"width": 1.25}}, SUPERNET_AND_AFTER),
-        ({"supernet": {"grid": {"steps": 6}}}, SUPERNET_AND_AFTER),
-        ({"model": {"kwargs": {"in_channels": 1, "tail": 32}}}, SUPERNET_AND_AFTER),
+        ({"supernet": {"epochs": 3}}, SUPERNET_AND_AFTER),
+        ({"supernet": {"width": 1.25}}, SUPERNET_AND_AFTER | {"resources"}),
+        ({"supernet": {"grid": {"steps": 6}}}, SUPERNET_AND_AFTER | {"resources"}),
+        ({"model": {"kwargs": {"in_channels": 1, "tail": 32}}}, SUPERNET_AND_AFTER | {"resources"}),
         ({"data": {"search_images": 80}}, ALL),
         ({"data": {"seed": 1}}, ALL),
         ({"tracking": {"enabled": False}}, set()),
@@ -105,24 +108,44 @@ def test_only_affected_stages_rerun(project: Path, tmp_path: Path, changes: dict
 
 
 def after(changed: set[str], folder: Path) -> set[str]:
-    """The changed stages and all that depend on them, by DVC's own graph."""
+    """The changed stages and all that depend on them, by DVC's own graph; what ``resources`` writes seldom changes."""
     edges = [line.strip() for line in run(["dvc", "dag", "--dot"], folder).splitlines() if "->" in line]
     pairs = [tuple(part.strip(' ";') for part in edge.split("->")) for edge in edges]
     affected = set(changed)
-    while more := {down for up, down in pairs if up in affected} - affected:
+    while more := {down for up, down in pairs if up in affected - {"resources"}} - affected:
         affected |= more
     return affected
 
 
 def test_budget_is_retrained_alone_and_going_back_trains_nothing(project: Path) -> None:
     output = run(["dvc", "exp", "run", "-S", "budget=70%"], project)
-    assert stages_run(output) == ALLOCATE_AND_AFTER
+    assert stages_run(output) == ALLOCATE_AND_AFTER | {"resources"}
     assert json.loads((project / "outputs/report/metrics.json").read_text())["budget"] == "70%"
     shown = run(["dvc", "exp", "show", "--md", "--drop", "outputs.*curves.*"], project)
     assert "70%" in shown
     back = run(["dvc", "exp", "run", "-S", "budget=50%"], project)
     assert "step" not in back.replace("steps", ""), "it trained"
     assert json.loads((project / "outputs/report/metrics.json").read_text())["budget"] == "50%"
+
+
+def test_another_resource_and_several_limits_are_searched_for_in_the_same_supernet(
+    project: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(project, folder, symlinks=True)
+    ran = stages_run(run(["dvc", "exp", "run", "-S", "resource=memory", "-S", "budget=60%"], folder))
+    assert {"search", "allocate"} <= ran
+    assert "supernet" not in ran
+    metrics = json.loads((folder / "outputs/report/metrics.json").read_text())
+    limit = metrics["budget_memory"]
+    assert max(metrics[method]["memory"] for method in ("uniform", "autoslim")) <= limit
+    ran = stages_run(run(["dvc", "exp", "run", "-S", "budget={macs: 70%, memory: 80%}"], folder))
+    assert {"search", "allocate"} <= ran
+    assert "supernet" not in ran
+    metrics = json.loads((folder / "outputs/report/metrics.json").read_text())
+    for method in ("uniform", "autoslim"):
+        for resource in ("macs", "memory"):
+            assert metrics[method][resource] <= metrics[f"budget_{resource}"]
 
 
 def test_another_search_does_not_retrain_a_method_that_keeps_its_channels(project: Path, tmp_path: Path) -> None:

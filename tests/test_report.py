@@ -1,11 +1,13 @@
 """The comparison's numbers against scipy and closed forms; the pictures for what they show and for their bytes."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
@@ -13,33 +15,56 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 
-from autoslim.shell.report import pictures
+from autoslim.algorithms.latency import Check, LatencyTable, Target
+from autoslim.shell.report import pictures, resource_pictures
 from autoslim.shell.report.curves import over_seeds, read_curves
+from autoslim.shell.report.measured import Measured
 from autoslim.shell.report.pictures import channels_picture, curves_picture, trajectory_picture
+from autoslim.shell.report.resource_pictures import prediction_picture, resources_picture
 from autoslim.shell.report.style import looks
 from autoslim.shell.report.table import (
     Result,
     compare,
     csv_table,
-    describe_budget,
+    describe_budgets,
     gain,
     markdown_table,
     metrics,
     terminal_table,
 )
+from autoslim.vocabulary.budgets import parse_budgets
 from autoslim.vocabulary.errors import UserError
 
-AUTOSLIM = Result("autoslim", 1_410_000, 170_000, {0: 0.921, 1: 0.934, 2: 0.928})
-UNIFORM = Result("uniform", 1_380_000, 148_000, {0: 0.894, 1: 0.902, 2: 0.886})
-BUDGET = {"budget": "25%", "resource": "macs", "limit": 1_420_000.0}
+
+def result(method: str, macs: float, params: float, top1: dict[int, float], **more: Any) -> Result:
+    return Result(method, {"macs": macs, "params": params, "memory": 4 * params + 100_000}, top1, **more)
 
 
-def one_seed(result: Result) -> Result:
-    return Result(result.method, result.macs, result.params, {0: result.top1[0]})
+AUTOSLIM = result("autoslim", 1_410_000, 170_000, {0: 0.921, 1: 0.934, 2: 0.928})
+UNIFORM = result("uniform", 1_380_000, 148_000, {0: 0.894, 1: 0.902, 2: 0.886})
+BUDGET = {"budgets": parse_budgets("25%", "macs"), "resource": "macs", "limits": {"macs": 1_420_000.0}}
+
+TARGET = Target("a machine", "eager", "cpu", 1, 1, "fp32", False, "torch")
+CHECK = Check((1.0, 2.2, 2.9, 4.1), (1.1, 2.0, 3.0, 4.0), 0.03, 0.09, 0.95)
+TABLE = LatencyTable("a network", (3, 8, 8), {"stem": 8}, TARGET, {}, 1.0, 0.5, CHECK)
+
+
+def timed(plain: Result, predicted: float | None, measured: float) -> Result:
+    """With a latency predicted (ms) and one measured, its quartiles 0.1 ms below and 0.3 ms above."""
+    costs = plain.costs if predicted is None else {**plain.costs, "latency": predicted}
+    seen = Measured(measured, measured - 0.1, measured + 0.3, 900_000)
+    return dataclasses.replace(plain, costs=costs, measured=seen)
+
+
+TIMED = [timed(AUTOSLIM, 2.4, 2.5), timed(UNIFORM, 2.45, 2.3)]
+
+
+def one_seed(plain: Result) -> Result:
+    return dataclasses.replace(plain, top1={0: plain.top1[0]})
 
 
 def test_gain_has_welchs_interval_as_scipy_computes_it():
-    for other in (UNIFORM, Result("uniform", 1, 1, {5: 0.7, 6: 0.95, 7: 0.8, 8: 0.81, 9: 0.9})):
+    for other in (UNIFORM, result("uniform", 1, 1, {5: 0.7, 6: 0.95, 7: 0.8, 8: 0.81, 9: 0.9})):
         found = gain(AUTOSLIM, other)
         welch = stats.ttest_ind(list(AUTOSLIM.top1.values()), list(other.top1.values()), equal_var=False)
         assert found.top1 == pytest.approx(AUTOSLIM.mean - other.mean)
@@ -47,15 +72,15 @@ def test_gain_has_welchs_interval_as_scipy_computes_it():
 
 
 def test_gain_of_equal_spreads_in_closed_form():
-    a = Result("autoslim", 1, 1, {0: 0.8, 1: 0.9})
-    b = Result("uniform", 1, 1, {0: 0.6, 1: 0.7})
+    a = result("autoslim", 1, 1, {0: 0.8, 1: 0.9})
+    b = result("uniform", 1, 1, {0: 0.6, 1: 0.7})
     # each variance is 0.005, so the difference has sqrt(0.005 / 2 + 0.005 / 2) and 2 degrees of freedom: t = 4.3027
     half = 4.302653 * math.sqrt(0.005)
     assert gain(a, b).interval == pytest.approx((0.2 - half, 0.2 + half), rel=1e-6)
 
 
 def test_std_is_the_samples_and_one_seed_has_none():
-    assert Result("uniform", 1, 1, {0: 0.8, 1: 0.9}).std == pytest.approx(math.sqrt(0.005))
+    assert result("uniform", 1, 1, {0: 0.8, 1: 0.9}).std == pytest.approx(math.sqrt(0.005))
     assert one_seed(UNIFORM).std is None
 
 
@@ -64,7 +89,7 @@ def test_std_is_the_samples_and_one_seed_has_none():
     [
         (one_seed(AUTOSLIM), one_seed(UNIFORM)),
         (AUTOSLIM, one_seed(UNIFORM)),
-        (Result("autoslim", 1, 1, {0: 0.9, 1: 0.9}), Result("uniform", 1, 1, {0: 0.8, 1: 0.8})),
+        (result("autoslim", 1, 1, {0: 0.9, 1: 0.9}), result("uniform", 1, 1, {0: 0.8, 1: 0.8})),
     ],
 )
 def test_no_interval_where_the_seeds_do_not_allow_one(a, b):
@@ -74,9 +99,9 @@ def test_no_interval_where_the_seeds_do_not_allow_one(a, b):
 
 
 def test_a_released_list_has_a_gain_only_at_about_the_baselines_cost():
-    near = Result("released/mobilenet_v2-305M", 1_440_000, 1, UNIFORM.top1)
-    far = Result("released/mobilenet_v2-207M", 1_310_000, 1, UNIFORM.top1)
-    comparison = compare([far, near, Result("autoslim", 1_000_000, 1, UNIFORM.top1), UNIFORM], **BUDGET)
+    near = result("released/mobilenet_v2-305M", 1_440_000, 1, UNIFORM.top1)
+    far = result("released/mobilenet_v2-207M", 1_310_000, 1, UNIFORM.top1)
+    comparison = compare([far, near, result("autoslim", 1_000_000, 1, UNIFORM.top1), UNIFORM], **BUDGET)
     assert set(comparison.gains) == {"released/mobilenet_v2-305M", "autoslim"}  # autoslim is for the same budget
     assert "released lists have budgets of their own: a gain where they are within 5% of uniform" in markdown_table(
         comparison
@@ -85,16 +110,16 @@ def test_a_released_list_has_a_gain_only_at_about_the_baselines_cost():
 
 def test_a_method_without_seeds_is_refused():
     with pytest.raises(UserError, match="method uniform has no retrained seed"):
-        compare([AUTOSLIM, Result("uniform", 1, 1, {})], **BUDGET)
+        compare([AUTOSLIM, result("uniform", 1, 1, {})], **BUDGET)
 
 
 def test_tables_print_percent_and_amounts_as_people_write_them():
     comparison = compare([AUTOSLIM, UNIFORM], **BUDGET)
     text = markdown_table(comparison)
     assert "Budget 25% = 1.42M MACs" in text
-    assert "| method | MACs | parameters | top-1 on test (%) | gain over uniform (points) |" in text
-    assert "| autoslim | 1.41M | 170K | 92.77 ± 0.65 | +3.37  [+1.69, +5.05] |" in text
-    assert "| uniform | 1.38M | 148K | 89.40 ± 0.80 |  |" in text
+    assert "| method | MACs | parameters | memory | top-1 on test (%) | gain over uniform (points) |" in text
+    assert "| autoslim | 1.41M | 170K | 780kB | 92.77 ± 0.65 | +3.37  [+1.69, +5.05] |" in text
+    assert "| uniform | 1.38M | 148K | 692kB | 89.40 ± 0.80 |  |" in text
     assert "3 seeds" in text
     terminal = Console(file=io.StringIO(), width=80)
     terminal.print(terminal_table(comparison))
@@ -105,10 +130,29 @@ def test_tables_print_percent_and_amounts_as_people_write_them():
 
 def test_table_of_one_seed_and_of_one_method():
     alone = markdown_table(compare([one_seed(AUTOSLIM)], **BUDGET))
-    assert "| autoslim | 1.41M | 170K | 92.10 |  |" in alone
+    assert "| autoslim | 1.41M | 170K | 780kB | 92.10 |  |" in alone
     assert "one seed: no spread and no interval" in alone
     both = markdown_table(compare([one_seed(AUTOSLIM), one_seed(UNIFORM)], **BUDGET))
     assert "| 92.10 | +2.70 |" in both
+
+
+def test_tables_show_latency_predicted_and_measured():
+    comparison = compare(TIMED, **BUDGET)
+    text = markdown_table(comparison)
+    assert "| memory | latency predicted | latency measured | top-1" in text
+    assert "| autoslim | 1.41M | 170K | 780kB | 2.4ms | 2.5ms ± 200us | 92.77" in text
+    assert "latency is the median ± half the distance of the quartiles" in text
+    unpredicted = compare([timed(AUTOSLIM, None, 2.5), timed(UNIFORM, None, 2.3)], **BUDGET)
+    assert "predicted" not in markdown_table(unpredicted)
+    values = metrics(comparison)["autoslim"]
+    assert (values["latency"], values["measured_latency"], values["measured_memory"]) == (2.4, 2.5, 900_000)
+    rows = list(csv.DictReader(io.StringIO(csv_table(comparison))))
+    assert (rows[0]["latency"], rows[0]["measured_latency_low"], rows[0]["memory"]) == ("2.4", "2.4", "780000")
+    terminal = Console(file=io.StringIO(), width=80)
+    terminal.print(terminal_table(comparison))
+    printed = terminal.file.getvalue()
+    for cell in ("780kB", "2.5ms", "2.3ms", "92.77 ± 0.65", "+3.37  [+1.69, +5.05]"):
+        assert cell in printed
 
 
 def test_csv_and_metrics_hold_fractions_and_leave_out_what_does_not_exist():
@@ -120,7 +164,7 @@ def test_csv_and_metrics_hold_fractions_and_leave_out_what_does_not_exist():
     assert rows[1]["gain"] == ""
     values = metrics(comparison)
     assert (values["budget"], values["budget_macs"]) == ("25%", 1_420_000)
-    assert values["uniform"] == {"macs": 1_380_000, "params": 148_000, "top1": UNIFORM.mean, "top1_std": UNIFORM.std}
+    assert values["uniform"] == {**UNIFORM.costs, "top1": UNIFORM.mean, "top1_std": UNIFORM.std}
     assert set(values["gain"]) == {"autoslim"}
     single = metrics(compare([one_seed(AUTOSLIM)], **BUDGET))
     assert "top1_std" not in single["autoslim"]
@@ -128,9 +172,14 @@ def test_csv_and_metrics_hold_fractions_and_leave_out_what_does_not_exist():
 
 
 def test_a_budget_is_described_once():
-    assert describe_budget("305M", "macs", 305e6) == "305M MACs"
-    assert describe_budget("0.5G", "macs", 5e8) == "0.5G = 500M MACs"
-    assert describe_budget("50%", "params", 1.75e6) == "50% = 1.75M parameters"
+    def told(budget: Any, resource: str, **limits: float) -> str:
+        return describe_budgets(parse_budgets(budget, resource), limits)
+
+    assert told("305M", "macs", macs=305e6) == "305M MACs"
+    assert told("0.5G", "macs", macs=5e8) == "0.5G = 500M MACs"
+    assert told("50%", "params", params=1.75e6) == "50% = 1.75M parameters"
+    several = {"macs": "305M", "memory": "50%", "latency": "12ms"}
+    assert told(several, "macs", macs=305e6, memory=7e6, latency=12.0) == "305M MACs, 50% = 7MB, 12ms"
 
 
 def test_curves_are_read_and_averaged_over_seeds(tmp_path: Path):
@@ -165,11 +214,14 @@ def retrained(seeds: int) -> dict[str, list[float]]:
 
 def draw_all(folder: Path, results: list[Result], dpi: int = 60) -> list[Path]:
     methods = [result.method for result in results]
+    budgets = {"25% = 1.42M MACs": 1_420_000.0}
     halves = {name: size // 2 for name, size in GROUPS.items()}
     return [
-        trajectory_picture(folder / "trajectory.png", TRAJECTORY, results, {"25%": 1_420_000.0}, dpi),
+        trajectory_picture(folder / "trajectory.png", TRAJECTORY, results, "macs", budgets, dpi),
         channels_picture(folder / "channels.png", GROUPS, dict.fromkeys(methods, halves), dpi),
         curves_picture(folder / "curves.png", SUPERNET, {r.method: retrained(len(r.top1)) for r in results}, dpi),
+        resources_picture(folder / "resources.png", [timed(r, 2.0, 2.2) for r in results], TABLE, TARGET, dpi),
+        prediction_picture(folder / "prediction.png", TABLE, [timed(r, 2.0, 2.2) for r in results], dpi),
     ]
 
 
@@ -185,7 +237,7 @@ def test_pictures_have_the_same_bytes_for_the_same_data_whatever_the_users_style
         second = draw_all(tmp_path / "b", [AUTOSLIM, UNIFORM])
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     assert b"Software" not in first[0].read_bytes()
-    other = draw_all(tmp_path / "c", [AUTOSLIM, Result("uniform", 1_380_000, 148_000, {0: 0.7, 1: 0.72, 2: 0.71})])
+    other = draw_all(tmp_path / "c", [AUTOSLIM, result("uniform", 1_380_000, 148_000, {0: 0.7, 1: 0.72, 2: 0.71})])
     assert first[0].read_bytes() != other[0].read_bytes()
 
 
@@ -195,7 +247,7 @@ def test_pictures_have_the_same_bytes_for_the_same_data_whatever_the_users_style
 def test_pictures_of_one_seed_and_of_one_method(tmp_path: Path, results: list[Result]):
     for picture in draw_all(tmp_path, results):
         width, height = size_of(picture)
-        assert width > 300
+        assert width > 250
         assert height > 100
 
 
@@ -206,14 +258,15 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         figures.append(draw())
         return path
 
-    monkeypatch.setattr(pictures, "write_picture", keep)
+    for module in (pictures, resource_pictures):
+        monkeypatch.setattr(module, "write_picture", keep)
     return figures
 
 
 def test_the_trajectory_shows_budgets_default_and_retrained_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     figures = drawn(monkeypatch)
-    budgets = {"25%": 1_420_000.0, "26%": 1_476_800.0}
-    trajectory_picture(tmp_path / "t.png", TRAJECTORY, [AUTOSLIM, UNIFORM], budgets)
+    budgets = {"25% = 1.42M MACs": 1_420_000.0, "26% = 1.48M MACs": 1_476_800.0}
+    trajectory_picture(tmp_path / "t.png", TRAJECTORY, [AUTOSLIM, UNIFORM], "macs", budgets)
     (axes,) = figures[0].axes
     names = {text.get_text(): text for text in axes.texts}
     assert set(names) == {"budget 25% = 1.42M MACs", "budget 26% = 1.48M MACs", "default 5.68M MACs"}
@@ -228,13 +281,49 @@ def test_the_trajectory_shows_budgets_default_and_retrained_networks(monkeypatch
     assert list(points["autoslim retrained, test split, mean ± std of 3 seeds"]) == pytest.approx([1_410_000, 92.7667])
 
 
-def test_a_search_over_parameters_is_drawn_over_parameters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_trajectory_is_drawn_over_any_resource_that_it_has_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     figures = drawn(monkeypatch)
-    trajectory_picture(tmp_path / "t.png", TRAJECTORY | {"resource": "params"}, [UNIFORM], {"150K": 150_000.0})
+    trajectory_picture(tmp_path / "t.png", TRAJECTORY, [UNIFORM], "params", {"150K parameters": 150_000.0})
     (axes,) = figures[0].axes
     assert axes.get_xlabel() == "parameters"
     assert [text.get_text() for text in axes.texts] == ["budget 150K parameters", "default 500K parameters"]
     assert axes.containers[0].lines[0].get_xdata()[0] == 148_000
+
+
+def test_resources_are_drawn_as_measured_and_as_predicted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    figures = drawn(monkeypatch)
+    resources_picture(tmp_path / "r.png", TIMED, TABLE, TARGET)
+    times, sizes, scatter = figures[0].axes
+    assert [bar.get_width() for bar in times.patches] == [2.5, 2.3]
+    assert [text.get_text() for text in times.texts] == ["2.5ms, predicted 2.4ms", "2.3ms, predicted 2.45ms"]
+    assert [text.get_text() for text in sizes.texts] == ["900kB, predicted 780kB", "900kB, predicted 692kB"]
+    assert [label.get_text() for label in times.get_yticklabels()] == ["autoslim", "uniform"]
+    points = [line.get_xydata().tolist() for line in scatter.lines]
+    assert points[1] == [list(pair) for pair in zip(CHECK.measured, CHECK.predicted, strict=True)]
+    assert points[2:] == [[[2.5, 2.4]], [[2.3, 2.45]]]
+    assert scatter.get_title() == "median error 3.0%, rank correlation 0.950"
+    figures[0].draw_without_rendering()
+    for axes, right in ((times, sizes), (sizes, scatter)):
+        edge = right.get_tightbbox().x0
+        assert all(text.get_window_extent().x1 < edge for text in axes.texts)  # the figures stay in their panel
+
+
+def test_predictions_of_another_target_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    figures = drawn(monkeypatch)
+    resources_picture(tmp_path / "r.png", TIMED, TABLE, dataclasses.replace(TARGET, machine="another", batch=8))
+    times, _, scatter = figures[0].axes
+    assert times.get_title() == "latency of a forward pass, 8 images"
+    assert len(scatter.lines) == 2  # the diagonal and the random networks, no method
+    (legend,) = figures[0].legends
+    assert legend.get_texts()[-1].get_text() == "predicted, latency on another target"
+
+
+def test_resources_without_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    figures = drawn(monkeypatch)
+    resources_picture(tmp_path / "r.png", [timed(UNIFORM, None, 2.3)], None, TARGET)
+    resources_picture(tmp_path / "r.png", [UNIFORM], None, TARGET)
+    assert [text.get_text() for axes in figures[0].axes for text in axes.texts] == ["2.3ms", "900kB, predicted 692kB"]
+    assert [text.get_text() for axes in figures[1].axes for text in axes.texts] == ["", "predicted 692kB"]
 
 
 @pytest.mark.parametrize("count", [14, 54])

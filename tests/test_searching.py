@@ -12,6 +12,7 @@ from specimens import batch_statistics, shuffle_weights
 
 from autoslim import Supernet, resize
 from autoslim.algorithms.racing import Lap
+from autoslim.algorithms.resources import Costs, Objective
 from autoslim.engine import searching
 from autoslim.engine.checkpoints import Checkpoints
 from autoslim.engine.chunks import search_chunks
@@ -53,6 +54,8 @@ def run(supernet: Supernet, data: PreparedData, folder: Path, key: str = "key", 
         "precision": "fp32",
         "seed": 0,
     } | changes
+    costs = Costs(supernet.graph)
+    asked["objective"] = Objective(costs, asked.pop("resource"), asked.pop("limits", {}))
     return search(
         supernet,
         SPAN.grid(supernet.graph),
@@ -78,6 +81,7 @@ def test_the_trajectory_is_what_it_says(supernet: Supernet, data: PreparedData, 
             "channels": channels,
             "macs": graph.macs(channels),
             "params": graph.params(channels),
+            "memory": graph.memory(channels),
         }
     assert trajectory["steps"][0]["channels"] == trajectory["widest"]["channels"]
     assert trajectory["steps"][-1]["macs"] <= 0.4 * graph.macs() < trajectory["steps"][-2]["macs"]
@@ -135,7 +139,7 @@ def test_a_race_evaluates_fewer_images_and_scores_what_it_chooses_on_all(
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"by": "cross_entropy"}, {"per_cost": True, "risk": 0.1}, {"resource": "params"}]
+    "changes", [{}, {"by": "cross_entropy"}, {"per_cost": True, "risk": 0.1}, {"resource": "memory"}]
 )
 def test_a_resumed_search_gives_the_identical_trajectory(
     supernet: Supernet, data: PreparedData, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -202,3 +206,17 @@ def test_fewer_images_than_a_chunk(supernet: Supernet, data: PreparedData, tmp_p
     assert str(error.value) == (
         "search.chunk is 97, but the search split has 96 images; lower search.chunk or raise data.search_images"
     )
+
+
+def test_several_limits_are_searched_until_all_are_held(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+    """What binds is lowered: the cost is the largest share of a limit, and the search goes on to where it is 1."""
+    graph = supernet.graph
+    limits = {"macs": 0.8 * graph.macs(), "params": 0.5 * graph.params()}
+    trajectory = run(supernet, data, tmp_path, limits=limits, stop=0.9, per_cost=True)
+    assert trajectory["limits"] == limits
+    steps = trajectory["steps"]
+    for step in steps:
+        assert step["cost"] == max(step[resource] / limit for resource, limit in limits.items())
+        assert step["memory"] == graph.memory(step["channels"])
+    assert steps[-1]["cost"] <= 1 < steps[-2]["cost"]
+    assert steps[-1]["params"] <= limits["params"]

@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {
 
 def merged(values: Any, changes: Any) -> Any:
     """``values`` with ``changes`` put in at any depth; model.kwargs is replaced whole."""
-    if not isinstance(changes, dict):
+    if not isinstance(changes, dict) or not isinstance(values, dict):
         return changes
     return values | {
         name: value if name == "kwargs" else merged(values.get(name, {}), value) for name, value in changes.items()

@@ -1,13 +1,16 @@
 """Channel allocation: how a method chooses channel numbers within a budget."""
 
+import bisect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from autoslim.networks.graph import ChannelGraph
+from autoslim.algorithms.resources import Costs
 from autoslim.networks.released import released_lists, released_method
 from autoslim.vocabulary.channels import ChannelGroup, Channels
 from autoslim.vocabulary.errors import UserError
 
-Cost = Callable[[Mapping[str, int]], float]
+Holds = Callable[[Channels], bool]
+"""Whether a configuration is within the limits."""
 
 
 def check_method(method: str) -> None:
@@ -20,64 +23,76 @@ def check_method(method: str) -> None:
 
 
 def allocate(
-    method: str, graph: ChannelGraph, configurations: Sequence[Channels], resource: str, budget: float
+    method: str, costs: Costs, configurations: Sequence[Channels], limits: Mapping[str, float], divisor: int = 1
 ) -> Channels:
-    """The channels that a method gives within a budget (in the resource's unit).
+    """The channels that a method gives within limits (resource -> amount in its unit).
 
     Args:
         method: ``autoslim``, ``uniform``, or ``released/NAME``, which has a budget of its own and heeds no other.
         configurations: the trajectory, from the widest down; its first entry bounds ``uniform`` too.
+        divisor: of ``uniform``'s channels where latency is limited.
 
     Raises:
-        UserError: the method is unknown, has nothing within the budget, or is the list of another network.
+        UserError: the method is unknown, has nothing within the limits, or is the list of another network.
     """
     check_method(method)
+    graph = costs.graph
     if listed := released_method(method):
         return listed.channels(graph)
 
-    def cost(channels: Mapping[str, int]) -> float:
-        return graph.cost(channels, resource)
+    def holds(channels: Channels) -> bool:
+        return costs.within(channels, limits)
 
     if method == "autoslim":
-        return from_trajectory(configurations, cost, budget)
+        return from_trajectory(configurations, holds)
     widest = max(configurations[0][name] / group.size for name, group in graph.groups.items())
-    return uniform(graph.groups, cost, budget, widest)
+    if "latency" not in limits:
+        return uniform(graph.groups, holds, widest)
+    return uniform(graph.groups, holds, widest, divisor, monotone=False)
 
 
-def from_trajectory(configurations: Iterable[Channels], cost: Cost, budget: float) -> Channels:
-    """The costliest configuration within the budget that greedy slimming passed; the first one where costs are equal.
+def from_trajectory(configurations: Iterable[Channels], holds: Holds) -> Channels:
+    """The first configuration on the way of greedy slimming that holds the limits: all later ones are parts of it.
 
     Raises:
-        UserError: none of them is within the budget.
+        UserError: none of them does.
     """
-    best: Channels | None = None
     for channels in configurations:
-        if cost(channels) <= budget and (best is None or cost(channels) > cost(best)):
-            best = channels
-    if best is None:
-        raise UserError("the trajectory has no configuration within the budget; lower search.stop or raise budget")
-    return best
+        if holds(channels):
+            return channels
+    raise UserError("the trajectory has no configuration within the budget; lower search.stop or raise budget")
 
 
-def uniform(groups: Mapping[str, ChannelGroup], cost: Cost, budget: float, widest: float) -> Channels:
-    """The configuration of the largest width multiplier up to ``widest`` within the budget.
+def uniform(
+    groups: Mapping[str, ChannelGroup], holds: Holds, widest: float, divisor: int = 1, *, monotone: bool = True
+) -> Channels:
+    """The configuration of the largest width multiplier up to ``widest`` that holds the limits.
 
-    Each group has the multiple of its unit nearest to ``width * size``, at least one: the finest uniform network there
-    is, so that a method is not praised for using a budget better.
+    Each group has the multiple of ``divisor`` (and of its unit) nearest to ``width * size``, at least one. With 1 that
+    is the finest uniform network there is, so that a method is not praised for using a budget better. A latency table
+    knows nothing of numbers between the grid's, and odd numbers are slow: there it is the grid's divisor.
+
+    Args:
+        monotone: what is limited does not fall as the width grows; without that (latency) every width is tried.
 
     Raises:
-        UserError: even one unit a group is beyond the budget.
+        UserError: even the narrowest is beyond the limits.
     """
+    steps = {name: math.lcm(group.unit, divisor) for name, group in groups.items()}
 
     def at(width: float) -> Channels:
-        return {n: max(1, int(width * g.size / g.unit + 0.5)) * g.unit for n, g in groups.items()}
+        return {n: max(1, int(width * g.size / steps[n] + 0.5)) * steps[n] for n, g in groups.items()}
 
-    if cost(at(0.0)) > budget:
-        raise UserError("no uniform width multiplier is within the budget; raise budget")
-    low, high = 0.0, widest
-    if cost(at(high)) <= budget:
-        return at(high)
-    while high - low > 1e-9:  # the cost does not fall as the width grows, so bisection finds the last width that fits
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(at(middle)) <= budget else (low, middle)
-    return at(low)
+    changes = {  # the widths at which a group gets one step more
+        (number + 0.5) / (group.size / steps[name]) * (1 + 1e-12)
+        for name, group in groups.items()
+        for number in range(1, int(widest * group.size / steps[name] + 0.5))
+    }
+    widths = [0.0, *sorted(changes), widest]
+    if monotone:
+        fitting = bisect.bisect_left(widths, True, key=lambda width: not holds(at(width)))
+        widths = widths[:fitting]
+    for width in reversed(widths):
+        if holds(channels := at(width)):
+            return channels
+    raise UserError("no uniform width multiplier is within the budget; raise budget")

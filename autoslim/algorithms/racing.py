@@ -9,7 +9,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from autoslim.algorithms.slimming import By, Judge, Option, SlimmingStep, rank
+from autoslim.algorithms.slimming import By, Judge, Option, SlimmingStep, rank, saving
 from autoslim.vocabulary.scores import Score
 
 CURRENT = ""
@@ -110,7 +110,7 @@ class _Course:
         if not self.per_cost:
             return self._losses(name) - self._losses(leader)
         increases = [self._losses(which) - self._losses(CURRENT) for which in (name, leader)]
-        saved = [max(1, self.current.cost - self.options[which].cost) for which in (name, leader)]
+        saved = [saving(self.current, self.options[which]) for which in (name, leader)]
         if all(float(increase.mean()) < 0 for increase in increases):  # see slimming.rank: the more saved the better
             return increases[0] * saved[0] - increases[1] * saved[1]
         return increases[0] / saved[0] - increases[1] / saved[1]

@@ -13,7 +13,7 @@ class Option:
     """One group's removal of one slimming step: the group's channels after it, and the network's cost."""
 
     channels: int
-    cost: int
+    cost: float
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SlimmingStep:
 
     slimmed: str | None
     channels: Channels
-    cost: int
+    cost: float
     score: Score
     candidates: Mapping[str, Candidate] = field(default_factory=dict)
 
@@ -47,7 +47,7 @@ By = Literal["error", "cross_entropy"]
 
 def greedy_slim(
     grid: Mapping[str, Sequence[int]],
-    cost: Callable[[Mapping[str, int]], int],
+    cost: Callable[[Mapping[str, int]], float],
     score: Callable[[Mapping[str, int]], Score],
     stop: float,
     *,
@@ -113,12 +113,17 @@ def exhaustive_judge(score: Callable[[Mapping[str, int]], Score], by: By, per_co
 
 def rank(new: Score, option: Option, current: SlimmingStep, by: By, per_cost: bool) -> tuple[float, ...]:
     """What options are compared by, the least the best: what is asked for, then the other score, then the saving."""
-    saved = max(1, current.cost - option.cost)
+    saved = saving(current, option)
     old = current.score
     error, entropy = new.error, new.cross_entropy
     if per_cost:
         error, entropy = _rate(new.error - old.error, saved), _rate(new.cross_entropy - old.cross_entropy, saved)
     return (error, entropy, -saved) if by == "error" else (entropy, error, -saved)
+
+
+def saving(current: SlimmingStep, option: Option) -> float:
+    """What an option saves. Nearly nothing where it saves nothing: fewer channels may be slower, or not bind."""
+    return max(current.cost - option.cost, 1e-9 * current.cost)
 
 
 def _rate(increase: float, saved: float) -> float:

@@ -107,14 +107,13 @@ def _difference(there: Channels, here: Channels) -> str:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The channels that a method gives for a budget (as people write it), and what they cost."""
+    """The channels that a method gives for a budget (as people write it), and what they take by closed form."""
 
     method: str
     budget: str
     resource: str
     channels: Channels
-    macs: int
-    params: int
+    costs: dict[str, float]
 
     def write(self, folder: Path) -> None:
         write_json(folder / f"{self.method}.json", dataclasses.asdict(self))

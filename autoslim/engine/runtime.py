@@ -26,7 +26,9 @@ class Machine:
     processes: Processes = ALONE
 
 
-def choose_device(name: str = "auto", processes: Processes = ALONE) -> torch.device:
+def choose_device(
+    name: str = "auto", processes: Processes = ALONE, *, parameter: str = "runtime.device"
+) -> torch.device:
     """``auto`` is the first CUDA device, else the CPU. Several processes on a node have one CUDA device each.
 
     Raises:
@@ -41,7 +43,7 @@ def choose_device(name: str = "auto", processes: Processes = ALONE) -> torch.dev
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"runtime.device {name!r} is not available here ({str(error).splitlines()[0]}); set it to auto or cpu"
+            f"{parameter} {name!r} is not available here ({str(error).splitlines()[0]}); set it to auto or cpu"
         ) from error
     if device.type == "cuda":
         # Every width of a supernet is a new shape: autotuning would run again at each.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoslim.algorithms.racing import race_judge
+from autoslim.algorithms.resources import Objective
 from autoslim.algorithms.slimming import By, SlimmingStep, greedy_slim
 from autoslim.engine.checkpoints import Checkpoints, write_json
 from autoslim.engine.chunks import search_chunks
@@ -30,7 +31,7 @@ def search(
     data: PreparedData,
     machine: Machine,
     *,
-    resource: str,
+    objective: Objective,
     stop: float,
     images: int,
     chunk: int,
@@ -46,6 +47,7 @@ def search(
     """Slims from the widest configuration to ``stop`` times the default network's cost (paper section 1.4).
 
     Args:
+        objective: the cost; with several limits the search goes on to where all are held.
         incremental: run only what a candidate changes (see ``networks.tails``).
         risk: let candidates drop out that are clearly not the best (see ``algorithms.racing``); None: none does.
 
@@ -58,7 +60,7 @@ def search(
     Raises:
         UserError: the search split has fewer images than a chunk.
     """
-    graph = supernet.graph
+    graph, costs = supernet.graph, objective.costs
     if data.info.counts["search"] < chunk:
         raise UserError(
             f"search.chunk is {chunk}, but the search split has {data.info.counts['search']} images; "
@@ -82,7 +84,7 @@ def search(
         return found
 
     scored = sum(len(labels) for _, labels in chunks)
-    limit = stop * graph.cost(graph.default, resource)
+    limit = objective.stop(stop, graph.default)
     path = checkpoints.folder / "steps.json"
     written = processes.from_first(lambda: json.loads(path.read_text()) if path.exists() else [])
     steps: list[SlimmingStep] = [step_from_dict(step) for step in written]
@@ -91,7 +93,7 @@ def search(
     with Progress("search", most, done=max(0, len(steps) - 1)) as progress:
         for step in greedy_slim(
             grid,
-            lambda c: graph.cost(c, resource),
+            objective.cost,
             lambda c: processes.from_first(lambda: score(c)),
             limit,
             judge=race_judge(laps, scored, by, per_cost, risk, seed),
@@ -104,16 +106,16 @@ def search(
                 progress.advance()
             progress.show(
                 top1=1 - step.score.error,
-                cost=f"{format_amount(step.cost, resource)} of {format_amount(limit, resource)}",
+                cost=f"{objective.written(step.cost)} of {objective.written(limit)}",
             )
             if processes.first:
                 seconds = round(before + time.monotonic() - started, 1)
-                write_json(path, [step_to_dict(s, graph) | {"seconds": seconds} for s in steps])
+                write_json(path, [step_to_dict(s, costs) | {"seconds": seconds} for s in steps])
         progress.expect(len(steps) - 1)
     if steps[-1].cost > limit:
         progress.write(
-            f"search: the narrowest subnet takes {format_amount(steps[-1].cost, resource)}, "
-            f"more than search.stop asks ({format_amount(limit, resource)})"
+            f"search: the narrowest subnet takes {objective.written(steps[-1].cost)}, "
+            f"more than search.stop asks ({objective.written(limit)})"
         )
     configurations = {
         "default": graph.default,
@@ -122,17 +124,15 @@ def search(
     }
     trajectory = {
         "format": 1,
-        "resource": resource,
-        **{
-            which: {"channels": c, "macs": graph.macs(c), "params": graph.params(c)}
-            for which, c in configurations.items()
-        },
+        "resource": objective.resource,
+        "limits": dict(objective.limits),
+        **{which: {"channels": c, **costs.all(c)} for which, c in configurations.items()},
         "images": scored,
         "chunk": len(chunks[0][1]),
         "score": by,
         "per_cost": per_cost,
         "risk": risk,
-        "steps": [{"step": number, **step_to_dict(step, graph)} for number, step in enumerate(steps)],
+        "steps": [{"step": number, **step_to_dict(step, costs)} for number, step in enumerate(steps)],
     }
     if not processes.first:
         return trajectory

@@ -4,21 +4,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autoslim.algorithms.resources import Costs
 from autoslim.algorithms.slimming import Candidate, SlimmingStep
 from autoslim.engine.artifacts import read_json
-from autoslim.networks.graph import ChannelGraph
 from autoslim.vocabulary.errors import UserError
 from autoslim.vocabulary.scores import Score
 
 
-def step_to_dict(step: SlimmingStep, graph: ChannelGraph) -> dict[str, Any]:
-    """One step of ``trajectory.json``. A cost is in the unit of the resource that was searched."""
+def step_to_dict(step: SlimmingStep, costs: Costs) -> dict[str, Any]:
+    """One step of ``trajectory.json``: its ``cost`` is that of the search's objective; all resources stand beside."""
     return {
         "slimmed": step.slimmed,
         "channels": step.channels,
         "cost": step.cost,
-        "macs": graph.macs(step.channels),
-        "params": graph.params(step.channels),
+        **costs.all(step.channels),
         "error": step.score.error,
         "cross_entropy": step.score.cross_entropy,
         "images": step.score.images,

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from autoslim.networks.axes import Axis, axis_size
 from autoslim.networks.copying import copy_with, named_tensors
-from autoslim.networks.graph import Axis, ChannelGraph, axis_size
+from autoslim.networks.graph import ChannelGraph
 from autoslim.vocabulary.errors import UserError
 
 

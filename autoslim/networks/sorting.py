@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from autoslim.networks.axes import Axis
 from autoslim.networks.copying import copy_with, named_tensors
-from autoslim.networks.graph import Axis, ChannelGraph
+from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.resizing import present_channels
 from autoslim.networks.sameness import harmless
 from autoslim.vocabulary.errors import UserError

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoslim.networks.axes import Axis
 from autoslim.networks.copying import copy_with, named_tensors
-from autoslim.networks.graph import Attribute, Axis, ChannelGraph
+from autoslim.networks.graph import Attribute, ChannelGraph
 from autoslim.networks.resizing import kept, present_channels, resize
 from autoslim.vocabulary.channels import Channels
 from autoslim.vocabulary.errors import UserError

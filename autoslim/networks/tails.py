@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from autoslim.networks.graph import Axis, ChannelGraph
+from autoslim.networks.axes import Axis
+from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.resizing import kept
 from autoslim.networks.supernet import Supernet
 from autoslim.networks.tracing.locality import is_local, may_view, overwritten

@@ -84,11 +84,6 @@ def check_leaves(network: nn.Module, name: str, leaves: Sequence[str]) -> None:
             )
 
 
-def budget_limit(params: P.Params, graph: ChannelGraph) -> float:
-    """The budget in the resource's unit."""
-    return params.parsed_budget.absolute(graph.cost(graph.default, params.resource))
-
-
 def span(supernet: P.SupernetParams) -> Span:
     grid = supernet.grid
     return Span(supernet.width, grid.narrowest, grid.steps, grid.divisor, grid.anchor)

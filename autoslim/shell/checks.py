@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from autoslim.algorithms.latency import LatencyTable
+from autoslim.algorithms.resources import Costs
 from autoslim.engine.artifacts import Allocation
 from autoslim.engine.data import DataInfo
 from autoslim.networks.building import find_constructor
@@ -12,9 +14,9 @@ from autoslim.networks.fitting import check_covered
 from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.pretrained import check_weights, weights_file
 from autoslim.networks.released import released_method
-from autoslim.shell.assembly import budget_limit, span, starting_network, traced_network
+from autoslim.shell.assembly import span, starting_network, traced_network
 from autoslim.shell.params import Model, Params, read_yaml
-from autoslim.vocabulary.budgets import format_amount
+from autoslim.vocabulary.budgets import format_amount, named_amount
 from autoslim.vocabulary.errors import UserError
 
 
@@ -23,11 +25,27 @@ class Reach:
     """Costs in the resource's unit: of the subnets that bound the supernet, of the default network, and the budget."""
 
     resource: str
-    narrowest: int
-    widest: int
-    default: int
+    narrowest: float
+    widest: float
+    default: float
     stop: float  # where the search ends
     budget: float
+    written: str  # the budget, as people write it
+
+    def amount(self, value: float) -> str:
+        return named_amount(value, self.resource)
+
+    def bounds(self) -> str:
+        return (
+            f"the supernet spans {format_amount(self.narrowest, self.resource)} to {self.amount(self.widest)}, "
+            f"the default network takes {format_amount(self.default, self.resource)}"
+        )
+
+    def asked(self) -> str:
+        """The budget as written, with its value where that is written otherwise."""
+        if format_amount(self.budget, self.resource) == self.written:
+            return f"budget {self.written}"
+        return f"budget {self.written} ({self.amount(self.budget)})"
 
 
 def check_pipeline(params: Params, info: DataInfo) -> None:
@@ -60,67 +78,86 @@ def check_model(model: Model) -> None:
     find_constructor(model.name)
     place = model.name.rpartition(":")[0]
     if place.endswith(".py"):
-        _check_watched("model.name", place, ("supernet", "search", "allocate", "retrain", "report"))
+        _check_watched("model.name", place, ("resources", "supernet", "search", "allocate", "retrain", "report"))
     if model.weights is not None:
         check_weights(model.name, model.weights)
         if weights_file(model.weights):
             _check_watched("model.weights", model.weights, ("supernet",))
 
 
-def check_reach(params: Params, graph: ChannelGraph) -> Reach:
-    """The budget lies where the search can go, and released lists and trained weights go as far as they are asked to.
+def check_table(table: str) -> None:
+    """The latency table's file is there, and DVC watches it.
 
     Raises:
-        UserError: they are not, or there is nothing to slim, or the budget is above the widest subnet, below the
+        UserError: it is not, or DVC does not.
+    """
+    if not Path(table).is_file():
+        raise UserError(
+            f"latency.table {table!r} is not there; make it with `autoslim latency measure --to {table}` on the "
+            "machine that is to run the network, or set latency.table to null"
+        )
+    _check_watched("latency.table", table, ("resources",))
+
+
+def check_reach(params: Params, graph: ChannelGraph, table: LatencyTable | None = None) -> list[Reach]:
+    """Each budget lies where the search can go, and released lists and trained weights go as far as they are asked to.
+
+    A budget of latency is passed over as long as there is no table.
+
+    Raises:
+        UserError: they are not, or there is nothing to slim, or a budget is above the widest subnet, below the
             narrowest, or below where the search stops.
     """
-    _check_groups(params.model.name, graph)
+    check_groups(params.model.name, graph)
     for method in params.methods:
         if listed := released_method(method):
             listed.channels(graph)
     if params.model.weights is not None:
         check_covered(graph, graph.scaled(params.supernet.width, params.supernet.grid.divisor))
-    reach = measure_reach(params, graph)
-
-    def amount(value: float) -> str:
-        return format_amount(value, reach.resource)
-
-    unit = {"macs": "MACs", "params": "parameters"}[reach.resource]
-    budget = str(params.budget)
-    written = budget if amount(reach.budget) == budget else f"{budget} ({amount(reach.budget)} {unit})"
-    bounds = (
-        f"the supernet spans {amount(reach.narrowest)} to {amount(reach.widest)} {unit}, "
-        f"the default network takes {amount(reach.default)}"
-    )
-    if reach.budget > reach.widest:
-        raise UserError(f"budget {written} is above the widest subnet; {bounds}: lower budget or raise supernet.width")
-    if reach.budget < reach.narrowest:
+    reaches = measure_reach(params, Costs(graph, table))
+    for reach in reaches:
+        if reach.budget < reach.narrowest:
+            raise UserError(
+                f"{reach.asked()} is below the narrowest subnet; {reach.bounds()}: "
+                "raise budget or lower supernet.grid.narrowest"
+            )
+        if reach.budget < reach.stop and len(params.budgets) == 1:
+            raise UserError(
+                f"{reach.asked()} is below {format_amount(reach.stop, reach.resource)}, where the search stops; "
+                f"{reach.bounds()}: raise budget or lower search.stop ({params.search.stop})"
+            )
+    if reaches and len(reaches) == len(params.budgets) and all(reach.budget > reach.widest for reach in reaches):
         raise UserError(
-            f"budget {written} is below the narrowest subnet; {bounds}: raise budget or lower supernet.grid.narrowest"
+            f"{reaches[0].asked()} is above the widest subnet; {reaches[0].bounds()}: "
+            "lower budget or raise supernet.width"
         )
-    if reach.budget < reach.stop:
-        raise UserError(
-            f"budget {written} is below {amount(reach.stop)}, where the search stops; {bounds}: "
-            f"raise budget or lower search.stop ({params.search.stop})"
-        )
-    return reach
+    return reaches
 
 
-def measure_reach(params: Params, graph: ChannelGraph) -> Reach:
-    levels = span(params.supernet).grid(graph)
-    default = graph.cost(graph.default, params.resource)
-    return Reach(
-        resource=params.resource,
-        narrowest=graph.cost({name: options[-1] for name, options in levels.items()}, params.resource),
-        widest=graph.cost({name: options[0] for name, options in levels.items()}, params.resource),
-        default=default,
-        stop=params.search.stop * default,
-        budget=budget_limit(params, graph),
-    )
+def measure_reach(params: Params, costs: Costs) -> list[Reach]:
+    """For each budget whose resource is known."""
+    levels = span(params.supernet).grid(costs.graph)
+    reaches = []
+    for resource, budget in params.budgets.items():
+        if resource == "latency" and costs.table is None:
+            continue
+        default = costs.of(costs.graph.default, resource)
+        reaches.append(
+            Reach(
+                resource=resource,
+                narrowest=costs.of({name: options[-1] for name, options in levels.items()}, resource),
+                widest=costs.of({name: options[0] for name, options in levels.items()}, resource),
+                default=default,
+                stop=params.search.stop * default,
+                budget=budget.absolute(default),
+                written=budget.text,
+            )
+        )
+    return reaches
 
 
 def check_trajectory(trajectory: dict[str, Any], path: Path, params: Params, graph: ChannelGraph) -> None:
-    """The trajectory is of this network and of the resource that the budget bounds.
+    """The trajectory is of this network.
 
     Raises:
         UserError: it is not.
@@ -129,11 +166,6 @@ def check_trajectory(trajectory: dict[str, Any], path: Path, params: Params, gra
         raise UserError(
             f"{path} is of another network (default {format_amount(trajectory['default']['macs'])} MACs) than "
             f"model.name {params.model.name!r} ({format_amount(graph.macs())} MACs); run `dvc repro search`"
-        )
-    if trajectory["resource"] != params.resource:
-        raise UserError(
-            f"{path} was searched for {trajectory['resource']}, but resource is {params.resource}; "
-            "run `dvc repro search`"
         )
 
 
@@ -151,7 +183,10 @@ def check_allocation(chosen: Allocation, params: Params, graph: ChannelGraph) ->
     graph.check(chosen.channels)
 
 
-def _check_groups(name: str, graph: ChannelGraph) -> None:
+def check_groups(name: str, graph: ChannelGraph) -> None:
+    """Raises:
+    UserError: there is nothing to slim.
+    """
     if not graph.groups:
         layer, reason = next(iter(graph.fixed.items()), ("every layer", "it has no convolution or linear layer"))
         raise UserError(

@@ -11,6 +11,7 @@ from autoslim.shell.commands.compare import compare_cli
 from autoslim.shell.commands.estimate import estimate_cli
 from autoslim.shell.commands.evaluate import evaluate_cli
 from autoslim.shell.commands.export import export_cli
+from autoslim.shell.commands.latency import latency_app
 from autoslim.shell.commands.profile import profile_cli
 from autoslim.shell.commands.stage import stage_cli
 from autoslim.shell.commands.trajectory import trajectory_cli
@@ -33,6 +34,7 @@ for name, command in (
     ("stage", stage_cli),
 ):
     app.command(name)(command)
+app.add_typer(latency_app, name="latency")
 
 
 def _print_version(asked: bool) -> None:

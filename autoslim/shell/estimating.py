@@ -3,20 +3,22 @@
 Only the search is an estimate: how many candidates it scores depends on their scores.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
 from autoslim.algorithms.allocation import allocate
+from autoslim.algorithms.resources import Costs, Objective
 from autoslim.engine.chunks import even_chunk
 from autoslim.engine.retraining import EVALUATION_BATCH
 from autoslim.engine.supernet_training import VALIDATION_CHUNK, VALIDATION_IMAGES, subnets_watched
-from autoslim.networks.graph import ChannelGraph, Layer, Segment
-from autoslim.shell.assembly import budget_limit
+from autoslim.networks.axes import Segment
+from autoslim.networks.graph import ChannelGraph, Layer
 from autoslim.shell.params import Params, Training
 from autoslim.vocabulary.channels import Channels
 
+Cost = Callable[[Channels], float]
 Kind = Literal["supernet", "validation", "search", "retrain", "evaluation"]
 TRAINING: tuple[Kind, ...] = "supernet", "retrain"
 
@@ -58,13 +60,26 @@ class Work:
         return self.passes * self.images / images * seconds / 3600
 
 
-def plan(params: Params, graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]], sizes: Sizes) -> list[Work]:
+def plan(params: Params, costs: Costs, levels: Mapping[str, tuple[int, ...]], sizes: Sizes) -> list[Work]:
     """The work of supernet, search, retrain and report (of report only where the test split's size is known)."""
+    limits = stand_in_limits(params, costs)
+    resource = params.resource if params.resource in limits else next(iter(limits))
+    lowered = Objective(costs, resource, limits if len(limits) > 1 else {})
     return [
-        *_supernet_work(params, graph, levels, sizes),
-        _search_work(params, graph, levels, sizes),
-        *(work for method in params.methods for work in _retrain_work(method, params, graph, levels, sizes)),
+        *_supernet_work(params, costs.graph, levels, sizes),
+        _search_work(params, lowered, levels, sizes),
+        *(work for method in params.methods for work in _retrain_work(method, params, costs, limits, levels, sizes)),
     ]
+
+
+def stand_in_limits(params: Params, costs: Costs) -> dict[str, float]:
+    """The budgets in their resources' units. What bounds latency is left out where that is not known; if nothing else
+    is bounded, so many percent of the default network's MACs stand in for it, or (of milliseconds) all of them."""
+    known = {name: b for name, b in params.budgets.items() if name != "latency" or costs.table is not None}
+    if not known:
+        budget = params.budgets["latency"]
+        return {"macs": (budget.amount if budget.relative else 1.0) * costs.graph.macs()}
+    return {name: budget.absolute(costs.of(costs.graph.default, name)) for name, budget in known.items()}
 
 
 def _supernet_work(
@@ -86,22 +101,29 @@ def _supernet_work(
     ]
 
 
-def _search_work(params: Params, graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]], sizes: Sizes) -> Work:
+def _search_work(params: Params, lowered: Objective, levels: Mapping[str, tuple[int, ...]], sizes: Sizes) -> Work:
     images = min(params.search.images, sizes.search)
     chunk = even_chunk(images, params.search.chunk)
-    stop = params.search.stop * graph.cost(graph.default, params.resource)
-    scored, macs, typical = expected_search(graph, levels, params.resource, stop)
+    graph = lowered.costs.graph
+    scored, macs, typical = expected_search(
+        graph, levels, lowered.cost, lowered.stop(params.search.stop, graph.default)
+    )
     return Work("search", "search", scored, images, chunk, images - chunk, macs, (typical,))
 
 
 def _retrain_work(
-    method: str, params: Params, graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]], sizes: Sizes
+    method: str,
+    params: Params,
+    costs: Costs,
+    limits: Mapping[str, float],
+    levels: Mapping[str, tuple[int, ...]],
+    sizes: Sizes,
 ) -> list[Work]:
     """For autoslim with the uniform network at the budget, for that one's own is not known yet."""
     widest = {name: options[0] for name, options in levels.items()}
     stand_in = "uniform" if method == "autoslim" else method
-    channels = allocate(stand_in, graph, [widest], params.resource, budget_limit(params, graph))
-    asked, seeds, macs = params.retrain, len(params.retrain.seeds), graph.macs(channels)
+    channels = allocate(stand_in, costs, [widest], limits, params.supernet.grid.divisor)
+    asked, seeds, macs = params.retrain, len(params.retrain.seeds), costs.graph.macs(channels)
     steps, batch = training_steps(asked, sizes.train)
     work = [Work(f"retrain {method}: training", "retrain", seeds * steps, batch, batch, 0, macs, (channels,))]
     looks = [(f"retrain {method}: validation", seeds * asked.epochs, sizes.search)]
@@ -143,26 +165,26 @@ def expected_macs(graph: ChannelGraph, levels: Mapping[str, Sequence[int]]) -> f
 
 
 def expected_search(
-    graph: ChannelGraph, levels: Mapping[str, Sequence[int]], resource: str, stop: float
+    graph: ChannelGraph, levels: Mapping[str, Sequence[int]], cost: Cost, stop: float
 ) -> tuple[int, float, Channels]:
-    """How many configurations a search scores, their mean MACs, and one on its way of about so many MACs.
+    """How many configurations a search down to a cost scores, their mean MACs, and one on its way of about so many.
 
     It is an estimate, of a search that slims all groups evenly: the path depends on the scores.
     """
-    path = even_path(graph, levels, resource, stop)
+    path = even_path(levels, cost, stop)
     macs = [graph.macs(path[0]), *(graph.macs(c) for passed in path[:-1] for c in candidates(levels, passed).values())]
     mean = fmean(macs)
     return len(macs), mean, min(path, key=lambda channels: abs(graph.macs(channels) - mean))
 
 
-def even_path(graph: ChannelGraph, levels: Mapping[str, Sequence[int]], resource: str, stop: float) -> list[Channels]:
+def even_path(levels: Mapping[str, Sequence[int]], cost: Cost, stop: float) -> list[Channels]:
     """The configurations that a search passes which always slims the group that keeps the largest share of its levels.
 
     To the smallest budget of the paper's families it has as many steps as the authors' lists lie below the widest,
     within 15 %.
     """
     path = [{name: options[0] for name, options in levels.items()}]
-    while graph.cost(path[-1], resource) > stop and (slimmer := candidates(levels, path[-1])):
+    while cost(path[-1]) > stop and (slimmer := candidates(levels, path[-1])):
 
         def kept(name: str) -> float:
             return 1 - levels[name].index(path[-1][name]) / len(levels[name])

@@ -10,7 +10,7 @@ from ruamel.yaml.error import YAMLError
 from autoslim.algorithms.allocation import check_method
 from autoslim.shell.complaints import complaints
 from autoslim.shell.exits import WrongParametersError
-from autoslim.vocabulary.budgets import Budget, parse_budget
+from autoslim.vocabulary.budgets import Amount, Budget, parse_budgets
 from autoslim.vocabulary.errors import UserError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -18,7 +18,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 Seed = NotNegative
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$")]
-Resource = Literal["macs", "params"]
+Resource = Literal["macs", "params", "memory", "latency"]
 
 
 class Section(BaseModel):
@@ -170,6 +170,28 @@ class Retrain(Training):
         return self
 
 
+class Latency(Section):
+    table: str | None = Field(
+        description="a table measured elsewhere (`autoslim latency measure`); null: this machine is measured where the "
+        "budget bounds latency"
+    )
+    runtime: Literal["eager", "compile", "onnxruntime"] = Field(
+        description="eager: torch as it is; compile: torch.compile; onnxruntime: ONNX Runtime (pip install "
+        "'autoslim[onnx]')"
+    )
+    device: Device = Field(description="that runs the network: auto (the first CUDA device, else cpu), cpu, cuda, ...")
+    threads: Positive = Field(description="of the CPU")
+    batch: Positive = Field(description="images of one forward pass")
+    precision: Literal["fp32", "bf16"] = Field(description="of weights and activations")
+    channels_last: bool = Field(description="torch's channels-last memory layout")
+    points: Annotated[int, Field(ge=2)] | None = Field(
+        description="numbers of channels measured on each axis of a kernel, spread over the grid; null: all of the grid"
+    )
+    checked_on: Annotated[int, Field(ge=10)] = Field(
+        description="random networks that the predictions are compared with"
+    )
+
+
 class Report(Section):
     picture_dpi: Positive = Field(description="pixels an inch of the pictures")
 
@@ -197,9 +219,10 @@ class Runtime(Section):
 class Params(Section):
     """All of ``params.yaml``. Sections are named after the stage that reads them first."""
 
-    resource: Resource = Field(description="what the budget bounds")
-    budget: str | int | float = Field(
-        description="upper bound of the resource: 305M, 0.57G or 50% of the default network's"
+    resource: Resource = Field(description="what the budget bounds; with several bounds, what pictures show")
+    budget: Amount | dict[Resource, Amount] = Field(
+        description="upper bound of the resource: 305M, 12ms, 20MB or 50% of the default network's; or several at "
+        "once: {macs: 305M, params: 3.5M}"
     )
     methods: Annotated[list[str], Field(min_length=1)] = Field(
         description="how channel numbers are chosen, side by side: autoslim, uniform (the finest width multiplier that "
@@ -209,6 +232,7 @@ class Params(Section):
     model: Model
     supernet: SupernetParams
     search: Search
+    latency: Latency
     retrain: Retrain
     report: Report
     tracking: Tracking
@@ -216,9 +240,13 @@ class Params(Section):
 
     @field_validator("budget")
     @classmethod
-    def _readable(cls, budget: str | int | float, read: ValidationInfo) -> str | int | float:
+    def _readable(cls, budget: Amount | dict[str, Amount], read: ValidationInfo) -> Amount | dict[str, Amount]:
         if resource := read.data.get("resource"):  # missing where it is wrong itself, which is told then
-            parse_budget(budget, resource)
+            parse_budgets(budget, resource)
+            if isinstance(budget, dict) and resource not in budget:
+                raise ValueError(
+                    f"budget bounds {', '.join(budget)}, but resource is {resource}; set resource to one of these"
+                )
         return budget
 
     @model_validator(mode="after")
@@ -251,8 +279,9 @@ class Params(Section):
         return self
 
     @property
-    def parsed_budget(self) -> Budget:
-        return parse_budget(self.budget, self.resource)
+    def budgets(self) -> dict[str, Budget]:
+        """Resource -> its budget."""
+        return parse_budgets(self.budget, self.resource)
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

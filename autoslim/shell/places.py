@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 PREPARED = Path("data/prepared")
+RESOURCES = Path("outputs/resources")
 SUPERNET = Path("outputs/supernet")
 SEARCH = Path("outputs/search")
 CHANNELS = Path("outputs/channels")

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from autoslim.networks.axes import axis_size
 from autoslim.networks.copying import on_meta
-from autoslim.networks.graph import ChannelGraph, Layer, axis_size
+from autoslim.networks.graph import ChannelGraph, Layer
 from autoslim.networks.resizing import resize
 from autoslim.vocabulary.errors import UserError
 
@@ -17,7 +18,8 @@ def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]
     """The network resized to ``channels``, as plain values: groups, layers (average pooling left out), totals, fixed.
 
     One multiply-add is one MAC; convolution and linear layers, batch size 1. ``macs_with_pooling`` adds average
-    pooling as the AutoSlim authors do. ``slimmable_share`` is the share of MACs in layers that some group can shrink.
+    pooling as the AutoSlim authors do. ``memory`` is in bytes (see ``ChannelGraph.memory``). ``slimmable_share`` is the
+    share of MACs in layers that some group can shrink.
     """
     plain = resize(on_meta(network), graph, channels)
     total = graph.macs(channels)
@@ -40,6 +42,7 @@ def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]
             "macs": total,
             "macs_with_pooling": graph.macs(channels, pooling=True),
             "params": graph.params(channels),
+            "memory": graph.memory(channels),
             "slimmable_share": sum(layer["macs"] for layer in layers if layer["slimmable"]) / max(1, total),
         },
         "fixed": {name: graph.fixed[name] for name, _ in plain.named_modules() if name in graph.fixed},

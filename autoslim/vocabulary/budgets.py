@@ -1,7 +1,9 @@
 """Budgets and resources, written as people write them: ``305M``, ``0.57G``, ``3.4M``, ``12ms``, ``20MB``, ``50%``."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from autoslim.vocabulary.errors import UserError
 
@@ -13,6 +15,14 @@ UNITS: dict[str, dict[str, float]] = {"macs": _COUNT, "params": _COUNT, "latency
 """Resource -> the units a budget may have -> their size in the resource's own (1 MAC, 1 parameter, 1 ms, 1 byte)."""
 
 EXAMPLES = {"macs": "305M, 0.57G or 50%", "params": "3.4M or 50%", "latency": "12ms or 50%", "memory": "20MB or 50%"}
+
+NAMES = {"macs": "MACs", "params": "parameters", "latency": "", "memory": ""}
+"""Resource -> what its amounts are called where the unit does not tell."""
+
+TITLES = {"macs": "MACs", "params": "parameters", "latency": "latency", "memory": "memory"}
+
+Amount = str | int | float
+"""As it stands in params.yaml."""
 
 _AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*")
 
@@ -67,3 +77,34 @@ def format_amount(value: float, resource: str = "macs") -> str:
     digits = max(0, 3 - len(str(int(abs(number)))))
     text = f"{number:.{digits}f}"
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{name}"
+
+
+def named_amount(value: float, resource: str = "macs") -> str:
+    """The same with what it is where the unit does not tell: ``305M MACs``, ``3.4M parameters``, ``12.3ms``."""
+    return f"{format_amount(value, resource)} {NAMES[resource]}".rstrip()
+
+
+def parse_budgets(budget: Amount | Mapping[Any, Amount], resource: str) -> dict[str, Budget]:
+    """One budget, of ``resource``, or several: a mapping of resources to budgets.
+
+    Raises:
+        UserError: one of them is no budget of its resource, or there is none.
+    """
+    if not isinstance(budget, Mapping):
+        return {resource: parse_budget(budget, resource)}
+    if not budget:
+        raise UserError("budget is an empty mapping; write it like {macs: 305M, params: 3.5M}")
+    for name in budget:
+        if name not in UNITS:
+            raise UserError(f"budget bounds {name!r}; the resources are {', '.join(UNITS)}")
+    return {name: parse_budget(amount, name) for name, amount in budget.items()}
+
+
+def write_budgets(budgets: Mapping[str, Budget]) -> str:
+    """The budgets as people write them: ``305M``; several: ``305M MACs, 3.5M parameters``."""
+    if len(budgets) == 1:
+        return next(iter(budgets.values())).text
+    return ", ".join(
+        f"{budget.text} {'of ' if budget.relative else ''}{NAMES[name] or TITLES[name]}"
+        for name, budget in budgets.items()
+    )

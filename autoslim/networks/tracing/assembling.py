@@ -7,8 +7,9 @@ from fractions import Fraction
 import torch
 from torch import nn
 
+from autoslim.networks.axes import Axis, Operation, Segment
 from autoslim.networks.copying import named_tensors
-from autoslim.networks.graph import Attribute, Axis, ChannelGraph, Layer, Operation, Segment
+from autoslim.networks.graph import Attribute, ChannelGraph, Layer
 from autoslim.networks.tracing.flow import Flow
 from autoslim.networks.tracing.grouping import Grouping
 from autoslim.networks.tracing.labels import Vector

@@ -7,7 +7,7 @@ from itertools import groupby
 
 import numpy as np
 
-from autoslim.networks.graph import Axis, Segment
+from autoslim.networks.axes import Axis, Segment
 from autoslim.networks.tracing.labels import Vector
 from autoslim.networks.tracing.record import Record
 

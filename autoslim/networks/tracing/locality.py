@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from autoslim.networks.graph import Axis, ChannelGraph
+from autoslim.networks.axes import Axis
+from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.tracing import operations
 from autoslim.networks.tracing.carrying import leaves, operation
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from autoslim.networks.graph import Operation
+from autoslim.networks.axes import Operation
 from autoslim.networks.tracing.flow import Flow
 from autoslim.networks.tracing.labels import Labels, Vector
 

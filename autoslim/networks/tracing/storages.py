@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from autoslim.networks.axes import Operation
 from autoslim.networks.copying import named_tensors
-from autoslim.networks.graph import Operation
 from autoslim.networks.tracing.carrying import leaves
 from autoslim.networks.tracing.shaped import shaped_graph
 from autoslim.networks.tracing.shapes import GraphRunner, for_shapes

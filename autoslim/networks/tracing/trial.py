@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoslim.networks.axes import axis_size
 from autoslim.networks.copying import copy_with, named_tensors
-from autoslim.networks.graph import ChannelGraph, axis_size
+from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.tracing.assembling import build_graph
 from autoslim.networks.tracing.counting import macs_of
 from autoslim.networks.tracing.record import Record

@@ -5,23 +5,32 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoslim.shell.commands.printing import UNITS, print_facts
-from autoslim.shell.commands.project import enter_project
+from autoslim.shell.commands.data import prepared_info
+from autoslim.shell.commands.printing import amounts, print_facts
+from autoslim.shell.commands.project import enter_project_with
 from autoslim.shell.exits import ending_clearly
-from autoslim.vocabulary.budgets import format_amount
+from autoslim.vocabulary.budgets import TITLES, format_amount, named_amount
+from autoslim.vocabulary.errors import UserError
 
 if TYPE_CHECKING:
+    from autoslim.algorithms.latency import LatencyTable, Target
+    from autoslim.algorithms.resources import Costs
     from autoslim.engine.data import DataInfo
+    from autoslim.networks.graph import ChannelGraph
+    from autoslim.shell.checks import Reach
     from autoslim.shell.params import Params
+
+NOT_MEASURED = "latency is not measured yet: `dvc repro resources` does that"
 
 
 @ending_clearly
 def check_cli(
     file: Annotated[Path, typer.Argument(help="The parameters.", show_default=True)] = Path("params.yaml"),
 ) -> None:
-    """Check params.yaml and say what the budget comes to. Trains nothing, downloads nothing.
+    """Check params.yaml and say what the budget comes to. Trains nothing, measures nothing, downloads nothing.
 
-    Network and budget depend on the data: they are checked once the data are prepared (`dvc repro prepare`).
+    Network and budget depend on the data: they are checked once the data are prepared (`dvc repro prepare`). A budget
+    of latency is checked where latency is known: from latency.table, or once `dvc repro resources` has measured it.
 
     Examples:
 
@@ -29,10 +38,8 @@ def check_cli(
 
     autoslim check presets/cifar10.yaml
     """
-    given = file.resolve()
-    root = enter_project()
-    path = given if given.is_file() else root / file
-    check(path.relative_to(root) if path.is_relative_to(root) else path, root)
+    root, path = enter_project_with(file)
+    check(path, root)
 
 
 def check(path: Path, root: Path) -> None:
@@ -46,52 +53,88 @@ def check(path: Path, root: Path) -> None:
     params = load_params(path)  # before torch is imported: most mistakes are told at once
     from autoslim.engine.data import check_source
     from autoslim.shell.assembly import machine
-    from autoslim.shell.checks import check_model
+    from autoslim.shell.checks import check_model, check_table
+    from autoslim.shell.targets import latency_target
 
     check_source(params.data.source, relative_to=root)
     check_model(params.model)
+    if params.latency.table is not None:
+        check_table(params.latency.table)
+    target = latency_target(params.latency)
     device = machine(params.runtime).device
     facts = [("parameters", f"{path} is complete"), ("data", params.data.source), ("device", str(device))]
     info = prepared_info(params)
     if info is None:
         print_facts([*facts, ("network, budget", "not checked: they need the data; run `dvc repro prepare` first")])
         return
-    print_facts([*facts, *_network_facts(params, info)])
+    print_facts([*facts, *_network_facts(params, info, target)])
 
 
-def _network_facts(params: "Params", info: "DataInfo") -> list[tuple[str, str]]:
+def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list[tuple[str, str]]:
+    from autoslim.algorithms.resources import Costs
     from autoslim.shell.assembly import traced_network
     from autoslim.shell.checks import check_reach
 
     _, graph = traced_network(params.model, info)
-    reach = check_reach(params, graph)
-
-    def amount(value: float) -> str:
-        return format_amount(value, params.resource)
-
+    table = known_table(params, graph)
+    costs, reaches = Costs(graph, table), check_reach(params, graph, table)
     counts = ", ".join(f"{count} {split}" for split, count in info.counts.items())
-    unit = UNITS[params.resource]
-    return [
+    spans = (f"{format_amount(r.narrowest, r.resource)} to {r.amount(r.widest)}" for r in reaches)
+    facts = [
         ("images", f"{info.channels}x{info.image_size}x{info.image_size}, {len(info.classes)} classes; {counts}"),
-        ("network", f"{params.model.name}, {len(graph.groups)} groups, {amount(reach.default)} {unit}"),
-        ("supernet", f"from {amount(reach.narrowest)} to {amount(reach.widest)} {unit}"),
-        ("search", f"from the widest down to {amount(reach.stop)} {unit}"),
-        (
-            "budget",
-            f"{params.budget}: at most {amount(reach.budget)} {unit}, "
-            f"{100 * reach.budget / reach.default:.3g} % of the default network's",
-        ),
+        ("latency", table.summary() if table else f"will be measured on {target}"),
+        ("network", f"{params.model.name}, {len(graph.groups)} groups, {amounts(costs.all(graph.default))}"),
+        ("supernet", f"from {', '.join(spans)}" if reaches else NOT_MEASURED),
+        ("search", _end_of_search(params, costs, reaches)),
     ]
+    known = {reach.resource: reach for reach in reaches}
+    for resource, budget in params.budgets.items():
+        name = f"budget of {TITLES[resource]}" if len(params.budgets) > 1 else "budget"
+        told = _comes_to(known[resource]) if resource in known else f"not checked: {NOT_MEASURED}"
+        facts.append((name, f"{budget.text}: {told}"))
+    return facts
 
 
-def prepared_info(params: "Params") -> "DataInfo | None":
-    """What the prepared data say of themselves, or None where there are none, or others."""
-    from autoslim.engine.data.info import FILE_NAME, read_info
-    from autoslim.shell.places import PREPARED
+def _end_of_search(params: "Params", costs: "Costs", reaches: "list[Reach]") -> str:
+    from autoslim.shell.resources import objective
 
-    if not (PREPARED / FILE_NAME).is_file():
+    if len(reaches) < len(params.budgets):
+        return NOT_MEASURED
+    lowered = objective(params, costs)
+    stop = lowered.stop(params.search.stop, costs.graph.default)
+    end = lowered.written(stop) if lowered.limits else named_amount(stop, params.resource)
+    return f"from the widest down to {end}"
+
+
+def _comes_to(reach: "Reach") -> str:
+    share = f"{100 * reach.budget / reach.default:.3g} % of the default network's"
+    return f"at most {reach.amount(reach.budget)}, {share}"
+
+
+def known_table(params: "Params", graph: "ChannelGraph") -> "LatencyTable | None":
+    """The latency table of ``graph`` that ``latency.table`` names, or that the stage ``resources`` wrote.
+
+    None where neither is there, and where what the stage wrote is of another network, or measured in another way than
+    the parameters ask for: it will run again.
+
+    Raises:
+        UserError: ``latency.table`` cannot be read, or is of another network.
+    """
+    from autoslim.algorithms.resources import Costs
+    from autoslim.shell.places import RESOURCES
+    from autoslim.shell.resources import load_costs
+    from autoslim.shell.targets import read_table
+
+    asked = params.latency
+    if asked.table is not None:
+        return Costs(graph, read_table(Path(asked.table))).table
+    if not (RESOURCES / "latency.json").is_file():
         return None
-    info = read_info(PREPARED)
-    data = params.data
-    asked = (data.source, data.image_size or info.image_size, data.channels or info.channels)
-    return info if asked == (info.source, info.image_size, info.channels) else None
+    try:
+        table = load_costs(graph).table
+    except UserError:
+        return None
+    parameters = ("runtime", "threads", "batch", "precision", "channels_last")
+    if table is None or asked.device.partition(":")[0] not in ("auto", table.target.device):
+        return None
+    return table if all(getattr(table.target, name) == getattr(asked, name) for name in parameters) else None

@@ -1,20 +1,20 @@
 """``autoslim compare``: the last report's table."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autoslim.shell.commands.printing import UNITS, percent, print_table
+from autoslim.shell.commands.printing import percent, print_table
 from autoslim.shell.commands.project import enter_project, read_output
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.places import REPORT
-from autoslim.vocabulary.budgets import format_amount
+from autoslim.vocabulary.budgets import UNITS, format_amount, named_amount
 from autoslim.vocabulary.errors import UserError
 
 
 @ending_clearly
 def compare_cli() -> None:
-    """Show the last report: MACs, parameters and top-1 on test of each method at the budget.
+    """Show the last report: what each method's network takes, and its top-1 on test, at the budget.
 
     To compare budgets with one another, use `dvc exp show` or `mlflow ui`.
 
@@ -24,31 +24,68 @@ def compare_cli() -> None:
     """
     enter_project()
     metrics = read_output(REPORT / "metrics.json", "report")
+    path = REPORT / "comparison.csv"
     try:
-        with (REPORT / "comparison.csv").open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             results = list(csv.DictReader(file))
     except FileNotFoundError as error:
-        raise UserError(f"there is no {REPORT / 'comparison.csv'}; run `dvc repro report`") from error
-    print_comparison(metrics, results)
+        raise UserError(f"there is no {path}; run `dvc repro report`") from error
+    try:
+        lines = [_line(result) for result in results]
+        title = f"budget {_budget(metrics)}"
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} or metrics.json beside it is not a report as this version writes it ({error!r}); run "
+            "`dvc repro report`"
+        ) from error
+    print_comparison(title, lines, spread=any(result["top1_std"] for result in results))
 
 
-def print_comparison(metrics: Mapping[str, Any], results: list[dict[str, str]]) -> None:
-    """The numbers of ``metrics.json`` and the lines of ``comparison.csv`` (see ``shell.report.table``)."""
-    resource = next(key for key in metrics if key.startswith("budget_")).removeprefix("budget_")
-    limit = format_amount(metrics[f"budget_{resource}"], resource)
-    written = metrics["budget"] if metrics["budget"] == limit else f"{metrics['budget']} = {limit}"
-    rows = []
-    for result in results:
-        spread = f" ± {percent(float(result['top1_std']))}" if result["top1_std"] else ""
-        gain = f"{100 * float(result['gain']):+.2f}" if result["gain"] else ""
-        if result["gain_low"]:
-            gain += f"  [{100 * float(result['gain_low']):+.2f}, {100 * float(result['gain_high']):+.2f}]"
-        costs = [format_amount(int(result["macs"])), format_amount(int(result["params"]), "params")]
-        rows.append([result["method"], *costs, f"{percent(float(result['top1']))}{spread}", result["seeds"], gain])
-    print_table(
-        ["method", "MACs", "parameters", "top-1 on test (%)", "seeds", "gain over uniform (points)"],
-        rows,
-        title=f"budget {written} {UNITS.get(resource, resource)}",
-    )
-    if any(result["top1_std"] for result in results):
-        print("\nmean ± std over seeds; in brackets the 95 % interval of the gain")
+def print_comparison(title: str, lines: Sequence[Mapping[str, str]], *, spread: bool) -> None:
+    """The lines of ``comparison.csv`` as people read them, without columns that are empty."""
+    headers = [name for name in lines[0] if name == GAIN or any(line[name] for line in lines)] if lines else []
+    print_table(headers, [[line[name] for name in headers] for line in lines], title=title)
+    told = ["mean ± std over seeds; in brackets the 95 % interval of the gain"] if spread else []
+    if MEASURED in headers:
+        told.append("latency is the median ± half the distance of the quartiles")
+    if told:
+        print(f"\n{'; '.join(told)}")
+
+
+MEASURED = "latency measured"
+GAIN = "gain over uniform (points)"
+
+
+def _line(result: Mapping[str, str]) -> dict[str, str]:
+    """Header -> cell, of a line of ``comparison.csv`` (see ``shell.report.table``)."""
+
+    def amount(column: str, resource: str) -> str:
+        return format_amount(float(result[column]), resource) if result[column] else ""
+
+    measured = amount("measured_latency", "latency")
+    if measured:
+        off = (float(result["measured_latency_high"]) - float(result["measured_latency_low"])) / 2
+        measured += f" ± {format_amount(off, 'latency')}"
+    spread = f" ± {percent(float(result['top1_std']))}" if result["top1_std"] else ""
+    gain = f"{100 * float(result['gain']):+.2f}" if result["gain"] else ""
+    if result["gain_low"]:
+        gain += f"  [{100 * float(result['gain_low']):+.2f}, {100 * float(result['gain_high']):+.2f}]"
+    return {
+        "method": result["method"],
+        "MACs": amount("macs", "macs"),
+        "parameters": amount("params", "params"),
+        "memory": amount("memory", "memory"),
+        "latency predicted": amount("latency", "latency"),
+        MEASURED: measured,
+        "top-1 on test (%)": f"{percent(float(result['top1']))}{spread}",
+        "seeds": result["seeds"],
+        GAIN: gain,
+    }
+
+
+def _budget(metrics: Mapping[str, Any]) -> str:
+    """As written, with what it comes to where that is not the same."""
+    limits = {resource: metrics[key] for resource in UNITS if (key := f"budget_{resource}") in metrics}
+    told = ", ".join(named_amount(limit, resource) for resource, limit in limits.items())
+    plain = ", ".join(format_amount(limit, resource) for resource, limit in limits.items())
+    return told if metrics["budget"] in (plain, told) else f"{metrics['budget']} = {told}"

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoslim.shell.commands.check import prepared_info
-from autoslim.shell.commands.printing import UNITS, print_facts, print_table
-from autoslim.shell.commands.project import enter_project
+from autoslim.shell.commands.check import known_table
+from autoslim.shell.commands.data import described_data, prepared_info
+from autoslim.shell.commands.printing import amounts, print_facts, print_table
+from autoslim.shell.commands.project import enter_project_with
 from autoslim.shell.exits import ending_clearly
-from autoslim.vocabulary.budgets import format_amount
+from autoslim.vocabulary.budgets import format_amount, named_amount, write_budgets
 from autoslim.vocabulary.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
+    from autoslim.algorithms.resources import Costs
     from autoslim.engine.data import DataInfo
     from autoslim.shell.estimating import Work
     from autoslim.shell.params import Params
@@ -60,12 +62,10 @@ def estimate_cli(
 
     autoslim estimate presets/imagenet-resnet50.yaml --images 1281167 --classes 1000 --test-images 50000 --batch 64
     """
-    given = file.resolve()
-    root = enter_project()
-    path = given if given.is_file() else root / file
+    root, path = enter_project_with(file)
     from autoslim.shell.params import load_params
 
-    params = load_params(path.relative_to(root) if path.is_relative_to(root) else path)
+    params = load_params(path)
     prepared = prepared_info(params)
     info = _described(params, prepared, images, classes, test_images)
     estimate(params, info, root if info is prepared else None, batch, seconds)
@@ -79,8 +79,6 @@ def _described(
     Raises:
         UserError: neither says how large they are, or nothing is left to train on.
     """
-    from autoslim.engine.data import DataInfo
-
     data = params.data
     if images is None and classes is None and test_images is None and info is not None:
         return info
@@ -88,11 +86,6 @@ def _described(
         raise UserError(
             f"how many images and classes {data.source} has is not known; run `dvc repro prepare`, or give --images "
             "and --classes (for ImageNet --images 1281167 --classes 1000 --test-images 50000)"
-        )
-    if data.image_size is None or data.channels is None:
-        raise UserError(
-            f"data.image_size is {data.image_size} and data.channels {data.channels}: as the source has them, which "
-            "only prepared data tell; set both, or run `dvc repro prepare`"
         )
     left = images - data.search_images
     if left < 1:
@@ -103,8 +96,14 @@ def _described(
     counts = {"train": min(left, data.train_images or left), "search": data.search_images}
     if test_images is not None:
         counts["test"] = min(test_images, data.test_images or test_images)
-    names = tuple(map(str, range(classes)))
-    return DataInfo(data.source, names, data.channels, data.image_size, (), (), counts, storage="files")
+    return described_data(
+        params,
+        classes=classes,
+        size=data.image_size,
+        channels=data.channels,
+        counts=counts,
+        remedy="set both, or run `dvc repro prepare`",
+    )
 
 
 def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int | None, seconds: float) -> None:
@@ -113,23 +112,25 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     Raises:
         UserError: the network or the budget does not fit, or a batch the machine's memory.
     """
+    from autoslim.algorithms.resources import Costs
     from autoslim.shell.assembly import machine, span, traced_network
     from autoslim.shell.checks import check_reach
     from autoslim.shell.estimating import Sizes, plan
     from autoslim.shell.rehearsing import Rehearsal
 
     network, graph = traced_network(params.model, info)
-    reach = check_reach(params, graph)
+    costs = Costs(graph, known_table(params, graph))
+    check_reach(params, graph, costs.table)
     levels = span(params.supernet).grid(graph)
     counts = info.counts
-    works = plan(params, graph, levels, Sizes(counts["train"], counts["search"], counts.get("test")))
+    works = plan(params, costs, levels, Sizes(counts["train"], counts["search"], counts.get("test")))
     rehearsal = Rehearsal(params, network, graph, levels, len(info.classes), machine(params.runtime))
     measured = _measured(rehearsal, works, batch, seconds)
     splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     facts = [
         ("device", _named(rehearsal.machine.device)),
-        ("network", f"{params.model.name}, {format_amount(reach.default, reach.resource)} {UNITS[reach.resource]}"),
-        ("budget", str(params.budget)),
+        ("network", f"{params.model.name}, {amounts(costs.all(graph.default))}"),
+        ("budget", write_budgets(params.budgets) + _stand_in(params, costs)),
         ("images", f"{'x'.join(map(str, graph.input_shape))}, {len(info.classes)} classes; {splits}"),
         ("measured", "at full size" if batch is None else f"with at most {batch} images at once, and scaled linearly"),
     ]
@@ -142,6 +143,18 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     rows.append(["(all)", "", "", "", _figure(hours), _figure(sum(work.petamacs for work in works)), ""])
     print_table(["work", "passes", "images each", "seconds each", "hours", "petaMACs", "memory"], rows)
     print(f"\n{NOTES}")
+
+
+def _stand_in(params: "Params", costs: "Costs") -> str:
+    """What is taken in the place of a latency that nobody has measured yet."""
+    from autoslim.shell.estimating import stand_in_limits
+
+    if "latency" not in params.budgets or costs.table is not None:
+        return ""
+    why = "latency is not known before `dvc repro resources`"
+    if len(params.budgets) > 1:
+        return f" ({why}: its limit is left out here)"
+    return f" ({why}: {named_amount(stand_in_limits(params, costs)['macs'])} are taken in its place)"
 
 
 def _measured(rehearsal: "Rehearsal", works: Sequence["Work"], batch: int | None, seconds: float) -> "list[Measured]":

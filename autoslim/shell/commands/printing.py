@@ -1,8 +1,11 @@
 """Tables as people and programs want them: drawn on a terminal, plain columns in a pipe or a file."""
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from enum import StrEnum
 from typing import Any
+
+from autoslim.vocabulary.budgets import named_amount
 
 
 def print_table(
@@ -32,8 +35,18 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {text}")
 
 
-UNITS = {"macs": "MACs", "params": "parameters"}
-"""Resource -> what its amounts are called."""
+class Resource(StrEnum):
+    """For options, and in the order that they are shown in."""
+
+    MACS = "macs"
+    PARAMS = "params"
+    MEMORY = "memory"
+    LATENCY = "latency"
+
+
+def amounts(costs: Mapping[str, float]) -> str:
+    """What a configuration takes, of the resources among ``costs``: ``305M MACs, 3.4M parameters, 14.2MB, 12ms``."""
+    return ", ".join(named_amount(costs[resource], resource) for resource in Resource if resource in costs)
 
 
 def percent(fraction: float, digits: int = 2) -> str:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoslim.networks.released import FAMILIES, released_method
 from autoslim.shell.commands.options import input_shape, keyword_values, read_channels
 from autoslim.shell.commands.printing import percent, print_facts, print_table
 from autoslim.shell.commands.project import enter_project, find_project
@@ -59,10 +58,10 @@ def profile_cli(
     verify: Annotated[bool, typer.Option("--verify", help="Count again with ptflops and compare.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Show a network's channel groups, layers, MACs and parameters, at any width or configuration.
+    """Show a network's channel groups, layers, MACs, parameters and memory, at any width or configuration.
 
     Works in any folder, for any network that torch.fx can trace. One multiply-add is one MAC; convolution and linear
-    layers count, at batch size 1.
+    layers count, at batch size 1. Memory is what inference takes at its peak: weights, and activations of one image.
 
     Examples:
 
@@ -72,6 +71,8 @@ def profile_cli(
 
     autoslim profile released/mobilenet_v2-305M
     """
+    from autoslim.networks.released import FAMILIES, released_method
+
     given = read_channels(channels) if channels else None
     listed = released_method(name) if name else None
     if name is None:
@@ -124,6 +125,7 @@ def print_profile(values: dict[str, Any], *, layers: bool) -> None:
         ("network", f"{values['network']} on {'x'.join(map(str, values['input']))} images"),
         ("MACs", f"{format_amount(totals['macs'])} ({totals['macs']:,}; {pooled})"),
         ("parameters", f"{format_amount(totals['params'], 'params')} ({totals['params']:,})"),
+        ("memory", f"{format_amount(totals['memory'], 'memory')} ({totals['memory']:,} bytes: weights, activations)"),
         ("can be slimmed", f"{len(groups)} groups; {share}" if groups else "nothing"),
     ]
     facts += [("keeps its size", f"{layer}: {reason}") for layer, reason in values["fixed"].items()]

@@ -22,6 +22,18 @@ def enter_project() -> Path:
     return root
 
 
+def enter_project_with(file: Path) -> tuple[Path, Path]:
+    """Enters the project; its folder, and ``file`` as named from where the command was given, or from that folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    given = file.resolve()
+    root = enter_project()
+    path = given if given.is_file() else root / file
+    return root, path.relative_to(root) if path.is_relative_to(root) else path
+
+
 def find_project() -> Path | None:
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), None)

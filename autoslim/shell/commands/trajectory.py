@@ -1,17 +1,16 @@
 """``autoslim trajectory``: what greedy slimming passed on its way, and what a budget gets."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from autoslim.algorithms.allocation import from_trajectory
-from autoslim.shell.commands.printing import UNITS, percent, print_facts, print_table
+from autoslim.shell.commands.printing import Resource, amounts, percent, print_facts, print_table
 from autoslim.shell.commands.project import enter_project, read_output
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.places import SEARCH
-from autoslim.vocabulary.budgets import format_amount, parse_budget
+from autoslim.vocabulary.budgets import TITLES, UNITS, format_amount, named_amount, parse_budgets
 from autoslim.vocabulary.errors import UserError
 
 
@@ -19,19 +18,35 @@ from autoslim.vocabulary.errors import UserError
 def trajectory_cli(
     budget: Annotated[
         list[str] | None,
-        typer.Option("--budget", "-b", metavar="BUDGET", help="Show what this budget gets: 305M, 25%, ... Repeat it."),
+        typer.Option(
+            "--budget",
+            "-b",
+            metavar="BUDGET",
+            help="Show what this budget gets: 305M, 25%, ...; or several limits at once: macs=305M,params=3.5M. "
+            "Repeat it.",
+        ),
+    ] = None,
+    resource: Annotated[
+        Resource | None,
+        typer.Option("--resource", "-r", help="What budgets bound. Default: the resource that was searched."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print what the budgets get as JSON.")] = False,
 ) -> None:
     """Show the search's steps or, with --budget, the channels that budgets get. One search serves all budgets.
 
-    top-1 is on the search split, of the supernet's own weights: it ranks, but retraining gives other numbers.
+    Budgets of any resource can be read off, whichever was searched: each step has recorded all of them (latency where
+    it was known). top-1 is on the search split, of the supernet's own weights: it ranks, but retraining gives other
+    numbers.
 
     Examples:
 
     autoslim trajectory
 
     autoslim trajectory --budget 25% --budget 50%
+
+    autoslim trajectory --budget 20MB --resource memory
+
+    autoslim trajectory --budget macs=305M,params=3.5M
     """
     enter_project()
     trajectory = read_output(SEARCH / "trajectory.json", "search")
@@ -43,51 +58,102 @@ def trajectory_cli(
             )
         print_steps(trajectory)
         return
-    found = {text: within(trajectory, text) for text in budget}
+    found = {text: within(trajectory, text, resource or trajectory["resource"]) for text in budget}
     if as_json:
-        kept = ("step", "macs", "params", "channels")
+        kept = ("step", *recorded(trajectory), "channels")
         print(json.dumps({t: {k: s[k] for k in kept} | {"top1": 1 - s["error"]} for t, s in found.items()}, indent=1))
     else:
         print_budgets(trajectory, found)
 
 
-def within(trajectory: dict[str, Any], budget: str) -> dict[str, Any]:
+def recorded(trajectory: Mapping[str, Any]) -> list[str]:
+    """The resources that the steps have recorded: latency where there was a table of it."""
+    return [resource.value for resource in Resource if resource in trajectory["default"]]
+
+
+def within(trajectory: dict[str, Any], text: str, resource: str) -> dict[str, Any]:
     """The step of ``trajectory`` that a budget gets.
 
+    Args:
+        text: an amount of ``resource``, or amounts by resource: ``macs=305M,params=3.5M``.
+
     Raises:
-        UserError: the budget cannot be read, or lies outside of the trajectory.
+        UserError: the budget cannot be read, bounds what has not been recorded, or lies outside of the trajectory.
     """
-    resource = trajectory["resource"]
+    from autoslim.algorithms.allocation import from_trajectory
+
+    budgets = parse_budgets(_by_resource(text) if "=" in text else text, resource)
+    for name in budgets:
+        _check_recorded(trajectory, name)
+    limits = {name: budget.absolute(trajectory["default"][name]) for name, budget in budgets.items()}
     steps: Sequence[dict[str, Any]] = trajectory["steps"]
-    limit = parse_budget(budget, resource).absolute(trajectory["default"][resource])
-    if limit < min(step[resource] for step in steps) or limit > trajectory["widest"][resource]:
-        least, most = steps[-1][resource], trajectory["widest"][resource]
-        raise UserError(
-            f"budget {budget} ({format_amount(limit, resource)} {UNITS[resource]}) is outside of the trajectory, from "
-            f"{format_amount(least, resource)} to {format_amount(most, resource)}; choose one between, or change "
-            "search.stop or supernet.width and search again"
-        )
-    cost = {id(step["channels"]): step[resource] for step in steps}
-    chosen = from_trajectory([step["channels"] for step in steps], lambda channels: cost[id(channels)], limit)
-    return next(step for step in steps if step["channels"] is chosen)
+    _check_reached(trajectory, text, limits)
+    costs = {id(step["channels"]): step for step in steps}
+    chosen = from_trajectory(
+        [step["channels"] for step in steps],
+        lambda channels: all(costs[id(channels)][name] <= limit for name, limit in limits.items()),
+    )
+    return costs[id(chosen)]
+
+
+def _by_resource(text: str) -> dict[str, str]:
+    budgets: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, amount = (piece.strip() for piece in part.partition("="))
+        if not equals or name not in UNITS or name in budgets:
+            raise UserError(
+                f"--budget {text!r} is not RESOURCE=AMOUNT,...; write it like macs=305M,params=3.5M, each of "
+                f"{', '.join(UNITS)} at most once"
+            )
+        budgets[name] = amount
+    return budgets
+
+
+def _check_recorded(trajectory: Mapping[str, Any], resource: str) -> None:
+    there = recorded(trajectory)
+    if resource in there:
+        return
+    remedy = (
+        "give a table of it by latency.table (see `autoslim latency measure`) and run `dvc repro search`"
+        if resource == "latency"
+        else "run `dvc repro search`"
+    )
+    raise UserError(
+        f"the search has not recorded {TITLES[resource]}, only {', '.join(TITLES[name] for name in there)}; {remedy}"
+    )
+
+
+def _check_reached(trajectory: Mapping[str, Any], text: str, limits: Mapping[str, float]) -> None:
+    """Each limit is one that some step holds, and one of them at least says more than the widest subnet does."""
+    widest = trajectory["widest"]
+    for name, limit in limits.items():
+        least = min(step[name] for step in trajectory["steps"])
+        if limit < least or all(limits[other] > widest[other] for other in limits):
+            raise UserError(
+                f"budget {text} ({named_amount(limit, name)}) is outside of the trajectory, from "
+                f"{format_amount(least, name)} to {named_amount(widest[name], name)}; choose one between, or change "
+                "search.stop or supernet.width and search again"
+            )
 
 
 def print_steps(trajectory: dict[str, Any]) -> None:
     steps = trajectory["steps"]
-    resource = trajectory["resource"]
-    default = trajectory["default"][resource]
+    several = bool(trajectory.get("limits"))  # the cost is then the share of the limit that binds
+    default = 1.0 if several else trajectory["default"][trajectory["resource"]]
+    shown = recorded(trajectory)
     rows = []
     for before, step in zip([None, *steps], steps, strict=False):
         group = step["slimmed"]
         change = f"{before['channels'][group]} -> {step['channels'][group]}" if before and group else ""
-        costs = [format_amount(step["macs"]), format_amount(step["params"], "params")]
-        share = percent(step[resource] / default, 1)
+        costs = [format_amount(step[resource], resource) for resource in shown]
+        share = percent(step["cost" if several else trajectory["resource"]] / default, 1)
         rows.append([step["step"], *costs, share, percent(1 - step["error"]), group or "(widest)", change])
-    print_table(
-        ["step", "MACs", "parameters", f"{UNITS[resource]} (% of default)", "top-1 (%)", "slimmed", "channels"],
-        rows,
-        left=["slimmed", "channels"],
-    )
+    titles = [TITLES[resource] for resource in shown]
+    share = "% of the limits" if several else f"{TITLES[trajectory['resource']]} (% of default)"
+    print_table(["step", *titles, share, "top-1 (%)", "slimmed", "channels"], rows, left=["slimmed", "channels"])
+    if several:
+        limits = ", ".join(named_amount(limit, resource) for resource, limit in trajectory["limits"].items())
+        print(f"\nlimits: {limits}; the share is of the one that binds")
     print(f"\n{len(steps) - 1} steps; `autoslim trajectory --budget 50%` shows the channels that a budget gets")
 
 
@@ -96,13 +162,11 @@ def print_budgets(trajectory: dict[str, Any], found: dict[str, dict[str, Any]]) 
     facts = [
         (
             f"budget {text}",
-            f"step {step['step']}: {format_amount(step['macs'])} MACs, {format_amount(step['params'], 'params')} "
-            f"parameters, top-1 {percent(1 - step['error'])} % in the supernet",
+            f"step {step['step']}: {amounts(step)}, top-1 {percent(1 - step['error'])} % in the supernet",
         )
         for text, step in found.items()
     ]
-    costs = f"{format_amount(default['macs'])} MACs, {format_amount(default['params'], 'params')} parameters"
-    print_facts([("default", costs), *facts])
+    print_facts([("default", amounts(default)), *facts])
     print()
     rows = [
         [

@@ -10,26 +10,25 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from autoslim.shell.report.curves import Columns, over_seeds
 from autoslim.shell.report.style import DEFAULT_COLOUR, INK, looks, write_picture
-from autoslim.shell.report.table import Result, describe_budget
-from autoslim.vocabulary.budgets import format_amount
-
-_NAMES = {"macs": "MACs", "params": "parameters"}
+from autoslim.shell.report.table import Result
+from autoslim.vocabulary.budgets import TITLES, format_amount, named_amount
 
 
 def trajectory_picture(
     path: Path,
     trajectory: Mapping[str, Any],
     results: Sequence[Result],
+    resource: str,
     budgets: Mapping[str, float],
     dpi: int = 150,
 ) -> Path:
-    """Top-1 against the resource searched: the supernet's subnets on the search split, retrained networks on test.
+    """Top-1 against a resource searched: the supernet's subnets on the search split, retrained networks on test.
 
     Args:
         trajectory: what ``trajectory.json`` holds.
-        budgets: as the user wrote them -> in the resource's unit.
+        resource: one that the trajectory has recorded.
+        budgets: as they are to be told -> in the resource's unit.
     """
-    resource = trajectory["resource"]
     steps = trajectory["steps"]
     default = trajectory["default"][resource]
 
@@ -43,7 +42,7 @@ def trajectory_picture(
         for result in results:
             colour, shape = looks([r.method for r in results])[result.method]
             axes.errorbar(
-                result.cost(resource),
+                result.costs[resource],
                 100 * result.mean,
                 yerr=None if result.std is None else 100 * result.std,
                 fmt=shape,
@@ -54,14 +53,14 @@ def trajectory_picture(
                 label=f"{result.method} retrained, test split{_spread(result)}",
             )
         axes.set_xlim(left=0)
-        axes.set_xlabel(_NAMES[resource])
+        axes.set_xlabel(TITLES[resource])
         axes.set_ylabel("top-1 (%)")
         axes.xaxis.set_major_formatter(
             FuncFormatter(lambda amount, _: format_amount(amount, resource) if amount else "0")
         )
         axes.legend(loc="best")
-        lines = [(f"budget {describe_budget(text, resource, limit)}", limit, "--") for text, limit in budgets.items()]
-        _mark(axes, [*lines, (f"default {format_amount(default, resource)} {_NAMES[resource]}", default, ":")])
+        lines = [(f"budget {text}", limit, "--") for text, limit in budgets.items()]
+        _mark(axes, [*lines, (f"default {named_amount(default, resource)}", default, ":")])
         return figure
 
     return write_picture(path, draw, dpi)

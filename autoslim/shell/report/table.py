@@ -1,17 +1,19 @@
-"""The comparison: MACs, parameters and top-1 on the test split of each method, and its gain over the baseline."""
+"""The comparison: resources and top-1 on the test split of each method, and its gain over the baseline."""
 
 import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from statistics import fmean, stdev
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from autoslim.networks.released import released_method
-from autoslim.vocabulary.budgets import format_amount
+from autoslim.shell.report.measured import Measured
+from autoslim.vocabulary.budgets import Budget, format_amount, named_amount, write_budgets
 from autoslim.vocabulary.errors import UserError
 
 BASELINE = "uniform"
@@ -20,12 +22,13 @@ SAME_COST = 0.05
 
 @dataclass(frozen=True)
 class Result:
-    """A method's retrained network: its cost and, seed by seed, its top-1 on the test split (a fraction in [0, 1])."""
+    """A method's retrained network: its costs by resource (latency as predicted, where there is a table), what was
+    measured of them and, seed by seed, its top-1 on the test split (a fraction in [0, 1])."""
 
     method: str
-    macs: int
-    params: int
+    costs: Mapping[str, float]
     top1: Mapping[int, float]
+    measured: Measured | None = None
 
     @property
     def mean(self) -> float:
@@ -35,9 +38,6 @@ class Result:
     def std(self) -> float | None:
         """The sample standard deviation over seeds (divided by n - 1); None for one seed."""
         return stdev(self.top1.values()) if len(self.top1) > 1 else None
-
-    def cost(self, resource: str) -> int:
-        return {"macs": self.macs, "params": self.params}[resource]
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,27 @@ class Gain:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results at one budget: as the user wrote it, what it bounds, and the bound in that resource's unit."""
+    """The results within budgets (resource -> as the user wrote it), and what these are in the resource's unit.
 
-    budget: str
+    ``resource`` is the one that decides whether a released list is comparable.
+    """
+
+    budgets: Mapping[str, Budget]
     resource: str
-    limit: float
+    limits: Mapping[str, float]
     results: tuple[Result, ...]
     gains: Mapping[str, Gain]
+    predicted_on: str = ""  # where latency was predicted for another target than it was measured on
 
 
-def compare(results: Sequence[Result], *, budget: str, resource: str, limit: float) -> Comparison:
+def compare(
+    results: Sequence[Result],
+    *,
+    budgets: Mapping[str, Budget],
+    resource: str,
+    limits: Mapping[str, float],
+    predicted_on: str = "",
+) -> Comparison:
     """The comparison of ``results``, with the gain of each over the baseline where that is among them.
 
     A released list has a budget of its own; it has a gain where its cost is within 5 % of the baseline's.
@@ -76,11 +87,11 @@ def compare(results: Sequence[Result], *, budget: str, resource: str, limit: flo
         for r in results
         if baseline is not None and r is not baseline and _comparable(r, baseline, resource)
     }
-    return Comparison(budget, resource, limit, tuple(results), gains)
+    return Comparison(budgets, resource, limits, tuple(results), gains, predicted_on)
 
 
 def _comparable(result: Result, baseline: Result, resource: str) -> bool:
-    off = abs(result.cost(resource) / baseline.cost(resource) - 1)
+    off = abs(result.costs[resource] / baseline.costs[resource] - 1)
     return released_method(result.method) is None or off <= SAME_COST
 
 
@@ -106,25 +117,37 @@ def gain(result: Result, baseline: Result) -> Gain:
     return Gain(difference, (difference - half, difference + half))
 
 
-def describe_budget(budget: str, resource: str, limit: float) -> str:
-    """The budget as written, with its value where that is written otherwise: ``305M MACs``, ``25% = 1.42M MACs``."""
-    value = format_amount(limit, resource)
-    unit = {"macs": " MACs", "params": " parameters"}.get(resource, "")
-    return f"{budget}{unit}" if budget == value else f"{budget} = {value}{unit}"
+def describe_budgets(budgets: Mapping[str, Budget], limits: Mapping[str, float]) -> str:
+    """As written, with the value where that is written otherwise: ``305M MACs``, ``25% = 1.42M MACs, 20MB``."""
+    told = []
+    for resource, budget in budgets.items():
+        value = named_amount(limits[resource], resource)
+        same = budget.text == format_amount(limits[resource], resource)
+        told.append(value if same else f"{budget.text} = {value}")
+    return ", ".join(told)
 
 
 def terminal_table(comparison: Comparison) -> Table:
-    """For ``rich.print``."""
-    table = Table(title=f"budget {_budget(comparison)}", caption=_caption(comparison), caption_justify="left")
-    for number, header in enumerate(_header()):
-        table.add_column(header, justify="right" if number else "left", no_wrap=True)
+    """For ``rich.print``, narrow enough for 80 columns: without predictions and the spread of latency."""
+    table = Table(
+        title=f"budget {_budget(comparison)}",
+        caption=_caption(comparison),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,
+    )
+    header = _header(comparison)
+    shown = [number for number, name in enumerate(header) if "predicted" not in name]
+    for number in shown:
+        table.add_column(header[number], justify="right" if number else "left", no_wrap=True)
     for row in _rows(comparison):
-        table.add_row(*row)
+        table.add_row(*(row[number].partition("s ±")[0] + "s" * ("s ±" in row[number]) for number in shown))
     return table
 
 
 def markdown_table(comparison: Comparison) -> str:
-    header = [name.replace("\n", " ") for name in _header()]
+    header = [name.replace("\n", " ") for name in _header(comparison)]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *_rows(comparison)]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"Budget {_budget(comparison)}\n\n{table}\n\n{_caption(comparison)}\n"
@@ -132,9 +155,10 @@ def markdown_table(comparison: Comparison) -> str:
 
 def csv_table(comparison: Comparison) -> str:
     """One line a method, numbers as they are (fractions, MACs), cells empty where there is no such number."""
-    fields = ["method", "macs", "params", "top1", "top1_std", "seeds", "gain", "gain_low", "gain_high"]
+    costs = ["macs", "params", "memory", "latency", *(f"measured_{field.name}" for field in fields(Measured))]
+    header = ["method", *costs, "top1", "top1_std", "seeds", "gain", "gain_low", "gain_high"]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
     for result in comparison.results:
         row: dict[str, Any] = {"method": result.method, "seeds": len(result.top1), **_numbers(result)}
@@ -147,15 +171,18 @@ def csv_table(comparison: Comparison) -> str:
 def metrics(comparison: Comparison) -> dict[str, Any]:
     """For ``dvc metrics show``: the budget, each method's numbers, and the gains; what does not exist is left out."""
     return {
-        "budget": comparison.budget,
-        f"budget_{comparison.resource}": round(comparison.limit) if comparison.limit >= 1 else comparison.limit,
+        "budget": write_budgets(comparison.budgets),
+        **{f"budget_{resource}": limit for resource, limit in comparison.limits.items()},
         **{result.method: _numbers(result) for result in comparison.results},
         "gain": {method: _gain_numbers(found) for method, found in comparison.gains.items()},
     }
 
 
 def _numbers(result: Result) -> dict[str, Any]:
-    numbers: dict[str, Any] = {"macs": result.macs, "params": result.params, "top1": result.mean}
+    numbers: dict[str, Any] = dict(result.costs)
+    if result.measured is not None:
+        numbers |= {f"measured_{name}": value for name, value in asdict(result.measured).items()}
+    numbers["top1"] = result.mean
     return numbers if result.std is None else {**numbers, "top1_std": result.std}
 
 
@@ -165,8 +192,21 @@ def _gain_numbers(found: Gain) -> dict[str, float]:
     return {"top1": found.top1, "top1_low": found.interval[0], "top1_high": found.interval[1]}
 
 
-def _header() -> list[str]:
-    return ["method", "MACs", "parameters", "top-1 on test\n(%)", f"gain over {BASELINE}\n(points)"]
+def _header(comparison: Comparison) -> list[str]:
+    costs = ["MACs", "parameters", "memory"]
+    if _predicted(comparison):
+        costs.append("latency\npredicted")
+    if _measured(comparison):
+        costs.append("latency\nmeasured")
+    return ["method", *costs, "top-1 on test\n(%)", f"gain over {BASELINE}\n(points)"]
+
+
+def _predicted(comparison: Comparison) -> bool:
+    return any("latency" in result.costs for result in comparison.results)
+
+
+def _measured(comparison: Comparison) -> bool:
+    return any(result.measured for result in comparison.results)
 
 
 def _rows(comparison: Comparison) -> list[list[str]]:
@@ -179,24 +219,38 @@ def _rows(comparison: Comparison) -> list[list[str]]:
             if found is None or found.interval is None
             else "  [{:+.2f}, {:+.2f}]".format(*(100 * end for end in found.interval))
         )
-        costs = [format_amount(result.macs, "macs"), format_amount(result.params, "params")]
+        costs = [format_amount(result.costs[resource], resource) for resource in ("macs", "params", "memory")]
+        if _predicted(comparison):
+            costs.append(format_amount(result.costs["latency"], "latency"))
+        if _measured(comparison):
+            costs.append(_latency(result.measured))
         difference = "" if found is None else f"{100 * found.top1:+.2f}{interval}"
         rows.append([result.method, *costs, f"{100 * result.mean:.2f}{spread}", difference])
     return rows
 
 
+def _latency(measured: Measured | None) -> str:
+    """The median and half the distance of the quartiles."""
+    if measured is None:
+        return ""
+    spread = (measured.latency_high - measured.latency_low) / 2
+    return f"{format_amount(measured.latency, 'latency')} ± {format_amount(spread, 'latency')}"
+
+
 def _budget(comparison: Comparison) -> str:
-    return describe_budget(comparison.budget, comparison.resource, comparison.limit)
+    return describe_budgets(comparison.budgets, comparison.limits)
 
 
 def _caption(comparison: Comparison) -> str:
     seeds = sorted({len(result.top1) for result in comparison.results})
-    if seeds == [1]:
-        return "one seed: no spread and no interval"
     count = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    text = f"mean ± std over {count}"
+    text = "one seed: no spread and no interval" if seeds == [1] else f"mean ± std over {count}"
     if any(found.interval for found in comparison.gains.values()):
         text += "; in brackets the 95 % interval of the gain over seeds (Welch)"
+    if _measured(comparison):
+        text += "; latency is the median ± half the distance of the quartiles"
+    if comparison.predicted_on:
+        text += f", measured on this machine and predicted for another target: {comparison.predicted_on}"
     if any(released_method(result.method) for result in comparison.results):
         text += (
             f"; released lists have budgets of their own: a gain where they are within {SAME_COST:.0%} of {BASELINE}"

@@ -1,0 +1,89 @@
+"""What latency is measured on, and the tables measured there."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from torch import nn
+
+from autoslim.algorithms.latency import LatencyTable, Target
+from autoslim.engine.checkpoints import write_json
+from autoslim.engine.latency import measure_table, this_target
+from autoslim.engine.runtime import choose_device
+from autoslim.engine.runtimes import check_runtime
+from autoslim.networks.graph import ChannelGraph
+from autoslim.shell.assembly import checkpoints, span
+from autoslim.shell.params import Latency, Params
+from autoslim.vocabulary.errors import UserError, first_line
+
+
+def latency_target(asked: Latency) -> Target:
+    """The machine at hand, as latency is to be measured on it.
+
+    Raises:
+        UserError: the device is not there, or the runtime is not installed or does not go with the rest.
+    """
+    device = "cpu" if asked.runtime == "onnxruntime" and asked.device == "auto" else asked.device
+    check_runtime(asked.runtime, device, asked.precision)
+    return this_target(
+        device=choose_device(device, parameter="latency.device"),
+        runtime=asked.runtime,
+        threads=asked.threads,
+        batch=asked.batch,
+        precision=asked.precision,
+        channels_last=asked.channels_last,
+    )
+
+
+def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, anew: bool = False) -> LatencyTable:
+    """The network's latency table on the machine at hand: measured now, or as it was measured here before.
+
+    Args:
+        anew: measure again what was measured before; a measurement that was interrupted goes on all the same.
+
+    Raises:
+        UserError: it cannot be measured.
+    """
+    asked, target = params.latency, latency_target(params.latency)
+    grid = span(params.supernet).grid(graph)
+    sizes = {"grid": grid, "input": graph.input_shape, "points": asked.points, "checked_on": asked.checked_on}
+    kept = checkpoints("latency", model=params.model.model_dump(), target=dataclasses.asdict(target), sizes=sizes)
+    path = kept.folder / "table.json"
+    with kept.held():
+        if anew and path.exists():
+            kept.clear()
+        if not path.exists():
+            table = measure_table(
+                network,
+                graph,
+                grid,
+                target,
+                name=params.model.name,
+                points=asked.points,
+                checked_on=asked.checked_on,
+                kept=kept.folder / "kernels.json",
+            )
+            write_json(path, table.to_dict())
+    return read_table(path)
+
+
+def read_table(path: Path) -> LatencyTable:
+    """A latency table from a file.
+
+    Raises:
+        UserError: there is none, or it is no such file.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"there is no latency table at {path}; make one with `autoslim latency measure --to {path}`, "
+            "or set latency.table to null"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{path} is no latency table ({first_line(error)}); make one with `autoslim latency measure`"
+        ) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is no latency table; make one with `autoslim latency measure`")
+    return LatencyTable.from_dict(values, str(path))

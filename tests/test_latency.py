@@ -1,0 +1,309 @@
+"""Latency: kernels against the network they are cut from, predictions against closed forms, measurements' structure."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from specimens import OTHERS, random_channels, specimen
+from torch import Tensor, fx, nn
+
+from autoslim import trace
+from autoslim.algorithms.latency import Check, KernelTimes, LatencyTable, Target
+from autoslim.algorithms.resources import Costs, Objective
+from autoslim.engine import latency as measuring
+from autoslim.engine import runtimes
+from autoslim.engine.latency import checked_against, fitted_line, measure_table, random_configurations
+from autoslim.engine.memory_use import memory_of
+from autoslim.engine.runtimes import check_runtime, prepared
+from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.kernels import described, find_kernels
+from autoslim.networks.span import Span
+from autoslim.networks.tracing.symbolic import symbolic_graph
+from autoslim.networks.zoo import mobilenet_v2
+from autoslim.vocabulary.errors import UserError
+
+TARGET = Target("a machine", "eager", "cpu", 1, 1, "fp32", False, "torch")
+
+
+def small() -> tuple[nn.Module, ChannelGraph]:
+    network = mobilenet_v2(stem=16, stages=((1, 8, 1, 1), (4, 12, 2, 2)), tail=32)
+    return network, trace(network, torch.empty(1, 3, 8, 8))
+
+
+def table_of(graph: ChannelGraph, kernels: Mapping[str, KernelTimes], **values: Any) -> LatencyTable:
+    return LatencyTable("a network", graph.input_shape, graph.default, TARGET, kernels, **values)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "cifar_resnet50", *OTHERS])
+def test_kernels_do_all_of_a_networks_work(name: str) -> None:
+    """Each, cut out and resized by itself, computes what the network computes there, and no layer is left out."""
+    found = specimen(name)
+    graph = found.graph
+    channels = random_channels(graph, 1, 0.3, 1.4)
+    plain = found.real(channels).eval()
+    values = _Remembering(fx.GraphModule(plain, symbolic_graph(plain, graph.leaves)))
+    with torch.inference_mode():
+        values.run(found.images(1))
+    kernels = find_kernels(found.network, graph)
+    state, layers = plain.state_dict(), []
+    for kernel in kernels:
+        module, ones = kernel.at(channels, 1)
+        module = module.to_empty(device="cpu")
+        module.load_state_dict({name: state[name] for name in module.state_dict()})
+        given = [values.of[operation.name].clone() for operation in kernel.reads]
+        assert [value.shape for value in given] == [one.shape for one in ones]
+        with torch.inference_mode():
+            assert torch.equal(module(*given), values.of[kernel.writes.name])
+        layers += [name for name, part in module.named_modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+    counted = [layer.weight.removesuffix(".weight") for layer in graph.layers if layer.weight is not None]
+    assert sorted(layers) == sorted(counted)
+    assert len({kernel.name for kernel in kernels}) == len(kernels)
+
+
+class _Remembering(fx.Interpreter):
+    """Keeps a copy of each operation's output: in-place ones write over others."""
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        self.of: dict[str, Tensor] = {}
+        return super().run(*args, **kwargs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.of[n.name] = value.clone()
+        return value
+
+
+def test_kernels_of_a_residual_network() -> None:
+    """Convolution, normalisation and activation are one; what a kernel reads and what it writes are told apart."""
+    network = specimen("resnet18").network
+    graph = trace(network, torch.empty(1, 3, 64, 64))
+    kernels = {kernel.name: kernel for kernel in find_kernels(network, graph)}
+    assert len(kernels) == 31  # 20 convolutions, 8 sums, 2 pools, 1 linear layer
+    stem = kernels["conv1"]
+    assert (stem.inputs, stem.outputs) == ((), ("conv1",))
+    first = kernels["layer1_0_conv1"]
+    assert (first.inputs, first.outputs) == (("conv1",), ("layer1.0.conv1",))
+    assert [str(node.target) for node in first.module.graph.nodes if node.op == "call_module"] == [
+        "layer1.0.conv1",
+        "layer1.0.bn1",
+        "layer1.0.relu",
+    ]
+    assert kernels["add"].inputs == ()
+    assert kernels["add"].outputs == ("conv1",)
+
+
+def test_like_kernels_have_one_description() -> None:
+    network, graph = specimen("resnet18").network, specimen("resnet18").graph
+    kernels = {kernel.name: kernel for kernel in find_kernels(network, graph)}
+
+    def told(name: str, **changes: int) -> str:
+        return described(*kernels[name].at({**graph.default, **changes}, 1))
+
+    assert told("layer1_0_conv2") == told("layer1_1_conv2")
+    assert told("layer1_0_conv2") != told("layer2_0_conv2")
+    assert told("layer1_0_conv1") != told("layer1_0_conv2")  # an activation more
+    assert told("layer1_0_conv2", conv1=32) != told("layer1_0_conv2")
+
+
+def test_a_network_that_chooses_by_shapes_has_no_kernels() -> None:
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)
+            return self.other(x) if x.shape[2] > 4 else x
+
+    network = Chooses()
+    graph = trace(network, torch.empty(1, 3, 16, 16))
+    with pytest.raises(UserError, match="latency needs a network that can be taken apart"):
+        find_kernels(network, graph)
+
+
+def test_prediction_is_bilinear_within_and_beyond_what_was_measured() -> None:
+    """Any time of the form a + b i + c o + d i o is predicted exactly, at and between all sizes."""
+
+    def time(i: float, o: float) -> float:
+        return 2 + 0.5 * i + 0.25 * o + 0.125 * i * o
+
+    rows, columns = (4, 8, 16), (2, 6)
+    kernel = KernelTimes(("a",), ("b",), rows, columns, tuple(tuple(time(i, o) for o in columns) for i in rows))
+    for i, o in itertools.product(range(1, 30), range(1, 12)):
+        assert kernel.predict({"a": i, "b": o, "c": 7}) == pytest.approx(time(i, o))
+    joint = KernelTimes((), ("a", "b"), (0,), (10, 20, 40), ((1.0, 3.0, 5.0),))
+    assert [joint.predict({"a": n, "b": 10}) for n in (0, 5, 10, 20, 30)] == pytest.approx([1, 2, 3, 4, 5])
+    assert KernelTimes((), (), (0,), (0,), ((0.5,),)).predict({"a": 3}) == 0.5
+    assert KernelTimes((), ("a",), (0,), (10, 20), ((1.0, 9.0),)).predict({"a": 2}) == 0  # never less
+
+
+def test_a_networks_latency_is_the_line_of_its_kernels_sum() -> None:
+    _, graph = small()
+    group = next(iter(graph.groups))
+    kernels = {
+        "one": KernelTimes((), (group,), (0,), (0, 10), ((1.0, 2.0),)),
+        "two": KernelTimes((), (), (0,), (0,), ((4.0,),)),
+    }
+    costs = Costs(graph, table_of(graph, kernels, slope=2.0, intercept=0.5))
+    channels = {**graph.default, group: 20}
+    assert costs.of(channels, "latency") == 0.5 + 2 * (3 + 4)
+    everything = costs.all(channels)
+    assert everything == {
+        "macs": graph.macs(channels),
+        "params": graph.params(channels),
+        "memory": graph.memory(channels),
+        "latency": 14.5,
+    }
+    assert Costs(graph).all(channels).keys() == everything.keys() - {"latency"}
+    with pytest.raises(UserError, match="there is no latency table; run `dvc repro resources`"):
+        Costs(graph).of(channels, "latency")
+
+
+def test_a_table_of_another_network_is_refused() -> None:
+    _, graph = small()
+    other = specimen("resnet18").graph
+    with pytest.raises(UserError, match="the latency table is of another network"):
+        Costs(graph, table_of(other, {}))
+
+
+def test_what_several_limits_lower() -> None:
+    _, graph = small()
+    costs = Costs(graph)
+    half = {name: count // 2 for name, count in graph.default.items()}
+    limits = {"macs": graph.macs() / 4, "params": graph.params() / 2}
+    lowered = Objective(costs, "macs", limits)
+    assert lowered.cost(graph.default) == 4
+    assert lowered.cost(half) == max(graph.macs(half) / limits["macs"], graph.params(half) / limits["params"])
+    assert lowered.stop(0.9, graph.default) == 1  # to where all are held
+    assert lowered.stop(0.1, graph.default) == pytest.approx(0.4)
+    assert Objective(costs, "macs").stop(0.25, graph.default) == graph.macs() / 4
+
+
+def test_a_table_survives_its_file() -> None:
+    _, graph = small()
+    kernels = {"one": KernelTimes((), ("features.0.0",), (0,), (1, 2), ((1.0, 2.0),))}
+    check = Check((1.0, 2.0), (1.5, 2.5), 0.1, 0.2, 1.0)
+    table = table_of(graph, kernels, slope=1.5, intercept=-0.5, check=check)
+    again = LatencyTable.from_dict(json.loads(json.dumps(table.to_dict())), "table.json")
+    assert again == table
+    assert "rank correlation 1.000" in table.summary()
+    assert "too low to search by" not in table.summary()
+    unsure = dataclasses.replace(table, check=dataclasses.replace(check, rank_correlation=0.3))
+    assert "rank correlation 0.300: too low to search by" in unsure.summary()
+    damaged = table.to_dict()
+    del damaged["target"]
+    with pytest.raises(UserError, match=r"table\.json is damaged"):
+        LatencyTable.from_dict(damaged, "table.json")
+    with pytest.raises(UserError, match=r"table\.json is no latency table of format 1"):
+        LatencyTable.from_dict({"a": 1}, "table.json")
+
+
+def test_the_line_and_the_errors_are_those_of_closed_forms() -> None:
+    sums = [1.0, 2.0, 3.0, 7.0]
+    assert fitted_line(sums, [3 * total + 0.5 for total in sums]) == pytest.approx((3, 0.5))
+    assert fitted_line([1.0, 2.0, 3.0], [2.0, 2.0, 1.0]) == pytest.approx(
+        (0, (1 / 2 + 1 / 2 + 1) / (1 / 4 + 1 / 4 + 1))
+    )
+    check = checked_against([1.1, 2.0, 2.7, 4.0], [1.0, 2.0, 3.0, 4.0])
+    assert check.median_error == pytest.approx(0.05)
+    assert check.error_95 == pytest.approx(0.1)
+    assert check.rank_correlation == pytest.approx(1)
+    assert checked_against([2.0, 1.0, 3.0], [1.0, 2.0, 3.0]).rank_correlation == pytest.approx(0.5)
+
+
+def test_random_configurations_lie_on_the_grid_from_end_to_end() -> None:
+    _, graph = small()
+    grid = Span(1.5, 0.25, 12, 1).grid(graph)
+    found = random_configurations(grid, 40, seed=0)
+    assert all(channels[name] in levels for channels in found for name, levels in grid.items())
+    assert found == random_configurations(grid, 40, seed=0) != random_configurations(grid, 40, seed=1)
+    costs = [graph.macs(channels) for channels in found]
+    ends = [graph.macs({name: levels[place] for name, levels in grid.items()}) for place in (0, -1)]
+    assert max(costs) > 0.6 * ends[0]
+    assert min(costs) < 4 * ends[1]
+
+
+def test_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that tells the kernel's multiply-adds, predictions are exact wherever they are measured, and an
+    interrupted measurement goes on."""
+    network, graph = small()
+    grid = Span(1.5, 0.25, 4, 1).grid(graph)
+    seen: list[int] = []
+
+    def clock(module: nn.Module, values: list[Tensor], target: Target, seconds: float = 0) -> measuring.Latency:
+        macs = sum(part.weight.numel() * out for part, out in _outputs(module, values))
+        seen.append(macs)
+        return measuring.Latency(1e-3 * macs + 0.01, 0, 0)
+
+    monkeypatch.setattr(measuring, "latency_of", clock)
+    arguments: dict[str, Any] = {"name": "small", "points": None, "checked_on": 10, "kept": tmp_path / "kept.json"}
+    table = measure_table(network, graph, grid, TARGET, **arguments)
+    for channels in random_configurations(grid, 5, seed=9):
+        kernels = 1e-3 * graph.macs(channels) + 0.01 * len(table.kernels)
+        assert table.kernels_ms(channels) == pytest.approx(kernels)
+        assert table.predict(channels) == pytest.approx(1e-3 * graph.macs(channels) + 0.01)
+    assert table.check is not None
+    assert len(table.check.measured) == 10
+    assert table.check.rank_correlation == pytest.approx(1)
+    measured = len(seen)
+    again = measure_table(network, graph, grid, TARGET, **arguments)
+    assert again == table
+    assert len(seen) - measured == 10 + measuring.FITTED_ON  # whole networks alone
+
+
+def _outputs(module: nn.Module, values: list[Tensor]) -> list[tuple[nn.Conv2d | nn.Linear, int]]:
+    """The layers that run, with the number of their output positions."""
+    found: list[tuple[nn.Conv2d | nn.Linear, int]] = []
+    for part in module.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            part.register_forward_hook(
+                lambda m, _, out: found.append((m, out[0].numel() // out.shape[1])),  # H' * W'
+            )
+    with torch.inference_mode():
+        module(*values)
+    return found
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime", "compile"])
+def test_each_runtime_runs_what_it_is_given(runtime: str) -> None:
+    if runtime == "onnxruntime":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    network, _ = small()
+    target = dataclasses.replace(TARGET, runtime=runtime)
+    images = torch.rand(1, 3, 8, 8)
+    expected = network.eval()(images)
+    run = prepared(network, [images], target)
+    result = run()
+    output = result[0] if isinstance(result, list) else result
+    torch.testing.assert_close(torch.as_tensor(output), expected.detach(), rtol=1e-4, atol=1e-5)
+    found = measuring.latency_of(network, [images], target, seconds=0.02)
+    assert 0 < found.low <= found.median <= found.high
+
+
+def test_a_runtime_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_runtime("eager", "cuda", "bf16")
+    with pytest.raises(UserError, match=r"latency\.device is cuda, but onnxruntime is supported with cpu alone"):
+        check_runtime("onnxruntime", "cuda", "fp32")
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"onnx, onnxscript, onnxruntime cannot be found; install them"):
+        check_runtime("onnxruntime", "cpu", "fp32")
+
+
+def test_memory_measured_is_what_the_pass_holds() -> None:
+    """Two layers, one after the other: weights, and the most of input, hidden and output that are there at once."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 4, 1, bias=False)).eval()
+    images = torch.rand(1, 3, 10, 10)
+    weights, plane = 4 * (3 * 8 + 8 * 4), 4 * 100
+    # The caller keeps the input; the hidden tensor lives while the second layer runs.
+    assert memory_of(network, images) == weights + (3 + 8 + 4) * plane
+    in_place = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU(inplace=True)).eval()
+    assert memory_of(in_place, images) == 4 * 24 + (3 + 8) * plane
+    graph = trace(network, images)
+    assert memory_of(network, images) >= graph.memory()

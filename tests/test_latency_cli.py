@@ -1,0 +1,282 @@
+"""``autoslim latency``, and what the other commands do with a table: by hand-made ones whose times are closed forms."""
+
+import itertools
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_project import change_params, finished_project, stage, start_project
+from test_cli import facts, printed, refused, table
+from tiny import tiny_params
+
+from autoslim import trace
+from autoslim.algorithms.latency import Check, KernelTimes, LatencyTable, Target
+from autoslim.engine import latency as measuring
+from autoslim.networks.building import build_network
+from autoslim.networks.graph import ChannelGraph
+from autoslim.vocabulary.budgets import format_amount
+
+TARGET = Target("a phone", "onnxruntime", "cpu", 4, 1, "fp32", False, "torch 3")
+CHECK = Check(tuple(range(5, 25)), tuple(n + 0.5 for n in range(5, 25)), 0.03, 0.09, 0.995)
+
+
+@pytest.fixture
+def project(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a project in which all stages have run, as the working directory."""
+    folder = shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def tiny_graph() -> ChannelGraph:
+    model = tiny_params()["model"]
+    return trace(build_network(model["name"], model["kwargs"], 10), torch.empty(1, 1, 8, 8))
+
+
+def made(graph: ChannelGraph, **changes: Any) -> LatencyTable:
+    """A table in which every group takes 0.1 ms a channel, and the network 1 ms besides."""
+    kernels = {
+        f"kernel_{number}": KernelTimes((), (name,), (0,), (0, 10), ((0.0, 1.0),))
+        for number, name in enumerate(graph.groups)
+    }
+    values = {"check": CHECK, "slope": 1.0, "intercept": 1.0, "target": TARGET} | changes
+    return LatencyTable("a network", graph.input_shape, graph.default, kernels=kernels, **values)
+
+
+def write(path: Path, made_table: LatencyTable) -> Path:
+    path.write_text(json.dumps(made_table.to_dict()))
+    return path
+
+
+def watch(file: str) -> None:
+    """Puts a table's file among the deps of the stage ``resources``, as check_table asks for."""
+    text = Path("dvc.yaml").read_text()
+    Path("dvc.yaml").write_text(
+        text.replace("      - stages/resources.py\n", f"      - stages/resources.py\n      - {file}\n")
+    )
+
+
+def latency(channels: Sequence[int]) -> float:
+    return 1 + 0.1 * sum(channels)
+
+
+# show
+
+
+def test_show_says_where_the_time_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # in no project
+    graph = tiny_graph()
+    path = write(tmp_path / "phone.json", made(graph, slope=2.0))
+    text = printed("latency", "show", str(path), "--picture", "phone.png")
+    said = facts(text)
+    total = 1 + 0.2 * sum(graph.default.values())
+    assert said["measured on"] == "a phone, onnxruntime, 4 threads, batch 1, fp32 (torch 3)"
+    assert said["network"] == f"a network on 1x8x8 images, {len(graph.groups)} kernels"
+    assert said["default"] == f"{format_amount(total, 'latency')}, predicted"
+    assert said["checked on"] == "20 random networks, 5.5ms to 24.5ms"
+    assert said["error"] == "3.0% (median); 95 % are within 9.0%"
+    assert said["rank correlation"] == "0.995"
+    *kernels, between, whole = table(text, "kernel")
+    times = [float(row["ms"]) for row in kernels]
+    assert times == sorted(times, reverse=True)
+    assert sorted(times) == pytest.approx(sorted(0.2 * size for size in graph.default.values()), abs=1e-3)
+    assert (between["kernel"], float(between["ms"])) == ("(between kernels)", 1)
+    assert float(whole["ms"]) == pytest.approx(total)
+    assert sum(float(row["% of all"]) for row in (*kernels, between)) == pytest.approx(100, abs=0.1)
+    assert Path("phone.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "there is no latency table at t.json; make one with `autoslim latency measure --to t.json`"),
+        ("{", "t.json is no latency table ("),
+        ("[1]", "t.json is no latency table; make one with"),
+        ("{}", "t.json is no latency table of format 1; make one with"),
+        ('{"format": 1}', "t.json is damaged ("),
+    ],
+)
+def test_show_of_what_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, told: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("t.json").write_text(text)
+    assert refused("latency", "show", "t.json").startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("kernels", "kernel_0", "ms"), [["slow", 1.0]]),
+        (("kernels", "kernel_0", "ms"), []),
+        (("kernels", "kernel_0", "outputs"), ["nosuch"]),
+        (("kernels", "kernel_0", "output_sizes"), [8, 8]),
+        (("kernels",), [1, 2]),
+        (("default",), {}),
+        (("default",), None),
+        (("slope",), "steep"),
+        (("target", "threads"), "many"),
+        (("target",), {"machine": "a phone"}),
+        (("check", "median_error"), "small"),
+        (("check",), {"measured": []}),
+        (("input_shape",), 3),
+    ],
+)
+def test_a_damaged_table_is_told_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[str, ...], value: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = json.loads(json.dumps(made(tiny_graph()).to_dict()))
+    part = values
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    Path("t.json").write_text(json.dumps(values))
+    assert refused("latency", "show", "t.json").startswith("t.json is damaged (")
+
+
+def test_show_draws_only_where_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "t.json", made(tiny_graph(), check=None))
+    assert "rank correlation" not in printed("latency", "show", "t.json")
+    for arguments, told in (
+        (["t.json", "--picture", "t.svg"], "--picture t.svg ends in .svg; end it in .png"),
+        (["t.json", "--picture", "gone/t.png"], f"--picture gone/t.png: there is no folder {tmp_path / 'gone'}; make"),
+        (["t.json", "--picture", "t.png"], "t.json holds no comparison to draw; make it again with"),
+    ):
+        assert refused("latency", "show", *arguments).startswith(told)
+
+
+# measure
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times nothing for long."""
+    monkeypatch.setattr(measuring, "KERNEL_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "NETWORK_SECONDS", 0.0)
+
+
+def test_a_table_is_measured_without_data(hasty: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = start_project(tmp_path / "project", {"latency": {"checked_on": 10}})
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    asked = "latency", "measure", "--to", "here.json"
+    monkeypatch.chdir(folder / "stages")  # files are named from here; a command changes into the project
+    told = refused(*asked)
+    assert told.startswith("how many classes digits has is not known; run `dvc repro prepare`, or give --classes")
+    told = refused(*asked, "--classes", "10")
+    assert told.startswith(
+        "data.image_size is None and data.channels None: as the source has them, which only prepared"
+    )
+    sizes = "--classes", "10", "--size", "8", "--channels", "1"
+    monkeypatch.chdir(folder / "stages")
+    text = printed(*asked, *sizes, "--points", "2", "--batch", "3", "--device", "cpu")
+    assert "latency on " in text
+    assert "over 10 random networks the prediction is off by " in text
+    assert "wrote here.json: " in text
+    assert "latency.table: stages/here.json in params.yaml" in text
+    values = json.loads((folder / "stages/here.json").read_text())
+    graph = tiny_graph()
+    assert (values["default"], values["input_shape"]) == (graph.default, [1, 8, 8])
+    assert (values["target"]["batch"], values["target"]["device"], values["target"]["runtime"]) == (3, "cpu", "eager")
+    times = [ms for kernel in values["kernels"].values() for ms in itertools.chain.from_iterable(kernel["ms"])]
+    assert all(ms > 0 for ms in (*times, *values["check"]["measured"]))
+    assert all(len(kernel["input_sizes"]) <= 2 >= len(kernel["output_sizes"]) for kernel in values["kernels"].values())
+    assert not (folder / "data").exists()
+
+    monkeypatch.chdir(folder / "stages")
+    assert refused(*asked, *sizes) == ("--to here.json is there; name another file, or replace it with --force")
+    printed(*asked, *sizes, "--points", "2", "--batch", "3", "--device", "cpu", "--force")  # and not what is kept
+    again = json.loads((folder / "stages/here.json").read_text())
+    assert again["check"]["measured"] != values["check"]["measured"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--to", "gone/t.json"], "--to gone/t.json: there is no folder "),
+        (["--to", "stages"], "--to stages is a folder; name a file in it, such as stages/latency.json"),
+        (["--to", "t.json", "gone.yaml"], "there is no gone.yaml in "),
+        (["--to", "t.json", "--device", "gpu"], 'the options device: latency.device is "gpu"; set it to text'),
+        (["--to", "t.json", "--device", "cuda:40"], "latency.device 'cuda:40' is not available here ("),
+        (
+            ["--to", "t.json", "--runtime", "onnxruntime", "--precision", "bf16"],
+            "latency.precision is bf16, but onnxruntime is supported with fp32 alone; set latency.precision to fp32",
+        ),
+    ],
+)
+def test_measure_says_what_is_wrong_before_it_measures(project: Path, arguments: list[str], told: str) -> None:
+    assert refused("latency", "measure", *arguments).startswith(told)
+    assert not Path("t.json").exists()
+
+
+# What the other commands do with a table
+
+
+def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None:
+    graph = tiny_graph()
+    write(project / "phone.json", made(graph))
+    change_params(project, {"resource": "latency", "budget": "60%", "latency": {"table": "phone.json"}})
+    told = refused("check")
+    assert "latency.table is the file phone.json, which DVC does not watch" in told
+    watch("phone.json")
+    said = facts(printed("check"))
+    default = latency(list(graph.default.values()))
+    assert said["budget"] == f"60%: at most {format_amount(0.6 * default, 'latency')}, 60 % of the default network's"
+    assert said["network"].endswith(f", {format_amount(default, 'latency')}")
+    assert said["search"] == f"from the widest down to {format_amount(0.4 * default, 'latency')}"
+    assert said["latency"].startswith("latency on a phone, onnxruntime, 4 threads")
+    said = facts(printed("estimate", "--seconds", "0"))
+    assert said["budget"] == "60%"
+    write(
+        project / "phone.json",
+        made(trace(build_network("autoslim.networks.zoo:mobilenet_v2", {}, 10), torch.empty(1, 3, 32, 32))),
+    )
+    assert refused("check").startswith("the latency table is of another network (a network, ")
+    Path("phone.json").unlink()
+    assert refused("check").startswith(
+        "latency.table 'phone.json' is not there; make it with `autoslim latency measure"
+    )
+
+
+def test_check_takes_what_the_stage_measured_where_it_is_still_asked_for(project: Path) -> None:
+    graph = tiny_graph()
+    here = Target("this machine", "eager", "cpu", 1, 1, "fp32", False, "torch")
+    write(project / "outputs/resources/latency.json", made(graph, target=here))
+    change_params(project, {"resource": "latency", "budget": "60%"})
+    assert facts(printed("check"))["budget"].startswith("60%: at most ")
+    for changes in ({"threads": 2}, {"batch": 4}, {"channels_last": True}):
+        change_params(project, {"resource": "latency", "budget": "60%", "latency": changes})
+        assert facts(printed("check"))["budget"].startswith("60%: not checked: latency is not measured yet")
+    model = {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}
+    change_params(project, {"resource": "latency", "budget": "60%", "model": model})
+    assert facts(printed("check"))["budget"].startswith("60%: not checked: latency is not measured yet")
+
+
+def test_a_search_with_a_table_records_latency_beside_the_rest(project: Path) -> None:
+    """A search for MACs serves budgets of latency too, and the report compares prediction and measurement."""
+    write(project / "phone.json", made(tiny_graph()))
+    watch("phone.json")
+    change_params(project, {"latency": {"table": "phone.json"}})
+    for arguments in (["resources"], ["search"], ["allocate"], ["report"]):
+        stage(*arguments)
+    steps = json.loads(Path("outputs/search/trajectory.json").read_text())["steps"]
+    found = json.loads(printed("trajectory", "--budget", "70%", "--resource", "latency", "--json"))["70%"]
+    limit = 0.7 * latency(list(tiny_graph().default.values()))
+    first = next(step for step in steps if latency(list(step["channels"].values())) <= limit + 1e-9)
+    assert (found["step"], found["latency"]) == (
+        first["step"],
+        pytest.approx(latency(list(first["channels"].values()))),
+    )
+    rows = table(printed("trajectory"), "step")
+    assert [row["latency"] for row in rows] == [format_amount(step["latency"], "latency") for step in steps]
+    compared = table(printed("compare"), "method")
+    chosen = {name: json.loads(Path(f"outputs/channels/{name}.json").read_text()) for name in ("autoslim", "uniform")}
+    for row in compared:
+        predicted = latency(list(chosen[row["method"]]["channels"].values()))
+        assert row["latency predicted"] == format_amount(predicted, "latency")
+    assert Path("outputs/report/resources.png").exists()
