@@ -34,10 +34,11 @@ setup: .venv/installed
 exps: setup
 	dvc exp show --drop '.*/.*|(data|model|supernet|search|retrain|report|tracking|runtime)[.].*|methods|gain.*_.*'
 
-# Ratios of speed and memory, on the GPU where there is one. benchmarks/search.py, with trained supernets, takes hours.
+# Ratios of speed and memory, on the GPU where there is one. benchmarks/search.py without --quick takes hours.
 bench: setup
 	python benchmarks/speed.py
 	python benchmarks/memory.py
+	python benchmarks/search.py --quick
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

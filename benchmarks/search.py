@@ -1,11 +1,13 @@
 """The search's ways side by side: time, images evaluated, and what they find, on images that none of them saw.
 
     python benchmarks/search.py --seeds 0,1,2 --to benchmarks/results/search.json
+    python benchmarks/search.py --quick
 
 Trains one supernet a seed from benchmarks/search.yaml (CIFAR-10 in data/raw/cifar10, as the README says) and searches
 it in each way by the stage itself, in one run on one machine. What is found at each budget is scored in the supernet on
 the test split, and compared image by image with what the first way found. Done parts are kept, and not run again while
-code and parameters stay.
+code and parameters stay. ``--quick`` takes some minutes and no data: scikit-learn's digits at 16x16, and a dozen steps
+from a supernet a tenth wider than the default network; a check of the speed, not of what is found.
 """
 
 import json
@@ -37,7 +39,8 @@ from autoslim.vocabulary.scores import Score
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-WAYS: dict[str, dict[str, Any]] = {
+Changes = dict[str, dict[str, Any]]
+WAYS: Changes = {
     "exhaustive": {"incremental": False, "risk": None, "precision": "fp32"},
     "incremental": {"incremental": True, "risk": None, "precision": "fp32"},
     "incremental, bf16": {"incremental": True, "risk": None, "precision": "bf16"},
@@ -53,20 +56,33 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+QUICK: Changes = {
+    "data": {"source": "digits", "train_images": None, "search_images": 640},
+    "supernet": {"width": 1.1, "epochs": 15},
+    "search": {"images": 320, "chunk": 40},
+}
+
+
 def main(
     seeds: Annotated[str, typer.Option(help="Of supernets, separated by commas.")] = "0,1,2",
     budgets: Annotated[str, typer.Option(help="At which what is found is compared.")] = "175%,150%,125%,100%",
     ways: Annotated[str, typer.Option(help="Separated by semicolons.")] = ";".join(WAYS),
     to: Annotated[Path, typer.Option(help="JSON of all figures.")] = HERE / "results" / "search.json",
     work: Annotated[Path, typer.Option(help="Where supernets and trajectories are kept.")] = ROOT / "outputs" / "bench",
+    quick: Annotated[bool, typer.Option("--quick", help="One supernet on the digits, a dozen steps.")] = False,
 ) -> None:
     """Runs the benchmark and prints a table."""
     rows: list[dict[str, Any]] = []
+    changes = QUICK if quick else {}
+    if quick:
+        seeds, budgets, work = "0", "100%", work / "quick"
+        to = work / "search.json"
+        ways = "exhaustive;incremental;incremental, bf16;risk 0.01, bf16;risk 0.1, bf16"
     for seed in map(int, seeds.split(",")):
         folder = work / f"seed-{seed}-{file_digest(HERE / 'search.yaml')[:8]}"
-        _stages(folder, {"supernet": {"seed": seed}}, "prepare", "resources", "supernet")
+        _stages(folder, changes, {"supernet": {"seed": seed}}, "prepare", "resources", "supernet")
         for way in ways.split(";"):
-            rows.append({"seed": seed, "way": way, **_searched(folder, way, seed)})
+            rows.append({"seed": seed, "way": way, **_searched(folder, changes, way, seed)})
             print(f"seed {seed}: {way}: {rows[-1]['seconds']} s", file=sys.stderr)
         found = [row for row in rows if row["seed"] == seed]
         _compare(folder, found, budgets.split(","))
@@ -75,11 +91,11 @@ def main(
     _print(rows, budgets.split(","))
 
 
-def _stages(folder: Path, changes: dict[str, dict[str, Any]], *stages: str) -> None:
-    """Runs stages whose outputs are not there yet, with the parameters changed."""
+def _stages(folder: Path, basis: Changes, changes: Changes, *stages: str) -> None:
+    """Runs stages whose outputs are not there yet, with the parameters changed twice."""
     folder.mkdir(parents=True, exist_ok=True)
     params = YAML(typ="safe").load((HERE / "search.yaml").read_text())
-    for section, values in changes.items():
+    for section, values in (*basis.items(), *changes.items()):
         params[section] |= values
     with (folder / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(params, file)
@@ -93,14 +109,14 @@ def _stages(folder: Path, changes: dict[str, dict[str, Any]], *stages: str) -> N
             subprocess.run([sys.executable, str(ROOT / "stages" / f"{stage}.py")], cwd=folder, check=True)
 
 
-def _searched(folder: Path, way: str, seed: int) -> dict[str, Any]:
+def _searched(folder: Path, basis: Changes, way: str, seed: int) -> dict[str, Any]:
     """The search's metrics and trajectory; run now where they are not kept from before."""
     layers = ("networks", "algorithms", "engine")
     code = [path for layer in layers for path in sorted((ROOT / "autoslim" / layer).rglob("*.py"))]
     key = run_key(way=WAYS[way], params=file_digest(HERE / "search.yaml"), code=file_digest(*code))
     kept = folder / f"{way.replace(', ', '-')}-{key}.json"
     if not kept.exists():
-        _stages(folder, {"supernet": {"seed": seed}, "search": WAYS[way]}, "search")
+        _stages(folder, basis, {"supernet": {"seed": seed}, "search": WAYS[way]}, "search")
         metrics = json.loads((folder / "outputs/search/metrics.json").read_text())
         trajectory = read_trajectory(folder / "outputs/search/trajectory.json")
         kept.write_text(json.dumps({**metrics, "trajectory": trajectory}))
