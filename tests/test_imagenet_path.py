@@ -237,7 +237,7 @@ def test_a_presets_budgets_are_where_its_search_goes(family: str, budgets: list[
     graph = trace(on_meta(build_network(params.model.name, params.model.kwargs, 1000)), torch.empty(1, 3, 224, 224))
     values = read_yaml(path)
     for budget in budgets:
-        reach = check_reach(check_params(values | {"budget": budget}, "test"), graph)
+        (reach,) = check_reach(check_params(values | {"budget": budget}, "test"), graph)
         assert reach.stop <= reach.budget == parse_budget(budget).amount <= reach.widest
     least = 0.9 * parse_budget(budgets[0]).amount
     with pytest.raises(UserError, match="where the search stops"):
