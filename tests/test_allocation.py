@@ -88,6 +88,8 @@ def test_uniform_where_less_may_take_longer() -> None:
     assert found == {"a": 56, "b": 24} or found == {"a": 64, "b": 24}
     assert holds(found)
     assert all(count % 8 == 0 for count in found.values())
+    assert uniform(groups_of({"a": (12, 1)}), lambda _: True, 1.0, 8) == {"a": 16}
+    assert uniform(groups_of({"a": (12, 1)}), lambda _: True, 1.0, 8, most={"a": 12}) == {"a": 12}
 
 
 def test_the_first_on_the_trajectory_within_the_limits() -> None:

@@ -108,7 +108,8 @@ def problems(values: Any) -> tuple[str, ...]:
         # what no single type can say
         ("budget", "a lot", "budget 'a lot' is not an amount of macs; write it like 305M, 0.57G or 50%"),
         ("budget", "12ms", "budget '12ms' has no unit of macs (ms measures latency: set resource); write it like 305M"),
-        ("budget", "0%", "budget '0%' is not positive; write it like 305M"),
+        ("budget", "0%", "budget '0%' is not a positive number; write it like 305M"),
+        ("budget", "1e400", "budget '1e400' is not a positive number; write it like 305M"),
         ("budget", {"params": "3M"}, "budget bounds params, but resource is macs; set resource to one of these"),
         ("budget", {"macs": "3ms"}, "budget '3ms' has no unit of macs (ms measures latency: set resource)"),
         ("budget", {}, "budget is an empty mapping; write it like {macs: 305M, params: 3.5M}"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from closure import ROOT
 from specimens import OTHERS, random_channels, specimen
 from torch import Tensor, fx, nn
 
@@ -25,6 +26,9 @@ from autoslim.networks.kernels import described, find_kernels
 from autoslim.networks.span import Span
 from autoslim.networks.tracing.symbolic import symbolic_graph
 from autoslim.networks.zoo import mobilenet_v2
+from autoslim.shell.params import Latency as LatencyParams
+from autoslim.shell.params import read_yaml
+from autoslim.shell.report.measured import measure_network
 from autoslim.vocabulary.errors import UserError
 
 TARGET = Target("a machine", "eager", "cpu", 1, 1, "fp32", False, "torch")
@@ -307,3 +311,11 @@ def test_memory_measured_is_what_the_pass_holds() -> None:
     assert memory_of(in_place, images) == 4 * 24 + (3 + 8) * plane
     graph = trace(network, images)
     assert memory_of(network, images) >= graph.memory()
+
+
+def test_what_the_report_measures_is_of_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, graph = small()
+    values = read_yaml(ROOT / "params.yaml")["latency"]
+    monkeypatch.setattr(measuring, "NETWORK_SECONDS", 0.0)
+    found = [measure_network(network, graph.input_shape, LatencyParams(**values | {"batch": n})) for n in (1, 8)]
+    assert found[0].memory == found[1].memory >= graph.memory()

@@ -24,6 +24,7 @@ from specimens import shuffle_weights
 from torch import Tensor, nn
 
 from autoslim import Supernet, resize
+from autoslim.algorithms.resources import Costs, Objective
 from autoslim.algorithms.sandwich import sandwich_rule
 from autoslim.engine.artifacts import load_weights
 from autoslim.engine.checkpoints import Checkpoints
@@ -227,7 +228,7 @@ def searches(machine: Machine, data: PreparedData, folder: Path) -> dict[str, An
             levels,
             data,
             machine,
-            resource="macs",
+            objective=Objective(Costs(supernet.graph), "macs"),
             stop=0.5,
             images=96,
             chunk=32,

@@ -48,7 +48,7 @@ def allocate(
     widest = max(configurations[0][name] / group.size for name, group in graph.groups.items())
     if "latency" not in limits:
         return uniform(graph.groups, holds, widest)
-    return uniform(graph.groups, holds, widest, divisor, monotone=False)
+    return uniform(graph.groups, holds, widest, divisor, most=configurations[0], monotone=False)
 
 
 def from_trajectory(configurations: Iterable[Channels], holds: Holds) -> Channels:
@@ -64,7 +64,13 @@ def from_trajectory(configurations: Iterable[Channels], holds: Holds) -> Channel
 
 
 def uniform(
-    groups: Mapping[str, ChannelGroup], holds: Holds, widest: float, divisor: int = 1, *, monotone: bool = True
+    groups: Mapping[str, ChannelGroup],
+    holds: Holds,
+    widest: float,
+    divisor: int = 1,
+    *,
+    most: Mapping[str, int] | None = None,
+    monotone: bool = True,
 ) -> Channels:
     """The configuration of the largest width multiplier up to ``widest`` that holds the limits.
 
@@ -73,6 +79,7 @@ def uniform(
     knows nothing of numbers between the grid's, and odd numbers are slow: there it is the grid's divisor.
 
     Args:
+        most: of each group, for rounding to the divisor may go beyond what was measured.
         monotone: what is limited does not fall as the width grows; without that (latency) every width is tried.
 
     Raises:
@@ -81,7 +88,8 @@ def uniform(
     steps = {name: math.lcm(group.unit, divisor) for name, group in groups.items()}
 
     def at(width: float) -> Channels:
-        return {n: max(1, int(width * g.size / steps[n] + 0.5)) * steps[n] for n, g in groups.items()}
+        counts = {n: max(1, int(width * g.size / steps[n] + 0.5)) * steps[n] for n, g in groups.items()}
+        return counts if most is None else {n: min(count, most[n]) for n, count in counts.items()}
 
     changes = {  # the widths at which a group gets one step more
         (number + 0.5) / (group.size / steps[name]) * (1 + 1e-12)

@@ -28,6 +28,7 @@ from autoslim.networks.resizing import resize
 
 KERNEL_SECONDS = 0.02
 NETWORK_SECONDS = 0.5
+LEAST_SAMPLES = 5
 FITTED_ON = 12
 """Networks that the line from the kernels' sum to a network's time is fitted to."""
 
@@ -41,15 +42,16 @@ class Latency:
     high: float
 
 
-def latency_of(
-    network: nn.Module, values: Sequence[Tensor], target: Target, seconds: float = NETWORK_SECONDS
-) -> Latency:
+def latency_of(network: nn.Module, values: Sequence[Tensor], target: Target, seconds: float | None = None) -> Latency:
     """How long ``network`` takes on ``values`` (one tensor for each input), run again and again for ``seconds``."""
     run = prepared(network, values, target)
     for _ in range(3):
         run()
     timer = Timer("run()", globals={"run": run}, num_threads=target.threads)
-    times = [1e3 * time for time in timer.blocked_autorange(min_run_time=seconds).times]
+    times = timer.blocked_autorange(min_run_time=NETWORK_SECONDS if seconds is None else seconds).times
+    while len(times) < LEAST_SAMPLES:  # one run of a slow network may be longer than that
+        times.append(timer.timeit(1).mean)
+    times = [1e3 * time for time in times]
     low, high = np.quantile(times, [0.25, 0.75])
     return Latency(median(times), float(low), float(high))
 

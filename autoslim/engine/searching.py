@@ -102,7 +102,8 @@ def search(
             steps.append(step)
             if step.slimmed is not None:
                 saved, asked = steps[0].cost - step.cost, steps[0].cost - limit
-                progress.expect(math.ceil((len(steps) - 1) * max(1.0, asked / saved)))
+                if saved > 0:  # a step may save no latency
+                    progress.expect(math.ceil((len(steps) - 1) * max(1.0, asked / saved)))
                 progress.advance()
             progress.show(
                 top1=1 - step.score.error,

@@ -46,8 +46,18 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
     """
     asked, target = params.latency, latency_target(params.latency)
     grid = span(params.supernet).grid(graph)
-    sizes = {"grid": grid, "input": graph.input_shape, "points": asked.points, "checked_on": asked.checked_on}
-    kept = checkpoints("latency", model=params.model.model_dump(), target=dataclasses.asdict(target), sizes=sizes)
+    file = Path(params.model.name.rpartition(":")[0])
+    sizes = {
+        "grid": grid,
+        "input": graph.input_shape,
+        "params": graph.params(),  # which tell the number of classes
+        "points": asked.points,
+        "checked_on": asked.checked_on,
+    }
+    files = [file] if file.suffix == ".py" else []
+    kept = checkpoints(
+        "latency", *files, model=params.model.model_dump(), target=dataclasses.asdict(target), sizes=sizes
+    )
     path = kept.folder / "table.json"
     with kept.held():
         if anew and path.exists():

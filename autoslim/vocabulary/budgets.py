@@ -1,5 +1,6 @@
 """Budgets and resources, written as people write them: ``305M``, ``0.57G``, ``3.4M``, ``12ms``, ``20MB``, ``50%``."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,8 +52,8 @@ def parse_budget(text: str | float, resource: str = "macs") -> Budget:
     if match is None:
         raise UserError(f"budget {text!r} is not an amount of {resource}; write it like {EXAMPLES[resource]}")
     number, unit = float(match[1]), match[2]
-    if number <= 0:
-        raise UserError(f"budget {text!r} is not positive; write it like {EXAMPLES[resource]}")
+    if number <= 0 or not math.isfinite(number):
+        raise UserError(f"budget {text!r} is not a positive number; write it like {EXAMPLES[resource]}")
     if unit == "%":
         return Budget(str(text), number / 100, relative=True)
     # "m" for 10^6 and "g" for 10^9 are common slips without another reading; for bytes and seconds case has meaning.
