@@ -11,6 +11,7 @@ from specimens import shuffle_weights
 from torch import nn
 
 from autoslim import Supernet, resize, trace
+from autoslim.algorithms.resources import Costs
 from autoslim.algorithms.slimming import Candidate, SlimmingStep
 from autoslim.engine.artifacts import (
     SupernetFile,
@@ -148,6 +149,6 @@ def test_steps_come_back_from_json() -> None:
         Score(1 / 3, 0.1 + 0.2),
         {"features.4.0": Candidate(8, 123, Score(2 / 7, 1e-17))},
     )
-    values = json.loads(json.dumps(step_to_dict(step, graph)))
+    values = json.loads(json.dumps(step_to_dict(step, Costs(graph))))
     assert step_from_dict(values) == step
     assert (values["macs"], values["params"]) == (graph.macs(channels), graph.params(channels))

@@ -23,15 +23,18 @@ def test_a_released_list_is_retrained_evaluated_and_exported(tmp_path: Path) -> 
         {"methods": [METHOD], "model": model, "data": {"channels": 3}, "retrain": {"seeds": [3]}},
     )
     with chdir(folder):
-        stage("prepare")
-        stage("allocate")
+        for name in ("prepare", "resources", "allocate"):
+            stage(name)
         stage("retrain", METHOD)
         evaluated = CliRunner().invoke(app, ["evaluate", METHOD])
         exported = CliRunner().invoke(app, ["export", METHOD, "--to", "net.pt2"])
     assert evaluated.exit_code == exported.exit_code == 0, evaluated.output + exported.output
     assert f"method {METHOD}" in evaluated.output
     chosen = json.loads((folder / f"outputs/channels/{METHOD}.json").read_text())
-    assert (chosen["budget"], chosen["resource"]) == (format_amount(chosen["macs"]), "macs")  # of images of 8x8
+    assert (chosen["budget"], chosen["resource"]) == (
+        format_amount(chosen["costs"]["macs"]),
+        "macs",
+    )  # of images of 8x8
     weights = load_file(folder / f"outputs/retrain/{METHOD}/weights/seed-3.safetensors")
     numbers = released("mobilenet_v2-207M").numbers  # in the authors' order: the stem, the first block, ..., the head
     assert weights["features.0.0.weight"].shape == (numbers[0], 3, 3, 3)
@@ -39,4 +42,4 @@ def test_a_released_list_is_retrained_evaluated_and_exported(tmp_path: Path) -> 
     assert weights["classifier.1.weight"].shape == (10, numbers[-2])
     thin = torch.export.load(folder / "net.pt2").module()
     assert thin(torch.zeros(5, 3, 8, 8)).shape == (5, 10)
-    assert sum(p.numel() for p in thin.parameters()) == chosen["params"]
+    assert sum(p.numel() for p in thin.parameters()) == chosen["costs"]["params"]
