@@ -221,6 +221,10 @@ def test_the_line_and_the_errors_are_those_of_closed_forms() -> None:
     assert checked_against([2.0, 1.0, 3.0], [1.0, 2.0, 3.0]).rank_correlation == pytest.approx(0.5)
 
 
+def test_equal_predictions_rank_nothing() -> None:
+    assert checked_against([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]).rank_correlation == 0
+
+
 def test_random_configurations_lie_on_the_grid_from_end_to_end() -> None:
     _, graph = small()
     grid = Span(1.5, 0.25, 12, 1).grid(graph)
