@@ -102,6 +102,22 @@ def test_kernels_of_a_residual_network() -> None:
     assert kernels["add"].outputs == ("conv1",)
 
 
+def test_what_writes_over_its_input_is_a_kernel_and_a_view_is_none() -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            y.add_(y.mean())
+            return y.flatten(1).view(-1, 128)
+
+    network = Adds()
+    graph = trace(network, torch.empty(1, 3, 4, 4))
+    assert [kernel.name for kernel in find_kernels(network, graph)] == ["conv", "mean", "add_"]
+
+
 def test_like_kernels_have_one_description() -> None:
     network, graph = specimen("resnet18").network, specimen("resnet18").graph
     kernels = {kernel.name: kernel for kernel in find_kernels(network, graph)}

@@ -13,6 +13,7 @@ from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.resizing import resize
 from autoslim.networks.tracing import operations as kinds
 from autoslim.networks.tracing.carrying import leaves, operation
+from autoslim.networks.tracing.locality import overwritten
 from autoslim.networks.tracing.symbolic import symbolic_graph
 from autoslim.vocabulary.errors import UserError
 
@@ -103,7 +104,8 @@ def _kernel(
     for node in piece:
         copy(node)
     own.output(copied[piece[-1]])
-    if known[piece[-1].name].storage in {operation.storage for operation in reads}:
+    writes_over = any(overwritten(node, dict(network.named_modules())) for node in piece)
+    if not writes_over and known[piece[-1].name].storage in {operation.storage for operation in reads}:
         return None
     module = fx.GraphModule(network, own)
     tensors = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
