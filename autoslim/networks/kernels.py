@@ -70,7 +70,7 @@ def find_kernels(network: nn.Module, graph: ChannelGraph) -> list[Kernel]:
             pieces[-1].append(node)
         else:
             pieces.append([node])
-    return [kernel for piece in pieces if (kernel := _kernel(network, graph, piece, known)) is not None]
+    return [kernel for piece in pieces if (kernel := _kernel(network, graph, modules, piece, known)) is not None]
 
 
 def _can_follow(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -83,7 +83,11 @@ def _can_follow(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _kernel(
-    network: nn.Module, graph: ChannelGraph, piece: Sequence[fx.Node], known: Mapping[str, Operation]
+    network: nn.Module,
+    graph: ChannelGraph,
+    modules: Mapping[str, nn.Module],
+    piece: Sequence[fx.Node],
+    known: Mapping[str, Operation],
 ) -> Kernel | None:
     """``piece`` as a network of its own; None where it only hands on what it reads."""
     own = fx.Graph()
@@ -104,7 +108,7 @@ def _kernel(
     for node in piece:
         copy(node)
     own.output(copied[piece[-1]])
-    writes_over = any(overwritten(node, dict(network.named_modules())) for node in piece)
+    writes_over = any(overwritten(node, modules) for node in piece)
     if not writes_over and known[piece[-1].name].storage in {operation.storage for operation in reads}:
         return None
     module = fx.GraphModule(network, own)

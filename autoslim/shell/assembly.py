@@ -120,9 +120,14 @@ def machine(runtime: P.Runtime, processes: Processes = ALONE) -> Machine:
 
 def inputs(model: P.Model, prepared: Path) -> list[Path]:
     """The files, besides earlier outputs, that a run's checkpoints are keyed by: the splits, and the user's network."""
-    place = Path(model.name.rpartition(":")[0])
     splits = [path for path in sorted(prepared.iterdir()) if not path.name.endswith(".images.npy")]
-    return splits + ([place] if place.suffix == ".py" else [])
+    return splits + own_files(model)
+
+
+def own_files(model: P.Model) -> list[Path]:
+    """The file of the user's that the network is built from, if it is."""
+    place = Path(model.name.rpartition(":")[0])
+    return [place] if place.suffix == ".py" else []
 
 
 def checkpoints(stage: str, *files: Path, **parameters: object) -> Checkpoints:

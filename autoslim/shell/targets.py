@@ -12,7 +12,7 @@ from autoslim.engine.latency import measure_table, this_target
 from autoslim.engine.runtime import choose_device
 from autoslim.engine.runtimes import check_runtime
 from autoslim.networks.graph import ChannelGraph
-from autoslim.shell.assembly import checkpoints, span
+from autoslim.shell.assembly import checkpoints, own_files, span
 from autoslim.shell.params import Latency, Params
 from autoslim.vocabulary.errors import UserError, first_line
 
@@ -46,7 +46,6 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
     """
     asked, target = params.latency, latency_target(params.latency)
     grid = span(params.supernet).grid(graph)
-    file = Path(params.model.name.rpartition(":")[0])
     sizes = {
         "grid": grid,
         "input": graph.input_shape,
@@ -54,9 +53,12 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
         "points": asked.points,
         "checked_on": asked.checked_on,
     }
-    files = [file] if file.suffix == ".py" else []
     kept = checkpoints(
-        "latency", *files, model=params.model.model_dump(), target=dataclasses.asdict(target), sizes=sizes
+        "latency",
+        *own_files(params.model),
+        model=params.model.model_dump(),
+        target=dataclasses.asdict(target),
+        sizes=sizes,
     )
     path = kept.folder / "table.json"
     with kept.held():
