@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from autoslim.algorithms.latency import Target
 from autoslim.vocabulary.errors import UserError, first_line
 
-RUNTIMES = ("eager", "compile", "onnxruntime")
-
 
 def check_runtime(runtime: str, device: str, precision: str) -> None:
     """Raises:

@@ -1,11 +1,10 @@
 """``autoslim check``: everything that a run of the pipeline would check, without running it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from autoslim.shell.commands.data import prepared_info
+from autoslim.shell.commands.options import ParamsFile
 from autoslim.shell.commands.printing import amounts, print_facts
 from autoslim.shell.commands.project import enter_project_with
 from autoslim.shell.exits import ending_clearly
@@ -25,7 +24,7 @@ NOT_MEASURED = "latency is not measured yet: `dvc repro resources` does that"
 
 @ending_clearly
 def check_cli(
-    file: Annotated[Path, typer.Argument(help="The parameters.", show_default=True)] = Path("params.yaml"),
+    file: ParamsFile = Path("params.yaml"),
 ) -> None:
     """Check params.yaml and say what the budget comes to. Trains nothing, measures nothing, downloads nothing.
 

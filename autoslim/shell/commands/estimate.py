@@ -9,6 +9,7 @@ import typer
 
 from autoslim.shell.commands.check import known_table
 from autoslim.shell.commands.data import described_data, prepared_info
+from autoslim.shell.commands.options import Classes, ParamsFile
 from autoslim.shell.commands.printing import amounts, print_facts, print_table
 from autoslim.shell.commands.project import enter_project_with
 from autoslim.shell.exits import ending_clearly
@@ -34,13 +35,11 @@ memory: on CUDA what is allocated at most; with ">" only weights, gradients, mom
 
 @ending_clearly
 def estimate_cli(
-    file: Annotated[Path, typer.Argument(help="The parameters.", show_default=True)] = Path("params.yaml"),
+    file: ParamsFile = Path("params.yaml"),
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="Training images there are. Default: as prepared.")
     ] = None,
-    classes: Annotated[
-        int | None, typer.Option("--classes", min=2, help="Classes there are. Default: as prepared.")
-    ] = None,
+    classes: Classes = None,
     test_images: Annotated[
         int | None, typer.Option("--test-images", min=1, help="Test images there are. Default: as prepared.")
     ] = None,

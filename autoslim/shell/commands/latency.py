@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoslim.shell.commands.data import described_data, prepared_info
+from autoslim.shell.commands.options import Classes, ParamsFile
 from autoslim.shell.commands.printing import percent, print_facts, print_table
 from autoslim.shell.commands.project import enter_project_with
 from autoslim.shell.exits import ending_clearly
@@ -45,10 +46,8 @@ class Precision(StrEnum):
 @ending_clearly
 def measure_cli(
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The table, as JSON.")],
-    file: Annotated[Path, typer.Argument(help="The parameters.", show_default=True)] = Path("params.yaml"),
-    classes: Annotated[
-        int | None, typer.Option("--classes", min=2, help="Classes there are. Default: as prepared.")
-    ] = None,
+    file: ParamsFile = Path("params.yaml"),
+    classes: Classes = None,
     size: Annotated[
         int | None, typer.Option("--size", min=1, help="Images' height and width. Default: data.image_size.")
     ] = None,

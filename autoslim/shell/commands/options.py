@@ -1,13 +1,18 @@
-"""Options whose text stands for something: an image size, arguments of a callable, a file of channels."""
+"""Options that several commands have, and those whose text stands for something: an image size, a file of channels."""
 
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from autoslim.vocabulary.channels import Channels
 from autoslim.vocabulary.errors import UserError
+
+ParamsFile = Annotated[Path, typer.Argument(help="The parameters.", show_default=True)]
+Classes = Annotated[int | None, typer.Option("--classes", min=2, help="Classes there are. Default: as prepared.")]
 
 _INPUT = re.compile(r"(\d+)x(\d+)x(\d+)")
 
