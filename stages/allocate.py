@@ -7,12 +7,12 @@ import typer
 
 from autoslim.algorithms.allocation import allocate
 from autoslim.algorithms.resources import Costs
-from autoslim.engine.artifacts import Allocation
+from autoslim.engine.artifacts import Allocation, Asked
 from autoslim.engine.data.info import read_info
 from autoslim.engine.trajectory import read_trajectory
 from autoslim.networks.released import released_method
 from autoslim.shell.assembly import traced_network
-from autoslim.shell.checks import check_reach, check_trajectory
+from autoslim.shell.checks import check_measured_here, check_reach, check_trajectory
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
 from autoslim.shell.places import CHANNELS, PREPARED, SEARCH
@@ -26,20 +26,25 @@ def main() -> None:
     params = load_params()
     _, graph = traced_network(params.model, read_info(PREPARED))
     costs = load_costs(graph)
+    check_measured_here(params, costs.table)
     check_reach(params, graph, costs.table)
-    configurations = []
+    configurations, narrowest = [], None
     if not all(released_method(method) for method in params.methods):  # these lists need no search
         trajectory = read_trajectory(SEARCH / "trajectory.json")
         check_trajectory(trajectory, SEARCH / "trajectory.json", params, graph)
         configurations = [step["channels"] for step in trajectory["steps"]]
+        narrowest = trajectory["narrowest"]["channels"]
     limits = budget_limits(params, costs)
+    asked = {}
     for method in params.methods:
-        channels = allocate(method, costs, configurations, limits, params.supernet.grid.divisor)
+        channels = allocate(method, costs, configurations, limits, params.supernet.grid.divisor, narrowest)
         own = released_method(method) is not None  # a budget of its own: what it costs here
         budgets = {"macs": parse_budget(format_amount(graph.macs(channels)))} if own else params.budgets
         # Latency is left to the report: a table measured again must not retrain the same channels.
         taken = Costs(graph).all(channels)
-        Allocation(method, write_budgets(budgets), ", ".join(budgets), channels, taken).write(CHANNELS)
+        Allocation(method, channels, taken).write(CHANNELS)
+        asked[method] = Asked(write_budgets(budgets), ", ".join(budgets))
+    Asked.write(CHANNELS, asked)
 
 
 if __name__ == "__main__":

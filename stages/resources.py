@@ -12,7 +12,7 @@ from autoslim.algorithms.resources import Costs
 from autoslim.engine.checkpoints import write_json
 from autoslim.engine.data.info import read_info
 from autoslim.shell.assembly import traced_network
-from autoslim.shell.checks import check_reach, check_table
+from autoslim.shell.checks import check_kernels, check_reach, check_runs, check_table, check_trusted
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
 from autoslim.shell.places import PREPARED, RESOURCES
@@ -26,13 +26,17 @@ def main() -> None:
     params = load_params()
     network, graph = traced_network(params.model, read_info(PREPARED))
     check_reach(params, graph)
-    latency_target(params.latency)  # which the report measures on, whatever the budget bounds
+    target = latency_target(params.latency)  # which the report measures on, whatever the budget bounds
     table = None
+    if params.latency.table is not None or "latency" not in params.budgets:
+        check_runs(network, graph, target)
     if params.latency.table is not None:
         check_table(params.latency.table)
         table = read_table(Path(params.latency.table))
+        check_kernels(table, network, graph)
     elif "latency" in params.budgets:
         table = measured_table(params, network, graph)
+        check_trusted(table)
     costs = Costs(graph, table)
     if table is not None:
         print(f"resources: {table.summary()}", file=sys.stderr)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from autoslim.engine.artifacts import Allocation, load_weights
+from autoslim.engine.artifacts import Allocation, Asked, load_weights
 from autoslim.engine.checkpoints import write_json
 from autoslim.engine.data import PreparedData, eval_batches
 from autoslim.engine.retraining import over_seeds, retrain
@@ -30,7 +30,7 @@ def main(
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
-    chosen = Allocation.read(CHANNELS, method)
+    chosen, told = Allocation.read(CHANNELS, method), Asked.read(CHANNELS, method)
     check_allocation(chosen, params, graph)
     if launched(params.runtime, __file__, method):
         return
@@ -50,19 +50,19 @@ def main(
         place.processes.first_in(kept.held()),
         tracked(
             "retrain",
-            run_name=f"retrain {method} {chosen.budget}",
+            run_name=f"retrain {method} {told.budget}",
             params={
                 "retrain": asked.model_dump(),
                 "model": params.model.model_dump(),
-                "budget": chosen.budget,
-                "resource": chosen.resource,
+                "budget": told.budget,
+                "resource": told.resource,
                 "method": method,
             },
             tags={
                 "source": params.data.source,
                 "method": method,
-                "budget": chosen.budget,
-                "resource": chosen.resource,
+                "budget": told.budget,
+                "resource": told.resource,
                 **lineage(SUPERNET / "weights.safetensors"),
             },
             enabled=params.tracking.enabled and place.processes.first,
@@ -77,7 +77,7 @@ def main(
             recipe(asked),
             place,
             seeds=asked.seeds,
-            label=f"{method} {chosen.budget}",
+            label=f"{method} {told.budget}",
             folder=weights,
             checkpoints=kept,
             observe=lambda seed, row: tracker.metrics(

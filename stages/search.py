@@ -10,7 +10,7 @@ from autoslim.engine.data import PreparedData
 from autoslim.engine.runtime import to_device
 from autoslim.engine.searching import search
 from autoslim.shell.assembly import checkpoints, inputs, traced_network
-from autoslim.shell.checks import check_reach
+from autoslim.shell.checks import check_measured_here, check_reach
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.launching import joined, launched
 from autoslim.shell.params import load_params
@@ -26,6 +26,7 @@ def main() -> None:
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
     costs = load_costs(graph)
+    check_measured_here(params, costs.table)
     check_reach(params, graph, costs.table)
     lowered = load_objective(costs)
     supernet, file = load_supernet(SUPERNET, network, graph)

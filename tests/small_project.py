@@ -75,7 +75,7 @@ def mistake(command: Callable[..., Any] | str, *arguments: str, trains: bool = F
     with told[0], told[1], one_thread(), pytest.raises(SystemExit) as ending:
         run(*arguments)
     assert ending.value.code == 1
-    progress = "preparing ", "supernet: "
+    progress = "preparing ", "supernet: ", "latency of "
     lines = [line for line in err.getvalue().splitlines() if not line.startswith(progress)]
     assert lines[0].startswith("error: ")
     assert "Traceback" not in err.getvalue() + out.getvalue()

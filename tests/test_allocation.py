@@ -89,7 +89,17 @@ def test_uniform_where_less_may_take_longer() -> None:
     assert holds(found)
     assert all(count % 8 == 0 for count in found.values())
     assert uniform(groups_of({"a": (12, 1)}), lambda _: True, 1.0, 8) == {"a": 16}
-    assert uniform(groups_of({"a": (12, 1)}), lambda _: True, 1.0, 8, most={"a": 12}) == {"a": 12}
+    assert uniform(groups_of({"a": (12, 1)}), lambda _: True, 1.0, 8, between={"a": (1, 12)}) == {"a": 12}
+
+
+def test_uniform_stays_where_latency_was_measured() -> None:
+    """Below the grid's narrowest a table knows nothing: predictions there may be anything, such as zero."""
+    groups = groups_of({"a": (64, 1), "b": (32, 1)})
+    between = {"a": (16, 96), "b": (8, 48)}
+    with pytest.raises(UserError, match="no uniform width multiplier is within the budget"):
+        uniform(groups, lambda channels: channels["a"] < 16, 1.5, 8, between=between, monotone=False)
+    least = uniform(groups, lambda channels: channels["a"] <= 16, 1.5, 8, between=between, monotone=False)
+    assert least == {"a": 16, "b": 8}
 
 
 def test_the_first_on_the_trajectory_within_the_limits() -> None:

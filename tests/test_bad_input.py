@@ -111,7 +111,7 @@ def problems(values: Any) -> tuple[str, ...]:
         ("budget", "0%", "budget '0%' is not a positive number; write it like 305M"),
         ("budget", "1e400", "budget '1e400' is not a positive number; write it like 305M"),
         ("budget", {"params": "3M"}, "budget bounds params, but resource is macs; set resource to one of these"),
-        ("budget", {"macs": "3ms"}, "budget '3ms' has no unit of macs (ms measures latency: set resource)"),
+        ("budget", {"macs": "3ms"}, "budget '3ms' has no unit of macs (ms measures latency: name that in budget)"),
         ("budget", {}, "budget is an empty mapping; write it like {macs: 305M, params: 3.5M}"),
         ("retrain.seeds", [1, 1], "retrain.seeds are [1, 1], one of them twice; give each seed once"),
         ("methods", ["uniform", "uniform"], "methods are uniform, uniform, one of them twice; name each method once"),

@@ -571,7 +571,7 @@ def test_check_of_several_budgets_and_of_latency_that_is_not_measured(project: P
     said = facts(printed("check", str(tmp_path / "params.yaml")))
     assert (said["budget"], said["supernet"]) == (f"50%: not checked: {wait}", wait)
     change_params(tmp_path, {"budget": {"macs": "50%", "memory": "1kB"}})
-    assert "budget 1kB is below the narrowest subnet" in refused("check", str(tmp_path / "params.yaml"))
+    assert "budget.memory 1kB is below the narrowest subnet" in refused("check", str(tmp_path / "params.yaml"))
 
 
 def test_check_leaves_the_network_to_later_where_data_are_others(project: Path, tmp_path: Path) -> None:

@@ -43,8 +43,9 @@ def table_of(graph: ChannelGraph, kernels: Mapping[str, KernelTimes], **values: 
     return LatencyTable("a network", graph.input_shape, graph.default, TARGET, kernels, **values)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "cifar_resnet50", *OTHERS])
-def test_kernels_do_all_of_a_networks_work(name: str) -> None:
+def test_kernels_do_all_of_a_networks_work(name: str, batch: int) -> None:
     """Each, cut out and resized by itself, computes what the network computes there, and no layer is left out."""
     found = specimen(name)
     graph = found.graph
@@ -52,17 +53,17 @@ def test_kernels_do_all_of_a_networks_work(name: str) -> None:
     plain = found.real(channels).eval()
     values = _Remembering(fx.GraphModule(plain, symbolic_graph(plain, graph.leaves)))
     with torch.inference_mode():
-        values.run(found.images(1))
-    kernels = find_kernels(found.network, graph)
+        values.run(found.images(batch))
+    kernels = find_kernels(found.network, graph, batch)
     state, layers = plain.state_dict(), []
     for kernel in kernels:
-        module, ones = kernel.at(channels, 1)
+        module, ones = kernel.at(channels)
         module = module.to_empty(device="cpu")
         module.load_state_dict({name: state[name] for name in module.state_dict()})
         given = [values.of[operation.name].clone() for operation in kernel.reads]
-        assert [value.shape for value in given] == [one.shape for one in ones]
+        assert [(v.shape, v.dtype) for v in given] == [(one.shape, one.dtype) for one in ones]
         with torch.inference_mode():
-            assert torch.equal(module(*given), values.of[kernel.writes.name])
+            assert torch.equal(module(*given), values.of[kernel.writes])
         layers += [name for name, part in module.named_modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
     counted = [layer.weight.removesuffix(".weight") for layer in graph.layers if layer.weight is not None]
     assert sorted(layers) == sorted(counted)
@@ -123,12 +124,116 @@ def test_like_kernels_have_one_description() -> None:
     kernels = {kernel.name: kernel for kernel in find_kernels(network, graph)}
 
     def told(name: str, **changes: int) -> str:
-        return described(*kernels[name].at({**graph.default, **changes}, 1))
+        return described(*kernels[name].at({**graph.default, **changes}))
 
     assert told("layer1_0_conv2") == told("layer1_1_conv2")
     assert told("layer1_0_conv2") != told("layer2_0_conv2")
     assert told("layer1_0_conv1") != told("layer1_0_conv2")  # an activation more
     assert told("layer1_0_conv2", conv1=32) != told("layer1_0_conv2")
+
+
+class Awkward(nn.Module):
+    """Windows of several images, a leaf that gives two tensors, a mask, a number, and parameters without a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pair, self.last = nn.Conv2d(3, 8, 1), Pair(), nn.Conv2d(8, 8, 1)
+        self.bias, self.shift = nn.Parameter(torch.rand(1, 8, 4, 4)), nn.Parameter(torch.rand(8, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        y = self.conv(x)
+        y = y.reshape(n, 8, 2, 4, 2, 4).permute(0, 2, 4, 1, 3, 5).reshape(4 * n, 8, 4, 4) + self.bias
+        left, right = self.pair(y)
+        mask = left > right
+        y = torch.where(mask, left, right) * left.mean()
+        return self.last(y + self.shift).mean((2, 3)).reshape(n, -1)
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.sin(), x.cos()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_kernels_of_an_awkward_network(batch: int) -> None:
+    """What each reads has the network's own shapes and formats; a leaf with two outputs is one kernel."""
+    network = Awkward().eval()
+    graph = trace(network, torch.empty(1, 3, 8, 8), leaves=["pair"])
+    values = _Remembering(fx.GraphModule(network, symbolic_graph(network, graph.leaves)))
+    with torch.inference_mode():
+        values.run(torch.rand(batch, 3, 8, 8))
+    kernels = find_kernels(network, graph, batch)
+    for kernel in kernels:
+        module, ones = kernel.at(graph.default)
+        given = [values.of[reading.name] for reading in kernel.reads]
+        assert [(v.shape, v.dtype) for v in given] == [(one.shape, one.dtype) for one in ones]
+        module.load_state_dict(
+            {name: value for name, value in network.state_dict().items() if name in module.state_dict()}
+        )
+        with torch.inference_mode():
+            results = module(*[value.clone() for value in given])
+            assert torch.is_tensor(results) or kernel.name == "pair"
+            if torch.is_tensor(results):
+                assert torch.equal(results, values.of[kernel.writes])
+        prepared(module, ones, dataclasses.replace(TARGET, precision="bf16", batch=batch))()
+    names = [kernel.name for kernel in kernels]
+    assert names.count("pair") == 1
+    assert not any("getitem" in name for name in names)
+    formats = {reading.number_format for kernel in kernels for reading in kernel.reads}
+    assert torch.bool in formats
+    assert () in {reading.shape for kernel in kernels for reading in kernel.reads}
+
+
+def test_a_network_that_runs_on_one_image_alone() -> None:
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).reshape(1, 8, 16)
+
+    network = One()
+    graph = trace(nn.Sequential(nn.Conv2d(3, 8, 1)), torch.empty(1, 3, 4, 4))
+    with pytest.raises(UserError, match="One does not run on a batch of 4 images"):
+        find_kernels(network, graph, 4)
+
+
+def test_descriptions_tell_unlike_kernels_apart() -> None:
+    """By parameters that they read, by keywords, and user's modules by their place; in every process alike."""
+
+    class Scaled(nn.Module):
+        def __init__(self, size: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(size, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight
+
+    class Scales(nn.Module):
+        def __init__(self, size: int, along: int) -> None:
+            super().__init__()
+            self.conv, self.conv_2, self.conv_3 = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+            self.scale, self.leaf, self.leaf_2 = Scaled(size), Scaled(1), Scaled(1)
+            self.along = along
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv_2(self.leaf(self.conv(x)))
+            x = self.conv_3(self.leaf_2(x))
+            return self.scale(x).mean(dim=self.along)
+
+    def told(size: int, along: int) -> dict[str, str]:
+        network = Scales(size, along)
+        graph = trace(network, torch.empty(1, 3, 4, 4), leaves=["leaf", "leaf_2"])
+        return {kernel.name: described(*kernel.at(graph.default)) for kernel in find_kernels(network, graph)}
+
+    one = told(1, 2)
+    assert one == told(1, 2)
+    assert one["conv_3"] != told(8, 2)["conv_3"]  # a weight for each channel
+    assert one["mean"] != told(1, 3)["mean"]
+    assert one["leaf"] != one["leaf_2"]  # what they hold is not known
+    assert "0x" not in "".join(one.values())
 
 
 def test_a_network_that_chooses_by_shapes_has_no_kernels() -> None:
@@ -205,6 +310,22 @@ def test_what_several_limits_lower() -> None:
     assert Objective(costs, "macs").stop(0.25, graph.default) == graph.macs() / 4
 
 
+DAMAGES: list[tuple[tuple[str, ...], Any]] = [
+    (("slope",), -1.0),
+    (("intercept",), float("nan")),
+    (("kernels", "one", "ms"), [[1.0]]),
+    (("kernels", "one", "ms"), [[1.0, 2.0], [1.0, 2.0]]),
+    (("kernels", "one", "ms"), [[1.0, -2.0]]),
+    (("kernels", "one", "ms"), [[1.0, None]]),
+    (("kernels", "one", "output_sizes"), [2, 1]),
+    (("kernels", "one", "input_sizes"), [0, 1]),
+    (("kernels", "one", "outputs"), ["gone"]),
+    (("check", "median_error"), None),
+    (("check", "measured"), [1.0]),
+    (("check", "measured"), []),
+]
+
+
 def test_a_table_survives_its_file() -> None:
     _, graph = small()
     kernels = {"one": KernelTimes((), ("features.0.0",), (0,), (1, 2), ((1.0, 2.0),))}
@@ -216,6 +337,14 @@ def test_a_table_survives_its_file() -> None:
     assert "too low to search by" not in table.summary()
     unsure = dataclasses.replace(table, check=dataclasses.replace(check, rank_correlation=0.3))
     assert "rank correlation 0.300: too low to search by" in unsure.summary()
+    for place, value in DAMAGES:
+        damaged = json.loads(json.dumps(table.to_dict()))
+        inside = damaged
+        for name in place[:-1]:
+            inside = inside[name]
+        inside[place[-1]] = value
+        with pytest.raises(UserError, match=r"table\.json is damaged"):
+            LatencyTable.from_dict(damaged, "table.json")
     damaged = table.to_dict()
     del damaged["target"]
     with pytest.raises(UserError, match=r"table\.json is damaged"):
@@ -312,12 +441,46 @@ def test_each_runtime_runs_what_it_is_given(runtime: str) -> None:
 
 
 def test_a_runtime_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_runtime("eager", "cuda", "bf16")
+    check_runtime("eager", "cuda", "bf16", True)
     with pytest.raises(UserError, match=r"latency\.device is cuda, but onnxruntime is supported with cpu alone"):
-        check_runtime("onnxruntime", "cuda", "fp32")
+        check_runtime("onnxruntime", "cuda", "fp32", False)
     monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"onnx, onnxscript, onnxruntime cannot be found; install them"):
-        check_runtime("onnxruntime", "cpu", "fp32")
+        check_runtime("onnxruntime", "cpu", "fp32", False)
+
+
+def test_what_runtimes_do_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UserError, match=r"latency\.channels_last is true, but onnxruntime is supported with false alone"
+    ):
+        check_runtime("onnxruntime", "cpu", "fp32", True)
+    with pytest.raises(UserError, match=r"torch cannot run this network here in fp32, batch 1 \(Given groups=1"):
+        prepared(nn.Conv2d(3, 8, 1), [torch.rand(1, 4, 8, 8)], TARGET)
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    class Unknown(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.eigvals(x).real
+
+    with pytest.raises(UserError, match=r"ONNX Runtime cannot run this network \(") as told:
+        prepared(Unknown(), [torch.rand(1, 3, 4, 4)], dataclasses.replace(TARGET, runtime="onnxruntime"))
+    assert "\x1b" not in str(told.value)
+    assert "linalg_eig" in str(told.value)  # what failed, and no banner
+
+
+def test_measuring_leaves_torchs_threads_as_they_were() -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.get_num_threads())
+            return x
+
+    measuring.latency_of(Looks(), [torch.rand(1)], dataclasses.replace(TARGET, threads=before + 1), seconds=0)
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
 
 
 def test_memory_measured_is_what_the_pass_holds() -> None:

@@ -1,23 +1,28 @@
 """``autoslim latency``, and what the other commands do with a table: by hand-made ones whose times are closed forms."""
 
+import dataclasses
 import itertools
 import json
+import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_project import change_params, finished_project, stage, start_project
+from small_project import change_params, finished_project, mistake, stage, start_project
 from test_cli import facts, printed, refused, table
 from tiny import tiny_params
+from torch import Tensor, nn
 
 from autoslim import trace
 from autoslim.algorithms.latency import Check, KernelTimes, LatencyTable, Target
 from autoslim.engine import latency as measuring
+from autoslim.engine.latency import this_target
 from autoslim.networks.building import build_network
 from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.kernels import find_kernels
 from autoslim.vocabulary.budgets import format_amount
 
 TARGET = Target("a phone", "onnxruntime", "cpu", 4, 1, "fp32", False, "torch 3")
@@ -33,17 +38,25 @@ def project(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatc
     return folder
 
 
-def tiny_graph() -> ChannelGraph:
+def tiny_network() -> nn.Module:
     model = tiny_params()["model"]
-    return trace(build_network(model["name"], model["kwargs"], 10), torch.empty(1, 1, 8, 8))
+    return build_network(model["name"], model["kwargs"], 10)
 
 
-def made(graph: ChannelGraph, **changes: Any) -> LatencyTable:
-    """A table in which every group takes 0.1 ms a channel, and the network 1 ms besides."""
+def tiny_graph() -> ChannelGraph:
+    return trace(tiny_network(), torch.empty(1, 1, 8, 8))
+
+
+def made(graph: ChannelGraph, network: nn.Module | None = None, **changes: Any) -> LatencyTable:
+    """A table in which every group takes 0.1 ms a channel, and the network 1 ms besides; with ``network``'s kernels."""
     kernels = {
         f"kernel_{number}": KernelTimes((), (name,), (0,), (0, 10), ((0.0, 1.0),))
         for number, name in enumerate(graph.groups)
     }
+    if network is not None:
+        times = itertools.chain(kernels.values(), itertools.repeat(KernelTimes((), (), (0,), (0,), ((0.0,),))))
+        found = find_kernels(network, graph)
+        kernels = {k.name: dataclasses.replace(t, work=k.work) for k, t in zip(found, times, strict=False)}
     values = {"check": CHECK, "slope": 1.0, "intercept": 1.0, "target": TARGET} | changes
     return LatencyTable("a network", graph.input_shape, graph.default, kernels=kernels, **values)
 
@@ -219,7 +232,7 @@ def test_measure_says_what_is_wrong_before_it_measures(project: Path, arguments:
 
 def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None:
     graph = tiny_graph()
-    write(project / "phone.json", made(graph))
+    write(project / "phone.json", made(graph, tiny_network()))
     change_params(project, {"resource": "latency", "budget": "60%", "latency": {"table": "phone.json"}})
     told = refused("check")
     assert "latency.table is the file phone.json, which DVC does not watch" in told
@@ -237,6 +250,15 @@ def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None
         made(trace(build_network("autoslim.networks.zoo:mobilenet_v2", {}, 10), torch.empty(1, 3, 32, 32))),
     )
     assert refused("check").startswith("the latency table is of another network (a network, ")
+    other = made(graph, tiny_network())
+    first, *_ = other.kernels
+    times = dataclasses.replace(other.kernels[first], work="Conv2d 8x1x5x5 of 1x1x8x8")
+    write(project / "phone.json", dataclasses.replace(other, kernels={**other.kernels, first: times}))
+    told = refused("check")  # the same groups, and other work
+    assert told.startswith(
+        f"the latency table is of another network (a network) than this one: at {first} it has Conv2d"
+    )
+    assert "8x1x3x3 of 1x1x8x8" in told
     Path("phone.json").unlink()
     assert refused("check").startswith(
         "latency.table 'phone.json' is not there; make it with `autoslim latency measure"
@@ -245,13 +267,20 @@ def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None
 
 def test_check_takes_what_the_stage_measured_where_it_is_still_asked_for(project: Path) -> None:
     graph = tiny_graph()
-    here = Target("this machine", "eager", "cpu", 1, 1, "fp32", False, "torch")
+    here = this_target(
+        device=torch.device("cpu"), runtime="eager", threads=1, batch=1, precision="fp32", channels_last=False
+    )
+    here = dataclasses.replace(here, versions="torch 1")  # an upgrade makes no other machine
     write(project / "outputs/resources/latency.json", made(graph, target=here))
     change_params(project, {"resource": "latency", "budget": "60%"})
     assert facts(printed("check"))["budget"].startswith("60%: at most ")
     for changes in ({"threads": 2}, {"batch": 4}, {"channels_last": True}):
         change_params(project, {"resource": "latency", "budget": "60%", "latency": changes})
         assert facts(printed("check"))["budget"].startswith("60%: not checked: latency is not measured yet")
+    elsewhere = dataclasses.replace(here, machine="a phone")
+    write(project / "outputs/resources/latency.json", made(graph, target=elsewhere))
+    change_params(project, {"resource": "latency", "budget": "60%"})
+    assert facts(printed("check"))["budget"].startswith("60%: not checked: latency is not measured yet")
     model = {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}
     change_params(project, {"resource": "latency", "budget": "60%", "model": model})
     assert facts(printed("check"))["budget"].startswith("60%: not checked: latency is not measured yet")
@@ -259,7 +288,7 @@ def test_check_takes_what_the_stage_measured_where_it_is_still_asked_for(project
 
 def test_a_search_with_a_table_records_latency_beside_the_rest(project: Path) -> None:
     """A search for MACs serves budgets of latency too, and the report compares prediction and measurement."""
-    write(project / "phone.json", made(tiny_graph()))
+    write(project / "phone.json", made(tiny_graph(), tiny_network()))
     watch("phone.json")
     change_params(project, {"latency": {"table": "phone.json"}})
     for arguments in (["resources"], ["search"], ["allocate"], ["report"]):
@@ -280,3 +309,77 @@ def test_a_search_with_a_table_records_latency_beside_the_rest(project: Path) ->
         predicted = latency(list(chosen[row["method"]]["channels"].values()))
         assert row["latency predicted"] == format_amount(predicted, "latency")
     assert Path("outputs/report/resources.png").exists()
+
+
+def test_outputs_of_another_machine_are_refused(project: Path) -> None:
+    """DVC may have brought them from there: without a table named, latency is that of this machine."""
+    written = Path("outputs/resources/latency.json")
+    write(written, made(tiny_graph(), tiny_network()))
+    change_params(project, {"resource": "latency", "budget": "60%"})
+    for name in ("search", "allocate"):
+        told = mistake(name)
+        assert told.startswith(
+            "latency.table is null, but outputs/resources/latency.json was measured on a phone, and "
+        )
+        assert "copy the file to another place, and name it in latency.table" in told
+
+
+def test_a_measurement_that_ranks_nothing_ends_the_stage_and_is_not_kept(
+    hasty: None, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_params(project, {"resource": "latency", "budget": "60%", "latency": {"points": 2, "checked_on": 10}})
+    draw = random.Random(0)
+    noise = lambda *_: measuring.Latency(1 + draw.random(), 1, 2)  # noqa: E731
+    monkeypatch.setattr(measuring, "latency_of", noise)
+    told = mistake("resources")
+    assert "too low to search by" in told
+    assert "write it with `autoslim latency measure --to FILE`, and name FILE in latency.table" in told
+    assert not list(Path("checkpoints").glob("latency-*/*"))
+    assert json.loads(Path("outputs/resources/latency.json").read_text()) == {}  # of the run before
+
+    def work(network: nn.Module, values: Sequence[Tensor], target: Target, seconds: float = 0) -> measuring.Latency:
+        return measuring.Latency(sum(value.numel() for value in network.parameters()) + 1.0, 0, 0)
+
+    monkeypatch.setattr(measuring, "latency_of", work)
+    stage("resources")
+    assert json.loads(Path("outputs/resources/latency.json").read_text())["check"]["rank_correlation"] > 0.9
+
+
+def test_a_runtime_that_cannot_run_the_network_is_told_before_training(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(network: nn.Module) -> Callable[..., Any]:
+        def run(*_: Any) -> None:
+            raise RuntimeError("no such operator")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    change_params(project, {"latency": {"runtime": "compile"}})
+    assert mistake("resources").startswith("torch.compile cannot run this network here (no such operator)")
+
+
+def test_check_knows_networks_that_latency_cannot_take_apart(project: Path) -> None:
+    Path("net.py").write_text(
+        """from torch import Tensor, nn
+class Net(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, num_classes))
+    def forward(self, x):
+        return super().forward(x if x.shape[2] > 4 else -x)
+"""
+    )
+    change_params(project, {"model": {"name": "net.py:Net", "kwargs": {}}})
+    printed("check")
+    change_params(project, {"model": {"name": "net.py:Net", "kwargs": {}}, "resource": "latency", "budget": "60%"})
+    assert refused("check").startswith("latency needs a network that can be taken apart: ")
+
+
+def test_the_same_channels_for_another_budget_are_the_same_file(project: Path) -> None:
+    """Retraining depends on it."""
+    before = Path("outputs/channels/uniform.json").read_bytes()
+    macs = json.loads(before)["costs"]["macs"]
+    change_params(project, {"budget": macs})
+    stage("allocate")
+    assert Path("outputs/channels/uniform.json").read_bytes() == before
+    assert json.loads(Path("outputs/channels/budgets.json").read_text())["uniform"]["budget"] == str(macs)

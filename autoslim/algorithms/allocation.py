@@ -23,7 +23,12 @@ def check_method(method: str) -> None:
 
 
 def allocate(
-    method: str, costs: Costs, configurations: Sequence[Channels], limits: Mapping[str, float], divisor: int = 1
+    method: str,
+    costs: Costs,
+    configurations: Sequence[Channels],
+    limits: Mapping[str, float],
+    divisor: int = 1,
+    narrowest: Mapping[str, int] | None = None,
 ) -> Channels:
     """The channels that a method gives within limits (resource -> amount in its unit).
 
@@ -31,6 +36,7 @@ def allocate(
         method: ``autoslim``, ``uniform``, or ``released/NAME``, which has a budget of its own and heeds no other.
         configurations: the trajectory, from the widest down; its first entry bounds ``uniform`` too.
         divisor: of ``uniform``'s channels where latency is limited.
+        narrowest: of the grid; where latency is limited it bounds ``uniform`` as the first configuration does.
 
     Raises:
         UserError: the method is unknown, has nothing within the limits, or is the list of another network.
@@ -48,7 +54,8 @@ def allocate(
     widest = max(configurations[0][name] / group.size for name, group in graph.groups.items())
     if "latency" not in limits:
         return uniform(graph.groups, holds, widest)
-    return uniform(graph.groups, holds, widest, divisor, most=configurations[0], monotone=False)
+    between = {name: ((narrowest or {}).get(name, 1), most) for name, most in configurations[0].items()}
+    return uniform(graph.groups, holds, widest, divisor, between=between, monotone=False)
 
 
 def from_trajectory(configurations: Iterable[Channels], holds: Holds) -> Channels:
@@ -69,7 +76,7 @@ def uniform(
     widest: float,
     divisor: int = 1,
     *,
-    most: Mapping[str, int] | None = None,
+    between: Mapping[str, tuple[int, int]] | None = None,
     monotone: bool = True,
 ) -> Channels:
     """The configuration of the largest width multiplier up to ``widest`` that holds the limits.
@@ -79,7 +86,7 @@ def uniform(
     knows nothing of numbers between the grid's, and odd numbers are slow: there it is the grid's divisor.
 
     Args:
-        most: of each group, for rounding to the divisor may go beyond what was measured.
+        between: the least and the most channels of each group: rounding to the divisor may go beyond what was measured.
         monotone: what is limited does not fall as the width grows; without that (latency) every width is tried.
 
     Raises:
@@ -89,7 +96,9 @@ def uniform(
 
     def at(width: float) -> Channels:
         counts = {n: max(1, int(width * g.size / steps[n] + 0.5)) * steps[n] for n, g in groups.items()}
-        return counts if most is None else {n: min(count, most[n]) for n, count in counts.items()}
+        if between is None:
+            return counts
+        return {name: min(max(count, between[name][0]), between[name][1]) for name, count in counts.items()}
 
     changes = {  # the widths at which a group gets one step more
         (number + 0.5) / (group.size / steps[name]) * (1 + 1e-12)

@@ -1,6 +1,8 @@
 """Latency: a table of kernels' times, and what it predicts for whole networks."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,8 @@ MISTRUST = (
 class KernelTimes:
     """A kernel's milliseconds over the channels it reads and writes.
 
+    ``work`` says what it does, to be compared with the kernel of that name in a network that the table is used for.
+
     Its coordinates are the sums of the channels of the groups ``inputs`` and of ``outputs``; ``ms[i][j]`` is for
     ``input_sizes[i]`` and ``output_sizes[j]``, both ascending. Where there are no such groups, there is one size: 0.
     """
@@ -28,7 +32,22 @@ class KernelTimes:
     input_sizes: tuple[int, ...]
     output_sizes: tuple[int, ...]
     ms: tuple[tuple[float, ...], ...]
+    work: str = ""
     _known: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raises:
+        ValueError: the times are not those of the sizes.
+        """
+        for groups, sizes in ((self.inputs, self.input_sizes), (self.outputs, self.output_sizes)):
+            if any(low >= high for low, high in itertools.pairwise(sizes)):
+                raise ValueError(f"sizes {list(sizes)} do not ascend")
+            if not groups and len(sizes) != 1:
+                raise ValueError(f"sizes {list(sizes)} are of no group")
+        if [len(row) for row in self.ms] != [len(self.output_sizes)] * len(self.input_sizes) or not self.ms[0]:
+            raise ValueError(f"{len(self.input_sizes)} x {len(self.output_sizes)} sizes have other numbers of times")
+        if not all(0 <= ms < math.inf for row in self.ms for ms in row):
+            raise ValueError("a kernel's time is not a positive number")
 
     def predict(self, channels: Mapping[str, int]) -> float:
         """Milliseconds: bilinear between the sizes measured, and beyond them as between the last two; never below 0."""
@@ -86,6 +105,14 @@ class Check:
     error_95: float
     rank_correlation: float
 
+    def __post_init__(self) -> None:
+        """Raises:
+        ValueError: these are no such figures.
+        """
+        figures = (*self.predicted, *self.measured, self.median_error, self.error_95, self.rank_correlation)
+        if len(self.predicted) != len(self.measured) or not self.measured or not all(map(math.isfinite, figures)):
+            raise ValueError("the check's figures are not those of networks predicted and measured")
+
     @property
     def trusted(self) -> bool:
         return self.rank_correlation >= LEAST_CORRELATION
@@ -107,6 +134,20 @@ class LatencyTable:
     slope: float = 1.0
     intercept: float = 0.0
     check: Check | None = None
+
+    def __post_init__(self) -> None:
+        """Raises:
+        ValueError: there is no such network, or no such line.
+        """
+        if unknown := {g for times in self.kernels.values() for g in (*times.inputs, *times.outputs)} - {*self.default}:
+            raise ValueError(f"kernels have channels of {min(unknown)}, which is no group")
+        if not (0 <= self.slope < math.inf and -math.inf < self.intercept < math.inf):
+            raise ValueError(f"a network takes {self.intercept} + {self.slope} of its kernels' time")
+
+    @property
+    def trusted(self) -> bool:
+        """Whether its predictions were seen to rank networks as their measured times do."""
+        return self.check is None or self.check.trusted
 
     def kernels_ms(self, channels: Mapping[str, int]) -> float:
         return sum(kernel.predict(channels) for kernel in self.kernels.values())
@@ -156,7 +197,7 @@ class LatencyTable:
                 intercept=float(values["intercept"]),
                 check=None if check is None else Check(**{k: _frozen(v) for k, v in check.items()}),
             )
-            table.summary(), table.predict(table.default)  # they read all of it
+            table.summary()  # which reads the target and the check
             return table
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise UserError(

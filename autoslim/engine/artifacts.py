@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,9 @@ def _difference(there: Channels, here: Channels) -> str:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The channels that a method gives for a budget (as people write it), and what they take by closed form."""
+    """The channels that a method gives, and what they take by closed form. Retraining depends on these alone."""
 
     method: str
-    budget: str
-    resource: str
     channels: Channels
     costs: dict[str, float]
 
@@ -135,6 +134,34 @@ class Allocation:
             raise UserError(
                 f"{path} is not the file of an allocation ({first_line(error)}); run `dvc repro allocate`"
             ) from error
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a method's channels were chosen for: a budget as people write it, and the resources that it bounds."""
+
+    budget: str
+    resource: str
+
+    @staticmethod
+    def write(folder: Path, methods: Mapping[str, "Asked"]) -> None:
+        """Beside the channels, and not in their files: the same channels for another budget are not retrained."""
+        write_json(folder / "budgets.json", {method: dataclasses.asdict(asked) for method, asked in methods.items()})
+
+    @classmethod
+    def read(cls, folder: Path, method: str) -> "Asked":
+        """Reads what ``write`` wrote.
+
+        Raises:
+            UserError: there is none, or its file is damaged.
+        """
+        path = folder / "budgets.json"
+        if not path.exists():
+            raise UserError(f"there are no budgets at {path}; run `dvc repro allocate`")
+        try:
+            return cls(**read_json(path, "allocate")[method])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({first_line(error)}); run `dvc repro allocate` again") from error
 
 
 def read_json(path: Path, stage: str) -> dict[str, Any]:

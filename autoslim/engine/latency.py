@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 
 from autoslim.algorithms.latency import Check, KernelTimes, LatencyTable, Target
 from autoslim.engine.checkpoints import write_json
@@ -44,11 +43,24 @@ class Latency:
 
 def latency_of(network: nn.Module, values: Sequence[Tensor], target: Target, seconds: float | None = None) -> Latency:
     """How long ``network`` takes on ``values`` (one tensor for each input), run again and again for ``seconds``."""
-    run = prepared(network, values, target)
+    # Before the network is compiled: it is compiled for a number of threads.
+    before = torch.get_num_threads()
+    torch.set_num_threads(target.threads)
+    try:
+        return _timed(
+            prepared(network, values, target), target.threads, NETWORK_SECONDS if seconds is None else seconds
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timed(run: Callable[[], object], threads: int, seconds: float) -> Latency:
+    from torch.utils.benchmark import Timer  # it looks for compilers and CUDA, and prints what it misses
+
     for _ in range(3):
         run()
-    timer = Timer("run()", globals={"run": run}, num_threads=target.threads)
-    times = timer.blocked_autorange(min_run_time=NETWORK_SECONDS if seconds is None else seconds).times
+    timer = Timer("run()", globals={"run": run}, num_threads=threads)
+    times = timer.blocked_autorange(min_run_time=seconds).times
     while len(times) < LEAST_SAMPLES:  # one run of a slow network may be longer than that
         times.append(timer.timeit(1).mean)
     times = [1e3 * time for time in times]
@@ -82,7 +94,7 @@ def measure_table(
     Raises:
         UserError: the network cannot be taken apart, or the runtime cannot run it.
     """
-    kernels = find_kernels(network, graph)
+    kernels = find_kernels(network, graph, target.batch)
     plans = [_plan(kernel, grid, points) for kernel in kernels]
     known: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
     times: dict[str, KernelTimes] = {}
@@ -90,7 +102,7 @@ def measure_table(
         for kernel, (rows, columns) in zip(kernels, plans, strict=True):
             ms = []
             for row, column in itertools.product(rows, columns):
-                module, values = kernel.at({**row, **column}, target.batch)
+                module, values = kernel.at({**row, **column})
                 does = hashlib.sha256(described(module, values).encode()).hexdigest()[:16]
                 if does not in known:  # networks repeat their blocks
                     known[does] = latency_of(module, values, target, KERNEL_SECONDS).median
@@ -104,6 +116,7 @@ def measure_table(
                 tuple(sum(row.values()) for row in rows),
                 tuple(sum(column.values()) for column in columns),
                 tuple(tuple(ms[start : start + width]) for start in range(0, len(ms), width)),
+                kernel.work,
             )
     table = LatencyTable(name, graph.input_shape, graph.default, target, times)
     return _checked(table, network, graph, grid, checked_on, seed)

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from autoslim.algorithms.latency import Target
 from autoslim.vocabulary.errors import UserError, first_line
 
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
-def check_runtime(runtime: str, device: str, precision: str) -> None:
+
+def check_runtime(runtime: str, device: str, precision: str, channels_last: bool) -> None:
     """Raises:
-    UserError: the runtime is not installed, or does not go with the device or the precision here.
+    UserError: the runtime is not installed, or does not go with the device, the precision or the layout here.
     """
     if runtime != "onnxruntime":
         return
@@ -24,7 +27,12 @@ def check_runtime(runtime: str, device: str, precision: str) -> None:
             f"latency.runtime is onnxruntime, but {', '.join(missing)} cannot be found; "
             "install them (pip install 'autoslim[onnx]'), or set latency.runtime to eager or compile"
         )
-    for name, value, only in (("device", device, "cpu"), ("precision", precision, "fp32")):
+    layout = str(channels_last).lower()
+    for name, value, only in (
+        ("device", device, "cpu"),
+        ("precision", precision, "fp32"),
+        ("channels_last", layout, "false"),
+    ):
         if value != only:
             raise UserError(
                 f"latency.{name} is {value}, but onnxruntime is supported with {only} alone; "
@@ -42,7 +50,8 @@ def prepared(network: nn.Module, values: Sequence[Tensor], target: Target) -> Ca
     layout = torch.channels_last if target.channels_last else torch.contiguous_format
 
     def moved(value: Tensor) -> Tensor:
-        return value.to(target.device, dtype, memory_format=layout if value.dim() == 4 else torch.contiguous_format)
+        wanted = dtype if value.is_floating_point() else value.dtype
+        return value.to(target.device, wanted, memory_format=layout if value.dim() == 4 else torch.contiguous_format)
 
     network = network.eval().to(target.device, dtype).to(memory_format=layout)
     inputs = [moved(value) for value in values]
@@ -56,13 +65,18 @@ def prepared(network: nn.Module, values: Sequence[Tensor], target: Target) -> Ca
 
     if target.runtime == "compile":
         torch.compiler.reset()  # every network is another one: the limit of recompilations is not for these
-        try:
-            once()
-        except Exception as error:
+    try:
+        once()
+    except Exception as error:
+        if target.runtime == "eager":
             raise UserError(
-                f"torch.compile cannot run this network here ({first_line(error)}); install a C++ compiler, "
-                "or set latency.runtime to eager"
+                f"torch cannot run this network here in {target.precision}, batch {target.batch} "
+                f"({first_line(error)}); change the section latency, or mend the network"
             ) from error
+        raise UserError(
+            f"torch.compile cannot run this network here ({first_line(error)}); install a C++ compiler, "
+            "or set latency.runtime to eager"
+        ) from error
     return once
 
 
@@ -82,9 +96,9 @@ def _in_onnxruntime(network: nn.Module, inputs: Sequence[Tensor], threads: int) 
         )
         fed = {given.name: value.numpy() for given, value in zip(session.get_inputs(), inputs, strict=True)}
     except Exception as error:  # the exporter's and the runtime's own kinds
-        raise UserError(
-            f"ONNX Runtime cannot run this network ({first_line(error)}); set latency.runtime to eager"
-        ) from error
+        # The exporter's own message is a banner; what it failed on is the cause.
+        reason = _COLOURS.sub("", first_line(error.__cause__ or error))
+        raise UserError(f"ONNX Runtime cannot run this network ({reason}); set latency.runtime to eager") from error
     return lambda: session.run(None, fed)
 
 

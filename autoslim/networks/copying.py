@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -24,6 +25,11 @@ def copy_with(network: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> n
 def on_meta(network: nn.Module) -> nn.Module:
     """A copy of the network's structure on the meta device: shapes without numbers."""
     return copy_with(network, lambda _, tensor: tensor.to("meta")).to("meta")
+
+
+def zeroed(network: nn.Module) -> nn.Module:
+    """A copy of the network on the CPU with zeros for numbers."""
+    return copy_with(network, lambda _, tensor: torch.zeros_like(tensor, device="cpu"))
 
 
 def named_tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -1,24 +1,46 @@
 """Kernels: the pieces of a network that a runtime runs in one go, and the channels that their time depends on."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from autoslim.networks.axes import Operation, axis_size
+from autoslim.networks.axes import Axis, Operation, axis_size
+from autoslim.networks.copying import on_meta, zeroed
 from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.resizing import resize
 from autoslim.networks.tracing import operations as kinds
-from autoslim.networks.tracing.carrying import leaves, operation
+from autoslim.networks.tracing.carrying import operation
 from autoslim.networks.tracing.locality import overwritten
+from autoslim.networks.tracing.shapes import GraphRunner, for_shapes
 from autoslim.networks.tracing.symbolic import symbolic_graph
-from autoslim.vocabulary.errors import UserError
+from autoslim.vocabulary.errors import UserError, first_line
 
 _FOLLOWING = kinds.ELEMENTWISE | kinds.MOVEMENT | kinds.PASSING | kinds.FUNCTIONAL_NORMS
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _FOLLOWING_MODULES = (*kinds.NORMALISATIONS, *kinds.MOVEMENT_MODULES, nn.Identity, nn.modules.dropout._DropoutNd)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A tensor that a kernel reads: its shape in the network as traced, for a batch of images, and its channels."""
+
+    name: str  # of the torch.fx node
+    shape: tuple[int, ...]
+    number_format: torch.dtype
+    axis: tuple[int, Axis] | None
+
+    def at(self, channels: Mapping[str, int], default: Mapping[str, int]) -> Tensor:
+        shape = [*self.shape]
+        if self.axis is not None:
+            dimension, axis = self.axis
+            shape[dimension] = shape[dimension] * axis_size(axis, channels) // axis_size(axis, default)
+        return torch.ones(shape, dtype=self.number_format)
 
 
 @dataclass(frozen=True)
@@ -32,45 +54,107 @@ class Kernel:
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    reads: tuple[Operation, ...]
-    writes: Operation
+    reads: tuple[Reading, ...]
+    writes: str  # the torch.fx node whose output is the kernel's
     module: fx.GraphModule
     graph: ChannelGraph
 
-    def at(self, channels: Mapping[str, int], batch: int) -> tuple[nn.Module, list[Tensor]]:
-        """The kernel as a network of its own with these channels, and what it reads: ones, for ``batch`` images."""
-        module = resize(self.module, self.graph, {**self.graph.default, **channels}).eval()
-        return module, [torch.ones(_shape(operation, channels, batch)) for operation in self.reads]
+    def at(self, channels: Mapping[str, int]) -> tuple[nn.Module, list[Tensor]]:
+        """The kernel as a network of its own with these channels, and what it reads: ones."""
+        chosen = {**self.graph.default, **channels}
+        module = resize(self.module, self.graph, chosen).eval()
+        return module, [reading.at(chosen, self.graph.default) for reading in self.reads]
+
+    @property
+    def work(self) -> str:
+        """What it does and reads in the network as traced, in words that torch's versions share."""
+        modules = dict(self.module.named_modules())
+        done = [
+            type(modules[str(node.target)]).__name__ if node.op == "call_module" else operation(node)
+            for node in self.module.graph.nodes
+            if node.op.startswith("call_")
+        ]
+        weights = ["x".join(map(str, value.shape)) for value in self.module.parameters() if value.dim() > 1]
+        images = ["x".join(map(str, reading.shape)) or "number" for reading in self.reads]
+        return f"{' '.join([*done, *weights])} of {', '.join(images) or 'nothing'}"
 
 
-def find_kernels(network: nn.Module, graph: ChannelGraph) -> list[Kernel]:
-    """The kernels of a network in evaluation mode, in their order.
+def find_kernels(network: nn.Module, graph: ChannelGraph, batch: int = 1) -> list[Kernel]:
+    """The kernels of a network in evaluation mode, in their order, for batches of ``batch`` images.
 
     A layer's batch normalisation and activation belong to it, as runtimes fuse them; so do views of its output. Any
     other operation is a kernel of its own.
 
     Raises:
-        UserError: the network's code depends on shapes, so that it cannot be taken apart.
+        UserError: the network's code depends on shapes, so that it cannot be taken apart, or does not run on a batch.
     """
     training = network.training
     try:
-        nodes = [node for node in symbolic_graph(network.eval(), graph.leaves).nodes if node.op != "output"]
-    except UserError as error:
-        raise UserError(f"latency needs a network that can be taken apart: {error}") from error
+        operations = _operations(network.eval(), graph)
+        shapes = _shapes(network, operations, graph, batch)
     finally:
         network.train(training)
     known = {operation.name: operation for operation in graph.operations}
     modules = dict(network.named_modules())
-    computed = [n for n in nodes if n.op not in ("placeholder", "get_attr") and known[n.name].shape is not None]
     pieces: list[list[fx.Node]] = []
-    for node in computed:
+    for node in operations.nodes:
+        if not _computes(node, known):
+            continue
         before = [read for read in node.all_input_nodes if read.op != "get_attr"]
         follows = pieces and before == [pieces[-1][-1]] and list(before[0].users) == [node]
         if follows and _can_follow(node, modules):
             pieces[-1].append(node)
         else:
             pieces.append([node])
-    return [kernel for piece in pieces if (kernel := _kernel(network, graph, modules, piece, known)) is not None]
+    found = (_kernel(network, graph, modules, piece, known, shapes) for piece in pieces)
+    return [kernel for kernel in found if kernel is not None]
+
+
+def _operations(network: nn.Module, graph: ChannelGraph) -> fx.Graph:
+    try:
+        return symbolic_graph(network, graph.leaves)
+    except UserError as error:
+        raise UserError(f"latency needs a network that can be taken apart: {error}") from error
+
+
+def _computes(node: fx.Node, known: Mapping[str, Operation]) -> bool:
+    """Whether the operation makes a tensor, or several. To take one of several makes none."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return False
+    if operation(node) == "getitem" and known[node.all_input_nodes[0].name].shape is None:
+        return False
+    return known[node.name].shape is not None or bool(known[node.name].parts)
+
+
+def _shapes(
+    network: nn.Module, operations: fx.Graph, graph: ChannelGraph, batch: int
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """The shape and the number format of each operation's output, where that is one tensor."""
+    # Leaves may depend on data, which the meta device has none of.
+    prototype, device = (zeroed(network), "cpu") if graph.leaves else (on_meta(network), "meta")
+    number_format = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    runner = _Shapes(fx.GraphModule(prototype, operations))
+    try:
+        with for_shapes(torch.device(device)):
+            runner.run(torch.zeros(batch, *graph.input_shape, dtype=number_format))
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(
+            f"{type(network).__name__} does not run on a batch of {batch} images ({first_line(error)}); set "
+            "latency.batch to 1, or mend the network"
+        ) from error
+    return runner.found
+
+
+class _Shapes(GraphRunner):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.found[n.name] = (tuple(value.shape), value.dtype)
+        return value
 
 
 def _can_follow(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -88,11 +172,12 @@ def _kernel(
     modules: Mapping[str, nn.Module],
     piece: Sequence[fx.Node],
     known: Mapping[str, Operation],
+    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
 ) -> Kernel | None:
     """``piece`` as a network of its own; None where it only hands on what it reads."""
     own = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
-    reads: list[Operation] = []
+    reads: list[fx.Node] = []
 
     def copy(node: fx.Node) -> fx.Node:
         if node not in copied:
@@ -101,15 +186,16 @@ def _kernel(
                     copy(read)
                 copied[node] = own.node_copy(node, copied.__getitem__)
             else:
-                reads.append(known[node.name])
+                reads.append(node)
                 copied[node] = own.placeholder(node.name)
         return copied[node]
 
     for node in piece:
         copy(node)
     own.output(copied[piece[-1]])
+    read, written = [known[node.name] for node in reads], _tensors(known[piece[-1].name])
     writes_over = any(overwritten(node, modules) for node in piece)
-    if not writes_over and known[piece[-1].name].storage in {operation.storage for operation in reads}:
+    if not writes_over and {each.storage for each in written} <= {each.storage for each in read}:
         return None
     module = fx.GraphModule(network, own)
     tensors = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
@@ -119,11 +205,15 @@ def _kernel(
         tensors={name: axes for name, axes in graph.tensors.items() if name in tensors},
         attributes=tuple(a for a in graph.attributes if a.module in paths),
     )
-    last = known[piece[-1].name]
-    written = _groups([last])
+    outputs = _groups(written)
     weighed = {s.group: None for axes in part.tensors.values() for axis in axes for s in axis if s.group}
-    inputs = tuple(group for group in dict.fromkeys((*_groups(reads), *weighed)) if group not in written)
-    return Kernel(piece[0].name, inputs, tuple(written), tuple(reads), last, module, part)
+    inputs = tuple(group for group in dict.fromkeys((*_groups(read), *weighed)) if group not in outputs)
+    readings = tuple(Reading(node.name, *shapes[node.name], known[node.name].axis) for node in reads)
+    return Kernel(piece[0].name, inputs, tuple(outputs), readings, piece[-1].name, module, part)
+
+
+def _tensors(operation: Operation) -> Sequence[Operation]:
+    return operation.parts if operation.shape is None else [operation]
 
 
 def _groups(operations: Sequence[Operation]) -> dict[str, None]:
@@ -132,30 +222,30 @@ def _groups(operations: Sequence[Operation]) -> dict[str, None]:
     return {segment.group: None for axis in axes for segment in axis if segment.group is not None}
 
 
-def _shape(operation: Operation, channels: Mapping[str, int], batch: int) -> tuple[int, ...]:
-    assert operation.shape is not None
-    shape = [*operation.shape]
-    if operation.axis is not None:
-        dimension, axis = operation.axis
-        shape[dimension] = axis_size(axis, channels)
-    if shape[0] == 1:
-        shape[0] = batch
-    return tuple(shape)
-
-
 def described(module: nn.Module, values: Sequence[Tensor]) -> str:
-    """What the kernel does and on what shapes: equal for kernels that take equally long."""
+    """What the kernel does and on what shapes: equal for kernels that take equally long, in every process alike."""
     assert isinstance(module, fx.GraphModule)
-    place: dict[fx.Node, int] = {}
-
-    def told(argument: Any) -> str:
-        return f"%{place[argument]}" if isinstance(argument, fx.Node) else repr(argument)
-
-    lines = [str([tuple(value.shape) for value in values])]
+    place: dict[fx.Node, str] = {}
+    lines = [str(_formats(values))]
     for number, node in enumerate(module.graph.nodes):
-        what: object = node.target if node.op in ("call_function", "call_method") else node.op
+        what = node.op
         if node.op == "call_module":
-            what = module.get_submodule(str(node.target))
-        lines.append(f"{what} {[told(argument) for argument in leaves((node.args, node.kwargs))]}")
-        place[node] = number
-    return "\n".join(lines)
+            what = _told(str(node.target), module.get_submodule(str(node.target)))
+        elif node.op == "get_attr":
+            what = str(_formats([attrgetter(str(node.target))(module)]))
+        elif node.op in ("call_function", "call_method"):
+            what = f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__qualname__', node.target)}"
+        lines.append(f"{what} {fx.node.map_arg((node.args, node.kwargs), place.__getitem__)}")
+        place[node] = f"%{number}"
+    return _ADDRESS.sub("", "\n".join(lines))
+
+
+def _told(path: str, module: nn.Module) -> str:
+    """What a module is. Torch's own write out what their time depends on; of others only their place is sure."""
+    parts = list(module.modules())
+    known = all(type(part).__module__.startswith("torch.") for part in parts)
+    return f"{module!r} {_formats(module.state_dict().values())}{'' if known else f' at {path}'}"
+
+
+def _formats(values: Iterable[Any]) -> list[Any]:
+    return [(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value for value in values]

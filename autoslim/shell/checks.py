@@ -5,17 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from autoslim.algorithms.latency import LatencyTable
+import torch
+from torch import nn
+
+from autoslim.algorithms.latency import LatencyTable, Target
 from autoslim.algorithms.resources import Costs
 from autoslim.engine.artifacts import Allocation
 from autoslim.engine.data import DataInfo
+from autoslim.engine.runtimes import prepared
 from autoslim.networks.building import find_constructor
 from autoslim.networks.fitting import check_covered
 from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.kernels import find_kernels
 from autoslim.networks.pretrained import check_weights, weights_file
 from autoslim.networks.released import released_method
+from autoslim.networks.resizing import resize
 from autoslim.shell.assembly import span, starting_network, traced_network
 from autoslim.shell.params import Model, Params, read_yaml
+from autoslim.shell.places import RESOURCES
+from autoslim.shell.targets import latency_target
 from autoslim.vocabulary.budgets import format_amount, named_amount
 from autoslim.vocabulary.errors import UserError
 
@@ -31,6 +39,7 @@ class Reach:
     stop: float  # where the search ends
     budget: float
     written: str  # the budget, as people write it
+    several: bool  # there are budgets of other resources beside it
 
     def amount(self, value: float) -> str:
         return named_amount(value, self.resource)
@@ -43,9 +52,10 @@ class Reach:
 
     def asked(self) -> str:
         """The budget as written, with its value where that is written otherwise."""
+        told = f"budget.{self.resource} {self.written}" if self.several else f"budget {self.written}"
         if format_amount(self.budget, self.resource) == self.written:
-            return f"budget {self.written}"
-        return f"budget {self.written} ({self.amount(self.budget)})"
+            return told
+        return f"{told} ({self.amount(self.budget)})"
 
 
 def check_pipeline(params: Params, info: DataInfo) -> None:
@@ -97,6 +107,61 @@ def check_table(table: str) -> None:
             "machine that is to run the network, or set latency.table to null"
         )
     _check_watched("latency.table", table, ("resources",))
+
+
+def check_kernels(table: LatencyTable, network: nn.Module, graph: ChannelGraph) -> None:
+    """The latency table was measured with this network's kernels: the same groups may do other work.
+
+    Raises:
+        UserError: it was not, or the network has none.
+    """
+    Costs(graph, table)
+    here = {kernel.name: kernel.work for kernel in find_kernels(network, graph, table.target.batch)}
+    there = {name: times.work for name, times in table.kernels.items()}
+    for name in (*here, *there):
+        if here.get(name) != there.get(name):
+            raise UserError(
+                f"the latency table is of another network ({table.network}) than this one: at {name} it has "
+                f"{there.get(name, 'nothing')}, and this one {here.get(name, 'nothing')}; measure this one with "
+                "`autoslim latency measure`"
+            )
+
+
+def check_runs(network: nn.Module, graph: ChannelGraph, target: Target) -> None:
+    """The runtime can run the network, which the report is to measure in it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    prepared(resize(network, graph, graph.default), [torch.ones(target.batch, *graph.input_shape)], target)
+
+
+def check_trusted(table: LatencyTable) -> None:
+    """Raises:
+    UserError: the table's predictions do not rank networks as their measured times do.
+    """
+    if not table.trusted:
+        raise UserError(
+            f"{table.summary()}. Leave the machine to it and run `dvc repro resources` again; to search by such a "
+            "table all the same, write it with `autoslim latency measure --to FILE`, and name FILE in latency.table"
+        )
+
+
+def check_measured_here(params: Params, table: LatencyTable | None) -> None:
+    """Latencies are those of the machine at hand where the parameters name no table: others' outputs may lie here.
+
+    Raises:
+        UserError: they are of another machine.
+    """
+    if table is None or params.latency.table is not None:
+        return
+    machine = latency_target(params.latency).machine
+    if table.target.machine != machine:
+        raise UserError(
+            f"latency.table is null, but {RESOURCES}/latency.json was measured on {table.target.machine}, and this is "
+            f"{machine}; measure this one with `dvc repro --force --single-item resources`, or keep those latencies: "
+            "copy the file to another place, and name it in latency.table"
+        )
 
 
 def check_reach(params: Params, graph: ChannelGraph, table: LatencyTable | None = None) -> list[Reach]:
@@ -151,6 +216,7 @@ def measure_reach(params: Params, costs: Costs) -> list[Reach]:
                 stop=params.search.stop * default,
                 budget=budget.absolute(default),
                 written=budget.text,
+                several=len(params.budgets) > 1,
             )
         )
     return reaches

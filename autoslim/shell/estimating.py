@@ -120,9 +120,9 @@ def _retrain_work(
     sizes: Sizes,
 ) -> list[Work]:
     """For autoslim with the uniform network at the budget, for that one's own is not known yet."""
-    widest = {name: options[0] for name, options in levels.items()}
+    widest, narrowest = ({name: options[end] for name, options in levels.items()} for end in (0, -1))
     stand_in = "uniform" if method == "autoslim" else method
-    channels = allocate(stand_in, costs, [widest], limits, params.supernet.grid.divisor)
+    channels = allocate(stand_in, costs, [widest], limits, params.supernet.grid.divisor, narrowest)
     asked, seeds, macs = params.retrain, len(params.retrain.seeds), costs.graph.macs(channels)
     steps, batch = training_steps(asked, sizes.train)
     work = [Work(f"retrain {method}: training", "retrain", seeds * steps, batch, batch, 0, macs, (channels,))]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autoslim.engine.artifacts import Allocation, load_weights
+from autoslim.engine.artifacts import Allocation, Asked, load_weights
 from autoslim.engine.data import PreparedData
 from autoslim.engine.data.info import DataInfo, read_info
 from autoslim.engine.retraining import split_score
@@ -27,6 +27,7 @@ class Retrained:
     seed: int
     network: nn.Module
     chosen: Allocation
+    asked: Asked
     info: DataInfo
 
 
@@ -61,7 +62,7 @@ def load_retrained(params: Params, method: str, seed: int) -> Retrained:
     check_allocation(chosen, params, graph)
     plain = resize(network, graph, chosen.channels)
     load_weights(plain, RETRAIN / method / "weights" / f"seed-{seed}.safetensors")
-    return Retrained(seed, plain.eval(), chosen, info)
+    return Retrained(seed, plain.eval(), chosen, Asked.read(CHANNELS, method), info)
 
 
 def score(retrained: Retrained, params: Params, split: str) -> Score:
@@ -88,6 +89,7 @@ def description(retrained: Retrained) -> dict[str, object]:
     return {
         "seed": retrained.seed,
         **dataclasses.asdict(retrained.chosen),
+        **dataclasses.asdict(retrained.asked),
         "input": {
             "shape": [info.channels, info.image_size, info.image_size],
             "shorter_side": info.shorter_side,  # resized to, before the centre crop

@@ -24,7 +24,7 @@ def latency_target(asked: Latency) -> Target:
         UserError: the device is not there, or the runtime is not installed or does not go with the rest.
     """
     device = "cpu" if asked.runtime == "onnxruntime" and asked.device == "auto" else asked.device
-    check_runtime(asked.runtime, device, asked.precision)
+    check_runtime(asked.runtime, device, asked.precision, asked.channels_last)
     return this_target(
         device=choose_device(device, parameter="latency.device"),
         runtime=asked.runtime,
@@ -37,6 +37,8 @@ def latency_target(asked: Latency) -> Target:
 
 def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, anew: bool = False) -> LatencyTable:
     """The network's latency table on the machine at hand: measured now, or as it was measured here before.
+
+    One whose predictions are not to be trusted is handed back, and not kept.
 
     Args:
         anew: measure again what was measured before; a measurement that was interrupted goes on all the same.
@@ -64,19 +66,23 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
     with kept.held():
         if anew and path.exists():
             kept.clear()
-        if not path.exists():
-            table = measure_table(
-                network,
-                graph,
-                grid,
-                target,
-                name=params.model.name,
-                points=asked.points,
-                checked_on=asked.checked_on,
-                kept=kept.folder / "kernels.json",
-            )
+        if path.exists():
+            return read_table(path)
+        table = measure_table(
+            network,
+            graph,
+            grid,
+            target,
+            name=params.model.name,
+            points=asked.points,
+            checked_on=asked.checked_on,
+            kept=kept.folder / "kernels.json",
+        )
+        if table.trusted:
             write_json(path, table.to_dict())
-    return read_table(path)
+        else:  # not worth going on from: all of it is measured again
+            kept.clear()
+    return table
 
 
 def read_table(path: Path) -> LatencyTable:

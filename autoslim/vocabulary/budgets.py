@@ -41,8 +41,8 @@ class Budget:
         return self.amount * default if self.relative else self.amount
 
 
-def parse_budget(text: str | float, resource: str = "macs") -> Budget:
-    """Reads a budget of ``resource``.
+def parse_budget(text: str | float, resource: str = "macs", *, several: bool = False) -> Budget:
+    """Reads a budget of ``resource``, alone or one of ``several``.
 
     Raises:
         UserError: it is not a positive number with a unit that fits the resource.
@@ -61,7 +61,8 @@ def parse_budget(text: str | float, resource: str = "macs") -> Budget:
     unit_key = unit.lower() if units is _COUNT else unit
     if unit_key not in sizes:
         fits = [name for name, others in UNITS.items() if unit and unit in others]
-        hint = f" ({unit} measures {' and '.join(fits)}: set resource)" if fits else ""
+        remedy = f"name {'that' if len(fits) == 1 else 'one of these'} in budget" if several else "set resource"
+        hint = f" ({unit} measures {' and '.join(fits)}: {remedy})" if fits else ""
         raise UserError(f"budget {text!r} has no unit of {resource}{hint}; write it like {EXAMPLES[resource]}")
     return Budget(str(text), number * sizes[unit_key], relative=False)
 
@@ -98,7 +99,7 @@ def parse_budgets(budget: Amount | Mapping[Any, Amount], resource: str) -> dict[
     for name in budget:
         if name not in UNITS:
             raise UserError(f"budget bounds {name!r}; the resources are {', '.join(UNITS)}")
-    return {name: parse_budget(amount, name) for name, amount in budget.items()}
+    return {name: parse_budget(amount, name, several=True) for name, amount in budget.items()}
 
 
 def write_budgets(budgets: Mapping[str, Budget]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx, nn
 
-from autoslim.networks.copying import copy_with, named_tensors, on_meta
+from autoslim.networks.copying import named_tensors, on_meta, zeroed
 from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.tracing.propagation import Propagation
 from autoslim.networks.tracing.record import Record
@@ -36,7 +36,7 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
         UserError: torch.fx cannot trace the network, it does not run on the example, or a leaf is no module of it.
     """
     whole = frozenset(leaves)
-    prototype = _zeros(network) if whole else on_meta(network)
+    prototype = zeroed(network) if whole else on_meta(network)
     device = torch.device("cpu" if whole else "meta")
     if unknown := whole - dict(network.named_modules()).keys():
         raise UserError(
@@ -82,8 +82,3 @@ def _traced_modes(
             found.append(shaped_graph(prototype.train(mode), whole, images))
     inference, training = found
     return {False: inference} | ({True: training} if str(training[0]) != str(inference[0]) else {})
-
-
-def _zeros(network: nn.Module) -> nn.Module:
-    """A copy of the network on the CPU with zeros for numbers."""
-    return copy_with(network, lambda _, tensor: torch.zeros_like(tensor, device="cpu"))

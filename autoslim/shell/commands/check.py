@@ -1,5 +1,6 @@
 """``autoslim check``: everything that a run of the pipeline would check, without running it."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from autoslim.vocabulary.budgets import TITLES, format_amount, named_amount
 from autoslim.vocabulary.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from autoslim.algorithms.latency import LatencyTable, Target
     from autoslim.algorithms.resources import Costs
     from autoslim.engine.data import DataInfo
@@ -71,11 +74,14 @@ def check(path: Path, root: Path) -> None:
 
 def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list[tuple[str, str]]:
     from autoslim.algorithms.resources import Costs
+    from autoslim.networks.kernels import find_kernels
     from autoslim.shell.assembly import traced_network
     from autoslim.shell.checks import check_reach
 
-    _, graph = traced_network(params.model, info)
-    table = known_table(params, graph)
+    network, graph = traced_network(params.model, info)
+    table = known_table(params, network, graph, target)
+    if table is None and "latency" in params.budgets:
+        find_kernels(network, graph, target.batch)
     costs, reaches = Costs(graph, table), check_reach(params, graph, table)
     counts = ", ".join(f"{count} {split}" for split, count in info.counts.items())
     spans = (f"{format_amount(r.narrowest, r.resource)} to {r.amount(r.widest)}" for r in reaches)
@@ -110,30 +116,31 @@ def _comes_to(reach: "Reach") -> str:
     return f"at most {reach.amount(reach.budget)}, {share}"
 
 
-def known_table(params: "Params", graph: "ChannelGraph") -> "LatencyTable | None":
+def known_table(
+    params: "Params", network: "nn.Module", graph: "ChannelGraph", target: "Target"
+) -> "LatencyTable | None":
     """The latency table of ``graph`` that ``latency.table`` names, or that the stage ``resources`` wrote.
 
-    None where neither is there, and where what the stage wrote is of another network, or measured in another way than
-    the parameters ask for: it will run again.
+    None where neither is there, and where what the stage wrote is of another network, or measured elsewhere or in
+    another way than the parameters ask for: it will run again.
 
     Raises:
         UserError: ``latency.table`` cannot be read, or is of another network.
     """
-    from autoslim.algorithms.resources import Costs
+    from autoslim.shell.checks import check_kernels
     from autoslim.shell.places import RESOURCES
     from autoslim.shell.resources import load_costs
     from autoslim.shell.targets import read_table
 
     asked = params.latency
     if asked.table is not None:
-        return Costs(graph, read_table(Path(asked.table))).table
+        table = read_table(Path(asked.table))
+        check_kernels(table, network, graph)
+        return table
     if not (RESOURCES / "latency.json").is_file():
         return None
     try:
-        table = load_costs(graph).table
+        made = load_costs(graph).table
     except UserError:
         return None
-    parameters = ("runtime", "threads", "batch", "precision", "channels_last")
-    if table is None or asked.device.partition(":")[0] not in ("auto", table.target.device):
-        return None
-    return table if all(getattr(table.target, name) == getattr(asked, name) for name in parameters) else None
+    return made if made is not None and dataclasses.replace(made.target, versions=target.versions) == target else None

@@ -45,7 +45,7 @@ def export_cli(
     export(retrained, target)
     print(
         f"wrote {to} and {to.with_suffix('.json')}: method {method}, seed {retrained.seed}, "
-        f"budget {retrained.chosen.budget}"
+        f"budget {retrained.asked.budget}"
     )
     if target.suffix == ".pt2":
         print(f'load it with torch.export.load("{to}").module(); images are (N, C, H, W), normalised as the JSON says')
