@@ -46,8 +46,14 @@ def test_deps_hold_all_code_that_can_change_a_number(name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_params_are_those_that_the_code_reads(name: str) -> None:
-    declared = {param.split(".")[0] for param in stage(name)["params"]}
-    assert sections_read(Path(f"stages/{name}.py")) - UNTRACKED_PARAMS == declared
+    declared = set(stage(name)["params"])
+    read = {value for value in values_read(Path(f"stages/{name}.py")) if value.split(".")[0] not in UNTRACKED_PARAMS}
+    assert {value for value in read if not any(_within(value, whole) for whole in declared)} == set(), "not declared"
+    assert {whole for whole in declared if not any(_within(value, whole) for value in read)} == set(), "not read"
+
+
+def _within(value: str, whole: str) -> bool:
+    return value == whole or value.startswith(f"{whole}.")
 
 
 def test_every_parameter_section_belongs_to_a_stage() -> None:
@@ -56,8 +62,8 @@ def test_every_parameter_section_belongs_to_a_stage() -> None:
     assert set(params) == declared | UNTRACKED_PARAMS
 
 
-def sections_read(script: Path) -> set[str]:
-    """The sections of ``params`` that a stage reads, but for what it hands to tracking, to checks and to labels."""
+def values_read(script: Path) -> set[str]:
+    """What a stage reads of ``params``, dotted, but for what it hands to tracking, to checks and to labels."""
     tree = ast.parse((ROOT / script).read_text())
     functions = {
         node.name: node
@@ -65,28 +71,51 @@ def sections_read(script: Path) -> set[str]:
         for node in ast.walk(ast.parse((ROOT / f"autoslim/shell/{module}.py").read_text()))
         if isinstance(node, ast.FunctionDef)
     }
-    return _sections(tree, functions)
+    return _values(tree, "params", "", functions)
 
 
-def _sections(tree: ast.AST, functions: dict[str, ast.FunctionDef]) -> set[str]:
+def _values(tree: ast.AST, variable: str, prefix: str, functions: dict[str, ast.FunctionDef]) -> set[str]:
+    """What ``tree`` reads of the values in ``variable``, which are those of ``prefix``."""
     found: set[str] = set()
 
+    def path(node: ast.AST) -> list[str] | None:
+        """The attributes that lead from ``variable`` to an expression; None where it does not start there."""
+        if isinstance(node, ast.Name):
+            return [] if node.id == variable else None
+        before = path(node.value) if isinstance(node, ast.Attribute) else None
+        return None if before is None else [*before, node.attr]  # type: ignore[attr-defined]
+
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.Call):
-            called = getattr(node.func, "id", "")
-            if called in ("tracked", "check_model", "check_reach", "check_table", "check_pipeline", "check_allocation"):
-                return
-            if called in functions and any(getattr(a, "id", "") == "params" for a in node.args):
-                found.update(_sections(functions[called], functions))
-        if isinstance(node, ast.keyword) and node.arg == "label":
+        called = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
+        if (
+            called.startswith("check_")
+            or called == "tracked"
+            or (isinstance(node, ast.keyword) and node.arg == "label")
+        ):
             return
-        if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "params":
-            found.update({"budgets": {"budget", "resource"}}.get(node.attr, {node.attr}))
+        if called in functions:
+            names = [argument.arg for argument in functions[called].args.args]
+            for name, argument in zip(names, node.args, strict=False):  # type: ignore[attr-defined]
+                if (steps := path(argument)) is None:
+                    visit(argument)
+                else:
+                    inside = ".".join(filter(None, [prefix, *steps]))
+                    found.update(_values(functions[called], name, inside, functions))
+            for keyword in node.keywords:  # type: ignore[attr-defined]
+                visit(keyword)
+            return
+        if (steps := path(node)) is not None:
+            whole = [prefix, *steps] if not steps or steps[-1] != "model_dump" else [prefix, *steps[:-1]]
+            name = ".".join(filter(None, whole))
+            found.update({"budget", "resource"} if _within(name, "budgets") else {name})
+            return
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(tree)
-    return found
+    for child in ast.iter_child_nodes(tree):
+        if not isinstance(child, ast.arguments):
+            visit(child)
+    return found - {""}
 
 
 def _has_code(file: Path) -> bool:
