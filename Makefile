@@ -8,8 +8,9 @@ unexport VIRTUAL_ENV
 repro: setup
 	dvc repro
 
+# A process a core, each with files of its own and one thread: the tests' networks are small.
 test: setup lint
-	pytest
+	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	ruff check .

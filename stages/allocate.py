@@ -1,4 +1,4 @@
-"""allocate: the channels that each method gives for the budget."""
+"""allocate: the channels that each method gives for the budget, and the weights that retraining starts from."""
 
 from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow read it when they are imported)
 
@@ -7,15 +7,17 @@ import typer
 
 from autoslim.algorithms.allocation import allocate
 from autoslim.algorithms.resources import Costs
-from autoslim.engine.artifacts import Allocation, Asked
+from autoslim.engine.artifacts import Allocation, Asked, load_supernet
+from autoslim.engine.data import PreparedData
 from autoslim.engine.data.info import read_info
+from autoslim.engine.starting import subnets_of, write_start
 from autoslim.engine.trajectory import read_trajectory
 from autoslim.networks.released import released_method
-from autoslim.shell.assembly import traced_network
+from autoslim.shell.assembly import machine, traced_network
 from autoslim.shell.checks import check_measured_here, check_reach, check_trajectory
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
-from autoslim.shell.places import CHANNELS, PREPARED, SEARCH
+from autoslim.shell.places import CHANNELS, PREPARED, SEARCH, SUPERNET, repository_root
 from autoslim.shell.resources import budget_limits, load_costs
 from autoslim.vocabulary.budgets import format_amount, parse_budget, write_budgets
 
@@ -24,7 +26,7 @@ from autoslim.vocabulary.budgets import format_amount, parse_budget, write_budge
 def main() -> None:
     """Writes down each method's channels, so that retraining runs again only where these are others."""
     params = load_params()
-    _, graph = traced_network(params.model, read_info(PREPARED))
+    network, graph = traced_network(params.model, read_info(PREPARED))
     costs = load_costs(graph)
     check_measured_here(params, costs.table)
     check_reach(params, graph, costs.table)
@@ -35,6 +37,11 @@ def main() -> None:
         configurations = [step["channels"] for step in trajectory["steps"]]
         narrowest = trajectory["narrowest"]["channels"]
     limits = budget_limits(params, costs)
+    cut = None
+    if params.retrain.start == "supernet":
+        supernet, _ = load_supernet(SUPERNET, network, graph)
+        data = PreparedData.open(PREPARED, relative_to=repository_root())
+        cut = subnets_of(supernet, data, machine(params.runtime), seed=params.data.seed)
     asked = {}
     for method in params.methods:
         channels = allocate(method, costs, configurations, limits, params.supernet.grid.divisor, narrowest)
@@ -43,6 +50,7 @@ def main() -> None:
         # Latency is left to the report: a table measured again must not retrain the same channels.
         taken = Costs(graph).all(channels)
         Allocation(method, channels, taken).write(CHANNELS)
+        write_start(CHANNELS / f"{method}.safetensors", None if cut is None else cut(channels))
         asked[method] = Asked(write_budgets(budgets), ", ".join(budgets))
     Asked.write(CHANNELS, asked)
 

@@ -1,4 +1,4 @@
-"""retrain: a method's network, from new weights, once for each seed."""
+"""retrain: a method's network, from new weights or the supernet's, once for each seed."""
 
 from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow read it when they are imported)
 
@@ -26,7 +26,7 @@ from autoslim.shell.tracking import lineage, numbers, tracked
 def main(
     method: Annotated[str, typer.Argument(help="How channel numbers are chosen: autoslim, uniform or released/NAME.")],
 ) -> None:
-    """Trains the network that a method gives for the budget, from new weights."""
+    """Trains the network that a method gives for the budget."""
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
@@ -38,9 +38,11 @@ def main(
     asked = params.retrain
     folder = RETRAIN / method
     weights = folder / "weights"
+    start = CHANNELS / f"{method}.safetensors"
     kept = checkpoints(
         f"retrain-{method.replace('/', '-')}",
         *inputs(params.model, PREPARED),
+        start,
         model=params.model.model_dump(),
         channels=channels,
         retrain=asked.model_dump(),
@@ -77,6 +79,7 @@ def main(
             recipe(asked),
             place,
             seeds=asked.seeds,
+            start=start if asked.start == "supernet" else None,
             label=f"{method} {told.budget}",
             folder=weights,
             checkpoints=kept,

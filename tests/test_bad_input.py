@@ -720,3 +720,19 @@ def test_scales_that_a_network_does_not_have(done: Path) -> None:
         "bn_scale (supernet.sort) needs batch norms with a scale, and Plain has none on channels that can be slimmed; "
         "use l1"
     )
+
+
+def test_a_start_from_a_supernet_that_is_narrower_than_a_released_list(empty: Path) -> None:
+    change_params(
+        empty,
+        {
+            "methods": ["released/mobilenet_v2-505M"],
+            "model": {"name": "torchvision.models:mobilenet_v2", "kwargs": {}},
+            "data": {"channels": 3},
+            "supernet": {"width": 1.0},
+            "retrain": {"start": "supernet"},
+        },
+    )
+    told = mistake("prepare")
+    assert told.startswith("retrain.start is supernet, but method released/mobilenet_v2-505M has ")
+    assert "set retrain.start to new, or raise supernet.width" in told

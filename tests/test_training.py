@@ -1,6 +1,7 @@
 """The training loop: what a kill costs (nothing), what a bad loss says, and the pieces of a recipe."""
 
 import csv
+import dataclasses
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from small_data import SPAN, machine, prepared_digits, recipe, small_network
 from torch import Tensor, nn
 
@@ -25,8 +27,10 @@ from autoslim.engine.evaluation import evaluate
 from autoslim.engine.optimisation import learning_rate_at, sgd
 from autoslim.engine.retraining import retrain, retrained_top1
 from autoslim.engine.runtime import autocast
-from autoslim.engine.supernet_training import train_supernet
+from autoslim.engine.starting import subnets_of, write_start
+from autoslim.engine.supernet_training import first_supernet, train_supernet
 from autoslim.engine.training import Plan, Row, label_step, train, write_rows
+from autoslim.networks.initialisation import initialise
 from autoslim.networks.zoo import mobilenet_v2
 from autoslim.vocabulary.errors import UserError
 
@@ -403,6 +407,56 @@ def test_retrained_networks_are_tested_from_their_files(tmp_path: Path, data: Pr
     with torch.no_grad():
         right = plain(images).argmax(1).numpy() == data.labels("test")
     assert found == {5: pytest.approx(right.mean())}
+
+
+# Starting from the supernet
+
+
+def test_a_network_cut_from_the_supernet_computes_what_the_supernet_does(data: PreparedData) -> None:
+    """The first channels of each layer; running statistics are those of the search images."""
+    network, graph = small_network()
+    levels = SPAN.grid(graph)
+    supernet = first_supernet(network, graph, {name: counts[0] for name, counts in levels.items()}, 0, trained=False)
+    channels = {name: counts[len(counts) // 2] for name, counts in levels.items()}
+    cut = subnets_of(supernet, data, machine(), seed=0)(channels)
+    wide = dict(supernet.network.named_parameters())
+    for name, parameter in cut.named_parameters():
+        assert torch.equal(parameter, wide[name][tuple(slice(size) for size in parameter.shape)])
+    assert cut.state_dict().keys() == network.state_dict().keys()
+    [(images, _)] = search_chunks(data, machine(), images=2048, chunk=256, seed=0)  # all of them, in one
+    supernet.select(channels)
+    count = len(images) * 4  # of a channel's values where there are fewest
+    with torch.no_grad():
+        torch.testing.assert_close(cut.eval()(images), supernet(images), rtol=4 / count, atol=0.02)
+
+
+def test_retraining_starts_from_the_weights_it_is_given(tmp_path: Path, data: PreparedData) -> None:
+    """With next to no learning rate they are what comes out, whatever the seed."""
+    network, graph = small_network()
+    channels = graph.scaled(0.75, 2)
+    given = resize(network, graph, channels)
+    initialise(given, 7)
+    write_start(tmp_path / "start.safetensors", given)
+    retrain(
+        network,
+        graph,
+        channels,
+        data,
+        dataclasses.replace(recipe(), learning_rate=1e-30),
+        machine(),
+        seeds=[0, 1],
+        start=tmp_path / "start.safetensors",
+        label="test",
+        folder=tmp_path,
+        checkpoints=Checkpoints(tmp_path, "run", "key"),
+        observe=lambda seed, row: None,
+    )
+    for seed in (0, 1):
+        load_weights(network := resize(network, graph, channels), tmp_path / f"seed-{seed}.safetensors")
+        for name, parameter in given.named_parameters():
+            assert torch.allclose(parameter, network.get_parameter(name), rtol=0, atol=1e-20)
+    write_start(tmp_path / "nothing.safetensors", None)
+    assert load_file(tmp_path / "nothing.safetensors") == {}
 
 
 # The pieces

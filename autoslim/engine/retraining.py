@@ -1,4 +1,4 @@
-"""Retraining: a chosen network from new weights, once for each seed."""
+"""Retraining: a chosen network, from new weights or the supernet's, once for each seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,21 +33,25 @@ def retrain(
     machine: Machine,
     *,
     seeds: Sequence[int],
+    start: Path | None = None,
     label: str,
     folder: Path,
     checkpoints: Checkpoints,
     observe: Callable[[int, Row], None],
 ) -> dict[int, list[Row]]:
-    """Trains ``network`` resized to ``channels`` from new weights, for each seed, and writes ``seed-N.safetensors``.
+    """Trains ``network`` resized to ``channels``, for each seed, and writes ``seed-N.safetensors``.
 
     Each epoch's row holds the accuracy on the search split; the test split is not looked at.
+
+    Args:
+        start: the weights that each seed starts from. None: new ones, of the seed.
 
     Returns:
         The rows of each seed.
     """
     return {
         seed: _retrain_once(
-            resize(network, graph, channels), data, recipe, machine, seed, label, folder, checkpoints, observe
+            resize(network, graph, channels), start, data, recipe, machine, seed, label, folder, checkpoints, observe
         )
         for seed in seeds
     }
@@ -55,6 +59,7 @@ def retrain(
 
 def _retrain_once(
     network: nn.Module,
+    start: Path | None,
     data: PreparedData,
     recipe: Recipe,
     machine: Machine,
@@ -64,7 +69,10 @@ def _retrain_once(
     checkpoints: Checkpoints,
     observe: Callable[[int, Row], None],
 ) -> list[Row]:
-    initialise(network, seed)
+    if start is None:
+        initialise(network, seed)
+    else:
+        load_weights(network, start)
     seed_everything(seed)
     to_device(network, machine.device, recipe.channels_last)
     plan = recipe.plan(data, machine)

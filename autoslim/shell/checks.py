@@ -25,6 +25,7 @@ from autoslim.shell.params import Model, Params, read_yaml
 from autoslim.shell.places import RESOURCES
 from autoslim.shell.targets import latency_target
 from autoslim.vocabulary.budgets import format_amount, named_amount
+from autoslim.vocabulary.channels import Channels
 from autoslim.vocabulary.errors import UserError
 
 
@@ -176,7 +177,7 @@ def check_reach(params: Params, graph: ChannelGraph, table: LatencyTable | None 
     check_groups(params.model.name, graph)
     for method in params.methods:
         if listed := released_method(method):
-            listed.channels(graph)
+            _check_held(method, listed.channels(graph), params, graph)
     if params.model.weights is not None:
         check_covered(graph, graph.scaled(params.supernet.width, params.supernet.grid.divisor))
     reaches = measure_reach(params, Costs(graph, table))
@@ -197,6 +198,20 @@ def check_reach(params: Params, graph: ChannelGraph, table: LatencyTable | None 
             "lower budget or raise supernet.width"
         )
     return reaches
+
+
+def _check_held(method: str, channels: Channels, params: Params, graph: ChannelGraph) -> None:
+    """Raises:
+    UserError: retraining is to start from the supernet's weights, and the supernet has not as many channels.
+    """
+    if params.retrain.start == "new":
+        return
+    for name, levels in span(params.supernet).grid(graph).items():
+        if channels[name] > levels[0]:
+            raise UserError(
+                f"retrain.start is supernet, but method {method} has {channels[name]} channels at {name}, and the "
+                f"supernet {levels[0]}; set retrain.start to new, or raise supernet.width"
+            )
 
 
 def measure_reach(params: Params, costs: Costs) -> list[Reach]:

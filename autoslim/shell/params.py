@@ -161,7 +161,12 @@ class Search(Section):
 
 
 class Retrain(Training):
-    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(description="one training from new weights for each")
+    start: Literal["new", "supernet"] = Field(
+        description="new weights (the paper's), or the supernet's, cut to the network: a short training may do"
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        description="one training for each: of new weights and of the data's order"
+    )
 
     @model_validator(mode="after")
     def _different(self) -> "Retrain":
