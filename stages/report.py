@@ -16,7 +16,7 @@ from autoslim.shell.assembly import machine, recipe, traced_network
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
 from autoslim.shell.places import CHANNELS, PREPARED, REPORT, RETRAIN, SEARCH, SUPERNET, repository_root
-from autoslim.shell.report.curves import read_curves
+from autoslim.shell.report.curves import last_by_seed, read_curves
 from autoslim.shell.report.measured import measure_network
 from autoslim.shell.report.pictures import channels_picture, curves_picture, trajectory_picture
 from autoslim.shell.report.resource_pictures import resources_picture
@@ -46,6 +46,7 @@ def main() -> None:
     methods = params.methods
     found = {method: Allocation.read(CHANNELS, method).channels for method in methods}
     costs = load_costs(graph)
+    retrained = {method: read_curves(RETRAIN / method / "curves.csv") for method in methods}
     results = []
     for method, channels in found.items():
         top1 = retrained_top1(
@@ -59,7 +60,8 @@ def main() -> None:
             folder=RETRAIN / method / "weights",
         )
         measured = measure_network(resize(network, graph, channels), graph.input_shape, params.latency)
-        results.append(Result(method, costs.all(channels), top1, measured))
+        seen = last_by_seed(retrained[method], "search_top1")
+        results.append(Result(method, costs.all(channels), top1, measured, seen))
     limits = budget_limits(params, costs)
     target = latency_target(params.latency)
     elsewhere = "" if costs.table is None or costs.table.target == target else str(costs.table.target)
@@ -73,7 +75,6 @@ def main() -> None:
     trajectory_picture(REPORT / "trajectory.png", trajectory, results, shown, {told: limits[shown]}, dpi)
     channels_picture(REPORT / "channels.png", graph.default, found, dpi)
     resources_picture(REPORT / "resources.png", results, costs.table, target, dpi)
-    retrained = {method: read_curves(RETRAIN / method / "curves.csv") for method in methods}
     curves_picture(REPORT / "curves.png", read_curves(SUPERNET / "curves.csv"), retrained, dpi)
     (REPORT / "comparison.csv").write_text(csv_table(comparison))
     (REPORT / "table.md").write_text(markdown_table(comparison))
@@ -97,6 +98,8 @@ def main() -> None:
     rich.print(terminal_table(comparison))
     print(f"Pictures: {REPORT}/trajectory.png, channels.png, resources.png, curves.png.")
     print("Runs: mlflow ui (make ui), or dvc exp show.")
+    if choice := comparison.choice:
+        print("The network ahead on the search split: autoslim export {} --seed {} --to network.pt2".format(*choice))
 
 
 if __name__ == "__main__":

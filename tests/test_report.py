@@ -17,7 +17,7 @@ from scipy import stats
 
 from autoslim.algorithms.latency import Check, LatencyTable, Target
 from autoslim.shell.report import pictures, resource_pictures
-from autoslim.shell.report.curves import over_seeds, read_curves
+from autoslim.shell.report.curves import last_by_seed, over_seeds, read_curves
 from autoslim.shell.report.measured import Measured
 from autoslim.shell.report.pictures import channels_picture, curves_picture, trajectory_picture
 from autoslim.shell.report.resource_pictures import prediction_picture, resources_picture
@@ -106,6 +106,24 @@ def test_a_released_list_has_a_gain_only_at_about_the_baselines_cost():
     assert "released lists have budgets of their own: a gain where they are within 5% of uniform" in markdown_table(
         comparison
     )
+
+
+def test_what_is_ahead_on_the_search_split_is_chosen_whatever_the_test_split_says():
+    behind = dataclasses.replace(AUTOSLIM, search_top1={0: 0.90, 1: 0.91, 2: 0.89})
+    ahead = dataclasses.replace(UNIFORM, search_top1={0: 0.92, 1: 0.88, 2: 0.93})
+    far = dataclasses.replace(result("released/mobilenet_v2-505M", 9_310_000, 1, {3: 0.99}), search_top1={3: 0.99})
+    comparison = compare([far, behind, ahead], **BUDGET)
+    assert comparison.choice == ("uniform", 2)  # of the networks within the budget
+    assert metrics(comparison)["choice"] == {"method": "uniform", "seed": 2}
+    assert "ahead on the search split: uniform, its seed 2 most of all" in markdown_table(comparison)
+    assert compare([behind], **BUDGET).choice == ("autoslim", 1)
+    assert compare([AUTOSLIM, UNIFORM], **BUDGET).choice is None
+    assert "choice" not in metrics(compare([AUTOSLIM, UNIFORM], **BUDGET))
+
+
+def test_a_seeds_last_epoch_counts():
+    curves = {"seed": [4, 4, 9, 9], "epoch": [1, 2, 1, 2], "search_top1": [0.5, 0.4, 0.1, 0.6]}
+    assert last_by_seed(curves, "search_top1") == {4: 0.4, 9: 0.6}
 
 
 def test_a_method_without_seeds_is_refused():

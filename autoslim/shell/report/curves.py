@@ -31,6 +31,12 @@ def read_curves(path: Path) -> dict[str, list[float]]:
     return columns
 
 
+def last_by_seed(curves: Columns, quantity: str) -> dict[int, float]:
+    """Seed -> ``quantity`` at its last epoch."""
+    seeds = (int(seed) for seed in curves["seed"])
+    return dict(zip(seeds, curves[quantity], strict=True))  # in the order of epochs: the last one stays
+
+
 def over_seeds(curves: Columns, quantity: str) -> Band:
     """``quantity`` by epoch over the seeds that have it; an epoch in which none has it is left out."""
     by_epoch: dict[float, list[float]] = defaultdict(list)

@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from statistics import fmean, stdev
 from typing import Any
 
@@ -23,12 +23,13 @@ SAME_COST = 0.05
 @dataclass(frozen=True)
 class Result:
     """A method's retrained network: its costs by resource (latency as predicted, where there is a table), what was
-    measured of them and, seed by seed, its top-1 on the test split (a fraction in [0, 1])."""
+    measured of them and, seed by seed, its top-1 (a fraction in [0, 1]) on the test split and on the search split."""
 
     method: str
     costs: Mapping[str, float]
     top1: Mapping[int, float]
     measured: Measured | None = None
+    search_top1: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
@@ -61,6 +62,17 @@ class Comparison:
     results: tuple[Result, ...]
     gains: Mapping[str, Gain]
     predicted_on: str = ""  # where latency was predicted for another target than it was measured on
+
+    @property
+    def choice(self) -> tuple[str, int] | None:
+        """The method that is ahead on the search split, and its best seed there: a choice that has not seen the test
+        split, and need not be a gain over the baseline. Among methods of the same budget; None where there is no score.
+        """
+        known = [r for r in self.results if r.search_top1 and (r.method in (BASELINE, *self.gains) or not self.gains)]
+        if not known:
+            return None
+        best = max(known, key=lambda result: fmean(result.search_top1.values()))
+        return best.method, max(best.search_top1, key=best.search_top1.__getitem__)
 
 
 def compare(
@@ -175,6 +187,7 @@ def metrics(comparison: Comparison) -> dict[str, Any]:
         **{f"budget_{resource}": limit for resource, limit in comparison.limits.items()},
         **{result.method: _numbers(result) for result in comparison.results},
         "gain": {method: _gain_numbers(found) for method, found in comparison.gains.items()},
+        **({"choice": dict(zip(("method", "seed"), choice, strict=True))} if (choice := comparison.choice) else {}),
     }
 
 
@@ -247,6 +260,8 @@ def _caption(comparison: Comparison) -> str:
     text = "one seed: no spread and no interval" if seeds == [1] else f"mean ± std over {count}"
     if any(found.interval for found in comparison.gains.values()):
         text += "; in brackets the 95 % interval of the gain over seeds (Welch)"
+    if choice := comparison.choice:
+        text += f"; ahead on the search split: {choice[0]}, its seed {choice[1]} most of all"
     if _measured(comparison):
         text += "; latency is the median ± half the distance of the quartiles"
     if comparison.predicted_on:
