@@ -7,10 +7,10 @@ import typer
 
 from autoslim.algorithms.allocation import allocate
 from autoslim.algorithms.resources import Costs
-from autoslim.engine.artifacts import Allocation, Asked, load_supernet
+from autoslim.engine.artifacts import Allocation, Asked, load_supernet, write_start
 from autoslim.engine.data import PreparedData
 from autoslim.engine.data.info import read_info
-from autoslim.engine.starting import subnets_of, write_start
+from autoslim.engine.starting import subnets_of
 from autoslim.engine.trajectory import read_trajectory
 from autoslim.networks.released import released_method
 from autoslim.shell.assembly import machine, traced_network
@@ -50,7 +50,7 @@ def main() -> None:
         # Latency is left to the report: a table measured again must not retrain the same channels.
         taken = Costs(graph).all(channels)
         Allocation(method, channels, taken).write(CHANNELS)
-        write_start(CHANNELS / f"{method}.safetensors", None if cut is None else cut(channels))
+        write_start(CHANNELS, method, None if cut is None else cut(channels))
         asked[method] = Asked(write_budgets(budgets), ", ".join(budgets))
     Asked.write(CHANNELS, asked)
 

@@ -11,7 +11,7 @@ import typer
 from autoslim.algorithms.resources import Costs
 from autoslim.engine.checkpoints import write_json
 from autoslim.engine.data.info import read_info
-from autoslim.shell.assembly import traced_network
+from autoslim.shell.assembly import span, traced_network
 from autoslim.shell.checks import check_kernels, check_reach, check_runs, check_table, check_trusted
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.params import load_params
@@ -33,7 +33,7 @@ def main() -> None:
     if params.latency.table is not None:
         check_table(params.latency.table)
         table = read_table(Path(params.latency.table))
-        check_kernels(table, network, graph)
+        check_kernels(table, network, graph, span(params.supernet).grid(graph))
     elif "latency" in params.budgets:
         table = measured_table(params, network, graph)
         check_trusted(table)

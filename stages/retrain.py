@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from autoslim.engine.artifacts import Allocation, Asked, load_weights
+from autoslim.engine.artifacts import Allocation, Asked, load_weights, start_file
 from autoslim.engine.checkpoints import write_json
 from autoslim.engine.data import PreparedData, eval_batches
 from autoslim.engine.retraining import over_seeds, retrain
@@ -38,7 +38,7 @@ def main(
     asked = params.retrain
     folder = RETRAIN / method
     weights = folder / "weights"
-    start = CHANNELS / f"{method}.safetensors"
+    start = start_file(CHANNELS, method)
     kept = checkpoints(
         f"retrain-{method.replace('/', '-')}",
         *inputs(params.model, PREPARED),

@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 import pytest
+import torch
 from specimens import specimen
 
+from autoslim import trace
 from autoslim.algorithms.allocation import allocate, from_trajectory, uniform
 from autoslim.algorithms.resources import Costs
+from autoslim.networks.zoo import mobilenet_v2
 from autoslim.vocabulary.channels import ChannelGroup
 from autoslim.vocabulary.errors import UserError
 
@@ -90,6 +93,17 @@ def test_uniform_where_less_may_take_longer() -> None:
     assert all(count % 8 == 0 for count in found.values())
     assert uniform(groups_of({"a": (12, 1)}), lambda _: True, 1.0, 8) == {"a": 16}
     assert uniform(groups_of({"a": (12, 1)}), lambda _: True, 1.0, 8, between={"a": (1, 12)}) == {"a": 12}
+
+
+def test_uniform_has_no_more_channels_than_the_supernet() -> None:
+    """Whose groups are rounded, each by itself: one width multiplier is not the most of all of them."""
+    network = mobilenet_v2(stem=12, stages=((1, 8, 1, 1), (4, 12, 2, 2)), tail=36)
+    graph = trace(network, torch.empty(1, 3, 8, 8))
+    widest = graph.scaled(1.25, 8)
+    assert len({widest[name] / group.size for name, group in graph.groups.items()}) > 1
+    for budget in (graph.macs(widest), 0.97 * graph.macs(widest)):
+        found = allocate("uniform", Costs(graph), [widest], {"macs": budget})
+        assert all(found[name] <= most for name, most in widest.items())
 
 
 def test_uniform_stays_where_latency_was_measured() -> None:

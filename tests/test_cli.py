@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +88,11 @@ def test_help_needs_neither_torch_nor_mlflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_help_comes_at_once() -> None:
+def test_help_names_the_commands() -> None:
     command = [str(Path(sys.executable).with_name("autoslim")), "--help"]
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        seconds.append(time.perf_counter() - start)
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name in ("profile", "check", "trajectory", "compare", "evaluate", "export", "estimate", "stage", "latency"):
         assert re.search(rf"\b{name}\b", said)
-    assert min(seconds) < 2  # about 0.6 s; others may be using the machine
 
 
 @pytest.mark.parametrize(

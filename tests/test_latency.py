@@ -185,6 +185,39 @@ def test_kernels_of_an_awkward_network(batch: int) -> None:
     assert () in {reading.shape for kernel in kernels for reading in kernel.reads}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"conv": nn.Conv2d(8, 8, 3, padding=2, dilation=2)},
+        {"pool": nn.MaxPool2d(5, 1, 2)},
+        {"window": 5},
+        {"attention": nn.MultiheadAttention(8, 4)},
+        {"act": nn.GELU()},
+    ],
+)
+def test_the_work_of_kernels_tells_networks_of_the_same_groups_apart(change: dict[str, Any]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.conv, self.act = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()
+            self.pool, self.attention, self.window = nn.MaxPool2d(3, 1, 1), nn.MultiheadAttention(8, 2), 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.pool(self.act(self.conv(self.first(x))))
+            x = nn.functional.max_pool2d(x, self.window, 1, self.window // 2)
+            tokens = x.flatten(2).permute(2, 0, 1)
+            return self.attention(tokens, tokens, tokens)[0].mean(0)
+
+    def work(network: nn.Module) -> list[str]:
+        return [kernel.work for kernel in find_kernels(network, trace(network, torch.empty(1, 3, 8, 8)))]
+
+    other = Net()
+    for name, value in change.items():
+        setattr(other, name, value)
+    assert work(Net()) == work(Net())
+    assert work(other) != work(Net())
+
+
 def test_a_network_that_runs_on_one_image_alone() -> None:
     class One(nn.Module):
         def __init__(self) -> None:
@@ -259,21 +292,21 @@ def test_prediction_is_bilinear_within_and_beyond_what_was_measured() -> None:
         return 2 + 0.5 * i + 0.25 * o + 0.125 * i * o
 
     rows, columns = (4, 8, 16), (2, 6)
-    kernel = KernelTimes(("a",), ("b",), rows, columns, tuple(tuple(time(i, o) for o in columns) for i in rows))
+    kernel = KernelTimes(("a",), ("b",), rows, columns, tuple(tuple(time(i, o) for o in columns) for i in rows), "")
     for i, o in itertools.product(range(1, 30), range(1, 12)):
         assert kernel.predict({"a": i, "b": o, "c": 7}) == pytest.approx(time(i, o))
-    joint = KernelTimes((), ("a", "b"), (0,), (10, 20, 40), ((1.0, 3.0, 5.0),))
+    joint = KernelTimes((), ("a", "b"), (0,), (10, 20, 40), ((1.0, 3.0, 5.0),), "")
     assert [joint.predict({"a": n, "b": 10}) for n in (0, 5, 10, 20, 30)] == pytest.approx([1, 2, 3, 4, 5])
-    assert KernelTimes((), (), (0,), (0,), ((0.5,),)).predict({"a": 3}) == 0.5
-    assert KernelTimes((), ("a",), (0,), (10, 20), ((1.0, 9.0),)).predict({"a": 2}) == 0  # never less
+    assert KernelTimes((), (), (0,), (0,), ((0.5,),), "").predict({"a": 3}) == 0.5
+    assert KernelTimes((), ("a",), (0,), (10, 20), ((1.0, 9.0),), "").predict({"a": 2}) == 0  # never less
 
 
 def test_a_networks_latency_is_the_line_of_its_kernels_sum() -> None:
     _, graph = small()
     group = next(iter(graph.groups))
     kernels = {
-        "one": KernelTimes((), (group,), (0,), (0, 10), ((1.0, 2.0),)),
-        "two": KernelTimes((), (), (0,), (0,), ((4.0,),)),
+        "one": KernelTimes((), (group,), (0,), (0, 10), ((1.0, 2.0),), ""),
+        "two": KernelTimes((), (), (0,), (0,), ((4.0,),), ""),
     }
     costs = Costs(graph, table_of(graph, kernels, slope=2.0, intercept=0.5))
     channels = {**graph.default, group: 20}
@@ -313,6 +346,11 @@ def test_what_several_limits_lower() -> None:
 DAMAGES: list[tuple[tuple[str, ...], Any]] = [
     (("slope",), -1.0),
     (("intercept",), float("nan")),
+    (("intercept",), -100.0),
+    (("default", "features.0.0"), "2"),
+    (("kernels", "one", "output_sizes"), ["1", "2"]),
+    (("kernels", "one", "_known"), []),
+    (("check", "rank_correlation"), 2.0),
     (("kernels", "one", "ms"), [[1.0]]),
     (("kernels", "one", "ms"), [[1.0, 2.0], [1.0, 2.0]]),
     (("kernels", "one", "ms"), [[1.0, -2.0]]),
@@ -328,7 +366,7 @@ DAMAGES: list[tuple[tuple[str, ...], Any]] = [
 
 def test_a_table_survives_its_file() -> None:
     _, graph = small()
-    kernels = {"one": KernelTimes((), ("features.0.0",), (0,), (1, 2), ((1.0, 2.0),))}
+    kernels = {"one": KernelTimes((), ("features.0.0",), (0,), (1, 2), ((1.0, 2.0),), "work")}
     check = Check((1.0, 2.0), (1.5, 2.5), 0.1, 0.2, 1.0)
     table = table_of(graph, kernels, slope=1.5, intercept=-0.5, check=check)
     again = LatencyTable.from_dict(json.loads(json.dumps(table.to_dict())), "table.json")
@@ -366,8 +404,9 @@ def test_the_line_and_the_errors_are_those_of_closed_forms() -> None:
     assert checked_against([2.0, 1.0, 3.0], [1.0, 2.0, 3.0]).rank_correlation == pytest.approx(0.5)
 
 
-def test_equal_predictions_rank_nothing() -> None:
+def test_equal_times_rank_nothing() -> None:
     assert checked_against([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]).rank_correlation == 0
+    assert checked_against([1.0, 2.0, 3.0], [1.0, 1.0, 1.0]).rank_correlation == 0
 
 
 def test_random_configurations_lie_on_the_grid_from_end_to_end() -> None:
@@ -467,6 +506,18 @@ def test_what_runtimes_do_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
         prepared(Unknown(), [torch.rand(1, 3, 4, 4)], dataclasses.replace(TARGET, runtime="onnxruntime"))
     assert "\x1b" not in str(told.value)
     assert "linalg_eig" in str(told.value)  # what failed, and no banner
+
+
+def test_what_onnx_runtime_fails_on_is_told_where_it_is_prepared() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+
+    class Beyond(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :, (x[0, 0, 0, 0] + 100).long()]
+
+    with pytest.raises(UserError, match=r"ONNX Runtime cannot run this network \("):
+        prepared(Beyond(), [torch.zeros(1, 3, 4, 4)], dataclasses.replace(TARGET, runtime="onnxruntime"))
 
 
 def test_measuring_leaves_torchs_threads_as_they_were() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_project import change_params, finished_project, mistake, stage, start_project
 from test_cli import facts, printed, refused, table
 from tiny import tiny_params
@@ -50,11 +51,11 @@ def tiny_graph() -> ChannelGraph:
 def made(graph: ChannelGraph, network: nn.Module | None = None, **changes: Any) -> LatencyTable:
     """A table in which every group takes 0.1 ms a channel, and the network 1 ms besides; with ``network``'s kernels."""
     kernels = {
-        f"kernel_{number}": KernelTimes((), (name,), (0,), (0, 10), ((0.0, 1.0),))
+        f"kernel_{number}": KernelTimes((), (name,), (0,), (0, 1000), ((0.0, 100.0),), "work")
         for number, name in enumerate(graph.groups)
     }
     if network is not None:
-        times = itertools.chain(kernels.values(), itertools.repeat(KernelTimes((), (), (0,), (0,), ((0.0,),))))
+        times = itertools.chain(kernels.values(), itertools.repeat(KernelTimes((), (), (0,), (0,), ((0.0,),), "work")))
         found = find_kernels(network, graph)
         kernels = {k.name: dataclasses.replace(t, work=k.work) for k, t in zip(found, times, strict=False)}
     values = {"check": CHECK, "slope": 1.0, "intercept": 1.0, "target": TARGET} | changes
@@ -259,6 +260,13 @@ def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None
         f"the latency table is of another network (a network) than this one: at {first} it has Conv2d"
     )
     assert "8x1x3x3 of 1x1x8x8" in told
+    narrow = dataclasses.replace(other.kernels[first], output_sizes=(2, 3))
+    write(project / "phone.json", dataclasses.replace(other, kernels={**other.kernels, first: narrow}))
+    told = refused("check")
+    assert told.startswith(
+        "the latency table was measured at 2 to 3 channels of features.0.0, and the search goes from 4 "
+    )
+    assert "set supernet.width and supernet.grid as they were" in told
     Path("phone.json").unlink()
     assert refused("check").startswith(
         "latency.table 'phone.json' is not there; make it with `autoslim latency measure"
@@ -271,14 +279,14 @@ def test_check_takes_what_the_stage_measured_where_it_is_still_asked_for(project
         device=torch.device("cpu"), runtime="eager", threads=1, batch=1, precision="fp32", channels_last=False
     )
     here = dataclasses.replace(here, versions="torch 1")  # an upgrade makes no other machine
-    write(project / "outputs/resources/latency.json", made(graph, target=here))
+    write(project / "outputs/resources/latency.json", made(graph, tiny_network(), target=here))
     change_params(project, {"resource": "latency", "budget": "60%"})
     assert facts(printed("check"))["budget"].startswith("60%: at most ")
     for changes in ({"threads": 2}, {"batch": 4}, {"channels_last": True}):
         change_params(project, {"resource": "latency", "budget": "60%", "latency": changes})
         assert facts(printed("check"))["budget"].startswith("60%: not checked: latency is not measured yet")
     elsewhere = dataclasses.replace(here, machine="a phone")
-    write(project / "outputs/resources/latency.json", made(graph, target=elsewhere))
+    write(project / "outputs/resources/latency.json", made(graph, tiny_network(), target=elsewhere))
     change_params(project, {"resource": "latency", "budget": "60%"})
     assert facts(printed("check"))["budget"].startswith("60%: not checked: latency is not measured yet")
     model = {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}
@@ -356,12 +364,14 @@ def test_a_runtime_that_cannot_run_the_network_is_told_before_training(
 
     monkeypatch.setattr(torch, "compile", compiled)
     change_params(project, {"latency": {"runtime": "compile"}})
+    assert refused("check").startswith("torch.compile cannot run this network here (no such operator)")
     assert mistake("resources").startswith("torch.compile cannot run this network here (no such operator)")
 
 
 def test_check_knows_networks_that_latency_cannot_take_apart(project: Path) -> None:
     Path("net.py").write_text(
-        """from torch import Tensor, nn
+        """from safetensors.torch import load_file
+from torch import Tensor, nn
 class Net(nn.Sequential):
     def __init__(self, num_classes=10):
         super().__init__(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, num_classes))
@@ -383,3 +393,28 @@ def test_the_same_channels_for_another_budget_are_the_same_file(project: Path) -
     stage("allocate")
     assert Path("outputs/channels/uniform.json").read_bytes() == before
     assert json.loads(Path("outputs/channels/budgets.json").read_text())["uniform"]["budget"] == str(macs)
+
+
+def test_retraining_starts_from_the_supernet_through_the_stages(project: Path) -> None:
+    """With next to no learning rate the networks that come out are those that allocate cut out of the supernet."""
+    retrain = {"start": "supernet", "seeds": [0], "optimiser": {"learning_rate": 1e-30}}
+    change_params(project, {"retrain": retrain})
+    stage("allocate")
+    wide = load_file("outputs/supernet/weights.safetensors")
+    for method in ("uniform", "autoslim"):
+        stage("retrain", method)
+        start = load_file(f"outputs/channels/{method}.safetensors")
+        end = load_file(f"outputs/retrain/{method}/weights/seed-0.safetensors")
+        assert start.keys() == end.keys()
+        for name, value in start.items():
+            if "running" not in name and "num_batches" not in name:
+                assert torch.allclose(value, end[name], rtol=0, atol=1e-20)
+                assert torch.equal(value, wide[name][tuple(slice(size) for size in value.shape)])
+    Path("outputs/channels/uniform.safetensors").unlink()
+    told = mistake("retrain", "uniform")
+    assert told.startswith(
+        "what method 'uniform' starts from is not there (outputs/channels/uniform.safetensors); run "
+    )
+    change_params(project, {})
+    stage("allocate")
+    assert load_file("outputs/channels/uniform.safetensors") == {}  # new weights

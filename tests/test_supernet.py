@@ -305,7 +305,7 @@ def test_switching_takes_microseconds(supernet: Supernet) -> None:
 
 def test_selecting_what_does_not_fit(supernet: Supernet) -> None:
     before = dict(supernet.selected)
-    with pytest.raises(UserError, match=r"group conv1 has at most 16 channels in this supernet, not 17; select fewer"):
+    with pytest.raises(UserError, match=r"group conv1 has at most 16 channels in this supernet, not 17; take fewer"):
         supernet.select(supernet.widest | {"conv1": 17})
     with pytest.raises(UserError, match=r"channels of group conv1 are 0; they must be a positive multiple of 1"):
         supernet.select(supernet.widest | {"conv1": 0})

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from autoslim import resize
 from autoslim.engine import training
-from autoslim.engine.artifacts import load_weights
+from autoslim.engine.artifacts import load_weights, start_file, write_start
 from autoslim.engine.checkpoints import Checkpoints, file_digest, run_key, write_atomically, write_json
 from autoslim.engine.chunks import even_chunk, search_chunks
 from autoslim.engine.data import PreparedData
@@ -27,7 +27,7 @@ from autoslim.engine.evaluation import evaluate
 from autoslim.engine.optimisation import learning_rate_at, sgd
 from autoslim.engine.retraining import retrain, retrained_top1
 from autoslim.engine.runtime import autocast
-from autoslim.engine.starting import subnets_of, write_start
+from autoslim.engine.starting import subnets_of
 from autoslim.engine.supernet_training import first_supernet, train_supernet
 from autoslim.engine.training import Plan, Row, label_step, train, write_rows
 from autoslim.networks.initialisation import initialise
@@ -430,13 +430,22 @@ def test_a_network_cut_from_the_supernet_computes_what_the_supernet_does(data: P
         torch.testing.assert_close(cut.eval()(images), supernet(images), rtol=4 / count, atol=0.02)
 
 
+def test_a_network_wider_than_the_supernet_is_not_cut_out_of_it() -> None:
+    network, graph = small_network()
+    supernet = first_supernet(network, graph, graph.default, 0, trained=False)
+    name = next(iter(graph.groups))
+    wider = {**graph.default, name: graph.default[name] + 1}
+    with pytest.raises(UserError, match=f"group {name} has at most {graph.default[name]} channels in this supernet"):
+        supernet.extract(wider)
+
+
 def test_retraining_starts_from_the_weights_it_is_given(tmp_path: Path, data: PreparedData) -> None:
     """With next to no learning rate they are what comes out, whatever the seed."""
     network, graph = small_network()
     channels = graph.scaled(0.75, 2)
     given = resize(network, graph, channels)
     initialise(given, 7)
-    write_start(tmp_path / "start.safetensors", given)
+    write_start(tmp_path, "start", given)
     retrain(
         network,
         graph,
@@ -445,7 +454,7 @@ def test_retraining_starts_from_the_weights_it_is_given(tmp_path: Path, data: Pr
         dataclasses.replace(recipe(), learning_rate=1e-30),
         machine(),
         seeds=[0, 1],
-        start=tmp_path / "start.safetensors",
+        start=start_file(tmp_path, "start"),
         label="test",
         folder=tmp_path,
         checkpoints=Checkpoints(tmp_path, "run", "key"),
@@ -455,7 +464,7 @@ def test_retraining_starts_from_the_weights_it_is_given(tmp_path: Path, data: Pr
         load_weights(network := resize(network, graph, channels), tmp_path / f"seed-{seed}.safetensors")
         for name, parameter in given.named_parameters():
             assert torch.allclose(parameter, network.get_parameter(name), rtol=0, atol=1e-20)
-    write_start(tmp_path / "nothing.safetensors", None)
+    write_start(tmp_path, "nothing", None)
     assert load_file(tmp_path / "nothing.safetensors") == {}
 
 

@@ -51,10 +51,12 @@ def allocate(
 
     if method == "autoslim":
         return from_trajectory(configurations, holds)
+    least = narrowest or {}
     widest = max(configurations[0][name] / group.size for name, group in graph.groups.items())
+    most = configurations[0]  # rounded, so that one width multiplier is not the most of every group
     if "latency" not in limits:
-        return uniform(graph.groups, holds, widest)
-    between = {name: ((narrowest or {}).get(name, 1), most) for name, most in configurations[0].items()}
+        return uniform(graph.groups, holds, widest, between={name: (1, count) for name, count in most.items()})
+    between = {name: (least.get(name, 1), count) for name, count in most.items()}
     return uniform(graph.groups, holds, widest, divisor, between=between, monotone=False)
 
 
@@ -86,7 +88,8 @@ def uniform(
     knows nothing of numbers between the grid's, and odd numbers are slow: there it is the grid's divisor.
 
     Args:
-        between: the least and the most channels of each group: rounding to the divisor may go beyond what was measured.
+        between: the least and the most channels of each group, beyond which rounding may go: those of the supernet, or
+            those that were measured.
         monotone: what is limited does not fall as the width grows; without that (latency) every width is tried.
 
     Raises:

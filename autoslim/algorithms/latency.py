@@ -32,8 +32,8 @@ class KernelTimes:
     input_sizes: tuple[int, ...]
     output_sizes: tuple[int, ...]
     ms: tuple[tuple[float, ...], ...]
-    work: str = ""
-    _known: dict[tuple[int, int], float] = field(default_factory=dict, repr=False, compare=False)
+    work: str
+    _known: dict[tuple[int, int], float] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raises:
@@ -47,7 +47,7 @@ class KernelTimes:
         if [len(row) for row in self.ms] != [len(self.output_sizes)] * len(self.input_sizes) or not self.ms[0]:
             raise ValueError(f"{len(self.input_sizes)} x {len(self.output_sizes)} sizes have other numbers of times")
         if not all(0 <= ms < math.inf for row in self.ms for ms in row):
-            raise ValueError("a kernel's time is not a positive number")
+            raise ValueError("a kernel's time is no number of milliseconds")
 
     def predict(self, channels: Mapping[str, int]) -> float:
         """Milliseconds: bilinear between the sizes measured, and beyond them as between the last two; never below 0."""
@@ -110,7 +110,8 @@ class Check:
         ValueError: these are no such figures.
         """
         figures = (*self.predicted, *self.measured, self.median_error, self.error_95, self.rank_correlation)
-        if len(self.predicted) != len(self.measured) or not self.measured or not all(map(math.isfinite, figures)):
+        known = all(map(math.isfinite, figures)) and abs(self.rank_correlation) <= 1 + 1e-9
+        if len(self.predicted) != len(self.measured) or not self.measured or not known:
             raise ValueError("the check's figures are not those of networks predicted and measured")
 
     @property
@@ -198,6 +199,8 @@ class LatencyTable:
                 check=None if check is None else Check(**{k: _frozen(v) for k, v in check.items()}),
             )
             table.summary()  # which reads the target and the check
+            if not 0 < table.predict(table.default) < math.inf:
+                raise ValueError("the default network takes no time")
             return table
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise UserError(

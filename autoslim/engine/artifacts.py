@@ -158,10 +158,34 @@ class Asked:
         path = folder / "budgets.json"
         if not path.exists():
             raise UserError(f"there are no budgets at {path}; run `dvc repro allocate`")
+        known = read_json(path, "allocate")
+        if method not in known:
+            raise UserError(f"the channels of method {method!r} are not of the last budget; run `dvc repro allocate`")
         try:
-            return cls(**read_json(path, "allocate")[method])
-        except (KeyError, TypeError) as error:
+            return cls(**known[method])
+        except TypeError as error:
             raise UserError(f"{path} is damaged ({first_line(error)}); run `dvc repro allocate` again") from error
+
+
+def write_start(folder: Path, method: str, network: nn.Module | None) -> None:
+    """Writes the weights that a retraining starts from; for new ones, a file that holds none: DVC looks for it."""
+    path = folder / f"{method}.safetensors"
+    if network is None:
+        write_atomically(path, lambda to: save_file({}, to))
+    else:
+        save_weights(network, path)
+
+
+def start_file(folder: Path, method: str) -> Path:
+    """What ``write_start`` wrote.
+
+    Raises:
+        UserError: it did not.
+    """
+    path = folder / f"{method}.safetensors"
+    if not path.exists():
+        raise UserError(f"what method {method!r} starts from is not there ({path}); run `dvc repro allocate`")
+    return path
 
 
 def read_json(path: Path, stage: str) -> dict[str, Any]:

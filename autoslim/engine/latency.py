@@ -193,14 +193,14 @@ def fitted_line(sums: Sequence[float], measured: Sequence[float]) -> tuple[float
 
 
 def checked_against(predicted: Sequence[float], measured: Sequence[float]) -> Check:
-    """The errors of predictions, and Spearman's rank correlation (0 where all predictions are one)."""
+    """The errors of predictions, and Spearman's rank correlation (0 where either are all the same)."""
     errors = np.abs(np.asarray(predicted) / np.asarray(measured) - 1)
     return Check(
         tuple(predicted),
         tuple(measured),
         float(np.median(errors)),
         float(np.quantile(errors, 0.95)),
-        float(spearmanr(predicted, measured).statistic) if len(set(predicted)) > 1 else 0.0,
+        float(spearmanr(predicted, measured).statistic) if min(len({*predicted}), len({*measured})) > 1 else 0.0,
     )
 
 

@@ -95,6 +95,7 @@ def _in_onnxruntime(network: nn.Module, inputs: Sequence[Tensor], threads: int) 
             program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         fed = {given.name: value.numpy() for given, value in zip(session.get_inputs(), inputs, strict=True)}
+        session.run(None, fed)
     except Exception as error:  # the exporter's and the runtime's own kinds
         # The exporter's own message is a banner; what it failed on is the cause.
         reason = _COLOURS.sub("", first_line(error.__cause__ or error))

@@ -1,14 +1,10 @@
-"""What a retraining starts from, where that is the supernet's weights."""
+"""Networks cut out of the supernet, for retraining to start from."""
 
 from collections.abc import Callable
-from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import nn
 
 from autoslim.algorithms.recalibration import recalibrate
-from autoslim.engine.artifacts import save_weights
-from autoslim.engine.checkpoints import write_atomically
 from autoslim.engine.chunks import search_chunks
 from autoslim.engine.data import PreparedData
 from autoslim.engine.runtime import Machine, to_device
@@ -32,11 +28,3 @@ def subnets_of(
         return network
 
     return cut
-
-
-def write_start(path: Path, network: nn.Module | None) -> None:
-    """Writes the weights that a retraining starts from; for new ones, a file that holds none: DVC looks for it."""
-    if network is None:
-        write_atomically(path, lambda to: save_file({}, to))
-    else:
-        save_weights(network, path)

@@ -15,13 +15,14 @@ from autoslim.networks.copying import on_meta, zeroed
 from autoslim.networks.graph import ChannelGraph
 from autoslim.networks.resizing import resize
 from autoslim.networks.tracing import operations as kinds
-from autoslim.networks.tracing.carrying import operation
+from autoslim.networks.tracing.carrying import leaves, operation
 from autoslim.networks.tracing.locality import overwritten
 from autoslim.networks.tracing.shapes import GraphRunner, for_shapes
 from autoslim.networks.tracing.symbolic import symbolic_graph
 from autoslim.vocabulary.errors import UserError, first_line
 
 _FOLLOWING = kinds.ELEMENTWISE | kinds.MOVEMENT | kinds.PASSING | kinds.FUNCTIONAL_NORMS
+_SETTINGS = ("kernel_size", "stride", "padding", "dilation", "groups", "output_size", "scale_factor", "num_heads")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _FOLLOWING_MODULES = (*kinds.NORMALISATIONS, *kinds.MOVEMENT_MODULES, nn.Identity, nn.modules.dropout._DropoutNd)
 
@@ -69,14 +70,18 @@ class Kernel:
     def work(self) -> str:
         """What it does and reads in the network as traced, in words that torch's versions share."""
         modules = dict(self.module.named_modules())
-        done = [
-            type(modules[str(node.target)]).__name__ if node.op == "call_module" else operation(node)
-            for node in self.module.graph.nodes
-            if node.op.startswith("call_")
-        ]
+        done = []
+        for node in self.module.graph.nodes:
+            if node.op == "call_module":
+                module = modules[str(node.target)]
+                settings = {name: getattr(module, name) for name in _SETTINGS if hasattr(module, name)}
+                done.append(type(module).__name__ + "".join(f" {name} {value}" for name, value in settings.items()))
+            elif node.op.startswith("call_"):
+                told = [repr(value) for value in leaves((node.args, node.kwargs)) if isinstance(value, int | float)]
+                done.append(" ".join([operation(node), *told]))
         weights = ["x".join(map(str, value.shape)) for value in self.module.parameters() if value.dim() > 1]
         images = ["x".join(map(str, reading.shape)) or "number" for reading in self.reads]
-        return f"{' '.join([*done, *weights])} of {', '.join(images) or 'nothing'}"
+        return f"{', '.join(done)} {' '.join(weights)} of {', '.join(images) or 'nothing'}"
 
 
 def find_kernels(network: nn.Module, graph: ChannelGraph, batch: int = 1) -> list[Kernel]:
@@ -138,9 +143,9 @@ def _shapes(
         with for_shapes(torch.device(device)):
             runner.run(torch.zeros(batch, *graph.input_shape, dtype=number_format))
     except Exception as error:  # whatever the user's code raises
+        remedy = "mend the network" if batch == 1 else "measure latency with latency.batch 1, or mend the network"
         raise UserError(
-            f"{type(network).__name__} does not run on a batch of {batch} images ({first_line(error)}); set "
-            "latency.batch to 1, or mend the network"
+            f"{type(network).__name__} does not run on a batch of {batch} images ({first_line(error)}); {remedy}"
         ) from error
     return runner.found
 

@@ -76,11 +76,7 @@ class Supernet(nn.Module):
             self.graph.check(channels)
         for name in changed:
             if not 0 < channels[name] <= self.widest[name] or channels[name] % self.graph.groups[name].unit:
-                self.graph.check(channels)
-                raise UserError(
-                    f"group {name} has at most {self.widest[name]} channels in this supernet, not {channels[name]}; "
-                    "select fewer or make a wider supernet"
-                )
+                self._refuse(channels)
         self.selected.update((name, channels[name]) for name in changed)
         shadows = {id(shadow): shadow for name in changed for shadow in self._shadows[name]}
         with torch.enable_grad():
@@ -100,7 +96,12 @@ class Supernet(nn.Module):
 
         Its running statistics are fresh: recalibrate them (``algorithms.recalibration``) before evaluation. It shares
         no memory with the supernet.
+
+        Raises:
+            UserError: ``channels`` does not fit the graph, or a group is wider than in this supernet.
         """
+        if any(channels.get(name, 0) > most for name, most in self.widest.items()):
+            self._refuse(channels)
         shared = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
         whole = copy_with(self._plain[0], lambda name, tensor: shared.get(name, tensor))
         cut = resize(whole, self.graph, channels)
@@ -108,6 +109,14 @@ class Supernet(nn.Module):
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
         return cut.train(self.network.training)
+
+    def _refuse(self, channels: Mapping[str, int]) -> None:
+        self.graph.check(channels)
+        name = next(name for name, most in self.widest.items() if channels[name] > most)
+        raise UserError(
+            f"group {name} has at most {self.widest[name]} channels in this supernet, not {channels[name]}; "
+            "take fewer or make a wider supernet"
+        )
 
     def _apply(self, *args: Any, **kwargs: Any) -> "Supernet":
         selected = dict(self.selected)

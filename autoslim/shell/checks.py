@@ -1,6 +1,6 @@
 """Checks of the parameters against the network and the data. They say no or nothing: no number depends on them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -110,11 +110,13 @@ def check_table(table: str) -> None:
     _check_watched("latency.table", table, ("resources",))
 
 
-def check_kernels(table: LatencyTable, network: nn.Module, graph: ChannelGraph) -> None:
-    """The latency table was measured with this network's kernels: the same groups may do other work.
+def check_kernels(
+    table: LatencyTable, network: nn.Module, graph: ChannelGraph, grid: Mapping[str, Sequence[int]]
+) -> None:
+    """The latency table was measured with this network's kernels, over all of the search's channel numbers.
 
     Raises:
-        UserError: it was not, or the network has none.
+        UserError: it was not (the same groups may do other work), or the network has none.
     """
     Costs(graph, table)
     here = {kernel.name: kernel.work for kernel in find_kernels(network, graph, table.target.batch)}
@@ -126,6 +128,15 @@ def check_kernels(table: LatencyTable, network: nn.Module, graph: ChannelGraph) 
                 f"{there.get(name, 'nothing')}, and this one {here.get(name, 'nothing')}; measure this one with "
                 "`autoslim latency measure`"
             )
+    for times in table.kernels.values():
+        for groups, sizes in ((times.inputs, times.input_sizes), (times.outputs, times.output_sizes)):
+            low, high = (sum(grid[group][end] for group in groups) for end in (-1, 0))
+            if not sizes[0] <= low <= high <= sizes[-1]:
+                raise UserError(
+                    f"the latency table was measured at {sizes[0]} to {sizes[-1]} channels of {' and '.join(groups)}, "
+                    f"and the search goes from {low} to {high}; measure it again with `autoslim latency measure`, or "
+                    "set supernet.width and supernet.grid as they were"
+                )
 
 
 def check_runs(network: nn.Module, graph: ChannelGraph, target: Target) -> None:

@@ -76,10 +76,11 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
     from autoslim.algorithms.resources import Costs
     from autoslim.networks.kernels import find_kernels
     from autoslim.shell.assembly import traced_network
-    from autoslim.shell.checks import check_reach
+    from autoslim.shell.checks import check_reach, check_runs
 
     network, graph = traced_network(params.model, info)
-    table = known_table(params, network, graph, target)
+    check_runs(network, graph, target)
+    table = known_table(params, network, graph)
     if table is None and "latency" in params.budgets:
         find_kernels(network, graph, target.batch)
     costs, reaches = Costs(graph, table), check_reach(params, graph, table)
@@ -116,9 +117,7 @@ def _comes_to(reach: "Reach") -> str:
     return f"at most {reach.amount(reach.budget)}, {share}"
 
 
-def known_table(
-    params: "Params", network: "nn.Module", graph: "ChannelGraph", target: "Target"
-) -> "LatencyTable | None":
+def known_table(params: "Params", network: "nn.Module", graph: "ChannelGraph") -> "LatencyTable | None":
     """The latency table of ``graph`` that ``latency.table`` names, or that the stage ``resources`` wrote.
 
     None where neither is there, and where what the stage wrote is of another network, or measured elsewhere or in
@@ -127,20 +126,25 @@ def known_table(
     Raises:
         UserError: ``latency.table`` cannot be read, or is of another network.
     """
+    from autoslim.shell.assembly import span
     from autoslim.shell.checks import check_kernels
     from autoslim.shell.places import RESOURCES
     from autoslim.shell.resources import load_costs
-    from autoslim.shell.targets import read_table
+    from autoslim.shell.targets import latency_target, read_table
 
-    asked = params.latency
+    asked, grid = params.latency, span(params.supernet).grid(graph)
     if asked.table is not None:
         table = read_table(Path(asked.table))
-        check_kernels(table, network, graph)
+        check_kernels(table, network, graph, grid)
         return table
     if not (RESOURCES / "latency.json").is_file():
         return None
     try:
         made = load_costs(graph).table
+        if made is None:
+            return None
+        check_kernels(made, network, graph, grid)
     except UserError:
         return None
-    return made if made is not None and dataclasses.replace(made.target, versions=target.versions) == target else None
+    target = latency_target(asked)
+    return made if dataclasses.replace(made.target, versions=target.versions) == target else None

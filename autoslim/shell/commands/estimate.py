@@ -116,10 +116,9 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     from autoslim.shell.checks import check_reach
     from autoslim.shell.estimating import Sizes, plan
     from autoslim.shell.rehearsing import Rehearsal
-    from autoslim.shell.targets import latency_target
 
     network, graph = traced_network(params.model, info)
-    costs = Costs(graph, known_table(params, network, graph, latency_target(params.latency)))
+    costs = Costs(graph, known_table(params, network, graph))
     check_reach(params, graph, costs.table)
     levels = span(params.supernet).grid(graph)
     counts = info.counts
