@@ -17,7 +17,16 @@ from autoslim.networks.resizing import resize
 
 torch.set_num_threads(1)  # on such small images, more wait for one another
 
-MAIN = ("mobilenet_v2", "resnet18", "resnet34", "resnet50", "cifar_mobilenet_v2", "cifar_resnet18", "cifar_resnet50")
+MAIN = (
+    "mobilenet_v2",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "cifar_mobilenet_v2",
+    "cifar_resnet18",
+    "cifar_resnet50",
+    "cifar_resnet20",
+)
 """What the issue names; all other torchvision networks here stand for a kind of operation."""
 OTHERS = (
     "mobilenet_v1",
@@ -40,6 +49,7 @@ _BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "cifar_mobilenet_v2": zoo.mobilenet_v2,
     "cifar_resnet18": zoo.resnet,
     "cifar_resnet50": lambda: zoo.resnet(blocks=(3, 4, 6, 3), bottleneck=True),
+    "cifar_resnet20": lambda: zoo.resnet(blocks=(3, 3, 3), width=16),
     "mobilenet_v1": families.MobileNetV1,
     "mnasnet": families.MNasNet,
     "googlenet": lambda: tv.googlenet(init_weights=False),
@@ -49,6 +59,7 @@ _SIZES = {
     "cifar_mobilenet_v2": 8,
     "cifar_resnet18": 8,
     "cifar_resnet50": 8,
+    "cifar_resnet20": 8,
     "squeezenet1_1": 64,
     "googlenet": 64,
 }

@@ -14,6 +14,7 @@ from autoslim.networks.released import FAMILIES, released, released_lists
 from autoslim.networks.resizing import resize
 from autoslim.networks.tracing import on_meta, trace
 from autoslim.networks.zoo import mobilenet_v2 as cifar_mobilenet_v2
+from autoslim.networks.zoo import resnet
 from autoslim.shell.assembly import span
 from autoslim.shell.params import load_params
 from autoslim.vocabulary.errors import UserError
@@ -56,6 +57,18 @@ def test_cifar_mobilenet_v2() -> None:
     graph = trace(cifar_mobilenet_v2(), torch.empty(1, 3, 32, 32))
     assert round(graph.macs(pooling=True) / 1e6, 2) == 88.00
     assert round(graph.params() / 1e6, 2) == 2.24
+
+
+def test_cifar_resnet20_has_the_published_parameters_and_the_layers_counted_by_hand() -> None:
+    """0.27M (He et al. 2015, table 6), to which our projections add 2.8K."""
+    graph = trace(resnet(blocks=(3, 3, 3), width=16), torch.empty(1, 3, 32, 32))
+    stages = [(16, 16, 32), (16, 32, 16), (32, 64, 8)]
+    macs = 3 * 16 * 9 * 32**2 + 64 * 10
+    for number, (before, channels, side) in enumerate(stages):
+        first = 9 * before + (before if number else 0)  # and the projection
+        macs += (first + 5 * 9 * channels) * channels * side**2
+    assert graph.macs() == macs == 40_813_184
+    assert round(graph.params() / 1e6, 2) == 0.27
 
 
 @pytest.mark.parametrize("name", sorted(released_lists()))

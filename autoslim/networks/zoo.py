@@ -59,10 +59,34 @@ def mobilenet_v2(
 
 
 def resnet(
-    num_classes: int = 10, blocks: Sequence[int] = (2, 2, 2, 2), bottleneck: bool = False, in_channels: int = 3
+    num_classes: int = 10,
+    blocks: Sequence[int] = (2, 2, 2, 2),
+    bottleneck: bool = False,
+    in_channels: int = 3,
+    width: int = 64,
 ) -> ResNet:
-    """ResNet for small images: a 3x3 stem of stride 1 and no max pooling. The defaults are ResNet-18's blocks."""
-    network = ResNet(Bottleneck if bottleneck else BasicBlock, list(blocks), num_classes=num_classes)
-    network.conv1 = nn.Conv2d(in_channels, 64, 3, 1, 1, bias=False)
+    """ResNet for small images: a 3x3 stem of stride 1 and no max pooling. The defaults are ResNet-18's blocks.
+
+    With ``blocks`` (3, 3, 3) and ``width`` 16 it is the ResNet-20 of He et al. (2015, section 4.2), with projections as
+    shortcuts: 40.8M MACs at 32x32.
+
+    Args:
+        num_classes: outputs of the classifier.
+        blocks: of each stage, up to four; after the first one a stage has twice the channels, at half the size.
+        bottleneck: blocks of three convolutions, with four times the channels at their ends.
+        in_channels: 1 for grey images, 3 for colour.
+        width: channels of the stem and of the first stage.
+    """
+    kind = Bottleneck if bottleneck else BasicBlock
+    network = ResNet(kind, [1, 1, 1, 1], num_classes=num_classes)
+    network.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+    network.bn1 = nn.BatchNorm2d(width)
     network.maxpool = nn.Identity()
+    network.inplanes = width  # counted on by the stages
+    for number in range(4):
+        stage: nn.Module = nn.Identity()
+        if number < len(blocks):
+            stage = network._make_layer(kind, width * 2**number, blocks[number], stride=1 if number == 0 else 2)
+        setattr(network, f"layer{number + 1}", stage)
+    network.fc = nn.Linear(network.inplanes, num_classes)
     return network
