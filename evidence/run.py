@@ -1,0 +1,222 @@
+"""The evidence: what the methods gain over uniform widths on real images, by retraining, with all seeds.
+
+    python evidence/run.py table mobilenet_v2 --jobs 2
+    python evidence/run.py ranking mobilenet_v2
+    python evidence/run.py factors mobilenet_v2
+
+Runs the stages themselves with the params files of this folder, and what evidence/studies.yaml varies. CIFAR-10 lies in
+data/raw/cifar10, as the README says. A study that was stopped goes on where it was: what is done is kept in
+outputs/evidence. Its rows go to evidence/results, with those of the trainings that are done so far.
+"""
+
+import csv
+import json
+import math
+import platform
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors.torch import save
+from studies import ROOT, Params, Pieces, changed, load_yaml, read
+
+from autoslim.engine.artifacts import load_supernet
+from autoslim.engine.chunks import search_chunks
+from autoslim.engine.data import PreparedData
+from autoslim.engine.evaluation import subnet_scorer
+from autoslim.engine.retraining import retrained_top1
+from autoslim.engine.runtime import Machine, autocast
+from autoslim.networks.graph import ChannelGraph
+from autoslim.shell.assembly import recipe, traced_network
+from autoslim.shell.params import check_params
+from autoslim.vocabulary.budgets import parse_budget
+from autoslim.vocabulary.channels import Channels
+
+HERE = Path(__file__).parent
+HOST = Machine(torch.device("cpu"), 1, 300.0)
+Row = dict[str, Any]
+Files = dict[str, bytes]
+app = typer.Typer(add_completion=False, help=__doc__)
+Network = Annotated[str, typer.Argument(help="A params file of this folder, without .yaml.")]
+Jobs = Annotated[int, typer.Option("--jobs", help="Runs side by side, of one thread each.")]
+Work = Annotated[Path, typer.Option("--work", help="Where everything is kept.")]
+Gain = Annotated[str, typer.Option("--only", help="Part of a factor's name: run no others.")]
+KEPT = ROOT / "outputs/evidence"
+
+
+@app.command()
+def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
+    """Uniform and autoslim at several budgets, from scratch and from the supernet's weights."""
+    study, params = load_yaml(HERE / "studies.yaml"), load_yaml(HERE / f"{network}.yaml")
+    asked, pieces = study["table"], Pieces(work)
+
+    def rows(regime: str, method: str, supernet: int) -> Iterator[Row]:
+        own = changed(params, {"supernet.seed": supernet, **study["regimes"][regime]})
+        seeds = asked["seeds" if method == "autoslim" or _follows_supernet(own) else "seeds_of_uniform"]
+        for row in _compared(pieces, own, asked["budgets"], method, seeds):
+            yield {"regime": regime, "method": method, "supernet": supernet, **row}
+
+    parts = [
+        (regime, method, supernet)
+        for supernet in asked["supernets"]
+        for regime, changes in study["regimes"].items()
+        for method in ("autoslim", "uniform")
+        if method == "autoslim" or supernet == asked["supernets"][0] or _follows_supernet(changed(params, changes))
+    ]
+    _collect(rows, parts, HERE / "results" / f"table-{network}.csv", jobs)
+
+
+@app.command()
+def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT, only: Gain = "") -> None:
+    """Autoslim with one factor changed at a time, from scratch."""
+    study, params = load_yaml(HERE / "studies.yaml")["factors"], load_yaml(HERE / f"{network}.yaml")
+    pieces = Pieces(work)
+
+    def rows(factor: str, supernet: int) -> Iterator[Row]:
+        own = changed(params, {"supernet.seed": supernet, **study["changes"][factor]})
+        for row in _compared(pieces, own, study["budgets"], "autoslim", study["seeds"]):
+            yield {"factor": factor, "supernet": supernet, **row}
+
+    parts = [(factor, supernet) for factor in study["changes"] if only in factor for supernet in study["supernets"]]
+    _collect(rows, parts, HERE / "results" / f"factors-{network}.csv", jobs)
+
+
+@app.command()
+def ranking(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
+    """Random networks of one size, and networks along the search: by the supernet, and retrained from scratch."""
+    study, params = load_yaml(HERE / "studies.yaml")["ranking"], load_yaml(HERE / f"{network}.yaml")
+    pieces = Pieces(work)
+    prepared = pieces.run("prepare", params) / "data/prepared"
+    data = PreparedData.open(prepared, relative_to=ROOT)
+    _, graph = traced_network(check_params(params, network).model, data.info)
+    drawn = [_random_network(graph, study, seed) for seed in range(study["networks"])]
+
+    def rows(number: int) -> Iterator[Row]:
+        channels = drawn[number]
+        figures = {"macs": graph.macs(channels), "params": graph.params(channels)}
+        for supernet in study["supernets"]:
+            score = _scorer(pieces, changed(params, {"supernet.seed": supernet}))
+            figures |= {f"{name}_{supernet}": value for name, value in score(channels).items()}
+        for seed in study["seeds"]:
+            yield {"network": number, **figures, "seed": seed, **_trained(pieces, params, _start(channels), seed)}
+
+    _collect(rows, [(number,) for number in range(len(drawn))], HERE / "results" / f"ranking-{network}.csv", jobs)
+
+
+def _follows_supernet(params: Params) -> bool:
+    """Whether what is trained from uniform channels depends on the supernet too."""
+    return bool(params["retrain"]["start"] == "supernet")
+
+
+def _compared(
+    pieces: Pieces, params: Params, budgets: Sequence[str], method: str, seeds: Sequence[int]
+) -> Iterator[Row]:
+    """Trains what a method gives from a supernet at each budget, with each seed."""
+    for budget in budgets:
+        asked = changed(params, {"budget": budget})
+        channels = pieces.run("allocate", asked) / "outputs/channels"
+        allocation = read(channels / f"{method}.json")
+        files = _start(allocation["channels"], (channels / f"{method}.safetensors").read_bytes())
+        costs = {name: allocation["costs"][name] for name in ("macs", "params")}
+        for seed in seeds:
+            yield {"budget": budget, **costs, "seed": seed, **_trained(pieces, asked, files, seed)}
+
+
+def _start(channels: Channels, weights: bytes | None = None) -> Files:
+    """What the stage ``retrain`` reads of the stage before, under one name whatever the method."""
+    chosen = {"method": "autoslim", "channels": channels, "costs": {"macs": 0}}
+    asked = {"autoslim": {"budget": "", "resource": ""}}
+    return {
+        "outputs/channels/autoslim.json": json.dumps(chosen).encode(),
+        "outputs/channels/budgets.json": json.dumps(asked).encode(),
+        "outputs/channels/autoslim.safetensors": save({}) if weights is None else weights,
+    }
+
+
+def _trained(pieces: Pieces, params: Params, files: Files, seed: int) -> Row:
+    """Retrains channels with one seed: top-1 on the search split and on the test split, in percent."""
+    own = changed(params, {"retrain.seeds": [seed]})
+    folder = pieces.run("retrain", own, "autoslim", files=files)
+    kept = folder / "test.json"
+    if not kept.exists():
+        checked = check_params(own, "params.yaml")
+        data = PreparedData.open(folder / "data/prepared", relative_to=ROOT)
+        network, graph = traced_network(checked.model, data.info)
+        channels = read(folder / "outputs/channels/autoslim.json")["channels"]
+        weights = folder / "outputs/retrain/autoslim/weights"
+        top1 = retrained_top1(
+            network, graph, channels, data, recipe(checked.retrain), HOST, seeds=[seed], folder=weights
+        )
+        seen = read(folder / "outputs/retrain/autoslim/metrics.json")["search_top1"]["mean"]
+        kept.write_text(json.dumps({"search_top1": round(100 * seen, 3), "top1": round(100 * top1[seed], 3)}))
+    values: Row = read(kept)
+    return values
+
+
+def _random_network(graph: ChannelGraph, study: Params, seed: int) -> Channels:
+    """Each group's width drawn around a common one (log-normal), which is set so that the budget is just held."""
+    draw = random.Random(f"network {seed}")
+    widths = {name: math.exp(draw.gauss(0, study["spread"])) for name in graph.groups}
+    limit = parse_budget(study["budget"]).absolute(graph.macs())
+
+    def at(common: float) -> Channels:
+        sizes = {name: group.size * common * widths[name] for name, group in graph.groups.items()}
+        return {n: min(max(2, 2 * round(size / 2)), int(1.5 * graph.groups[n].size)) for n, size in sizes.items()}
+
+    return at(max(number / 1000 for number in range(100, 3000) if graph.macs(at(number / 1000)) <= limit))
+
+
+def _scorer(pieces: Pieces, params: Params) -> Callable[[Channels], Row]:
+    """Scores of a configuration in the supernet, on the whole search split, in percent and nats."""
+    folder = pieces.run("supernet", params)
+    checked = check_params(params, "params.yaml")
+    data = PreparedData.open(folder / "data/prepared", relative_to=ROOT)
+    network, graph = traced_network(checked.model, data.info)
+    supernet, _ = load_supernet(folder / "outputs/supernet", network, graph)
+    chunks = search_chunks(data, HOST, images=data.info.counts["search"], chunk=checked.search.chunk, seed=0)
+    score = subnet_scorer(supernet, chunks, autocast(HOST.device, "fp32"))
+
+    def scored(channels: Channels) -> Row:
+        found = score(channels)
+        return {"supernet_top1": round(100 * (1 - found.error), 3), "supernet_nats": round(found.cross_entropy, 4)}
+
+    return scored
+
+
+def _collect(rows: Callable[..., Iterator[Row]], parts: Sequence[tuple[Any, ...]], to: Path, jobs: int) -> None:
+    """Runs the parts, and writes the rows of all that are done after each training, in the parts' order."""
+    done: dict[int, list[Row]] = {number: [] for number in range(len(parts))}
+
+    def run(number: int) -> None:
+        torch.set_num_threads(1)
+        for row in rows(*parts[number]):
+            done[number].append(row)
+            print(", ".join(f"{name} {value}" for name, value in row.items()), file=sys.stderr)
+            _write(to, [each for group in done.values() for each in list(group)])
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, range(len(parts))))
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    machine = {
+        "command": " ".join(["python", *sys.argv]),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    path.with_suffix(".json").write_text(json.dumps(machine, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,132 @@
+"""Pieces of studies: stages run with parameters of their own, each piece once for all studies that ask for it.
+
+A piece is a folder, named by its stage and a digest of the parameters that ``dvc.yaml`` says the stage reads, its own
+and those of the pieces that it follows. What is done is kept, whatever the study that asked first: of several budgets,
+methods, or factors, only what differs is run.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from autoslim.engine.checkpoints import run_key, write_json
+
+ROOT = Path(__file__).parent.parent
+Params = dict[str, Any]
+FOLLOWS = {
+    "prepare": (),
+    "resources": ("prepare",),
+    "supernet": ("prepare", "resources"),
+    "search": ("prepare", "resources", "supernet"),
+    "allocate": ("prepare", "resources", "supernet", "search"),
+    "retrain": ("prepare",),
+}
+PLACES = {
+    "prepare": "data/prepared",
+    "resources": "outputs/resources",
+    "supernet": "outputs/supernet",
+    "search": "outputs/search",
+}
+
+
+def load_yaml(path: Path) -> Params:
+    values: Params = YAML(typ="safe").load(path.read_text())
+    return values
+
+
+def changed(params: Params, changes: Mapping[str, Any]) -> Params:
+    """A copy with values replaced; ``supernet.epochs`` names a value as ``dvc exp run -S`` does."""
+    new = copy.deepcopy(params)
+    for name, value in changes.items():
+        *sections, last = name.split(".")
+        place = new
+        for section in sections:
+            place = place[section]
+        if last not in place:
+            raise SystemExit(f"there is no parameter {name}")
+        place[last] = value
+    return new
+
+
+@dataclass
+class Pieces:
+    """Runs and keeps pieces in ``folder``; several threads may ask, and wait where they ask for the same one."""
+
+    folder: Path
+    stages: Params = field(default_factory=lambda: load_yaml(ROOT / "dvc.yaml")["stages"])
+    locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+
+    def key(self, stage: str, params: Params, files: Mapping[str, bytes] | None = None) -> str:
+        """Of everything that the piece depends on but the code."""
+        described = self.stages[stage]
+        # Before the channels are chosen the budget is only looked at, and the same for all that are within reach.
+        names = [n for n in described.get("do", described)["params"] if stage == "allocate" or n != "budget"]
+        return run_key(
+            stage=stage,
+            own={name: _value(params, name) for name in names},
+            follows=[self.key(earlier, params) for earlier in FOLLOWS[stage]],
+            files={name: hashlib.sha256(contents).hexdigest() for name, contents in (files or {}).items()},
+        )
+
+    def run(self, stage: str, params: Params, *arguments: str, files: Mapping[str, bytes] | None = None) -> Path:
+        """The folder of the piece, run now where it is not done yet.
+
+        Args:
+            arguments: of the stage's command.
+            files: path -> contents, of what the stage reads beside the pieces that it follows.
+        """
+        key = self.key(stage, params, files)
+        folder = self.folder / f"{stage}-{key}"
+        with self.locks[key]:
+            if (folder / "done.json").exists():
+                return folder
+            for earlier in FOLLOWS[stage]:
+                place = folder / PLACES[earlier]
+                if not place.exists():
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    place.symlink_to((self.run(earlier, params) / PLACES[earlier]).resolve())
+            for name, contents in (files or {}).items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(contents)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / "params.yaml").open("w") as file:
+                YAML(typ="safe").dump(params, file)
+            with (folder / "log.txt").open("a") as log:
+                status = subprocess.run(
+                    [sys.executable, str(ROOT / f"stages/{stage}.py"), *arguments],
+                    cwd=folder,
+                    env=os.environ | {"DVC_ROOT": str(ROOT)},
+                    stdout=log,
+                    stderr=log,
+                ).returncode
+            if status:
+                raise SystemExit(f"{stage} failed in {folder}; see its log.txt")
+            write_json(folder / "done.json", {"commit": _commit()})
+        return folder
+
+
+def _value(params: Params, name: str) -> Any:
+    value: Any = params
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def _commit() -> str:
+    described = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
