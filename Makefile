@@ -33,7 +33,7 @@ setup: .venv/installed
 
 # Experiments side by side: budget, MACs and top-1 by method, without a column for each file.
 exps: setup
-	dvc exp show --drop '.*/.*|(data|model|supernet|search|retrain|report|tracking|runtime)[.].*|methods|gain.*_.*'
+	dvc exp show --drop '.*/.*|(data|model|supernet|search|latency|retrain|report|tracking|runtime)[.].*|methods|gain.*_.*'
 
 # Ratios of speed and memory, on the GPU where there is one. benchmarks/search.py without --quick takes hours.
 bench: setup

@@ -30,7 +30,7 @@ from autoslim.shell.report.table import (
     terminal_table,
 )
 from autoslim.shell.resources import budget_limits, load_costs
-from autoslim.shell.targets import latency_target
+from autoslim.shell.targets import report_target
 from autoslim.shell.tracking import lineage, numbers, tracked
 from autoslim.vocabulary.budgets import write_budgets
 
@@ -46,6 +46,7 @@ def main() -> None:
     methods = params.methods
     found = {method: Allocation.read(CHANNELS, method).channels for method in methods}
     costs = load_costs(graph)
+    target = report_target(params.latency, costs.table)
     retrained = {method: read_curves(RETRAIN / method / "curves.csv") for method in methods}
     results = []
     for method, channels in found.items():
@@ -59,11 +60,10 @@ def main() -> None:
             seeds=params.retrain.seeds,
             folder=RETRAIN / method / "weights",
         )
-        measured = measure_network(resize(network, graph, channels), graph.input_shape, params.latency)
+        measured = measure_network(resize(network, graph, channels), graph.input_shape, target)
         seen = last_by_seed(retrained[method], "search_top1")
         results.append(Result(method, costs.all(channels), top1, measured, seen))
     limits = budget_limits(params, costs)
-    target = latency_target(params.latency)
     elsewhere = "" if costs.table is None or costs.table.target == target else str(costs.table.target)
     comparison = compare(
         results, budgets=params.budgets, resource=params.resource, limits=limits, predicted_on=elsewhere

@@ -29,6 +29,7 @@ from autoslim.networks.zoo import mobilenet_v2
 from autoslim.shell.params import Latency as LatencyParams
 from autoslim.shell.params import read_yaml
 from autoslim.shell.report.measured import measure_network
+from autoslim.shell.targets import latency_target, report_target
 from autoslim.vocabulary.errors import UserError
 
 TARGET = Target("a machine", "eager", "cpu", 1, 1, "fp32", False, "torch")
@@ -551,5 +552,17 @@ def test_what_the_report_measures_is_of_one_image(monkeypatch: pytest.MonkeyPatc
     network, graph = small()
     values = read_yaml(ROOT / "params.yaml")["latency"]
     monkeypatch.setattr(measuring, "NETWORK_SECONDS", 0.0)
-    found = [measure_network(network, graph.input_shape, LatencyParams(**values | {"batch": n})) for n in (1, 8)]
+    targets = [latency_target(LatencyParams(**values | {"batch": count})) for count in (1, 8)]
+    found = [measure_network(network, graph.input_shape, target) for target in targets]
     assert found[0].memory == found[1].memory >= graph.memory()
+
+
+def test_the_report_measures_as_the_table_was_where_that_was_here() -> None:
+    _, graph = small()
+    asked = LatencyParams(**read_yaml(ROOT / "params.yaml")["latency"])
+    here = latency_target(asked)
+    assert report_target(asked, None) == here
+    table = table_of(graph, {})
+    assert report_target(asked, table) == here  # it is of another machine
+    made = dataclasses.replace(here, batch=64, threads=2, channels_last=True)
+    assert report_target(asked, dataclasses.replace(table, target=made)) == made

@@ -107,7 +107,7 @@ def search(
                 progress.advance()
             progress.show(
                 top1=1 - step.score.error,
-                cost=f"{objective.written(step.cost)} of {objective.written(limit)}",
+                cost=f"{objective.written(step.cost)}, down to {objective.written(limit)}",
             )
             if processes.first:
                 seconds = round(before + time.monotonic() - started, 1)

@@ -92,6 +92,7 @@ def description(retrained: Retrained) -> dict[str, object]:
         **dataclasses.asdict(retrained.asked),
         "input": {
             "shape": [info.channels, info.image_size, info.image_size],
+            "range": [0, 1],  # of pixels before normalisation
             "shorter_side": info.shorter_side,  # resized to, before the centre crop
             "mean": list(info.mean),  # of pixels in [0, 1]
             "std": list(info.std),

@@ -35,6 +35,19 @@ def latency_target(asked: Latency) -> Target:
     )
 
 
+def report_target(asked: Latency, table: LatencyTable | None) -> Target:
+    """What networks are measured on for the report: as the table was, where that was here; else as ``asked``.
+
+    Raises:
+        UserError: see ``latency_target``.
+    """
+    here = latency_target(asked)
+    if table is None or table.target.machine != here.machine:
+        return here
+    settings = ("runtime", "threads", "batch", "precision", "channels_last")
+    return latency_target(asked.model_copy(update={name: getattr(table.target, name) for name in settings}))
+
+
 def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, anew: bool = False) -> LatencyTable:
     """The network's latency table on the machine at hand: measured now, or as it was measured here before.
 

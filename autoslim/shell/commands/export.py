@@ -48,7 +48,10 @@ def export_cli(
         f"budget {retrained.asked.budget}"
     )
     if target.suffix == ".pt2":
-        print(f'load it with torch.export.load("{to}").module(); images are (N, C, H, W), normalised as the JSON says')
+        print(
+            f'load it with torch.export.load("{to}").module(); images are (N, C, H, W), scaled to [0, 1] and then '
+            "normalised as the JSON says"
+        )
 
 
 def export(retrained: "Retrained", target: Path) -> None:

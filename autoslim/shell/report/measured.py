@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from autoslim.algorithms.latency import Target
 from autoslim.engine.latency import latency_of
 from autoslim.engine.memory_use import memory_of
-from autoslim.shell.params import Latency
-from autoslim.shell.targets import latency_target
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,8 @@ class Measured:
     memory: int
 
 
-def measure_network(network: nn.Module, input_shape: tuple[int, ...], asked: Latency) -> Measured:
-    """A plain network's latency and memory on the machine at hand."""
-    target = latency_target(asked)
+def measure_network(network: nn.Module, input_shape: tuple[int, ...], target: Target) -> Measured:
+    """A plain network's latency and memory on the machine at hand, which ``target`` is."""
     images = torch.ones(target.batch, *input_shape)
     time = latency_of(network, [images], target)
     device = next(network.parameters()).device

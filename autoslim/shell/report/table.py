@@ -250,6 +250,13 @@ def _latency(measured: Measured | None) -> str:
     return f"{format_amount(measured.latency, 'latency')} ± {format_amount(spread, 'latency')}"
 
 
+def _too_slow(result: Result, comparison: Comparison) -> bool:
+    """Measured over the budget although predicted within, on the target that the table is of."""
+    if "latency" not in comparison.limits or comparison.predicted_on or result.measured is None:
+        return False
+    return result.measured.latency_low > comparison.limits["latency"]
+
+
 def _budget(comparison: Comparison) -> str:
     return describe_budgets(comparison.budgets, comparison.limits)
 
@@ -261,9 +268,16 @@ def _caption(comparison: Comparison) -> str:
     if any(found.interval for found in comparison.gains.values()):
         text += "; in brackets the 95 % interval of the gain over seeds (Welch)"
     if choice := comparison.choice:
-        text += f"; ahead on the search split: {choice[0]}, its seed {choice[1]} most of all"
+        scores = {r.method: fmean(r.search_top1.values()) for r in comparison.results if r.search_top1}
+        told = ", ".join(f"{method} {100 * score:.2f}" for method, score in scores.items())
+        text += f"; the search split, which chooses, has {told}: {choice[0]}, seed {choice[1]}, is ahead there"
     if _measured(comparison):
         text += "; latency is the median ± half the distance of the quartiles"
+    if over := [r.method for r in comparison.results if _too_slow(r, comparison)]:
+        text += (
+            f"; measured over the budget of {format_amount(comparison.limits['latency'], 'latency')}: {', '.join(over)}"
+            " (the machine is busier than when the table was made, or the table is off)"
+        )
     if comparison.predicted_on:
         text += f", measured on this machine and predicted for another target: {comparison.predicted_on}"
     if any(released_method(result.method) for result in comparison.results):
