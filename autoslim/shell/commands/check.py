@@ -102,12 +102,14 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
 
 
 def _end_of_search(params: "Params", costs: "Costs", reaches: "list[Reach]") -> str:
+    from autoslim.shell.assembly import span
     from autoslim.shell.resources import objective
 
     if len(reaches) < len(params.budgets):
         return NOT_MEASURED
     lowered = objective(params, costs)
-    stop = lowered.stop(params.search.stop, costs.graph.default)
+    narrowest = {name: levels[-1] for name, levels in span(params.supernet).grid(costs.graph).items()}
+    stop = max(lowered.stop(params.search.stop, costs.graph.default), lowered.cost(narrowest))
     end = lowered.written(stop) if lowered.limits else named_amount(stop, params.resource)
     return f"from the widest down to {end}"
 
