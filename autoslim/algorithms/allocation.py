@@ -51,13 +51,12 @@ def allocate(
 
     if method == "autoslim":
         return from_trajectory(configurations, holds)
-    least = narrowest or {}
-    widest = max(configurations[0][name] / group.size for name, group in graph.groups.items())
-    most = configurations[0]  # rounded, so that one width multiplier is not the most of every group
-    if "latency" not in limits:
-        return uniform(graph.groups, holds, widest, between={name: (1, count) for name, count in most.items()})
+    measured = "latency" in limits
+    most, least = configurations[0], (narrowest or {}) if measured else {}
+    widest = max(most[name] / group.size for name, group in graph.groups.items())
+    # `most` is rounded, so that one width multiplier is not the most of every group.
     between = {name: (least.get(name, 1), count) for name, count in most.items()}
-    return uniform(graph.groups, holds, widest, divisor, between=between, monotone=False)
+    return uniform(graph.groups, holds, widest, divisor if measured else 1, between=between, monotone=not measured)
 
 
 def from_trajectory(configurations: Iterable[Channels], holds: Holds) -> Channels:
