@@ -59,6 +59,7 @@ def main() -> None:
             place,
             trained=params.model.weights is not None,
             random_widths=params.supernet.random_widths,
+            random_widths_per=params.supernet.random_widths_per,
             widths_by_rank=params.supernet.widths_by_rank,
             distillation=params.supernet.distillation,
             seed=params.supernet.seed,

@@ -8,7 +8,7 @@ from specimens import batch_statistics, specimen, spread
 from torch import Tensor
 
 from autoslim import Supernet, sandwich_step
-from autoslim.algorithms.sandwich import random_subnet, sandwich_rule, smoothed_cross_entropy
+from autoslim.algorithms.sandwich import Per, random_subnet, random_width, sandwich_rule, smoothed_cross_entropy
 from autoslim.engine.runtime import autocast
 from autoslim.networks.span import Span
 
@@ -119,10 +119,22 @@ def test_random_subnets_lie_on_the_grid_and_reach_all_of_it_evenly() -> None:
     assert abs(together - 4000 / 6) < 5 * (4000 / 6 * 5 / 6) ** 0.5
 
 
+def test_a_random_width_is_at_one_place_of_all_groups_and_reaches_all_of_the_grid_evenly() -> None:
+    levels = {"a": (24, 16, 8), "b": (60, 50, 40, 30, 20, 10), "c": (7,)}
+    draws = [random_width(levels, 0, step, 0) for step in range(4000)]
+    assert draws[0] == random_width(levels, 0, 0, 0)
+    assert len({str(random_width(levels, *key)) for key in [(seed, 0, i) for seed in range(9) for i in (0, 1)]}) > 1
+    halves = dict(zip(levels["a"], [(60, 50), (40, 30), (20, 10)], strict=True))
+    assert all(draw["b"] in halves[draw["a"]] and draw["c"] == 7 for draw in draws)
+    for level in levels["b"]:
+        assert abs(sum(draw["b"] == level for draw in draws) - 4000 / 6) < 5 * (4000 / 6 * 5 / 6) ** 0.5
+
+
 # The rule as the training loop sees it
 
 
-def test_the_rule_trains_widest_narrowest_and_random_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("per", ["group", "network", "both"])
+def test_the_rule_trains_widest_narrowest_and_random_ones(monkeypatch: pytest.MonkeyPatch, per: Per) -> None:
     supernet, levels = make_supernet("cifar_resnet18", torch.float32)
     selected: list[dict[str, int]] = []
     select = supernet.select
@@ -136,20 +148,23 @@ def test_the_rule_trains_widest_narrowest_and_random_ones(monkeypatch: pytest.Mo
         supernet,
         levels,
         random_widths=2,
+        random_widths_per=per,
         seed=5,
         label_smoothing=0.0,
         distillation=True,
         autocast=autocast(torch.device("cpu"), "fp32"),
     )
     images, labels = batch("cifar_resnet18", torch.float32)
+    first = random_width if per == "network" else random_subnet
+    second = random_subnet if per == "group" else random_width
     for number in (0, 7):
         selected.clear()
         step(images, labels, number)
         assert selected == [
             supernet.widest,
             {name: options[-1] for name, options in levels.items()},
-            random_subnet(levels, 5, number, 0),
-            random_subnet(levels, 5, number, 1),
+            first(levels, 5, number, 0),
+            second(levels, 5, number, 1),
         ]
 
 

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +67,16 @@ def random_subnet(grid: Mapping[str, Sequence[int]], seed: int, step: int, index
     return {name: draw.choice(levels) for name, levels in grid.items()}
 
 
+def random_width(grid: Mapping[str, Sequence[int]], seed: int, step: int, index: int) -> Channels:
+    """A configuration at one place between widest and narrowest for all groups, each place equally likely (US-Nets)."""
+    place = random.Random(f"{seed}/{step}/{index}").random()
+    return {name: levels[int(place * len(levels))] for name, levels in grid.items()}
+
+
+Per = Literal["group", "network", "both"]
+"""What a random width is drawn for: each group (paper section 1.2), all groups together, or every second time each."""
+
+
 Step = Callable[[Tensor, Tensor, int], Tensor]
 """What the training loop runs for each batch: (images, labels, number of the step) -> loss, with gradients added."""
 
@@ -75,6 +86,7 @@ def sandwich_rule(
     grid: Mapping[str, Sequence[int]],
     *,
     random_widths: int,
+    random_widths_per: Per = "group",
     seed: int,
     label_smoothing: float,
     distillation: bool,
@@ -82,9 +94,11 @@ def sandwich_rule(
 ) -> Step:
     """The step function of supernet training: widest, narrowest and ``random_widths`` random subnets on ``grid``."""
     narrowest = {name: levels[-1] for name, levels in grid.items()}
+    draws = {"group": [random_subnet], "network": [random_width], "both": [random_subnet, random_width]}
+    draw = draws[random_widths_per]
 
     def step(images: Tensor, labels: Tensor, number: int) -> Tensor:
-        drawn = [random_subnet(grid, seed, number, index) for index in range(random_widths)]
+        drawn = [draw[index % len(draw)](grid, seed, number, index) for index in range(random_widths)]
         with autocast():
             return sandwich_step(
                 supernet,

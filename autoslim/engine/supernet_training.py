@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from autoslim.algorithms.sandwich import sandwich_rule
+from autoslim.algorithms.sandwich import Per, sandwich_rule
 from autoslim.engine.artifacts import SupernetFile, save_weights
 from autoslim.engine.checkpoints import Checkpoints
 from autoslim.engine.chunks import search_chunks
@@ -65,6 +65,7 @@ def train_supernet(
     *,
     trained: bool = False,
     random_widths: int,
+    random_widths_per: Per = "group",
     widths_by_rank: bool = False,
     distillation: bool,
     seed: int,
@@ -100,6 +101,7 @@ def train_supernet(
         supernet,
         levels,
         random_widths=random_widths,
+        random_widths_per=random_widths_per,
         seed=drawing_seed(seed, machine.processes.rank) if widths_by_rank else seed,
         label_smoothing=recipe.label_smoothing,
         distillation=distillation,

@@ -121,6 +121,9 @@ class SupernetParams(Training):
     width: Annotated[float, Field(gt=0)] = Field(description="width multiplier of the widest network")
     grid: Grid
     random_widths: NotNegative = Field(description="random configurations a step, besides the widest and the narrowest")
+    random_widths_per: Literal["group", "network", "both"] = Field(
+        description="what a random width is drawn for: each group (the paper's), the whole network, or by turns both"
+    )
     widths_by_rank: bool = Field(
         description="each of several processes draws its own random widths, with the batch statistics of its own "
         "images: more widths a step, but a result that depends on the number of processes"

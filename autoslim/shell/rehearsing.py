@@ -108,6 +108,7 @@ class Rehearsal:
                     shared,
                     self.levels,
                     random_widths=asked.random_widths,
+                    random_widths_per=asked.random_widths_per,
                     seed=asked.seed,
                     label_smoothing=asked.label_smoothing,
                     distillation=asked.distillation,
