@@ -2,6 +2,7 @@
 
     python evidence/run.py table mobilenet_v2 --jobs 2
     python evidence/run.py ranking mobilenet_v2
+    python evidence/run.py scores mobilenet_v2
     python evidence/run.py factors mobilenet_v2
 
 Runs the stages themselves with the params files of this folder, and what evidence/studies.yaml varies. CIFAR-10 lies in
@@ -25,10 +26,13 @@ import typer
 from safetensors.torch import save
 from studies import ROOT, Params, Pieces, changed, load_yaml, read
 
+from autoslim.algorithms.allocation import allocate
+from autoslim.algorithms.recalibration import recalibrate
+from autoslim.algorithms.resources import Costs
 from autoslim.engine.artifacts import load_supernet
 from autoslim.engine.chunks import search_chunks
-from autoslim.engine.data import PreparedData
-from autoslim.engine.evaluation import subnet_scorer
+from autoslim.engine.data import PreparedData, eval_batches
+from autoslim.engine.evaluation import evaluate
 from autoslim.engine.retraining import retrained_top1
 from autoslim.engine.runtime import Machine, autocast
 from autoslim.networks.graph import ChannelGraph
@@ -45,7 +49,7 @@ app = typer.Typer(add_completion=False, help=__doc__)
 Network = Annotated[str, typer.Argument(help="A params file of this folder, without .yaml.")]
 Jobs = Annotated[int, typer.Option("--jobs", help="Runs side by side, of one thread each.")]
 Work = Annotated[Path, typer.Option("--work", help="Where everything is kept.")]
-Gain = Annotated[str, typer.Option("--only", help="Part of a factor's name: run no others.")]
+Part = Annotated[str, typer.Option("--only", help="Part of a factor's name: run no others.")]
 KEPT = ROOT / "outputs/evidence"
 
 
@@ -72,7 +76,7 @@ def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
 
 @app.command()
-def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT, only: Gain = "") -> None:
+def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT, only: Part = "") -> None:
     """Autoslim with one factor changed at a time, from scratch."""
     study, params = load_yaml(HERE / "studies.yaml")["factors"], load_yaml(HERE / f"{network}.yaml")
     pieces = Pieces(work)
@@ -88,24 +92,38 @@ def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT, only: Gain = ""
 
 @app.command()
 def ranking(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """Random networks of one size, and networks along the search: by the supernet, and retrained from scratch."""
+    """Random networks of one size, and networks along a search, retrained from scratch."""
     study, params = load_yaml(HERE / "studies.yaml")["ranking"], load_yaml(HERE / f"{network}.yaml")
     pieces = Pieces(work)
-    prepared = pieces.run("prepare", params) / "data/prepared"
-    data = PreparedData.open(prepared, relative_to=ROOT)
-    _, graph = traced_network(check_params(params, network).model, data.info)
-    drawn = [_random_network(graph, study, seed) for seed in range(study["networks"])]
+    graph = _graph(pieces, params)
+    networks = _networks(pieces, params, graph, study)
 
-    def rows(number: int) -> Iterator[Row]:
-        channels = drawn[number]
-        figures = {"macs": graph.macs(channels), "params": graph.params(channels)}
-        for supernet in study["supernets"]:
-            score = _scorer(pieces, changed(params, {"supernet.seed": supernet}))
-            figures |= {f"{name}_{supernet}": value for name, value in score(channels).items()}
-        for seed in study["seeds"]:
-            yield {"network": number, **figures, "seed": seed, **_trained(pieces, params, _start(channels), seed)}
+    def rows(kind: str, number: int, seed: int) -> Iterator[Row]:
+        channels = networks[kind, number]
+        costs = {"macs": graph.macs(channels), "params": graph.params(channels)}
+        trained = _trained(pieces, params, _start(channels), seed)
+        yield {"kind": kind, "network": number, **costs, "seed": seed, **trained}
 
-    _collect(rows, [(number,) for number in range(len(drawn))], HERE / "results" / f"ranking-{network}.csv", jobs)
+    parts = [(kind, number, seed) for seed in study["seeds"] for kind, number in networks]
+    _collect(rows, parts, HERE / "results" / f"ranking-{network}.csv", jobs)
+
+
+@app.command()
+def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT, only: Part = "") -> None:
+    """The networks of the study ``ranking``, scored in supernets that were trained in several ways."""
+    studies, params = load_yaml(HERE / "studies.yaml"), load_yaml(HERE / f"{network}.yaml")
+    study, pieces = studies["ranking"], Pieces(work)
+    networks = _networks(pieces, params, _graph(pieces, params), study)
+
+    def rows(factor: str, supernet: int) -> Iterator[Row]:
+        own = changed(params, {"supernet.seed": supernet, **studies["factors"]["changes"][factor]})
+        score = _scorer(pieces, own, study["images"])
+        for (kind, number), channels in networks.items():
+            for scored in score(channels):
+                yield {"factor": factor, "supernet": supernet, "kind": kind, "network": number, **scored}
+
+    parts = [(factor, supernet) for factor in study["scored_in"] if only in factor for supernet in study["supernets"]]
+    _collect(rows, parts, HERE / "results" / f"scores-{network}.csv", jobs)
 
 
 def _follows_supernet(params: Params) -> bool:
@@ -171,21 +189,45 @@ def _random_network(graph: ChannelGraph, study: Params, seed: int) -> Channels:
     return at(max(number / 1000 for number in range(100, 3000) if graph.macs(at(number / 1000)) <= limit))
 
 
-def _scorer(pieces: Pieces, params: Params) -> Callable[[Channels], Row]:
-    """Scores of a configuration in the supernet, on the whole search split, in percent and nats."""
+def _graph(pieces: Pieces, params: Params) -> ChannelGraph:
+    data = PreparedData.open(pieces.run("prepare", params) / "data/prepared", relative_to=ROOT)
+    return traced_network(check_params(params, "params.yaml").model, data.info)[1]
+
+
+def _networks(pieces: Pieces, params: Params, graph: ChannelGraph, study: Params) -> dict[tuple[str, int], Channels]:
+    """The networks of the study ``ranking``: random ones, and those along the search of the first supernet."""
+    drawn = {("random", seed): _random_network(graph, study, seed) for seed in range(study["networks"])}
+    own = changed(params, {"supernet.seed": study["supernets"][0]})
+    steps = read(pieces.run("search", own) / "outputs/search/trajectory.json")["steps"]
+    configurations = [step["channels"] for step in steps]
+    limits = [{"macs": parse_budget(budget).absolute(graph.macs())} for budget in study["along"]]
+    along = (allocate("autoslim", Costs(graph), configurations, limit) for limit in limits)
+    return drawn | {("trajectory", number): channels for number, channels in enumerate(along)}
+
+
+def _scorer(pieces: Pieces, params: Params, images: Sequence[int]) -> Callable[[Channels], Iterator[Row]]:
+    """Scores a configuration in the supernet on so many search images, with batch statistics and with running ones."""
     folder = pieces.run("supernet", params)
     checked = check_params(params, "params.yaml")
     data = PreparedData.open(folder / "data/prepared", relative_to=ROOT)
     network, graph = traced_network(checked.model, data.info)
     supernet, _ = load_supernet(folder / "outputs/supernet", network, graph)
-    chunks = search_chunks(data, HOST, images=data.info.counts["search"], chunk=checked.search.chunk, seed=0)
-    score = subnet_scorer(supernet, chunks, autocast(HOST.device, "fp32"))
+    cast, chunk = autocast(HOST.device, "fp32"), checked.search.chunk
+    chunks = {count: search_chunks(data, HOST, images=count, chunk=chunk, seed=0) for count in images}
+    shown = eval_batches(data, "train", batch_size=chunk, device=HOST.device, limit=2048, shuffled_by=0)
+    training = [batch for batch, _ in shown]
 
-    def scored(channels: Channels) -> Row:
-        found = score(channels)
-        return {"supernet_top1": round(100 * (1 - found.error), 3), "supernet_nats": round(found.cross_entropy, 4)}
+    def score(channels: Channels) -> Iterator[Row]:
+        plain = supernet.extract(channels)
+        recalibrate(plain, training)
+        supernet.select(channels)
+        for count in images:
+            for statistics, scored in (("batch", supernet), ("running", plain)):
+                found = evaluate(scored, chunks[count], cast)
+                figures = {"top1": round(100 * (1 - found.error), 3), "nats": round(found.cross_entropy, 4)}
+                yield {"images": count, "statistics": statistics, **figures}
 
-    return scored
+    return score
 
 
 def _collect(rows: Callable[..., Iterator[Row]], parts: Sequence[tuple[Any, ...]], to: Path, jobs: int) -> None:

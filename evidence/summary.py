@@ -3,17 +3,17 @@
     python evidence/summary.py mobilenet_v2
 
 Intervals are of 95 %. From scratch a supernet counts once, with the mean of its trainings, against the trainings of the
-uniform network (Welch): they speak of other supernets and other seeds, not of another test set. Fine-tuned networks are
-compared within their supernet (paired t).
+uniform network (Welch): they speak of other supernets and other seeds, not of another test set. Networks that start
+from a supernet are compared within it (paired t). Correlations have bootstrap intervals over networks.
 """
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import typer
 from matplotlib.figure import Figure
 from scipy import stats
@@ -22,51 +22,49 @@ from autoslim.shell.report.style import looks, write_picture
 
 RESULTS = Path(__file__).parent / "results"
 DPI = 130
-Row = dict[str, str]
 Interval = tuple[float, float]
 
 
 def main(network: Annotated[str, typer.Argument(help="A params file of this folder, without .yaml.")]) -> None:
     """Prints the tables of a network's studies, and draws their pictures."""
-    for study, told in (("table", _table), ("ranking", _ranking), ("factors", _factors)):
+    for study, told in (("table", _table), ("ranking", _ranking), ("scores", _scores), ("factors", _factors)):
         path = RESULTS / f"{study}-{network}.csv"
         if path.exists():
-            with path.open(newline="") as file:
-                told(list(csv.DictReader(file)), path.with_suffix(".png"))
+            told(pd.read_csv(path), path.with_suffix(".png"))
             print()
 
 
 # The table
 
 
-def _table(rows: Sequence[Row], picture: Path) -> None:
-    regimes, budgets = _kinds(rows, "regime"), _kinds(rows, "budget")
-    gains = {}
-    print("| regime | MACs | uniform (%) | autoslim (%) | gain (points) | by supernet |\n|---|---:|---:|---:|---:|---|")
-    for regime in regimes:
-        for budget in budgets:
-            own = [row for row in rows if (row["regime"], row["budget"]) == (regime, budget)]
-            uniform, found = ([row for row in own if row["method"] == method] for method in ("uniform", "autoslim"))
-            if not uniform or not found:
-                continue
-            by_supernet, interval = _gain(found, uniform, paired=len(_kinds(uniform, "supernet")) > 1)
-            gains[regime, budget] = fmean(by_supernet), interval
-            print(
-                f"| {regime} | {budget} | {_spread(_top1(uniform))} | {_spread(_top1(found))} "
-                f"| {_told(fmean(by_supernet), interval)} | {', '.join(f'{gain:+.2f}' for gain in by_supernet)} |"
-            )
+def _table(rows: pd.DataFrame, picture: Path) -> None:
+    gains: dict[str, list[tuple[int, float, Interval | None]]] = {}
+    budgets = list(rows["budget"].unique())
+    print("| regime | MACs | params, uniform / autoslim | uniform (%) | autoslim (%) | gain (points) | by supernet |")
+    print("|---|---:|---:|---:|---:|---:|---|")
+    for (regime, budget), own in rows.groupby(["regime", "budget"], sort=False):
+        uniform, found = (own[own["method"] == method] for method in ("uniform", "autoslim"))
+        if uniform.empty or found.empty:
+            continue
+        by_supernet, interval = _gain(found, uniform, paired=uniform["supernet"].nunique() > 1)
+        gain = fmean(by_supernet)
+        gains.setdefault(regime, []).append((budgets.index(budget), gain, interval))
+        params = " / ".join(f"{each['params'].mean() / 1e3:.1f}k" for each in (uniform, found))
+        print(
+            f"| {regime} | {budget} | {params} | {_spread(uniform['top1'])} | {_spread(found['top1'])} "
+            f"| {_told(gain, interval)} | {', '.join(f'{each:+.2f}' for each in by_supernet)} |"
+        )
 
     def draw() -> Figure:
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
         axes.axhline(0, color="#999999", linewidth=1)
-        for regime, (colour, shape) in looks(regimes).items():
-            known = [(budgets.index(b), *gain) for (r, b), gain in gains.items() if r == regime]
-            shift = 0.16 * (regimes.index(regime) - (len(regimes) - 1) / 2)
-            for place, gain, interval in known:
+        for number, (regime, (colour, shape)) in enumerate(looks(list(gains)).items()):
+            for place, gain, interval in gains[regime]:
                 bars = None if interval is None else [[gain - interval[0]], [interval[1] - gain]]
-                label = regime if place == known[0][0] else None
-                axes.errorbar(place + shift, gain, bars, fmt=shape, color=colour, capsize=4, label=label)
+                at = place + 0.16 * (number - (len(gains) - 1) / 2)
+                axes.errorbar(at, gain, bars, fmt=shape, color=colour, capsize=4)
+            axes.plot([], [], shape, color=colour, label=regime)
         axes.set_xticks(range(len(budgets)), budgets)
         axes.set_xlabel("budget: share of the default network's MACs")
         axes.set_ylabel("gain over uniform (points of top-1)")
@@ -76,48 +74,55 @@ def _table(rows: Sequence[Row], picture: Path) -> None:
     write_picture(picture, draw, DPI)
 
 
-def _gain(found: Sequence[Row], uniform: Sequence[Row], *, paired: bool) -> tuple[list[float], Interval | None]:
+def _gain(found: pd.DataFrame, uniform: pd.DataFrame, *, paired: bool) -> tuple[list[float], Interval | None]:
     """Of each supernet, over the uniform network; and the interval of their mean."""
-    supernets = _kinds(found, "supernet")
-    means = [fmean(_top1(found, supernet)) for supernet in supernets]
+    means = found.groupby("supernet")["top1"].mean()
     if paired:
-        gains = [mean - fmean(_top1(uniform, supernet)) for mean, supernet in zip(means, supernets, strict=True)]
-        return gains, _interval(stats.ttest_1samp(gains, 0)) if len(gains) > 1 else None
-    gains = [mean - fmean(_top1(uniform)) for mean in means]
-    return gains, _interval(stats.ttest_ind(means, _top1(uniform), equal_var=False)) if len(means) > 1 else None
+        gains = (means - uniform.groupby("supernet")["top1"].mean()).dropna()
+        return list(gains), _interval(stats.ttest_1samp(gains, 0)) if len(gains) > 1 else None
+    gains = means - uniform["top1"].mean()
+    return list(gains), _interval(stats.ttest_ind(means, uniform["top1"], equal_var=False)) if len(means) > 1 else None
 
 
 # Does the supernet rank networks as training does?
 
 
-def _ranking(rows: Sequence[Row], picture: Path) -> None:
-    networks = _kinds(rows, "network")
-    first = {number: next(row for row in rows if row["network"] == number) for number in networks}
-    trained = np.array([fmean(_top1([row for row in rows if row["network"] == number])) for number in networks])
-    scores = [name for name in rows[0] if name.startswith("supernet_")]
-    print(f"{len(networks)} networks, top-1 {trained.min():.1f} to {trained.max():.1f} %\n")
-    print("| score | Spearman | Kendall |\n|---|---:|---:|")
-    by_score = {}
-    for name in scores:
-        score = np.array([float(first[number][name]) for number in networks]) * (-1 if "nats" in name else 1)
-        by_score[name] = score
-        print(f"| {name} | {_correlation(_spearman, score, trained)} | {_correlation(_kendall, score, trained)} |")
+def _ranking(rows: pd.DataFrame, _: Path) -> None:
+    drawn = rows[rows["kind"] == "random"]
+    truth = drawn.groupby("network")["top1"].mean()
+    print(f"{len(truth)} random networks, retrained: top-1 {truth.min():.1f} to {truth.max():.1f} %\n")
+    print("| ranked by | Spearman | Kendall |\n|---|---:|---:|")
     for cost in ("macs", "params"):
-        score = np.array([float(first[number][cost]) for number in networks])
-        print(f"| {cost} | {_correlation(_spearman, score, trained)} | {_correlation(_kendall, score, trained)} |")
-    halves = [[_top1([r for r in rows if (r["network"], r["seed"]) == (n, s)]) for n in networks] for s in ("0", "1")]
-    if all(all(half) for half in halves):
-        one, other = (np.array([value for [value] in half]) for half in halves)
-        cells = " | ".join(_correlation(of, one, other) for of in (_spearman, _kendall))
-        print(f"| another seed's training | {cells} |")
+        print(f"| {cost} | {_correlations(drawn.groupby('network')[[cost]].first(), truth)} |")
+    by_seed = drawn.pivot_table(index="network", columns="seed", values="top1").dropna()
+    if by_seed.shape[1] == 2:
+        print(f"| another seed's training | {_correlations(by_seed[[0]], by_seed[1])} |")
+
+
+def _scores(rows: pd.DataFrame, picture: Path) -> None:
+    trained = pd.read_csv(picture.with_name(picture.name.replace("scores", "ranking")).with_suffix(".csv"))
+    truth = trained.groupby(["kind", "network"])["top1"].mean()
+    most, first = rows["images"].max(), rows["factor"].iloc[0]
+    told = rows[(rows["factor"] == first) | ((rows["images"] == most) & (rows["statistics"] == "batch"))]
+    print("| supernet | images | statistics | ranked by | Spearman | Kendall | Spearman along the search |")
+    print("|---|---:|---|---|---:|---:|---:|")
+    for (factor, images, statistics), own in told.groupby(["factor", "images", "statistics"], sort=False):
+        for score, sign in (("top1", 1), ("nats", -1)):
+            by_supernet = sign * own.pivot_table(index=["kind", "network"], columns="supernet", values=score)
+            along = by_supernet.loc["trajectory"].corrwith(truth.loc["trajectory"], method="spearman").mean()
+            known = _correlations(by_supernet.loc["random"], truth.loc["random"])
+            print(f"| {factor} | {images} | {statistics} | {score} | {known} | {along:.2f} |")
 
     def draw() -> Figure:
         figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+        shown = rows[(rows["factor"] == first) & (rows["images"] == most) & (rows["statistics"] == "batch")]
+        shown = shown[shown["kind"] == "random"]
         kinds = {"top1": "top-1 in the supernet (%)", "nats": "cross-entropy in the supernet (nats)"}
         for axes, (kind, label) in zip(figure.subplots(1, 2, sharey=True), kinds.items(), strict=True):
-            named = [name for name in scores if kind in name]
-            for name, (colour, shape) in looks(named).items():
-                axes.plot(abs(by_score[name]), trained, shape, color=colour, label=f"seed {name.rpartition('_')[2]}")
+            named = {f"seed {supernet}": own for supernet, own in shown.groupby("supernet")}
+            for name, (colour, shape) in looks(list(named)).items():
+                retrained = truth.loc["random"][named[name]["network"]]
+                axes.plot(named[name][kind], retrained, shape, color=colour, label=name)
             axes.set_xlabel(label)
         axes.legend(frameon=False, title="supernet")
         figure.axes[0].set_ylabel("top-1 retrained (%)")
@@ -126,38 +131,39 @@ def _ranking(rows: Sequence[Row], picture: Path) -> None:
     write_picture(picture, draw, DPI)
 
 
-def _spearman(one: np.ndarray, other: np.ndarray) -> float:
-    return float(stats.spearmanr(one, other).statistic)
+def _correlations(scores: pd.DataFrame, truth: pd.Series) -> str:
+    """Spearman's and Kendall's: the mean over the columns (supernets) of ``scores``."""
+    values, expected = scores.loc[truth.index].to_numpy(), truth.to_numpy()
+    return " | ".join(_correlation(of, values, expected) for of in (stats.spearmanr, stats.kendalltau))
 
 
-def _kendall(one: np.ndarray, other: np.ndarray) -> float:
-    return float(stats.kendalltau(one, other).statistic)
+def _correlation(of: Callable[..., Any], scores: np.ndarray, truth: np.ndarray) -> str:
+    if (np.ptp(scores, axis=0) == 0).any():
+        return "equal"
 
+    def mean(pick: np.ndarray) -> float:
+        return fmean(of(column, truth[pick]).statistic for column in scores[pick].T)
 
-def _correlation(of: Callable[[np.ndarray, np.ndarray], float], one: np.ndarray, other: np.ndarray) -> str:
-    """With its bootstrap interval over networks."""
     draw = np.random.default_rng(0)
-    picks = (draw.integers(0, len(one), len(one)) for _ in range(2000))
-    low, high = np.nanquantile([of(one[pick], other[pick]) for pick in picks], [0.025, 0.975])
-    return f"{of(one, other):.2f} [{low:.2f}, {high:.2f}]"
+    picks = [draw.integers(0, len(truth), len(truth)) for _ in range(1000)]
+    low, high = np.nanquantile([mean(pick) for pick in picks], [0.025, 0.975])
+    return f"{mean(np.arange(len(truth))):.2f} [{low:.2f}, {high:.2f}]"
 
 
 # One factor at a time
 
 
-def _factors(rows: Sequence[Row], picture: Path) -> None:
-    factors, budgets = _kinds(rows, "factor"), _kinds(rows, "budget")
-    effects: dict[tuple[str, str], tuple[float, Interval | None]] = {}
+def _factors(rows: pd.DataFrame, picture: Path) -> None:
+    factors, budgets = list(rows["factor"].unique()), list(rows["budget"].unique())
+    top1 = {key: list(own["top1"]) for key, own in rows.groupby(["factor", "budget"])}
+    effects: dict[tuple[str, str], tuple[float, Interval]] = {}
     print(f"| factor | {' | '.join(f'{budget} of the MACs' for budget in budgets)} |\n|---|{'---:|' * len(budgets)}")
     for factor in factors:
         cells = []
         for budget in budgets:
-            own, base = (
-                _top1([row for row in rows if (row["factor"], row["budget"]) == (name, budget)])
-                for name in (factor, factors[0])
-            )
+            own, base = top1.get((factor, budget), []), top1[factors[0], budget]
             cells.append(_spread(own) if own else "")
-            if own and factor != factors[0]:
+            if len(own) > 1 and factor != factors[0]:
                 interval = _interval(stats.ttest_ind(own, base, equal_var=False))
                 effects[factor, budget] = fmean(own) - fmean(base), interval
                 cells[-1] += f", {_told(*effects[factor, budget])}"
@@ -167,12 +173,12 @@ def _factors(rows: Sequence[Row], picture: Path) -> None:
         figure = Figure(figsize=(7.2, 0.4 * len(factors) + 1.2), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color="#999999", linewidth=1)
-        for budget, (colour, shape) in looks(budgets).items():
-            shift = 0.2 * (budgets.index(budget) - (len(budgets) - 1) / 2)
-            for (factor, at), (effect, interval) in effects.items():
-                if at == budget and interval is not None:
-                    bars = [[effect - interval[0]], [interval[1] - effect]]
-                    axes.errorbar(effect, factors.index(factor) + shift, xerr=bars, fmt=shape, color=colour, capsize=3)
+        for number, (budget, (colour, shape)) in enumerate(looks(budgets).items()):
+            for (factor, at), (effect, (low, high)) in effects.items():
+                if at == budget:
+                    place = factors.index(factor) + 0.2 * (number - (len(budgets) - 1) / 2)
+                    bars = [[effect - low], [high - effect]]
+                    axes.errorbar(effect, place, xerr=bars, fmt=shape, color=colour, capsize=3)
             axes.plot([], [], shape, color=colour, label=f"{budget} of the MACs")
         axes.set_yticks(range(1, len(factors)), factors[1:])
         axes.invert_yaxis()
@@ -181,14 +187,6 @@ def _factors(rows: Sequence[Row], picture: Path) -> None:
         return figure
 
     write_picture(picture, draw, DPI)
-
-
-def _kinds(rows: Sequence[Row], column: str) -> list[str]:
-    return list(dict.fromkeys(row[column] for row in rows))
-
-
-def _top1(rows: Sequence[Row], supernet: str | None = None) -> list[float]:
-    return [float(row["top1"]) for row in rows if supernet is None or row["supernet"] == supernet]
 
 
 def _interval(test: Any) -> Interval:

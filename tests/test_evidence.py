@@ -1,11 +1,12 @@
 """The evidence: its params files, what makes two runs the same, and its statistics against formulas."""
 
-import csv
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import pandas as pd
 import pytest
 import run
 import summary
@@ -62,13 +63,17 @@ def test_random_networks_just_hold_the_budget(params: dict[str, Any]) -> None:
     assert len({tuple(channels.values()) for channels in drawn}) == 6
 
 
-def row(supernet: int, seed: int, top1: float) -> dict[str, str]:
-    return {"supernet": str(supernet), "seed": str(seed), "top1": str(top1)}
+def row(supernet: int, seed: int, top1: float) -> dict[str, float]:
+    return {"supernet": supernet, "seed": seed, "params": 1000, "search_top1": top1, "top1": top1}
+
+
+def frame(rows: Iterable[dict[str, float]]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows))
 
 
 def test_intervals_count_a_supernet_once() -> None:
-    found = [row(supernet, seed, 60 + supernet + 0.5 * seed) for supernet in range(3) for seed in range(3)]
-    uniform = [row(0, seed, 59 + 0.4 * seed) for seed in range(5)]
+    found = frame(row(supernet, seed, 60 + supernet + 0.5 * seed) for supernet in range(3) for seed in range(3))
+    uniform = frame(row(0, seed, 59 + 0.4 * seed) for seed in range(5))
     gains, interval = summary._gain(found, uniform, paired=False)
     assert gains == pytest.approx([60.5 - 59.8, 61.5 - 59.8, 62.5 - 59.8])
     one, other = [60.5, 61.5, 62.5], [59 + 0.4 * seed for seed in range(5)]
@@ -76,7 +81,7 @@ def test_intervals_count_a_supernet_once() -> None:
     half = _t_quantile((a + b) ** 2 / (a**2 / 2 + b**2 / 4)) * math.sqrt(a + b)
     assert interval == pytest.approx((fmean(gains) - half, fmean(gains) + half), rel=1e-4)
 
-    paired = [row(supernet, seed, 58 + 2 * supernet + seed) for supernet in range(3) for seed in range(3)]
+    paired = frame(row(supernet, seed, 58 + 2 * supernet + seed) for supernet in range(3) for seed in range(3))
     gains, interval = summary._gain(found, paired, paired=True)
     assert gains == pytest.approx([60.5 - 59, 61.5 - 61, 62.5 - 63])
     half = _t_quantile(2) * stdev(gains) / math.sqrt(3)
@@ -110,10 +115,20 @@ def test_rows_become_tables_and_pictures(tmp_path: Path, monkeypatch: pytest.Mon
         for seed in range(3)
     ]
     ranking = [
-        {"network": number, "macs": 100 - number, "params": number % 3, "supernet_top1_0": 40 + number}
-        | {"supernet_nats_0": 2 - 0.1 * number, "seed": seed, "top1": 50 + number + 0.1 * seed}
-        for number in range(8)
+        {"kind": kind, "network": number, "macs": 100 - number, "params": number % 3, "seed": seed}
+        | {"top1": 50 + number + 0.1 * seed}
         for seed in (0, 1)
+        for kind in ("random", "trajectory")
+        for number in range(8)
+    ]
+    scores = [
+        {"factor": factor, "supernet": supernet, "kind": kind, "network": number, "images": images}
+        | {"statistics": "batch", "top1": 40 + number, "nats": 2 - 0.1 * number}
+        for factor in ("base", "no distillation")
+        for supernet in (0, 1)
+        for kind in ("random", "trajectory")
+        for number in range(8)
+        for images in (512, 2048)
     ]
     factors = [
         {"factor": factor, "budget": budget, **row(supernet, seed, 50 + seed + bonus)}
@@ -122,25 +137,35 @@ def test_rows_become_tables_and_pictures(tmp_path: Path, monkeypatch: pytest.Mon
         for supernet in (0, 1)
         for seed in range(3)
     ]
-    for study, rows in (("table", table), ("ranking", ranking), ("factors", factors)):
-        with (tmp_path / f"{study}-small.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+    for study, rows in (("table", table), ("ranking", ranking), ("scores", scores), ("factors", factors)):
+        pd.DataFrame(rows).to_csv(tmp_path / f"{study}-small.csv", index=False)
     summary.main("small")
-    for study in ("table", "ranking", "factors"):
+    for study in ("table", "scores", "factors"):
         assert (tmp_path / f"{study}-small.png").stat().st_size > 5000
 
 
 def test_ranks_are_those_of_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ranking = [
-        {"network": str(number), "macs": "1", "params": str(-number), "supernet_top1_0": str(number)}
-        | {"supernet_nats_0": str(-number), "seed": seed, "top1": str(50 + number)}
+    """Top-1 in the supernet ranks as training does, cross-entropy (less is better) the other way; parameters too."""
+    trained = [
+        {"kind": kind, "network": number, "macs": 1, "params": -number, "seed": seed, "top1": 50 + number + 0.1 * seed}
+        for kind in ("random", "trajectory")
         for number in range(8)
-        for seed in ("0", "1")
+        for seed in (0, 1)
     ]
-    summary._ranking(ranking, tmp_path / "ranking.png")
+    scores = [
+        {"factor": "base", "supernet": supernet, "kind": kind, "network": number, "images": 512, "statistics": "batch"}
+        | {"top1": 2 * number + supernet, "nats": number}
+        for supernet in (0, 1)
+        for kind in ("random", "trajectory")
+        for number in range(8)
+    ]
+    pd.DataFrame(trained).to_csv(tmp_path / "ranking-small.csv")
+    summary._ranking(pd.DataFrame(trained), tmp_path / "ranking-small.png")
+    summary._scores(pd.DataFrame(scores), tmp_path / "scores-small.png")
     said = capsys.readouterr().out
-    assert "| supernet_top1_0 | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |" in said
-    assert "| supernet_nats_0 | 1.00 [1.00, 1.00] | 1.00 [1.00, 1.00] |" in said
-    assert "| params | -1.00 [-1.00, -1.00] | -1.00 [-1.00, -1.00] |" in said
+    same, opposite = "1.00 [1.00, 1.00] | 1.00 [1.00, 1.00]", "-1.00 [-1.00, -1.00] | -1.00 [-1.00, -1.00]"
+    assert "| macs | equal | equal |" in said
+    assert f"| params | {opposite} |" in said
+    assert f"| another seed's training | {same} |" in said
+    assert f"| base | 512 | batch | top1 | {same} | 1.00 |" in said
+    assert f"| base | 512 | batch | nats | {opposite} | -1.00 |" in said
