@@ -66,7 +66,12 @@ def main() -> None:
     limits = budget_limits(params, costs)
     elsewhere = "" if costs.table is None or costs.table.target == target else str(costs.table.target)
     comparison = compare(
-        results, budgets=params.budgets, resource=params.resource, limits=limits, predicted_on=elsewhere
+        results,
+        budgets=params.budgets,
+        resource=params.resource,
+        limits=limits,
+        predicted_on=elsewhere,
+        from_supernet=params.retrain.start == "supernet",
     )
     dpi = params.report.picture_dpi
     REPORT.mkdir(parents=True, exist_ok=True)

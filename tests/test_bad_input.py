@@ -112,6 +112,8 @@ def problems(values: Any) -> tuple[str, ...]:
         ("budget", "1e400", "budget '1e400' is not a positive number; write it like 305M"),
         ("budget", {"params": "3M"}, "budget bounds params, but resource is macs; set resource to one of these"),
         ("budget", {"macs": "3ms"}, "budget '3ms' has no unit of macs (ms measures latency: name that in budget)"),
+        ("budget", {"macs": "3M", "latancy": "4ms"}, "budget bounds 'latancy'; the resources are macs, params"),
+        ("budget", 0.2, "budget 0.2 is less than one of macs; write a share like 20%"),
         ("budget", {}, "budget is an empty mapping; write it like {macs: 305M, params: 3.5M}"),
         ("retrain.seeds", [1, 1], "retrain.seeds are [1, 1], one of them twice; give each seed once"),
         ("methods", ["uniform", "uniform"], "methods are uniform, uniform, one of them twice; name each method once"),

@@ -99,7 +99,7 @@ def test_show_says_where_the_time_goes(tmp_path: Path, monkeypatch: pytest.Monke
     times = [float(row["ms"]) for row in kernels]
     assert times == sorted(times, reverse=True)
     assert sorted(times) == pytest.approx(sorted(0.2 * size for size in graph.default.values()), abs=1e-3)
-    assert (between["kernel"], float(between["ms"])) == ("(between kernels)", 1)
+    assert (between["kernel"], float(between["ms"])) == ("(a whole network less its kernels)", 1)
     assert float(whole["ms"]) == pytest.approx(total)
     assert sum(float(row["% of all"]) for row in (*kernels, between)) == pytest.approx(100, abs=0.1)
     assert Path("phone.png").read_bytes()[:4] == b"\x89PNG"

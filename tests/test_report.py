@@ -120,6 +120,10 @@ def test_what_is_ahead_on_the_search_split_is_chosen_whatever_the_test_split_say
         "uniform, seed 2, is ahead there" in markdown_table(comparison)
     )
     assert compare([behind], **BUDGET).choice == ("autoslim", 1)
+    assert "started from the supernet's weights" not in markdown_table(comparison)
+    assert "all networks started from the supernet's weights" in markdown_table(
+        compare([behind, ahead], **BUDGET, from_supernet=True)
+    )
     assert compare([AUTOSLIM, UNIFORM], **BUDGET).choice is None
     assert "choice" not in metrics(compare([AUTOSLIM, UNIFORM], **BUDGET))
 

@@ -228,7 +228,7 @@ class Params(Section):
     """All of ``params.yaml``. Sections are named after the stage that reads them first."""
 
     resource: Resource = Field(description="what the budget bounds; with several bounds, what pictures show")
-    budget: Amount | dict[Resource, Amount] = Field(
+    budget: Amount | dict[str, Amount] = Field(
         description="upper bound of the resource: 305M, 12ms, 20MB or 50% of the default network's; or several at "
         "once: {macs: 305M, params: 3.5M}"
     )

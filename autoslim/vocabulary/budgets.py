@@ -56,6 +56,8 @@ def parse_budget(text: str | float, resource: str = "macs", *, several: bool = F
         raise UserError(f"budget {text!r} is not a positive number; write it like {EXAMPLES[resource]}")
     if unit == "%":
         return Budget(str(text), number / 100, relative=True)
+    if unit == "" and units is _COUNT and number < 1:
+        raise UserError(f"budget {text!r} is less than one of {resource}; write a share like {100 * number:g}%")
     # "m" for 10^6 and "g" for 10^9 are common slips without another reading; for bytes and seconds case has meaning.
     sizes = {name.lower(): size for name, size in units.items()} if units is _COUNT else units
     unit_key = unit.lower() if units is _COUNT else unit

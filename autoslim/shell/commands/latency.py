@@ -222,6 +222,6 @@ def print_latency(table: "LatencyTable") -> None:
     print()
     times = {name: table.slope * kernel.predict(table.default) for name, kernel in table.kernels.items()}
     ordered = sorted(times.items(), key=lambda item: -item[1])
-    ordered += [("(between kernels)", table.intercept), ("(all)", total)]
+    ordered += [("(a whole network less its kernels)", table.intercept), ("(all)", total)]
     rows = [[name, f"{ms:.4g}", percent(ms / total) if total else ""] for name, ms in ordered]
     print_table(["kernel", "ms", "% of all"], rows, title="Kernels of the default network")

@@ -62,6 +62,7 @@ class Comparison:
     results: tuple[Result, ...]
     gains: Mapping[str, Gain]
     predicted_on: str = ""  # where latency was predicted for another target than it was measured on
+    from_supernet: bool = False  # where training started, of all networks
 
     @property
     def choice(self) -> tuple[str, int] | None:
@@ -82,6 +83,7 @@ def compare(
     resource: str,
     limits: Mapping[str, float],
     predicted_on: str = "",
+    from_supernet: bool = False,
 ) -> Comparison:
     """The comparison of ``results``, with the gain of each over the baseline where that is among them.
 
@@ -99,7 +101,7 @@ def compare(
         for r in results
         if baseline is not None and r is not baseline and _comparable(r, baseline, resource)
     }
-    return Comparison(budgets, resource, limits, tuple(results), gains, predicted_on)
+    return Comparison(budgets, resource, limits, tuple(results), gains, predicted_on, from_supernet)
 
 
 def _comparable(result: Result, baseline: Result, resource: str) -> bool:
@@ -267,6 +269,8 @@ def _caption(comparison: Comparison) -> str:
     text = "one seed: no spread and no interval" if seeds == [1] else f"mean ± std over {count}"
     if any(found.interval for found in comparison.gains.values()):
         text += "; in brackets the 95 % interval of the gain over seeds (Welch)"
+    if comparison.from_supernet:
+        text += "; all networks started from the supernet's weights"
     if choice := comparison.choice:
         scores = {r.method: fmean(r.search_top1.values()) for r in comparison.results if r.search_top1}
         told = ", ".join(f"{method} {100 * score:.2f}" for method, score in scores.items())
