@@ -4,7 +4,8 @@
 
 Intervals are of 95 %. From scratch a supernet counts once, with the mean of its trainings, against the trainings of the
 uniform network (Welch): they speak of other supernets and other seeds, not of another test set. Networks that start
-from a supernet are compared within it (paired t). Correlations have bootstrap intervals over networks.
+from a supernet are compared within it (paired t). The choice is the network that is ahead on the search split.
+Correlations have bootstrap intervals over networks.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,19 +41,22 @@ def main(network: Annotated[str, typer.Argument(help="A params file of this fold
 def _table(rows: pd.DataFrame, picture: Path) -> None:
     gains: dict[str, list[tuple[int, float, Interval | None]]] = {}
     budgets = list(rows["budget"].unique())
-    print("| regime | MACs | params, uniform / autoslim | uniform (%) | autoslim (%) | gain (points) | by supernet |")
-    print("|---|---:|---:|---:|---:|---:|---|")
+    heads = ("regime", "MACs", "params, uniform / autoslim", "uniform (%)", "autoslim (%)", "gain (points)")
+    print(f"| {' | '.join((*heads, 'by supernet', 'gain of the choice'))} |\n|---|{'---:|' * 5}---|---:|")
     for (regime, budget), own in rows.groupby(["regime", "budget"], sort=False):
         uniform, found = (own[own["method"] == method] for method in ("uniform", "autoslim"))
         if uniform.empty or found.empty:
             continue
-        by_supernet, interval = _gain(found, uniform, paired=uniform["supernet"].nunique() > 1)
+        paired = uniform["supernet"].nunique() > 1
+        by_supernet, interval = _gain(found, uniform, paired=paired)
+        ahead, _ = _gain(found, uniform, paired=paired, score="search_top1")
+        choice = fmean(gain * (on_search > 0) for gain, on_search in zip(by_supernet, ahead, strict=True))
         gain = fmean(by_supernet)
         gains.setdefault(regime, []).append((budgets.index(budget), gain, interval))
         params = " / ".join(f"{each['params'].mean() / 1e3:.1f}k" for each in (uniform, found))
         print(
             f"| {regime} | {budget} | {params} | {_spread(uniform['top1'])} | {_spread(found['top1'])} "
-            f"| {_told(gain, interval)} | {', '.join(f'{each:+.2f}' for each in by_supernet)} |"
+            f"| {_told(gain, interval)} | {', '.join(f'{each:+.2f}' for each in by_supernet)} | {choice:+.2f} |"
         )
 
     def draw() -> Figure:
@@ -74,14 +78,16 @@ def _table(rows: pd.DataFrame, picture: Path) -> None:
     write_picture(picture, draw, DPI)
 
 
-def _gain(found: pd.DataFrame, uniform: pd.DataFrame, *, paired: bool) -> tuple[list[float], Interval | None]:
+def _gain(
+    found: pd.DataFrame, uniform: pd.DataFrame, *, paired: bool, score: str = "top1"
+) -> tuple[list[float], Interval | None]:
     """Of each supernet, over the uniform network; and the interval of their mean."""
-    means = found.groupby("supernet")["top1"].mean()
+    means = found.groupby("supernet")[score].mean()
     if paired:
-        gains = (means - uniform.groupby("supernet")["top1"].mean()).dropna()
+        gains = (means - uniform.groupby("supernet")[score].mean()).dropna()
         return list(gains), _interval(stats.ttest_1samp(gains, 0)) if len(gains) > 1 else None
-    gains = means - uniform["top1"].mean()
-    return list(gains), _interval(stats.ttest_ind(means, uniform["top1"], equal_var=False)) if len(means) > 1 else None
+    gains = means - uniform[score].mean()
+    return list(gains), _interval(stats.ttest_ind(means, uniform[score], equal_var=False)) if len(means) > 1 else None
 
 
 # Does the supernet rank networks as training does?
