@@ -49,28 +49,31 @@ app = typer.Typer(add_completion=False, help=__doc__)
 Network = Annotated[str, typer.Argument(help="A params file of this folder, without .yaml.")]
 Jobs = Annotated[int, typer.Option("--jobs", help="Runs side by side, of one thread each.")]
 Work = Annotated[Path, typer.Option("--work", help="Where everything is kept.")]
-Part = Annotated[str, typer.Option("--only", help="Part of a factor's name: run no others.")]
+Part = Annotated[str, typer.Option("--only", help="Part of a regime's or a factor's name: run no others.")]
 KEPT = ROOT / "outputs/evidence"
 
 
 @app.command()
-def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
+def table(network: Network, jobs: Jobs = 1, work: Work = KEPT, only: Part = "") -> None:
     """Uniform and autoslim at several budgets, from scratch and from the supernet's weights."""
-    study, params = load_yaml(HERE / "studies.yaml"), load_yaml(HERE / f"{network}.yaml")
-    asked, pieces = study["table"], Pieces(work)
+    study, params = load_yaml(HERE / "studies.yaml")["table"], load_yaml(HERE / f"{network}.yaml")
+    pieces = Pieces(work)
 
     def rows(regime: str, method: str, supernet: int) -> Iterator[Row]:
-        own = changed(params, {"supernet.seed": supernet, **study["regimes"][regime]})
-        seeds = asked["seeds" if method == "autoslim" or _follows_supernet(own) else "seeds_of_uniform"]
-        for row in _compared(pieces, own, asked["budgets"], method, seeds):
+        own = changed(params, {"supernet.seed": supernet, **study["regimes"][regime]["changes"]})
+        seeds = study["seeds" if method == "autoslim" or _follows_supernet(own) else "seeds_of_uniform"]
+        for row in _compared(pieces, own, study["regimes"][regime]["budgets"], method, seeds):
             yield {"regime": regime, "method": method, "supernet": supernet, **row}
 
     parts = [
         (regime, method, supernet)
-        for supernet in asked["supernets"]
-        for regime, changes in study["regimes"].items()
+        for supernet in study["supernets"]
+        for regime, asked in study["regimes"].items()
         for method in ("autoslim", "uniform")
-        if method == "autoslim" or supernet == asked["supernets"][0] or _follows_supernet(changed(params, changes))
+        if method == "autoslim"
+        or supernet == study["supernets"][0]
+        or _follows_supernet(changed(params, asked["changes"]))
+        if only in regime
     ]
     _collect(rows, parts, HERE / "results" / f"table-{network}.csv", jobs)
 
@@ -176,7 +179,7 @@ def _trained(pieces: Pieces, params: Params, files: Files, seed: int) -> Row:
     return values
 
 
-def _random_network(graph: ChannelGraph, study: Params, seed: int) -> Channels:
+def _random_network(graph: ChannelGraph, study: Params, divisor: int, seed: int) -> Channels:
     """Each group's width drawn around a common one (log-normal), which is set so that the budget is just held."""
     draw = random.Random(f"network {seed}")
     widths = {name: math.exp(draw.gauss(0, study["spread"])) for name in graph.groups}
@@ -184,7 +187,8 @@ def _random_network(graph: ChannelGraph, study: Params, seed: int) -> Channels:
 
     def at(common: float) -> Channels:
         sizes = {name: group.size * common * widths[name] for name, group in graph.groups.items()}
-        return {n: min(max(2, 2 * round(size / 2)), int(1.5 * graph.groups[n].size)) for n, size in sizes.items()}
+        rounded = {name: divisor * max(1, round(size / divisor)) for name, size in sizes.items()}
+        return {name: min(count, int(1.5 * graph.groups[name].size)) for name, count in rounded.items()}
 
     return at(max(number / 1000 for number in range(100, 3000) if graph.macs(at(number / 1000)) <= limit))
 
@@ -196,7 +200,8 @@ def _graph(pieces: Pieces, params: Params) -> ChannelGraph:
 
 def _networks(pieces: Pieces, params: Params, graph: ChannelGraph, study: Params) -> dict[tuple[str, int], Channels]:
     """The networks of the study ``ranking``: random ones, and those along the search of the first supernet."""
-    drawn = {("random", seed): _random_network(graph, study, seed) for seed in range(study["networks"])}
+    divisor = params["supernet"]["grid"]["divisor"]
+    drawn = {("random", seed): _random_network(graph, study, divisor, seed) for seed in range(study["networks"])}
     own = changed(params, {"supernet.seed": study["supernets"][0]})
     steps = read(pieces.run("search", own) / "outputs/search/trajectory.json")["steps"]
     configurations = [step["channels"] for step in steps]

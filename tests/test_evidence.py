@@ -29,7 +29,8 @@ def params(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def test_every_study_has_parameters_that_the_stages_take(params: dict[str, Any]) -> None:
     check_params(params, "base")
-    for changes in (*STUDIES["regimes"].values(), *STUDIES["factors"]["changes"].values()):
+    regimes = [regime["changes"] for regime in STUDIES["table"]["regimes"].values()]
+    for changes in (*regimes, *STUDIES["factors"]["changes"].values()):
         check_params(changed(params, changes), str(changes))
     with pytest.raises(SystemExit, match=r"there is no parameter search\.scores"):
         changed(params, {"search.scores": "error"})
@@ -55,8 +56,9 @@ def test_pieces_are_the_same_where_what_they_read_is(tmp_path: Path, params: dic
 def test_random_networks_just_hold_the_budget(params: dict[str, Any]) -> None:
     model = params["model"]
     graph = trace(build_network(model["name"], model["kwargs"], 10), torch.empty(1, 3, 16, 16))
-    drawn = [run._random_network(graph, STUDIES["ranking"], seed) for seed in range(6)]
-    assert drawn[0] == run._random_network(graph, STUDIES["ranking"], 0)
+    divisor = params["supernet"]["grid"]["divisor"]
+    drawn = [run._random_network(graph, STUDIES["ranking"], divisor, seed) for seed in range(6)]
+    assert drawn[0] == run._random_network(graph, STUDIES["ranking"], divisor, 0)
     for channels in drawn:
         graph.check(channels)
         assert 0.96 < graph.macs(channels) / (0.5 * graph.macs()) <= 1
