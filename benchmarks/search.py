@@ -11,6 +11,7 @@ from a supernet a tenth wider than the default network; a check of the speed, no
 """
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from autoslim.engine.checkpoints import file_digest, run_key
 from autoslim.engine.chunks import even_chunk
 from autoslim.engine.data import PreparedData, eval_batches
 from autoslim.engine.laps import search_laps
+from autoslim.engine.latency import processor
 from autoslim.engine.runtime import autocast
 from autoslim.engine.trajectory import read_trajectory
 from autoslim.shell.assembly import traced_network
@@ -166,7 +168,7 @@ def _compare(folder: Path, rows: list[dict[str, Any]], budgets: list[str]) -> No
 
 def _machine() -> dict[str, Any]:
     return {
-        "processor": platform.processor() or platform.machine(),
+        "processor": f"{processor()}, {os.cpu_count()} cores",
         "threads": 1,
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -13,6 +13,7 @@ outputs/evidence. Its rows go to evidence/results, with those of the trainings t
 import csv
 import json
 import math
+import os
 import platform
 import random
 import sys
@@ -33,6 +34,7 @@ from autoslim.engine.artifacts import load_supernet
 from autoslim.engine.chunks import search_chunks
 from autoslim.engine.data import PreparedData, eval_batches
 from autoslim.engine.evaluation import evaluate
+from autoslim.engine.latency import processor
 from autoslim.engine.retraining import retrained_top1
 from autoslim.engine.runtime import Machine, autocast
 from autoslim.networks.graph import ChannelGraph
@@ -176,7 +178,7 @@ def _trained(pieces: Pieces, params: Params, files: Files, seed: int) -> Row:
         seen = read(folder / "outputs/retrain/autoslim/metrics.json")["search_top1"]["mean"]
         kept.write_text(json.dumps({"search_top1": round(100 * seen, 3), "top1": round(100 * top1[seed], 3)}))
     values: Row = read(kept)
-    return values
+    return values | {"seconds": read(folder / "done.json")["seconds"]}
 
 
 def _random_network(graph: ChannelGraph, study: Params, divisor: int, seed: int) -> Channels:
@@ -258,7 +260,7 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
     machine = {
         "command": " ".join(["python", *sys.argv]),
-        "processor": platform.processor() or platform.machine(),
+        "processor": f"{processor()}, {os.cpu_count()} cores, one for a run",
         "python": platform.python_version(),
         "torch": torch.__version__,
     }

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -102,6 +103,7 @@ class Pieces:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "params.yaml").open("w") as file:
                 YAML(typ="safe").dump(params, file)
+            started = time.monotonic()
             with (folder / "log.txt").open("a") as log:
                 status = subprocess.run(
                     [sys.executable, str(ROOT / f"stages/{stage}.py"), *arguments],
@@ -112,7 +114,7 @@ class Pieces:
                 ).returncode
             if status:
                 raise SystemExit(f"{stage} failed in {folder}; see its log.txt")
-            write_json(folder / "done.json", {"commit": _commit()})
+            write_json(folder / "done.json", {"commit": _commit(), "seconds": round(time.monotonic() - started)})
         return folder
 
 

@@ -208,7 +208,7 @@ def this_target(
     *, device: torch.device, runtime: str, threads: int, batch: int, precision: str, channels_last: bool
 ) -> Target:
     """The machine at hand, by its processor's or its GPU's name."""
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     versions = f"torch {torch.__version__}"
     if runtime == "onnxruntime":
         import onnxruntime
@@ -217,7 +217,8 @@ def this_target(
     return Target(machine, runtime, device.type, threads, batch, precision, channels_last, versions)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the machine's processor."""
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith(("model name", "Model"))]
