@@ -1,6 +1,7 @@
 """The evidence: what the methods gain over uniform widths on real images, by retraining, with all seeds.
 
     python evidence/run.py table mobilenet_v2 --jobs 2
+    python evidence/run.py longer mobilenet_v2
     python evidence/run.py ranking mobilenet_v2
     python evidence/run.py scores mobilenet_v2
     python evidence/run.py factors mobilenet_v2
@@ -10,14 +11,14 @@ data/raw/cifar10, as the README says. A study that was stopped goes on where it 
 outputs/evidence. Its rows go to evidence/results, with those of the trainings that are done so far.
 """
 
-import csv
 import json
 import math
 import os
 import platform
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,14 +32,17 @@ from autoslim.algorithms.allocation import allocate
 from autoslim.algorithms.recalibration import recalibrate
 from autoslim.algorithms.resources import Costs
 from autoslim.engine.artifacts import load_supernet
+from autoslim.engine.checkpoints import write_json
 from autoslim.engine.chunks import search_chunks
 from autoslim.engine.data import PreparedData, eval_batches
 from autoslim.engine.evaluation import evaluate
 from autoslim.engine.latency import processor
 from autoslim.engine.retraining import retrained_top1
 from autoslim.engine.runtime import Machine, autocast
+from autoslim.engine.training import write_rows
 from autoslim.networks.graph import ChannelGraph
-from autoslim.shell.assembly import recipe, traced_network
+from autoslim.networks.span import Span
+from autoslim.shell.assembly import recipe, span, traced_network
 from autoslim.shell.params import check_params
 from autoslim.vocabulary.budgets import parse_budget
 from autoslim.vocabulary.channels import Channels
@@ -51,47 +55,61 @@ app = typer.Typer(add_completion=False, help=__doc__)
 Network = Annotated[str, typer.Argument(help="A params file of this folder, without .yaml.")]
 Jobs = Annotated[int, typer.Option("--jobs", help="Runs side by side, of one thread each.")]
 Work = Annotated[Path, typer.Option("--work", help="Where everything is kept.")]
-Part = Annotated[str, typer.Option("--only", help="Part of a regime's or a factor's name: run no others.")]
 KEPT = ROOT / "outputs/evidence"
 
 
 @app.command()
-def table(network: Network, jobs: Jobs = 1, work: Work = KEPT, only: Part = "") -> None:
+def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """Uniform and autoslim at several budgets, from scratch and from the supernet's weights."""
     study, params = load_yaml(HERE / "studies.yaml")["table"], load_yaml(HERE / f"{network}.yaml")
     pieces = Pieces(work)
 
     def rows(regime: str, method: str, supernet: int) -> Iterator[Row]:
-        own = changed(params, {"supernet.seed": supernet, **study["regimes"][regime]["changes"]})
-        seeds = study["seeds" if method == "autoslim" or _follows_supernet(own) else "seeds_of_uniform"]
-        for row in _compared(pieces, own, study["regimes"][regime]["budgets"], method, seeds):
-            yield {"regime": regime, "method": method, "supernet": supernet, **row}
+        own = changed(params, {"supernet.seed": supernet, **study["regimes"][regime]})
+        start = own["retrain"]["start"]
+        seeds = study["seeds_of_uniform" if (method, start) == ("uniform", "new") else "seeds"]
+        for row in _compared(pieces, own, study["budgets"][network], method, seeds):
+            yield {"regime": regime, "start": start, "method": method, "supernet": supernet, **row}
+
+    def depends(regime: str, method: str) -> bool:
+        return method != "uniform" or changed(params, study["regimes"][regime])["retrain"]["start"] == "supernet"
 
     parts = [
         (regime, method, supernet)
         for supernet in study["supernets"]
-        for regime, asked in study["regimes"].items()
+        for regime in study["regimes"]
         for method in ("autoslim", "uniform")
-        if method == "autoslim"
-        or supernet == study["supernets"][0]
-        or _follows_supernet(changed(params, asked["changes"]))
-        if only in regime
+        if supernet == study["supernets"][0] or depends(regime, method)
     ]
     _collect(rows, parts, HERE / "results" / f"table-{network}.csv", jobs)
 
 
 @app.command()
-def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT, only: Part = "") -> None:
+def longer(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
+    """Uniform, from scratch, for as long as a supernet, a search and a retraining take together."""
+    study, params = load_yaml(HERE / "studies.yaml")["longer"], load_yaml(HERE / f"{network}.yaml")
+    pieces, own = Pieces(work), changed(params, study["changes"])
+
+    def rows(budget: str, seed: int) -> Iterator[Row]:
+        for row in _compared(pieces, own, [budget], "uniform", [seed]):
+            yield {"epochs": own["retrain"]["epochs"], **row}
+
+    parts = [(budget, seed) for budget in study["budgets"][network] for seed in study["seeds"]]
+    _collect(rows, parts, HERE / "results" / f"longer-{network}.csv", jobs)
+
+
+@app.command()
+def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """Autoslim with one factor changed at a time, from scratch."""
     study, params = load_yaml(HERE / "studies.yaml")["factors"], load_yaml(HERE / f"{network}.yaml")
     pieces = Pieces(work)
 
     def rows(factor: str, supernet: int) -> Iterator[Row]:
         own = changed(params, {"supernet.seed": supernet, **study["changes"][factor]})
-        for row in _compared(pieces, own, study["budgets"], "autoslim", study["seeds"]):
+        for row in _compared(pieces, own, study["budgets"][network], "autoslim", study["seeds"]):
             yield {"factor": factor, "supernet": supernet, **row}
 
-    parts = [(factor, supernet) for factor in study["changes"] if only in factor for supernet in study["supernets"]]
+    parts = [(factor, supernet) for factor in study["changes"] for supernet in study["supernets"]]
     _collect(rows, parts, HERE / "results" / f"factors-{network}.csv", jobs)
 
 
@@ -114,7 +132,7 @@ def ranking(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
 
 @app.command()
-def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT, only: Part = "") -> None:
+def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """The networks of the study ``ranking``, scored in supernets that were trained in several ways."""
     studies, params = load_yaml(HERE / "studies.yaml"), load_yaml(HERE / f"{network}.yaml")
     study, pieces = studies["ranking"], Pieces(work)
@@ -127,13 +145,8 @@ def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT, only: Part = "")
             for scored in score(channels):
                 yield {"factor": factor, "supernet": supernet, "kind": kind, "network": number, **scored}
 
-    parts = [(factor, supernet) for factor in study["scored_in"] if only in factor for supernet in study["supernets"]]
+    parts = [(factor, supernet) for factor in study["scored_in"] for supernet in study["supernets"]]
     _collect(rows, parts, HERE / "results" / f"scores-{network}.csv", jobs)
-
-
-def _follows_supernet(params: Params) -> bool:
-    """Whether what is trained from uniform channels depends on the supernet too."""
-    return bool(params["retrain"]["start"] == "supernet")
 
 
 def _compared(
@@ -162,10 +175,10 @@ def _start(channels: Channels, weights: bytes | None = None) -> Files:
 
 
 def _trained(pieces: Pieces, params: Params, files: Files, seed: int) -> Row:
-    """Retrains channels with one seed: top-1 on the search split and on the test split, in percent."""
+    """Retrains channels with one seed: top-1 on the search split and on the test split, and what that took."""
     own = changed(params, {"retrain.seeds": [seed]})
     folder = pieces.run("retrain", own, "autoslim", files=files)
-    kept = folder / "test.json"
+    kept = folder / "accuracy.json"
     if not kept.exists():
         checked = check_params(own, "params.yaml")
         data = PreparedData.open(folder / "data/prepared", relative_to=ROOT)
@@ -176,21 +189,24 @@ def _trained(pieces: Pieces, params: Params, files: Files, seed: int) -> Row:
             network, graph, channels, data, recipe(checked.retrain), HOST, seeds=[seed], folder=weights
         )
         seen = read(folder / "outputs/retrain/autoslim/metrics.json")["search_top1"]["mean"]
-        kept.write_text(json.dumps({"search_top1": round(100 * seen, 3), "top1": round(100 * top1[seed], 3)}))
-    values: Row = read(kept)
-    return values | {"seconds": read(folder / "done.json")["seconds"]}
+        write_json(kept, {"search_top1": round(seen, 5), "top1": round(top1[seed], 5)})
+    values: Row = read(kept) | read(folder / "done.json")
+    return values
 
 
-def _random_network(graph: ChannelGraph, study: Params, divisor: int, seed: int) -> Channels:
-    """Each group's width drawn around a common one (log-normal), which is set so that the budget is just held."""
+def _random_network(graph: ChannelGraph, study: Params, span: Span, seed: int) -> Channels:
+    """Each group's width drawn around a common one (log-normal), which is set so that the budget is just held.
+
+    In multiples of the grid's divisor up to the supernet's width, not on the grid itself.
+    """
     draw = random.Random(f"network {seed}")
     widths = {name: math.exp(draw.gauss(0, study["spread"])) for name in graph.groups}
     limit = parse_budget(study["budget"]).absolute(graph.macs())
 
     def at(common: float) -> Channels:
         sizes = {name: group.size * common * widths[name] for name, group in graph.groups.items()}
-        rounded = {name: divisor * max(1, round(size / divisor)) for name, size in sizes.items()}
-        return {name: min(count, int(1.5 * graph.groups[name].size)) for name, count in rounded.items()}
+        rounded = {name: span.divisor * max(1, round(size / span.divisor)) for name, size in sizes.items()}
+        return {name: min(count, int(span.width * graph.groups[name].size)) for name, count in rounded.items()}
 
     return at(max(number / 1000 for number in range(100, 3000) if graph.macs(at(number / 1000)) <= limit))
 
@@ -202,8 +218,8 @@ def _graph(pieces: Pieces, params: Params) -> ChannelGraph:
 
 def _networks(pieces: Pieces, params: Params, graph: ChannelGraph, study: Params) -> dict[tuple[str, int], Channels]:
     """The networks of the study ``ranking``: random ones, and those along the search of the first supernet."""
-    divisor = params["supernet"]["grid"]["divisor"]
-    drawn = {("random", seed): _random_network(graph, study, divisor, seed) for seed in range(study["networks"])}
+    reach = span(check_params(params, "params.yaml").supernet)
+    drawn = {("random", seed): _random_network(graph, study, reach, seed) for seed in range(study["networks"])}
     own = changed(params, {"supernet.seed": study["supernets"][0]})
     steps = read(pieces.run("search", own) / "outputs/search/trajectory.json")["steps"]
     configurations = [step["channels"] for step in steps]
@@ -231,40 +247,41 @@ def _scorer(pieces: Pieces, params: Params, images: Sequence[int]) -> Callable[[
         for count in images:
             for statistics, scored in (("batch", supernet), ("running", plain)):
                 found = evaluate(scored, chunks[count], cast)
-                figures = {"top1": round(100 * (1 - found.error), 3), "nats": round(found.cross_entropy, 4)}
+                figures = {"top1": round(1 - found.error, 5), "nats": round(found.cross_entropy, 4)}
                 yield {"images": count, "statistics": statistics, **figures}
 
     return score
 
 
 def _collect(rows: Callable[..., Iterator[Row]], parts: Sequence[tuple[Any, ...]], to: Path, jobs: int) -> None:
-    """Runs the parts, and writes the rows of all that are done after each training, in the parts' order."""
+    """Runs the parts, and writes the rows of all that are done after each training, in the parts' order.
+
+    A part that fails ends the study when the others are done.
+    """
     done: dict[int, list[Row]] = {number: [] for number in range(len(parts))}
+    lock = threading.Lock()
 
     def run(number: int) -> None:
         torch.set_num_threads(1)
         for row in rows(*parts[number]):
-            done[number].append(row)
-            print(", ".join(f"{name} {value}" for name, value in row.items()), file=sys.stderr)
-            _write(to, [each for group in done.values() for each in list(group)])
+            with lock:
+                done[number].append(row)
+                print(", ".join(f"{name} {value}" for name, value in row.items()), file=sys.stderr)
+                _write(to, [each for group in done.values() for each in group])
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(run, range(len(parts))))
 
 
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    write_rows(path, rows)
     machine = {
         "command": " ".join(["python", *sys.argv]),
         "processor": f"{processor()}, {os.cpu_count()} cores, one for a run",
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    path.with_suffix(".json").write_text(json.dumps(machine, indent=1) + "\n")
+    write_json(path.with_suffix(".json"), machine)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
-import time
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from ruamel.yaml import YAML
 
 from autoslim.engine.checkpoints import run_key, write_json
@@ -62,16 +60,15 @@ def changed(params: Params, changes: Mapping[str, Any]) -> Params:
 
 @dataclass
 class Pieces:
-    """Runs and keeps pieces in ``folder``; several threads may ask, and wait where they ask for the same one."""
+    """Runs and keeps pieces in ``folder``; several studies may ask at once, and wait for the same one."""
 
     folder: Path
     stages: Params = field(default_factory=lambda: load_yaml(ROOT / "dvc.yaml")["stages"])
-    locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
 
     def key(self, stage: str, params: Params, files: Mapping[str, bytes] | None = None) -> str:
         """Of everything that the piece depends on but the code."""
         described = self.stages[stage]
-        # Before the channels are chosen the budget is only looked at, and the same for all that are within reach.
+        # Before the channels are chosen the budget is only looked at: one within reach is as good as another.
         names = [n for n in described.get("do", described)["params"] if stage == "allocate" or n != "budget"]
         return run_key(
             stage=stage,
@@ -89,33 +86,38 @@ class Pieces:
         """
         key = self.key(stage, params, files)
         folder = self.folder / f"{stage}-{key}"
-        with self.locks[key]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f"{key}.lock"):
             if (folder / "done.json").exists():
                 return folder
             for earlier in FOLLOWS[stage]:
                 place = folder / PLACES[earlier]
                 if not place.exists():
                     place.parent.mkdir(parents=True, exist_ok=True)
-                    place.symlink_to((self.run(earlier, params) / PLACES[earlier]).resolve())
+                    there = (self.run(earlier, params) / PLACES[earlier]).resolve()
+                    place.symlink_to(os.path.relpath(there, place.parent.resolve()))
             for name, contents in (files or {}).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(contents)
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "params.yaml").open("w") as file:
                 YAML(typ="safe").dump(params, file)
-            started = time.monotonic()
-            with (folder / "log.txt").open("a") as log:
-                status = subprocess.run(
-                    [sys.executable, str(ROOT / f"stages/{stage}.py"), *arguments],
-                    cwd=folder,
-                    env=os.environ | {"DVC_ROOT": str(ROOT)},
-                    stdout=log,
-                    stderr=log,
-                ).returncode
+            commit = _commit()
+            status, seconds = _run([sys.executable, str(ROOT / f"stages/{stage}.py"), *arguments], folder)
             if status:
                 raise SystemExit(f"{stage} failed in {folder}; see its log.txt")
-            write_json(folder / "done.json", {"commit": _commit(), "seconds": round(time.monotonic() - started)})
+            write_json(folder / "done.json", {"commit": commit, "cpu_seconds": round(seconds)})
         return folder
+
+
+def _run(command: list[str], folder: Path) -> tuple[int, float]:
+    """Runs a command, whose words go to a log; its exit status and its processor's seconds, whatever else runs."""
+    with (folder / "log.txt").open("a") as log:
+        environment = os.environ | {"DVC_ROOT": str(ROOT)}
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, used.ru_utime + used.ru_stime
 
 
 def _value(params: Params, name: str) -> Any:

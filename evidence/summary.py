@@ -2,13 +2,13 @@
 
     python evidence/summary.py mobilenet_v2
 
-Intervals are of 95 %. From scratch a supernet counts once, with the mean of its trainings, against the trainings of the
-uniform network (Welch): they speak of other supernets and other seeds, not of another test set. Networks that start
-from a supernet are compared within it (paired t). The choice is the network that is ahead on the search split.
-Correlations have bootstrap intervals over networks.
+Intervals are of 95 %, and hold for one split of the images. A supernet counts once, with the mean of its trainings:
+networks that start from a supernet, and those of a changed factor, are compared within it (paired t); networks from
+scratch with all trainings of the uniform one (Welch). Supernets that lack a training are left out. Correlations have
+bootstrap intervals over networks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any
@@ -23,40 +23,49 @@ from autoslim.shell.report.style import looks, write_picture
 
 RESULTS = Path(__file__).parent / "results"
 DPI = 130
+FEW = 5  # networks, below which ranks mean nothing
 Interval = tuple[float, float]
 
 
 def main(network: Annotated[str, typer.Argument(help="A params file of this folder, without .yaml.")]) -> None:
     """Prints the tables of a network's studies, and draws their pictures."""
-    for study, told in (("table", _table), ("ranking", _ranking), ("scores", _scores), ("factors", _factors)):
+    told = {"table": _table, "longer": _longer, "ranking": _ranking, "scores": _scores, "factors": _factors}
+    for study, tell in told.items():
         path = RESULTS / f"{study}-{network}.csv"
         if path.exists():
-            told(pd.read_csv(path), path.with_suffix(".png"))
+            tell(_read(path), path.with_suffix(".png"))
             print()
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """The rows, accuracies in percent."""
+    rows = pd.read_csv(path)
+    return rows.assign(**{name: 100 * rows[name] for name in rows.columns if name.endswith("top1")})
 
 
 # The table
 
 
 def _table(rows: pd.DataFrame, picture: Path) -> None:
-    gains: dict[str, list[tuple[int, float, Interval | None]]] = {}
+    gains: dict[str, list[tuple[int, list[float], Interval | None]]] = {}
     budgets = list(rows["budget"].unique())
-    heads = ("regime", "MACs", "params, uniform / autoslim", "uniform (%)", "autoslim (%)", "gain (points)")
-    print(f"| {' | '.join((*heads, 'by supernet', 'gain of the choice'))} |\n|---|{'---:|' * 5}---|---:|")
+    heads = ("regime", "budget", "MACs", "parameters", "uniform (%)", "autoslim (%)", "gain (points)", "by supernet")
+    print(f"| {' | '.join((*heads, 'gain of the choice'))} |\n|---|{'---:|' * 6}---|---:|")
     for (regime, budget), own in rows.groupby(["regime", "budget"], sort=False):
+        paired = own["start"].iloc[0] == "supernet"
         uniform, found = (own[own["method"] == method] for method in ("uniform", "autoslim"))
-        if uniform.empty or found.empty:
-            continue
-        paired = uniform["supernet"].nunique() > 1
         by_supernet, interval = _gain(found, uniform, paired=paired)
         ahead, _ = _gain(found, uniform, paired=paired, score="search_top1")
+        if not by_supernet:
+            continue
+        gains.setdefault(regime, []).append((budgets.index(budget), by_supernet, interval))
         choice = fmean(gain * (on_search > 0) for gain, on_search in zip(by_supernet, ahead, strict=True))
-        gain = fmean(by_supernet)
-        gains.setdefault(regime, []).append((budgets.index(budget), gain, interval))
-        params = " / ".join(f"{each['params'].mean() / 1e3:.1f}k" for each in (uniform, found))
+        macs, params = (
+            " / ".join(f"{each[cost].mean() / 1000:,.0f}k" for each in (uniform, found)) for cost in ("macs", "params")
+        )
         print(
-            f"| {regime} | {budget} | {params} | {_spread(uniform['top1'])} | {_spread(found['top1'])} "
-            f"| {_told(gain, interval)} | {', '.join(f'{each:+.2f}' for each in by_supernet)} | {choice:+.2f} |"
+            f"| {regime} | {budget} | {macs} | {params} | {_spread(uniform['top1'])} | {_spread(found['top1'])} "
+            f"| {_told(by_supernet, interval)} | {_listed(by_supernet)} | {choice:+.2f} |"
         )
 
     def draw() -> Figure:
@@ -64,11 +73,12 @@ def _table(rows: pd.DataFrame, picture: Path) -> None:
         axes = figure.subplots()
         axes.axhline(0, color="#999999", linewidth=1)
         for number, (regime, (colour, shape)) in enumerate(looks(list(gains)).items()):
-            for place, gain, interval in gains[regime]:
-                bars = None if interval is None else [[gain - interval[0]], [interval[1] - gain]]
-                at = place + 0.16 * (number - (len(gains) - 1) / 2)
-                axes.errorbar(at, gain, bars, fmt=shape, color=colour, capsize=4)
+            for place, by_supernet, interval in gains[regime]:
+                at = place + 0.2 * (number - (len(gains) - 1) / 2)
+                axes.plot([at] * len(by_supernet), by_supernet, "_", color=colour, markersize=9)
+                axes.errorbar(at, fmean(by_supernet), _bars(by_supernet, interval), fmt=shape, color=colour, capsize=4)
             axes.plot([], [], shape, color=colour, label=regime)
+        axes.plot([], [], "_", color="#666666", markersize=9, label="one supernet")
         axes.set_xticks(range(len(budgets)), budgets)
         axes.set_xlabel("budget: share of the default network's MACs")
         axes.set_ylabel("gain over uniform (points of top-1)")
@@ -82,12 +92,24 @@ def _gain(
     found: pd.DataFrame, uniform: pd.DataFrame, *, paired: bool, score: str = "top1"
 ) -> tuple[list[float], Interval | None]:
     """Of each supernet, over the uniform network; and the interval of their mean."""
-    means = found.groupby("supernet")[score].mean()
+    means = _means(found, score)
     if paired:
-        gains = (means - uniform.groupby("supernet")[score].mean()).dropna()
-        return list(gains), _interval(stats.ttest_1samp(gains, 0)) if len(gains) > 1 else None
+        gains = (means - _means(uniform, score)).dropna()
+        return list(gains), _interval(stats.ttest_1samp, gains, 0)
     gains = means - uniform[score].mean()
-    return list(gains), _interval(stats.ttest_ind(means, uniform[score], equal_var=False)) if len(means) > 1 else None
+    return list(gains.dropna()), _interval(stats.ttest_ind, means, uniform[score], equal_var=False)
+
+
+def _means(rows: pd.DataFrame, score: str) -> pd.Series:
+    """Of each supernet that has all trainings."""
+    by_supernet = rows.groupby("supernet")[score]
+    counts = by_supernet.count()
+    return by_supernet.mean()[counts == counts.max()]
+
+
+def _longer(rows: pd.DataFrame, _: Path) -> None:
+    for (budget, epochs), own in rows.groupby(["budget", "epochs"]):
+        print(f"uniform, {budget}, {epochs} epochs from scratch: {_spread(own['top1'])}")
 
 
 # Does the supernet rank networks as training does?
@@ -95,34 +117,34 @@ def _gain(
 
 def _ranking(rows: pd.DataFrame, _: Path) -> None:
     drawn = rows[rows["kind"] == "random"]
-    truth = drawn.groupby("network")["top1"].mean()
-    print(f"{len(truth)} random networks, retrained: top-1 {truth.min():.1f} to {truth.max():.1f} %\n")
-    print("| ranked by | Spearman | Kendall |\n|---|---:|---:|")
+    truth = rows.groupby(["kind", "network"])["top1"].mean()
+    top1 = truth.loc["random"]
+    print(f"{len(top1)} random networks, retrained: top-1 {top1.min():.1f} to {top1.max():.1f} %\n")
+    print("| ranked by | Spearman | Kendall | Spearman along the search |\n|---|---:|---:|---:|")
     for cost in ("macs", "params"):
-        print(f"| {cost} | {_correlations(drawn.groupby('network')[[cost]].first(), truth)} |")
+        _print_ranks(cost, rows.groupby(["kind", "network"])[[cost]].first(), truth)
     by_seed = drawn.pivot_table(index="network", columns="seed", values="top1").dropna()
-    if by_seed.shape[1] == 2:
-        print(f"| another seed's training | {_correlations(by_seed[[0]], by_seed[1])} |")
+    if by_seed.shape[1] > 1:
+        one, other = by_seed.columns[:2]
+        print(f"| one training, against one of another seed | {_correlations(by_seed[[one]], by_seed[other])} | |")
 
 
 def _scores(rows: pd.DataFrame, picture: Path) -> None:
-    trained = pd.read_csv(picture.with_name(picture.name.replace("scores", "ranking")).with_suffix(".csv"))
-    truth = trained.groupby(["kind", "network"])["top1"].mean()
-    most, first = rows["images"].max(), rows["factor"].iloc[0]
-    told = rows[(rows["factor"] == first) | ((rows["images"] == most) & (rows["statistics"] == "batch"))]
-    print("| supernet | images | statistics | ranked by | Spearman | Kendall | Spearman along the search |")
-    print("|---|---:|---|---|---:|---:|---:|")
+    path = picture.with_name(picture.name.replace("scores", "ranking")).with_suffix(".csv")
+    truth = _read(path).groupby(["kind", "network"])["top1"].mean()
+    most, base = rows["images"].max(), rows["factor"] == "base"
+    told = rows[base | ((rows["images"] == most) & (rows["statistics"] == "batch"))]
+    heads = ("supernet", "images", "statistics", "ranked by", "Spearman", "Kendall", "Spearman along the search")
+    print(f"| {' | '.join(heads)} |\n|---|---:|---|---|---:|---:|---:|")
     for (factor, images, statistics), own in told.groupby(["factor", "images", "statistics"], sort=False):
         for score, sign in (("top1", 1), ("nats", -1)):
             by_supernet = sign * own.pivot_table(index=["kind", "network"], columns="supernet", values=score)
-            along = by_supernet.loc["trajectory"].corrwith(truth.loc["trajectory"], method="spearman").mean()
-            known = _correlations(by_supernet.loc["random"], truth.loc["random"])
-            print(f"| {factor} | {images} | {statistics} | {score} | {known} | {along:.2f} |")
+            _print_ranks(f"{factor} | {images} | {statistics} | {score}", by_supernet, truth)
 
     def draw() -> Figure:
         figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-        shown = rows[(rows["factor"] == first) & (rows["images"] == most) & (rows["statistics"] == "batch")]
-        shown = shown[shown["kind"] == "random"]
+        shown = rows[base & (rows["images"] == most) & (rows["statistics"] == "batch") & (rows["kind"] == "random")]
+        shown = shown[shown["network"].isin(truth.loc["random"].index)]
         kinds = {"top1": "top-1 in the supernet (%)", "nats": "cross-entropy in the supernet (nats)"}
         for axes, (kind, label) in zip(figure.subplots(1, 2, sharey=True), kinds.items(), strict=True):
             named = {f"seed {supernet}": own for supernet, own in shown.groupby("supernet")}
@@ -137,13 +159,25 @@ def _scores(rows: pd.DataFrame, picture: Path) -> None:
     write_picture(picture, draw, DPI)
 
 
+def _print_ranks(name: str, scores: pd.DataFrame, truth: pd.Series) -> None:
+    """A line for scores by (kind, network), a column a supernet: correlations with the truth in each kind."""
+    cells = [_correlations(scores.loc["random"], truth.loc["random"])]
+    along = scores.index.intersection(truth.index)
+    along = along[along.get_level_values("kind") == "trajectory"]
+    known = scores.loc[along].corrwith(truth.loc[along], method="spearman").mean() if len(along) >= FEW else None
+    print(f"| {name} | {' | '.join(cells)} | {'' if known is None else f'{known:.2f}'} |")
+
+
 def _correlations(scores: pd.DataFrame, truth: pd.Series) -> str:
-    """Spearman's and Kendall's: the mean over the columns (supernets) of ``scores``."""
-    values, expected = scores.loc[truth.index].to_numpy(), truth.to_numpy()
+    """Spearman's and Kendall's over the networks that both have; the mean over the columns (supernets) of scores."""
+    common = scores.index.intersection(truth.index)
+    values, expected = scores.loc[common].to_numpy(), truth.loc[common].to_numpy()
     return " | ".join(_correlation(of, values, expected) for of in (stats.spearmanr, stats.kendalltau))
 
 
 def _correlation(of: Callable[..., Any], scores: np.ndarray, truth: np.ndarray) -> str:
+    if len(truth) < FEW:
+        return "too few"
     if (np.ptp(scores, axis=0) == 0).any():
         return "equal"
 
@@ -160,52 +194,69 @@ def _correlation(of: Callable[..., Any], scores: np.ndarray, truth: np.ndarray) 
 
 
 def _factors(rows: pd.DataFrame, picture: Path) -> None:
-    factors, budgets = list(rows["factor"].unique()), list(rows["budget"].unique())
-    top1 = {key: list(own["top1"]) for key, own in rows.groupby(["factor", "budget"])}
-    effects: dict[tuple[str, str], tuple[float, Interval]] = {}
-    print(f"| factor | {' | '.join(f'{budget} of the MACs' for budget in budgets)} |\n|---|{'---:|' * len(budgets)}")
-    for factor in factors:
+    budgets = list(rows["budget"].unique())
+    factors = [factor for factor in rows["factor"].unique() if factor != "base"]
+    effects: dict[tuple[str, str], tuple[list[float], Interval | None]] = {}
+    for (factor, budget), own in rows.groupby(["factor", "budget"]):
+        base = rows[(rows["factor"] == "base") & (rows["budget"] == budget)]
+        if factor != "base" and not base.empty:
+            effects[factor, budget] = _gain(own, base, paired=True)
+    print(f"| factor | {' | '.join(f'{budget} (%) | effect (points)' for budget in budgets)} |")
+    print(f"|---|{'---:|---:|' * len(budgets)}")
+    for factor in ("base", *factors):
         cells = []
         for budget in budgets:
-            own, base = top1.get((factor, budget), []), top1[factors[0], budget]
-            cells.append(_spread(own) if own else "")
-            if len(own) > 1 and factor != factors[0]:
-                interval = _interval(stats.ttest_ind(own, base, equal_var=False))
-                effects[factor, budget] = fmean(own) - fmean(base), interval
-                cells[-1] += f", {_told(*effects[factor, budget])}"
+            own = rows[(rows["factor"] == factor) & (rows["budget"] == budget)]
+            by_supernet, interval = effects.get((factor, budget), ([], None))
+            effect = f"{_told(by_supernet, interval)} ({_listed(by_supernet)})" if by_supernet else ""
+            cells += [_spread(own["top1"]) if len(own) else "", effect]
         print(f"| {factor} | {' | '.join(cells)} |")
+    print(f"\n{len(effects)} comparisons: by chance one in twenty intervals misses what it is of.")
 
     def draw() -> Figure:
-        figure = Figure(figsize=(7.2, 0.4 * len(factors) + 1.2), layout="constrained")
+        figure = Figure(figsize=(7.2, 0.4 * len(factors) + 1.4), layout="constrained")
         axes = figure.subplots()
         axes.axvline(0, color="#999999", linewidth=1)
         for number, (budget, (colour, shape)) in enumerate(looks(budgets).items()):
-            for (factor, at), (effect, (low, high)) in effects.items():
-                if at == budget:
-                    place = factors.index(factor) + 0.2 * (number - (len(budgets) - 1) / 2)
-                    bars = [[effect - low], [high - effect]]
-                    axes.errorbar(effect, place, xerr=bars, fmt=shape, color=colour, capsize=3)
-            axes.plot([], [], shape, color=colour, label=f"{budget} of the MACs")
-        axes.set_yticks(range(1, len(factors)), factors[1:])
+            for (factor, at), (by_supernet, interval) in effects.items():
+                if at == budget and by_supernet:
+                    place = factors.index(factor) + 0.24 * (number - (len(budgets) - 1) / 2)
+                    axes.plot(by_supernet, [place] * len(by_supernet), "|", color=colour, markersize=8)
+                    bars = _bars(by_supernet, interval)
+                    axes.errorbar(fmean(by_supernet), place, xerr=bars, fmt=shape, color=colour, capsize=3)
+            axes.plot([], [], shape, color=colour, label=f"budget {budget}")
+        axes.plot([], [], "|", color="#666666", markersize=8, label="one supernet")
+        axes.set_yticks(range(len(factors)), factors)
         axes.invert_yaxis()
-        axes.set_xlabel(f"effect on top-1 against '{factors[0]}' (points)")
+        axes.set_xlabel("effect on top-1 (points)")
         axes.legend(frameon=False)
         return figure
 
     write_picture(picture, draw, DPI)
 
 
-def _interval(test: Any) -> Interval:
-    low, high = test.confidence_interval(0.95)
+def _interval(test: Callable[..., Any], values: Sequence[float], *others: Any, **settings: Any) -> Interval | None:
+    """Of the mean over supernets; one supernet has none."""
+    if len(values) < 2:
+        return None
+    low, high = test(values, *others, **settings).confidence_interval(0.95)
     return float(low), float(high)
 
 
+def _bars(values: Sequence[float], interval: Interval | None) -> list[list[float]] | None:
+    return None if interval is None else [[fmean(values) - interval[0]], [interval[1] - fmean(values)]]
+
+
 def _spread(values: Sequence[float]) -> str:
-    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "") + f" (n {len(values)})"
 
 
-def _told(gain: float, interval: Interval | None) -> str:
-    return f"{gain:+.2f}" + ("" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]")
+def _told(gains: Sequence[float], interval: Interval | None) -> str:
+    return f"{fmean(gains):+.2f}" + ("" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]")
+
+
+def _listed(gains: Iterable[float]) -> str:
+    return ", ".join(f"{gain:+.2f}" for gain in gains)
 
 
 if __name__ == "__main__":

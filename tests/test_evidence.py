@@ -1,7 +1,8 @@
-"""The evidence: its params files, what makes two runs the same, and its statistics against formulas."""
+"""The evidence: its params files, what makes two runs the same, a small study run, and its statistics by formulas."""
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -9,31 +10,65 @@ from typing import Any
 import pandas as pd
 import pytest
 import run
+import studies
 import summary
 import torch
 from closure import ROOT
+from small_project import SMALLER
 from studies import Pieces, changed, load_yaml
+from tiny import tiny_params
 
 from autoslim import trace
+from autoslim.algorithms.allocation import allocate
+from autoslim.algorithms.resources import Costs
 from autoslim.networks.building import build_network
+from autoslim.networks.graph import ChannelGraph
+from autoslim.shell.assembly import span
 from autoslim.shell.params import check_params
+from autoslim.vocabulary.budgets import parse_budget
 
 NETWORKS = ("mobilenet_v2", "resnet")
 STUDIES = load_yaml(ROOT / "evidence/studies.yaml")
 
 
 @pytest.fixture(params=NETWORKS)
-def params(request: pytest.FixtureRequest) -> dict[str, Any]:
-    return load_yaml(ROOT / f"evidence/{request.param}.yaml")
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def params(name: str) -> dict[str, Any]:
+    return load_yaml(ROOT / f"evidence/{name}.yaml")
+
+
+def graph_of(params: dict[str, Any]) -> ChannelGraph:
+    model = params["model"]
+    return trace(build_network(model["name"], model["kwargs"], 10), torch.empty(1, 3, 16, 16))
+
+
+# What is run
 
 
 def test_every_study_has_parameters_that_the_stages_take(params: dict[str, Any]) -> None:
     check_params(params, "base")
-    regimes = [regime["changes"] for regime in STUDIES["table"]["regimes"].values()]
-    for changes in (*regimes, *STUDIES["factors"]["changes"].values()):
+    factors = STUDIES["factors"]["changes"]
+    for changes in (*STUDIES["table"]["regimes"].values(), STUDIES["longer"]["changes"], *factors.values()):
         check_params(changed(params, changes), str(changes))
+    assert {*STUDIES["ranking"]["scored_in"]} <= {*factors}
+    assert factors["base"] == {}
     with pytest.raises(SystemExit, match=r"there is no parameter search\.scores"):
         changed(params, {"search.scores": "error"})
+
+
+def test_uniform_networks_just_fill_the_budgets(name: str, params: dict[str, Any]) -> None:
+    """Or a found one, which fills them in smaller steps, would be the larger network."""
+    graph = graph_of(params)
+    widest = {group: options[0] for group, options in span(check_params(params, "base").supernet).grid(graph).items()}
+    for study in ("table", "longer", "factors"):
+        for budget in STUDIES[study]["budgets"][name]:
+            limit = parse_budget(budget).absolute(graph.macs())
+            uniform = allocate("uniform", Costs(graph), [widest], {"macs": limit})
+            assert 0.99 < graph.macs(uniform) / limit <= 1
 
 
 def test_pieces_are_the_same_where_what_they_read_is(tmp_path: Path, params: dict[str, Any]) -> None:
@@ -54,23 +89,59 @@ def test_pieces_are_the_same_where_what_they_read_is(tmp_path: Path, params: dic
 
 
 def test_random_networks_just_hold_the_budget(params: dict[str, Any]) -> None:
-    model = params["model"]
-    graph = trace(build_network(model["name"], model["kwargs"], 10), torch.empty(1, 3, 16, 16))
-    divisor = params["supernet"]["grid"]["divisor"]
-    drawn = [run._random_network(graph, STUDIES["ranking"], divisor, seed) for seed in range(6)]
-    assert drawn[0] == run._random_network(graph, STUDIES["ranking"], divisor, 0)
+    graph, reach = graph_of(params), span(check_params(params, "base").supernet)
+    drawn = [run._random_network(graph, STUDIES["ranking"], reach, seed) for seed in range(6)]
+    assert drawn[0] == run._random_network(graph, STUDIES["ranking"], reach, 0)
     for channels in drawn:
         graph.check(channels)
         assert 0.96 < graph.macs(channels) / (0.5 * graph.macs()) <= 1
     assert len({tuple(channels.values()) for channels in drawn}) == 6
 
 
-def row(supernet: int, seed: int, top1: float) -> dict[str, float]:
-    return {"supernet": supernet, "seed": seed, "params": 1000, "search_top1": top1, "top1": top1}
+def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages of a tiny network; the second training is cut once."""
+    ran: list[str] = []
+    start = studies._run
+
+    def cut(command: list[str], folder: Path) -> tuple[int, float]:
+        ran.append(Path(command[1]).stem)
+        return (1, 0.0) if ran.count("retrain") == 2 else start(command, folder)
+
+    monkeypatch.setattr(studies, "_run", cut)
+    params = changed(tiny_params(SMALLER), {"retrain.start": "supernet"})
+    study, parts = tmp_path / "study.csv", [("autoslim",), ("uniform",)]
+
+    def rows(method: str) -> Iterable[dict[str, Any]]:
+        for row in run._compared(Pieces(tmp_path / "kept"), params, ["50%"], method, [0, 1]):
+            yield {"method": method, **row}
+
+    with pytest.raises(SystemExit, match=r"retrain failed in .*retrain-[0-9a-f]{16}; see its log\.txt"):
+        run._collect(rows, parts, study, jobs=1)
+    assert ran == ["prepare", "resources", "supernet", "search", "allocate", *["retrain"] * 4]
+    rest = pd.read_csv(study)  # a failure ends a part, not the others
+    assert list(zip(rest["method"], rest["seed"], strict=True)) == [("autoslim", 0), ("uniform", 0), ("uniform", 1)]
+    run._collect(rows, parts, study, jobs=2)
+    assert ran[9:] == ["retrain"]
+    whole = pd.read_csv(study)
+    assert list(whole["seed"]) == [0, 1, 0, 1]
+    pd.testing.assert_frame_equal(whole.drop(1).reset_index(drop=True), rest)
+    assert whole["top1"].between(0, 1).all()
+    assert (whole["cpu_seconds"] > 0).all()
 
 
-def frame(rows: Iterable[dict[str, float]]) -> pd.DataFrame:
+# What is made of it
+
+
+def row(supernet: int, seed: int, top1: float) -> dict[str, Any]:
+    return {"supernet": supernet, "seed": seed, "macs": 9e5, "params": 1e4, "search_top1": top1, "top1": top1}
+
+
+def frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows))
+
+
+def half_width(gains: list[float]) -> float:
+    return _t_quantile(len(gains) - 1) * stdev(gains) / math.sqrt(len(gains))
 
 
 def test_intervals_count_a_supernet_once() -> None:
@@ -86,8 +157,17 @@ def test_intervals_count_a_supernet_once() -> None:
     paired = frame(row(supernet, seed, 58 + 2 * supernet + seed) for supernet in range(3) for seed in range(3))
     gains, interval = summary._gain(found, paired, paired=True)
     assert gains == pytest.approx([60.5 - 59, 61.5 - 61, 62.5 - 63])
-    half = _t_quantile(2) * stdev(gains) / math.sqrt(3)
+    half = half_width(gains)
     assert interval == pytest.approx((fmean(gains) - half, fmean(gains) + half), rel=1e-4)
+
+
+def test_supernets_that_lack_a_training_are_left_out() -> None:
+    found = frame(row(supernet, seed, 60 + supernet) for supernet in range(3) for seed in range(3))
+    uniform = frame(row(supernet, seed, 59) for supernet in range(3) for seed in range(3) if supernet + seed < 4)
+    assert summary._gain(found, uniform, paired=True)[0] == [1, 2]
+    assert summary._gain(found[:-1], uniform, paired=True)[0] == [1, 2]
+    assert summary._gain(found[:-1], uniform, paired=False)[0] == [1, 2]
+    assert summary._gain(found[:3], uniform, paired=True) == ([1], None)
 
 
 def _t_quantile(freedom: float) -> float:
@@ -106,68 +186,93 @@ def _t_quantile(freedom: float) -> float:
     return low
 
 
-def test_rows_become_tables_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Iterable[dict[str, Any]]], None]:
+    """Writes the rows of a study of a network called small, to be summarised."""
     monkeypatch.setattr(summary, "RESULTS", tmp_path)
-    table = [
-        {"regime": regime, "method": method, "budget": budget, **row(supernet, seed, 50 + 3 * supernet + seed + bonus)}
-        for regime in ("scratch", "fine-tuned")
-        for method, bonus in (("autoslim", 2), ("uniform", 0))
-        for budget in ("50%", "25%")
-        for supernet in ((0, 1) if (regime, method) != ("scratch", "uniform") else (0,))
-        for seed in range(3)
-    ]
-    ranking = [
-        {"kind": kind, "network": number, "macs": 100 - number, "params": number % 3, "seed": seed}
-        | {"top1": 50 + number + 0.1 * seed}
-        for seed in (0, 1)
-        for kind in ("random", "trajectory")
-        for number in range(8)
-    ]
-    scores = [
-        {"factor": factor, "supernet": supernet, "kind": kind, "network": number, "images": images}
-        | {"statistics": "batch", "top1": 40 + number, "nats": 2 - 0.1 * number}
-        for factor in ("base", "no distillation")
-        for supernet in (0, 1)
-        for kind in ("random", "trajectory")
-        for number in range(8)
-        for images in (512, 2048)
-    ]
-    factors = [
-        {"factor": factor, "budget": budget, **row(supernet, seed, 50 + seed + bonus)}
-        for factor, bonus in (("base", 0), ("no distillation", -1))
-        for budget in ("50%", "25%")
-        for supernet in (0, 1)
-        for seed in range(3)
-    ]
-    for study, rows in (("table", table), ("ranking", ranking), ("scores", scores), ("factors", factors)):
-        pd.DataFrame(rows).to_csv(tmp_path / f"{study}-small.csv", index=False)
+
+    def write(study: str, rows: Iterable[dict[str, Any]]) -> None:
+        frame(rows).to_csv(tmp_path / f"{study}-small.csv", index=False)
+
+    return write
+
+
+def test_the_table_has_gains_and_what_the_choice_keeps_of_them(
+    results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second supernet's network loses, and the search split knows it."""
+    top1 = {("autoslim", 0): 0.62, ("autoslim", 1): 0.595, ("uniform", 0): 0.6, ("uniform", 1): 0.6}
+    results(
+        "table",
+        [
+            {"regime": regime, "start": start, "method": method, "budget": "50%", **row(supernet, seed, value)}
+            for regime, start in (("scratch", "new"), ("fine-tuned", "supernet"))
+            for (method, supernet), value in top1.items()
+            for seed in range(3)
+        ],
+    )
     summary.main("small")
-    for study in ("table", "scores", "factors"):
-        assert (tmp_path / f"{study}-small.png").stat().st_size > 5000
+    lines = [line for line in capsys.readouterr().out.splitlines() if "50%" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert "| 900k / 900k | 10k / 10k | 60.00 ± 0.00 (n 6) | 60.75 ± 1.37 (n 6) | +0.75 [" in line
+        assert line.endswith("| +2.00, -0.50 | +1.00 |")
+    assert (tmp_path / "table-small.png").stat().st_size > 5000
 
 
-def test_ranks_are_those_of_the_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ranks_are_those_of_the_scores(
+    results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Top-1 in the supernet ranks as training does, cross-entropy (less is better) the other way; parameters too."""
-    trained = [
-        {"kind": kind, "network": number, "macs": 1, "params": -number, "seed": seed, "top1": 50 + number + 0.1 * seed}
-        for kind in ("random", "trajectory")
-        for number in range(8)
-        for seed in (0, 1)
-    ]
-    scores = [
-        {"factor": "base", "supernet": supernet, "kind": kind, "network": number, "images": 512, "statistics": "batch"}
-        | {"top1": 2 * number + supernet, "nats": number}
-        for supernet in (0, 1)
-        for kind in ("random", "trajectory")
-        for number in range(8)
-    ]
-    pd.DataFrame(trained).to_csv(tmp_path / "ranking-small.csv")
-    summary._ranking(pd.DataFrame(trained), tmp_path / "ranking-small.png")
-    summary._scores(pd.DataFrame(scores), tmp_path / "scores-small.png")
+    results(
+        "ranking",
+        [
+            {"kind": kind, "network": number, "macs": macs * number, "params": -number, "seed": seed}
+            | {"top1": 0.5 + 0.01 * number}
+            for kind, macs in (("random", 0), ("trajectory", 1))
+            for number in range(8)
+            for seed in (0, 1)
+        ],
+    )
+    results(
+        "scores",
+        [
+            {"factor": "base", "supernet": supernet, "kind": kind, "network": number, "images": 512}
+            | {"statistics": "batch", "top1": 0.02 * number + 0.1 * supernet, "nats": number}
+            for supernet in (0, 1)
+            for kind in ("random", "trajectory")
+            for number in range(9)  # one that is not trained yet
+        ],
+    )
+    summary.main("small")
     said = capsys.readouterr().out
     same, opposite = "1.00 [1.00, 1.00] | 1.00 [1.00, 1.00]", "-1.00 [-1.00, -1.00] | -1.00 [-1.00, -1.00]"
-    assert "| macs | equal | equal |" in said
-    assert f"| params | {opposite} |" in said
-    assert f"| another seed's training | {same} |" in said
+    assert "8 random networks, retrained: top-1 50.0 to 57.0 %" in said
+    assert "| macs | equal | equal | 1.00 |" in said
+    assert f"| params | {opposite} | -1.00 |" in said
+    assert f"| one training, against one of another seed | {same} |" in said
     assert f"| base | 512 | batch | top1 | {same} | 1.00 |" in said
     assert f"| base | 512 | batch | nats | {opposite} | -1.00 |" in said
+    assert (tmp_path / "scores-small.png").stat().st_size > 5000
+
+
+def test_effects_of_factors_are_within_supernets(
+    results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Supernets differ by ten points, the factor's effect is 1, 2 and 3."""
+    results(
+        "factors",
+        [
+            {"factor": factor, "budget": "50%", **row(supernet, seed, 0.5 + 0.1 * supernet + 0.01 * seed + effect)}
+            for supernet in range(3)
+            for factor, effect in (("base", 0), ("no distillation", 0.01 * (supernet + 1)))
+            for seed in range(2)
+        ],
+    )
+    summary.main("small")
+    said = capsys.readouterr().out
+    half = half_width([1, 2, 3])
+    assert f"| +2.00 [{2 - half:+.2f}, {2 + half:+.2f}] (+1.00, +2.00, +3.00) |" in said
+    assert re.search(r"\| base \| 60\.50 ± \S+ \(n 6\) \|  \|", said)
+    assert "1 comparisons" in said
+    assert (tmp_path / "factors-small.png").stat().st_size > 5000

@@ -1,6 +1,7 @@
 """The sandwich step against what separately built plain networks give, and the losses against their formulas."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -133,9 +134,19 @@ def test_a_random_width_is_at_one_place_of_all_groups_and_reaches_all_of_the_gri
 # The rule as the training loop sees it
 
 
-@pytest.mark.parametrize("per", ["group", "network", "both"])
-def test_the_rule_trains_widest_narrowest_and_random_ones(monkeypatch: pytest.MonkeyPatch, per: Per) -> None:
-    supernet, levels = make_supernet("cifar_resnet18", torch.float32)
+@pytest.mark.parametrize(
+    ("per", "drawn"),
+    [
+        ("group", [random_subnet, random_subnet]),
+        ("network", [random_width, random_width]),
+        ("both", [random_subnet, random_width]),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_rule_trains_widest_narrowest_and_random_ones(
+    monkeypatch: pytest.MonkeyPatch, per: Per, drawn: list[Callable[..., Any]], count: int
+) -> None:
+    supernet, levels = make_supernet("small_mobilenet_v2", torch.float32)
     selected: list[dict[str, int]] = []
     select = supernet.select
 
@@ -147,25 +158,22 @@ def test_the_rule_trains_widest_narrowest_and_random_ones(monkeypatch: pytest.Mo
     step = sandwich_rule(
         supernet,
         levels,
-        random_widths=2,
+        random_widths=count,
         random_widths_per=per,
         seed=5,
         label_smoothing=0.0,
         distillation=True,
         autocast=autocast(torch.device("cpu"), "fp32"),
     )
-    images, labels = batch("cifar_resnet18", torch.float32)
-    first = random_width if per == "network" else random_subnet
-    second = random_subnet if per == "group" else random_width
-    for number in (0, 7):
+    images, labels = batch("small_mobilenet_v2", torch.float32)
+    done = 0
+    for number in range(3):
         selected.clear()
         step(images, labels, number)
-        assert selected == [
-            supernet.widest,
-            {name: options[-1] for name, options in levels.items()},
-            first(levels, 5, number, 0),
-            second(levels, 5, number, 1),
-        ]
+        assert selected[:2] == [supernet.widest, {name: options[-1] for name, options in levels.items()}]
+        turns = [drawn[(done + index) % 2] for index in range(count)]
+        assert selected[2:] == [draw(levels, 5, number, index) for index, draw in enumerate(turns)]
+        done += count
 
 
 def test_mixed_precision_comes_close() -> None:

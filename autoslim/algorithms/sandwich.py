@@ -98,7 +98,8 @@ def sandwich_rule(
     draw = draws[random_widths_per]
 
     def step(images: Tensor, labels: Tensor, number: int) -> Tensor:
-        drawn = [draw[index % len(draw)](grid, seed, number, index) for index in range(random_widths)]
+        turns = [draw[(number * random_widths + index) % len(draw)] for index in range(random_widths)]
+        drawn = [turn(grid, seed, number, index) for index, turn in enumerate(turns)]
         with autocast():
             return sandwich_step(
                 supernet,
