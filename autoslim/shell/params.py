@@ -165,7 +165,7 @@ class Search(Section):
 
 class Retrain(Training):
     start: Literal["new", "supernet"] = Field(
-        description="new weights (the paper's), or the supernet's, cut to the network: a short training may do"
+        description="weights: new ones (the paper's), or the supernet's, cut to the network"
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         description="one training for each: of new weights and of the data's order"
