@@ -13,11 +13,12 @@ from rich.table import Table
 
 from autoslim.networks.released import released_method
 from autoslim.shell.report.measured import Measured
-from autoslim.vocabulary.budgets import Budget, format_amount, named_amount, write_budgets
+from autoslim.vocabulary.budgets import TITLES, Budget, format_amount, named_amount, write_budgets
 from autoslim.vocabulary.errors import UserError
 
 BASELINE = "uniform"
 SAME_COST = 0.05
+LARGER = 0.03
 
 
 @dataclass(frozen=True)
@@ -259,6 +260,13 @@ def _too_slow(result: Result, comparison: Comparison) -> bool:
     return result.measured.latency_low > comparison.limits["latency"]
 
 
+def _larger(comparison: Comparison) -> dict[str, float]:
+    """Method -> by how much it is larger than the baseline, where that counts."""
+    costs = {result.method: result.costs[comparison.resource] for result in comparison.results}
+    more = {method: costs[method] / costs[BASELINE] - 1 for method in comparison.gains}
+    return {method: share for method, share in more.items() if share > LARGER}
+
+
 def _budget(comparison: Comparison) -> str:
     return describe_budgets(comparison.budgets, comparison.limits)
 
@@ -269,6 +277,11 @@ def _caption(comparison: Comparison) -> str:
     text = "one seed: no spread and no interval" if seeds == [1] else f"mean ± std over {count}"
     if any(found.interval for found in comparison.gains.values()):
         text += "; in brackets the 95 % interval of the gain over seeds (Welch)"
+    for method, more in _larger(comparison).items():
+        text += (
+            f"; {method} takes {more:.0%} more {TITLES[comparison.resource]} than {BASELINE}, "
+            "whose widths come in large steps: part of its gain may be size"
+        )
     if comparison.from_supernet:
         text += "; all networks started from the supernet's weights"
     if choice := comparison.choice:
