@@ -115,42 +115,49 @@ def _longer(rows: pd.DataFrame, _: Path) -> None:
 # Does the supernet rank networks as training does?
 
 
+def _kinds(rows: pd.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
+    return list(rows[[*columns]].drop_duplicates().itertuples(index=False, name=None))
+
+
 def _ranking(rows: pd.DataFrame, _: Path) -> None:
     drawn = rows[rows["kind"] == "random"]
     truth = rows.groupby(["kind", "network"])["top1"].mean()
     top1 = truth.loc["random"]
     print(f"{len(top1)} random networks, retrained: top-1 {top1.min():.1f} to {top1.max():.1f} %\n")
-    print("| ranked by | Spearman | Kendall | Spearman along the search |\n|---|---:|---:|---:|")
+    print("| ranked by | Spearman | Kendall | Spearman along the search | |\n|---|---:|---:|---:|---|")
     for cost in ("macs", "params"):
         _print_ranks(cost, rows.groupby(["kind", "network"])[[cost]].first(), truth)
     by_seed = drawn.pivot_table(index="network", columns="seed", values="top1").dropna()
     if by_seed.shape[1] > 1:
         one, other = by_seed.columns[:2]
-        print(f"| one training, against one of another seed | {_correlations(by_seed[[one]], by_seed[other])} | |")
+        known = by_seed[other].to_numpy(), by_seed[[one]].to_numpy()
+        cells = " | ".join(_correlation(of, *known) for of in (stats.spearmanr, stats.kendalltau))
+        print(f"| one training, against one of another seed | {cells} | |")
 
 
 def _scores(rows: pd.DataFrame, picture: Path) -> None:
     path = picture.with_name(picture.name.replace("scores", "ranking")).with_suffix(".csv")
     truth = _read(path).groupby(["kind", "network"])["top1"].mean()
-    most, base = rows["images"].max(), rows["factor"] == "base"
-    told = rows[base | ((rows["images"] == most) & (rows["statistics"] == "batch"))]
+    most = rows["images"].max()
+    ways = [(factor, most, "batch") for factor in rows["factor"].unique()]
+    ways += [("base", images, statistics) for images, statistics in _kinds(rows, "images", "statistics")]
     heads = ("supernet", "images", "statistics", "ranked by", "Spearman", "Kendall", "Spearman along the search")
-    print(f"| {' | '.join(heads)} |\n|---|---:|---|---|---:|---:|---:|")
-    for (factor, images, statistics), own in told.groupby(["factor", "images", "statistics"], sort=False):
-        for score, sign in (("top1", 1), ("nats", -1)):
-            by_supernet = sign * own.pivot_table(index=["kind", "network"], columns="supernet", values=score)
-            _print_ranks(f"{factor} | {images} | {statistics} | {score}", by_supernet, truth)
+    print(f"| {' | '.join((*heads, 'Spearman less that of base'))} |\n|---|---:|---|---|---:|---:|---:|---:|")
+    for factor, images, statistics in dict.fromkeys(ways):
+        for score in ("top1", "nats"):
+            scores, base = (_by_supernet(rows, each, images, statistics, score) for each in (factor, "base"))
+            less = "" if factor == "base" else _correlation(stats.spearmanr, *_common(truth, scores, base))
+            _print_ranks(f"{factor} | {images} | {statistics} | {score}", scores, truth, less)
 
     def draw() -> Figure:
         figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-        shown = rows[base & (rows["images"] == most) & (rows["statistics"] == "batch") & (rows["kind"] == "random")]
-        shown = shown[shown["network"].isin(truth.loc["random"].index)]
         kinds = {"top1": "top-1 in the supernet (%)", "nats": "cross-entropy in the supernet (nats)"}
-        for axes, (kind, label) in zip(figure.subplots(1, 2, sharey=True), kinds.items(), strict=True):
-            named = {f"seed {supernet}": own for supernet, own in shown.groupby("supernet")}
-            for name, (colour, shape) in looks(list(named)).items():
-                retrained = truth.loc["random"][named[name]["network"]]
-                axes.plot(named[name][kind], retrained, shape, color=colour, label=name)
+        for axes, (score, label) in zip(figure.subplots(1, 2, sharey=True), kinds.items(), strict=True):
+            shown = _by_supernet(rows, "base", most, "batch", score).loc["random"].abs()
+            for supernet, (colour, shape) in looks(list(shown)).items():
+                axes.plot(
+                    shown[supernet], truth.loc["random"].reindex(shown.index), shape, color=colour, label=supernet
+                )
             axes.set_xlabel(label)
         axes.legend(frameon=False, title="supernet")
         figure.axes[0].set_ylabel("top-1 retrained (%)")
@@ -159,30 +166,44 @@ def _scores(rows: pd.DataFrame, picture: Path) -> None:
     write_picture(picture, draw, DPI)
 
 
-def _print_ranks(name: str, scores: pd.DataFrame, truth: pd.Series) -> None:
-    """A line for scores by (kind, network), a column a supernet: correlations with the truth in each kind."""
-    cells = [_correlations(scores.loc["random"], truth.loc["random"])]
-    along = scores.index.intersection(truth.index)
-    along = along[along.get_level_values("kind") == "trajectory"]
-    known = scores.loc[along].corrwith(truth.loc[along], method="spearman").mean() if len(along) >= FEW else None
-    print(f"| {name} | {' | '.join(cells)} | {'' if known is None else f'{known:.2f}'} |")
+def _by_supernet(rows: pd.DataFrame, factor: str, images: int, statistics: str, score: str) -> pd.DataFrame:
+    """Scores by (kind, network), a column a supernet; the larger the better."""
+    way = (rows["factor"] == factor) & (rows["images"] == images) & (rows["statistics"] == statistics)
+    sign = -1 if score == "nats" else 1
+    return sign * rows[way].pivot_table(index=["kind", "network"], columns="supernet", values=score)
 
 
-def _correlations(scores: pd.DataFrame, truth: pd.Series) -> str:
-    """Spearman's and Kendall's over the networks that both have; the mean over the columns (supernets) of scores."""
-    common = scores.index.intersection(truth.index)
-    values, expected = scores.loc[common].to_numpy(), truth.loc[common].to_numpy()
-    return " | ".join(_correlation(of, values, expected) for of in (stats.spearmanr, stats.kendalltau))
+def _print_ranks(name: str, scores: pd.DataFrame, truth: pd.Series, less: str = "") -> None:
+    """A line: the correlations of scores with the truth over random networks, and over those along the search."""
+    at_random = _common(truth, scores)
+    known = [_correlation(of, *at_random) for of in (stats.spearmanr, stats.kendalltau)]
+    along = truth.index[truth.index.get_level_values("kind") == "trajectory"].intersection(scores.index)
+    enough = len(along) >= FEW
+    told = f"{scores.loc[along].corrwith(truth.loc[along], method='spearman').mean():.2f}" if enough else ""
+    print(f"| {name} | {' | '.join(known)} | {told} | {less} |")
 
 
-def _correlation(of: Callable[..., Any], scores: np.ndarray, truth: np.ndarray) -> str:
+def _common(truth: pd.Series, *scores: pd.DataFrame) -> list[np.ndarray]:
+    """The truth and the scores of the random networks that have all of them."""
+    known = [truth.loc["random"], *(each.loc["random"] for each in scores)]
+    index = known[0].index
+    for each in known[1:]:
+        index = index.intersection(each.index)
+    return [each.loc[index].to_numpy() for each in known]
+
+
+def _correlation(of: Callable[..., Any], truth: np.ndarray, scores: np.ndarray, base: np.ndarray | None = None) -> str:
+    """The mean over the columns (supernets) of scores; less that of ``base``."""
     if len(truth) < FEW:
         return "too few"
     if (np.ptp(scores, axis=0) == 0).any():
         return "equal"
 
     def mean(pick: np.ndarray) -> float:
-        return fmean(of(column, truth[pick]).statistic for column in scores[pick].T)
+        values = [
+            fmean(of(column, truth[pick]).statistic for column in s[pick].T) for s in (scores, base) if s is not None
+        ]
+        return values[0] - sum(values[1:])
 
     draw = np.random.default_rng(0)
     picks = [draw.integers(0, len(truth), len(truth)) for _ in range(1000)]

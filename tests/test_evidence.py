@@ -237,8 +237,9 @@ def test_ranks_are_those_of_the_scores(
     results(
         "scores",
         [
-            {"factor": "base", "supernet": supernet, "kind": kind, "network": number, "images": 512}
-            | {"statistics": "batch", "top1": 0.02 * number + 0.1 * supernet, "nats": number}
+            {"factor": factor, "supernet": supernet, "kind": kind, "network": number, "images": 512}
+            | {"statistics": "batch", "top1": sign * 0.02 * number + 0.1 * supernet, "nats": number}
+            for factor, sign in (("base", 1), ("upside down", -1))
             for supernet in (0, 1)
             for kind in ("random", "trajectory")
             for number in range(9)  # one that is not trained yet
@@ -253,6 +254,8 @@ def test_ranks_are_those_of_the_scores(
     assert f"| one training, against one of another seed | {same} |" in said
     assert f"| base | 512 | batch | top1 | {same} | 1.00 |" in said
     assert f"| base | 512 | batch | nats | {opposite} | -1.00 |" in said
+    assert f"| upside down | 512 | batch | top1 | {opposite} | -1.00 | -2.00 [-2.00, -2.00] |" in said
+    assert f"| upside down | 512 | batch | nats | {opposite} | -1.00 | 0.00 [0.00, 0.00] |" in said
     assert (tmp_path / "scores-small.png").stat().st_size > 5000
 
 
