@@ -22,18 +22,19 @@ ui: setup
 
 setup: .venv/installed
 
-# uv inside the fresh environment: the same set takes a fifth of pip's time.
+# uv inside the fresh environment: the same set takes a fifth of pip's time. pip where uv lacks pip's settings.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' || \
 		{ echo "autoslim needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version); run make PYTHON=python3.13"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable '.[dev]' --constraint constraints.txt
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable '.[dev]' --constraint constraints.txt || \
+		.venv/bin/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@
 
 # Experiments side by side: budget, MACs and top-1 by method, without a column for each file.
 exps: setup
-	dvc exp show --drop '.*/.*|(data|model|supernet|search|latency|retrain|report|tracking|runtime)[.].*|methods|gain.*_.*'
+	dvc exp show --drop '.*/.*|(data|model|supernet|search|latency|report|tracking|runtime)[.].*|retrain[.](?!start).*|methods|gain.*_.*|.*(_low|_high|_ms|latency|memory|params|seed).*'
 
 # Ratios of speed and memory, on the GPU where there is one. benchmarks/search.py without --quick takes hours.
 bench: setup

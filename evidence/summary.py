@@ -22,6 +22,7 @@ from scipy import stats
 from autoslim.shell.report.style import looks, write_picture
 
 RESULTS = Path(__file__).parent / "results"
+PICTURES = Path(__file__).parent.parent / "docs"
 DPI = 130
 FEW = 5  # networks, below which ranks mean nothing
 Interval = tuple[float, float]
@@ -33,7 +34,7 @@ def main(network: Annotated[str, typer.Argument(help="A params file of this fold
     for study, tell in told.items():
         path = RESULTS / f"{study}-{network}.csv"
         if path.exists():
-            tell(_read(path), path.with_suffix(".png"))
+            tell(_read(path), PICTURES / f"{study}-{network}.png")
             print()
 
 
@@ -82,7 +83,8 @@ def _table(rows: pd.DataFrame, picture: Path) -> None:
         axes.set_xticks(range(len(budgets)), budgets)
         axes.set_xlabel("budget: share of the default network's MACs")
         axes.set_ylabel("gain over uniform (points of top-1)")
-        axes.legend(frameon=False)
+        axes.margins(x=0.15)
+        figure.legend(loc="outside upper center", ncols=len(gains) + 1, frameon=False)
         return figure
 
     write_picture(picture, draw, DPI)
@@ -136,8 +138,8 @@ def _ranking(rows: pd.DataFrame, _: Path) -> None:
 
 
 def _scores(rows: pd.DataFrame, picture: Path) -> None:
-    path = picture.with_name(picture.name.replace("scores", "ranking")).with_suffix(".csv")
-    truth = _read(path).groupby(["kind", "network"])["top1"].mean()
+    path = picture.name.replace("scores", "ranking").replace(".png", ".csv")
+    truth = _read(RESULTS / path).groupby(["kind", "network"])["top1"].mean()
     most = rows["images"].max()
     ways = [(factor, most, "batch") for factor in rows["factor"].unique()]
     ways += [("base", images, statistics) for images, statistics in _kinds(rows, "images", "statistics")]

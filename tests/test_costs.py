@@ -132,7 +132,7 @@ def test_a_layer_called_twice_costs_twice_and_has_its_parameters_once() -> None:
     ],
 )
 def test_figures_of_the_authors(name: str, figures: dict[float, float]) -> None:
-    """Paper section 3.2, average pooling counted. MobileNetV2's tail stays at 1280 below width 1."""
+    """As the authors count, with average pooling. MobileNetV2's tail stays at 1280 below width 1."""
     graph = graph_at_224(name)
     for width, millions in figures.items():
         channels = graph.scaled(width, 8) | ({"features.18.0": 1280} if width < 1 else {})
@@ -140,7 +140,7 @@ def test_figures_of_the_authors(name: str, figures: dict[float, float]) -> None:
 
 
 def test_figures_at_cifars_size() -> None:
-    """Paper section 2.2."""
+    """88.00M MACs are what the paper has for CIFAR-10."""
     graph = trace(mobilenet_v2(), torch.empty(1, 3, 32, 32))
     assert round(graph.macs(pooling=True) / 1e6, 2) == 88.00
     assert round(graph.params() / 1e6, 2) == 2.24

@@ -132,7 +132,7 @@ def test_hours_are_linear_in_the_images() -> None:
 
 @pytest.mark.parametrize("family", ["mobilenet_v1", "mobilenet_v2", "mnasnet", "resnet50"])
 def test_an_even_search_is_about_as_long_as_the_authors(family: str) -> None:
-    """Steps from the widest to their smallest budget: within 15 % of what their lists say (paper section 1.4)."""
+    """Steps from the widest to their smallest budget: within 15 % of what their lists say."""
     _, graph, levels = preset(family)
     lists = [released(name).channels(graph) for name in released_lists() if released(name).family == family]
     smallest = min(lists, key=graph.macs)

@@ -190,6 +190,7 @@ def _t_quantile(freedom: float) -> float:
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Iterable[dict[str, Any]]], None]:
     """Writes the rows of a study of a network called small, to be summarised."""
     monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    monkeypatch.setattr(summary, "PICTURES", tmp_path)
 
     def write(study: str, rows: Iterable[dict[str, Any]]) -> None:
         frame(rows).to_csv(tmp_path / f"{study}-small.csv", index=False)

@@ -85,7 +85,7 @@ def test_released_list_gives_the_listed_figures(name: str) -> None:
 
 
 def test_narrow_list_gains_no_skip_connection() -> None:
-    """The 207M list has 8 channels before and after MobileNetV2's first block, which has no skip (paper section 4)."""
+    """The 207M list has 8 channels before and after MobileNetV2's first block, which has no skip."""
     network, graph = family("mobilenet_v2")
     plain = resize(network, graph, released("mobilenet_v2-207M").channels(graph))
     default = [module.use_res_connect for module in network.modules() if hasattr(module, "use_res_connect")]

@@ -207,7 +207,7 @@ def test_the_layer_of_other_classes_is_drawn_anew(tmp_path: Path) -> None:
     assert new == ["classifier.1"]
     found = start.state_dict()
     weight = found.pop("classifier.1.weight")
-    assert abs(weight.std() / 0.01 - 1) < 5 / (2 * weight.numel()) ** 0.5  # the formula of the paper's section 1.2
+    assert abs(weight.std() / 0.01 - 1) < 5 / (2 * weight.numel()) ** 0.5  # as new weights are drawn
     assert not found.pop("classifier.1.bias").any()
     assert all(torch.equal(tensor, trained.state_dict()[name]) for name, tensor in found.items())
     assert torch.equal(weight, started(tmp_path / "w.pt")[0].get_parameter("classifier.1.weight"))

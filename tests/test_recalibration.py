@@ -34,7 +34,7 @@ def batches(count: int = 4) -> list[Tensor]:
 
 
 def test_statistics_are_the_average_of_the_batches(network: nn.Sequential) -> None:
-    """Of means, and of unbiased variances: paper section 1.3. The second norm sees the first one's batch statistics."""
+    """Of means and of unbiased variances, as US-Nets have. The second norm sees the first one's batch statistics."""
     assert recalibrate(network, batches()) == 4
     first, second = network[1], network[5]
     seen: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {1: [], 5: []}

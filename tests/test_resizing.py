@@ -204,7 +204,7 @@ def test_another_network_than_the_traced_one() -> None:
 
 
 def test_initialisation_is_by_seed_and_by_the_papers_formulas() -> None:
-    """Paper section 1.2, "init"; deviations within 5 standard errors."""
+    """The authors' initialisation; deviations within 5 standard errors."""
     sample = specimen("cifar_mobilenet_v2")
     network, twin, other = (sample.real(sample.graph.scaled(1.5, 8)) for _ in range(3))
     for each, seed in ((network, 3), (twin, 3), (other, 4)):

@@ -31,7 +31,7 @@ def table(seed: int, levels: int = 1000) -> Callable[[Mapping[str, int]], Score]
 def reference(
     score: Callable[[Mapping[str, int]], Score], stop: float, by: str, per_cost: bool
 ) -> list[tuple[str | None, dict[str, int]]]:
-    """The search as paper section 1.4 and section 6, rows 12 to 14 say it, by sorting all single steps."""
+    """The search by its definition: all single steps are scored and sorted."""
     current = {name: levels[0] for name, levels in GRID.items()}
     path: list[tuple[str | None, dict[str, int]]] = [(None, current)]
     while cost(current) > stop:

@@ -70,7 +70,7 @@ def survives(network: nn.Module, graph: ChannelGraph, widest: float = 1.5) -> No
     [("mobilenet_v2", 25), ("resnet50", 37), ("mobilenet_v1", 14), ("mnasnet", 25), ("resnet18", 12)],
 )
 def test_number_of_groups(name: str, groups: int) -> None:
-    """Paper section 1.4 has the search variables; ResNet-18 has 4 stages, its stem in the first, and 8 inner layers."""
+    """As many as the authors search; ResNet-18 has 4 stages, its stem in the first, and 8 inner layers."""
     assert len(specimen(name).graph.groups) == groups
 
 

@@ -494,7 +494,7 @@ def test_warmup_rises_to_the_full_rate(schedule: Any) -> None:
 
 
 def test_weight_decay_is_on_dense_weights_only() -> None:
-    """Paper section 1.2, row "weight decay"."""
+    """On dense convolutions and linear layers alone, as in the authors' code."""
     network = mobilenet_v2(10)
     optimiser = sgd(network, learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=0.5)
     decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}

@@ -14,7 +14,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     """Re-estimates the running statistics of all batch norms, in place, with fixed weights; returns the batches used.
 
     The statistics become the plain average over ``batches`` (momentum None) of each batch's mean and unbiased variance:
-    US-Nets' "post-statistics" (paper section 1.3). Batches of equal size, drawn from the training images, are expected.
+    US-Nets' "post-statistics". Batches of equal size, drawn from the training images, are expected.
     Other layers run in evaluation mode. The modules' modes and momenta are given back as they were.
 
     Raises:

@@ -23,10 +23,10 @@ def sandwich_step(
 ) -> Tensor:
     """Adds the gradients of the widest network and of ``subnets`` to those of the weights.
 
-    The sandwich rule of paper section 1.2 (rows "order" to "max pass loss"). The widest learns from the labels. Each
-    subnet learns from the widest one's softmax of the same batch, detached, at temperature 1 (with ``distillation``
-    off: from the labels too). Gradients are summed over the widths, not averaged. The optimiser is not stepped and
-    gradients are not cleared.
+    The sandwich rule of US-Nets (Yu & Huang, arXiv 1903.05134). The widest learns from the labels. Each subnet learns
+    from the widest one's softmax of the same batch, detached, at temperature 1 (with ``distillation`` off: from the
+    labels too). Gradients are summed over the widths, not averaged. The optimiser is not stepped and gradients are not
+    cleared.
 
     Args:
         images: (N, C, H, W).
@@ -54,8 +54,8 @@ def sandwich_step(
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Mean cross-entropy where the label has probability 1 - smoothing and every *other* class smoothing / (K - 1).
 
-    torch spreads its ``label_smoothing`` over all K classes, the label's own among them; K / (K - 1) of it is the same
-    (paper section 1.2, "max pass loss").
+    torch spreads its ``label_smoothing`` over all K classes, the label's own among them; K / (K - 1) of it is the
+    same, and what the authors have.
     """
     classes = logits.shape[1]
     return F.cross_entropy(logits, labels, label_smoothing=smoothing * classes / (classes - 1) if smoothing else 0.0)
@@ -74,7 +74,7 @@ def random_width(grid: Mapping[str, Sequence[int]], seed: int, step: int, index:
 
 
 Per = Literal["group", "network", "both"]
-"""What a random width is drawn for: each group (paper section 1.2), all groups together, or every second time each."""
+"""What a random width is drawn for: each group (AutoSlim), all groups together (US-Nets), or every second time each."""
 
 
 Step = Callable[[Tensor, Tensor, int], Tensor]

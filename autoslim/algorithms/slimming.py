@@ -58,8 +58,8 @@ def greedy_slim(
 ) -> Iterator[SlimmingStep]:
     """Slims one group by one level at a time, always the one whose removal scores best, down to the cost ``stop``.
 
-    The authors' greedy loop (paper section 1.4), with other ties: they take the first group, here cross-entropy decides
-    and then the larger saving, so that early layers are not slimmed for their position (section 6, row 12). A step is
+    AutoSlim's greedy loop, with other ties than the authors': they take the first group, here cross-entropy decides
+    and then the larger saving, so that early layers are not slimmed for their position. A step is
     taken even where the score improves, and never undone; one pass serves every budget.
 
     Args:

@@ -14,7 +14,7 @@ def sgd(
     network: nn.Module, *, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float
 ) -> torch.optim.SGD:
     """SGD that decays dense convolution and linear weights only: 2-D weights, and 4-D ones with more than one input per
-    group, so not depthwise ones, biases or normalisation (paper section 1.2, "weight decay")."""
+    group, so not depthwise ones, biases or normalisation (the authors' code)."""
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in network.parameters():

@@ -44,7 +44,7 @@ def search(
     folder: Path,
     checkpoints: Checkpoints,
 ) -> dict[str, Any]:
-    """Slims from the widest configuration to ``stop`` times the default network's cost (paper section 1.4).
+    """Slims from the widest configuration to ``stop`` times the default network's cost (AutoSlim).
 
     Args:
         objective: the cost; with several limits the search goes on to where all are held.

@@ -24,7 +24,7 @@ from autoslim.vocabulary.channels import Channels
 from autoslim.vocabulary.scores import Score
 
 VALIDATION_IMAGES = 2048  # of the search split, kept on the device
-VALIDATION_CHUNK = 256  # images that share their batch statistics (paper section 6, row 9)
+VALIDATION_CHUNK = 256  # images that share their batch statistics
 
 
 def subnets_watched(graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]]) -> dict[str, Channels]:
@@ -74,7 +74,7 @@ def train_supernet(
     checkpoints: Checkpoints,
     observe: Callable[[Row], None],
 ) -> tuple[list[Row], dict[str, Score]]:
-    """Trains the supernet of ``network`` by the sandwich rule (paper section 1.2) and writes it to ``folder``.
+    """Trains the supernet of ``network`` by the sandwich rule (US-Nets; AutoSlim) and writes it to ``folder``.
 
     Args:
         trained: ``network`` has trained weights, from which the supernet starts; the paper's has new ones.

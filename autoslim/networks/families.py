@@ -46,7 +46,7 @@ class _Classifier(nn.Module):
 class MobileNetV1(_Classifier):
     """MobileNetV1: a stem and 13 depthwise separable blocks, each convolution followed by batch norm and ReLU.
 
-    568.79M MACs in the authors' counting and 4.23M parameters at width 1, 224x224, 1000 classes (paper section 3.2).
+    568.79M MACs in the authors' counting and 4.23M parameters at width 1, 224x224, 1000 classes.
 
     Args:
         num_classes: outputs of the classifier.
@@ -89,7 +89,7 @@ class InvertedResidual(nn.Module):
 
 
 class MNasNet(_Classifier):
-    """MNasNet as the AutoSlim authors have it: ReLU6 everywhere, average pooling as a layer (paper section 3.1).
+    """MNasNet as the AutoSlim authors have it: ReLU6 everywhere, average pooling as a layer.
 
     torchvision's ``mnasnet1_0`` has the same convolutions, with ReLU, another batch-norm momentum and a mean instead of
     the pooling: 314.42M MACs where this one has 314.48M in the authors' counting, and the same accuracy budget.

@@ -61,7 +61,7 @@ class ChannelGraph:
 
     One multiply-add is one MAC; convolution and linear layers count, at batch size 1 and the traced input size; biases,
     normalisation, activations and pooling do not. ``macs(..., pooling=True)`` adds average pooling, one MAC per element
-    of its input, as the authors count (paper section 3.4).
+    of its input, as the authors count.
 
     ``activations`` holds, for each operation of the traced graph whose output has channels of a group, the dimension
     that they lie along and that axis. ``operations`` are all operations in evaluation mode, in order.

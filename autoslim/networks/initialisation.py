@@ -11,8 +11,8 @@ def initialise(network: nn.Module, seed: int) -> None:
     """Draws all weights anew, in place: the same numbers for the same seed and sizes, on any device.
 
     Convolutions are normal with variance 2 / (kernel area * output channels), depthwise ones by the same formula,
-    linear layers normal with standard deviation 0.01, biases 0, normalisation layers 1 and 0 (paper section 1.2,
-    "init"; it is also what torchvision's MobileNetV2 does). Running statistics are reset. Other parameters (layer
+    linear layers normal with standard deviation 0.01, biases 0, normalisation layers 1 and 0 (as the authors
+    and torchvision's MobileNetV2 have it). Running statistics are reset. Other parameters (layer
     scales, say) keep their mean where they are constant; where they are not they are drawn with the mean and deviation
     that they have.
     """

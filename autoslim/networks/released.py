@@ -27,7 +27,7 @@ _RESNET50_BLOCKS = (3, 4, 6, 3)
 @dataclass(frozen=True)
 class Released:
     """A released list. ``macs_m`` counts average pooling too, as the authors do, at 224x224 and 1000 classes, in
-    millions; ``params_m`` in millions; ``numbers`` in the authors' order (paper section 3.1), the classes last."""
+    millions; ``params_m`` in millions; ``numbers`` in the authors' order, the classes last."""
 
     name: str
     family: str

@@ -22,7 +22,7 @@ class Supernet(nn.Module):
     ``parameters()``, ``state_dict()`` and the optimiser go on seeing the shared one. Only tensors of concatenated
     channels (a layer that reads several groups) need a gather, made anew at each ``forward``.
 
-    Batch normalisation always uses the statistics of its own batch (paper section 1.2, "BN in training"): statistics of
+    Batch normalisation always uses the statistics of its own batch (US-Nets): statistics of
     subnets that share weights would mix. Running statistics are removed; ``extract`` gives them back, fresh.
 
     Args:

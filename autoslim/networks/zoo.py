@@ -33,7 +33,7 @@ def mobilenet_v2(
 ) -> MobileNetV2:
     """MobileNetV2 for small images: a stem of stride 1, stages of your own.
 
-    With the defaults it is the CIFAR-10 network of 88.00M MACs at 32x32 (paper section 2.2).
+    With the defaults it is the CIFAR-10 network of 88.00M MACs at 32x32.
 
     Args:
         num_classes: outputs of the classifier.

@@ -29,7 +29,7 @@ class ChannelGroup:
 def make_divisible(value: float, divisor: int) -> int:
     """The multiple of ``divisor`` nearest to ``value``, never more than 10 % below it and never under ``divisor``.
 
-    The rule by which the MobileNet papers round widths (paper section 1.2, "channel rounding").
+    The rule by which the MobileNet papers round widths.
     """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
@@ -39,7 +39,7 @@ def scaled(groups: Mapping[str, ChannelGroup], width: float, divisor: int) -> Ch
     """The configuration of a uniform width multiplier, rounded to multiples of ``divisor`` as the papers do.
 
     An expansion follows the rounded width that it expands, so ``scaled(groups, 1.5, 8)`` of MobileNetV2 has the
-    channels of the paper's 1.5x network (paper section 1.2: "the un-expanded width is rounded then multiplied by t").
+    channels of the paper's 1.5x network (the authors' code rounds the width before the expansion).
     A width of 1 gives the sizes as they are.
     """
     if width == 1.0:
@@ -62,7 +62,7 @@ def slimming_step(widest: int, steps: int, divisor: int) -> int:
     """Channels that one slimming step removes: ``widest / steps`` to the nearest multiple of ``divisor``, at least one.
 
     Ties go to the even multiple; with 12 steps and divisor 8 this explains every channel number that the authors
-    released (paper section 3.3).
+    released.
     """
     return max(divisor, round(widest / steps / divisor) * divisor)
 
@@ -80,9 +80,9 @@ def grid(
 ) -> dict[str, tuple[int, ...]]:
     """Each group's allowed numbers of channels, from the widest down.
 
-    They are ``widest - k * slimming_step``, as long as they are not below ``narrowest`` (paper section 6, rows 1 to 4).
+    They are ``widest - k * slimming_step``, as long as they are not below ``narrowest``.
     With anchor ``zero`` they are the multiples of the slimming step, and the widest as it is: so are the authors'
-    ResNet-50 lists (section 3.3). The last entry is the number of channels that the narrowest subnet has.
+    ResNet-50 lists. The last entry is the number of channels that the narrowest subnet has.
     """
     levels = {}
     for name, top in widest.items():
