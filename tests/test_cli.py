@@ -388,7 +388,9 @@ def test_compare_shows_the_reports_numbers(project: Path) -> None:
         quartiles = (metrics[method][f"measured_latency_{end}"] for end in ("low", "high"))
         assert spread == format_amount(-1 * next(quartiles) / 2 + next(quartiles) / 2, "latency")
         assert "latency predicted" not in row  # there is no table
-    assert printed("compare").startswith("budget 50% = 6.1K MACs\n")
+    text = printed("compare")
+    assert text.startswith("budget 50% = 6.1K MACs\n")
+    assert "all networks started from the supernet's weights" in text  # as the report remarks
 
 
 def test_compare_of_several_budgets_with_predicted_latency(project: Path, tmp_path: Path) -> None:

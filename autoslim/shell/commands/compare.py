@@ -28,8 +28,9 @@ def compare_cli() -> None:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             results = list(csv.DictReader(file))
+        remarks = (REPORT / "table.md").read_text(encoding="utf-8").strip().rpartition("\n\n")[2]
     except FileNotFoundError as error:
-        raise UserError(f"there is no {path}; run `dvc repro report`") from error
+        raise UserError(f"there is no {error.filename}; run `dvc repro report`") from error
     try:
         lines = [_line(result) for result in results]
         title = f"budget {_budget(metrics)}"
@@ -38,21 +39,16 @@ def compare_cli() -> None:
             f"{path} or metrics.json beside it is not a report as this version writes it ({error!r}); run "
             "`dvc repro report`"
         ) from error
-    print_comparison(title, lines, spread=any(result["top1_std"] for result in results))
+    print_comparison(title, lines, remarks)
 
 
-def print_comparison(title: str, lines: Sequence[Mapping[str, str]], *, spread: bool) -> None:
+def print_comparison(title: str, lines: Sequence[Mapping[str, str]], remarks: str) -> None:
     """The lines of ``comparison.csv`` as people read them, without columns that are empty."""
     headers = [name for name in lines[0] if name == GAIN or any(line[name] for line in lines)] if lines else []
     print_table(headers, [[line[name] for name in headers] for line in lines], title=title)
-    told = ["mean ± std over seeds; in brackets the 95 % interval of the gain"] if spread else []
-    if MEASURED in headers:
-        told.append("latency is the median ± half the distance of the quartiles")
-    if told:
-        print(f"\n{'; '.join(told)}")
+    print(f"\n{remarks}")
 
 
-MEASURED = "latency measured"
 GAIN = "gain over uniform (points)"
 
 
@@ -76,7 +72,7 @@ def _line(result: Mapping[str, str]) -> dict[str, str]:
         "parameters": amount("params", "params"),
         "memory": amount("memory", "memory"),
         "latency predicted": amount("latency", "latency"),
-        MEASURED: measured,
+        "latency measured": measured,
         "top-1 on test (%)": f"{percent(float(result['top1']))}{spread}",
         "seeds": result["seeds"],
         GAIN: gain,
