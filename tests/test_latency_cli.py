@@ -428,6 +428,6 @@ def test_retraining_starts_from_the_supernet_through_the_stages(project: Path) -
     assert told.startswith(
         "what method 'uniform' starts from is not there (outputs/channels/uniform.safetensors); run "
     )
-    change_params(project, {})
+    change_params(project, {"retrain": {"start": "new"}})
     stage("allocate")
-    assert load_file("outputs/channels/uniform.safetensors") == {}  # new weights
+    assert load_file("outputs/channels/uniform.safetensors") == {}

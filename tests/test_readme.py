@@ -66,7 +66,7 @@ def test_a_users_own_network_has_the_groups_that_the_readme_says(
 
 
 def test_library_example_runs(tmp_path: Path) -> None:
-    code = next(block for block in code_blocks() if "greedy_slim" in block)
+    code = next(block for block in code_blocks() if "Supernet(" in block)
     printed: list[str] = []
     exec(code, {"print": lambda *values: printed.append(" ".join(map(str, values)))})
     assert printed == [line.split("#")[1].strip() for line in code.splitlines() if line.startswith("print")]
