@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 from autoslim.engine.checkpoints import run_key, write_json
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ":!evidence/results"
 Params = dict[str, Any]
 FOLLOWS = {
     "prepare": (),
@@ -128,8 +129,13 @@ def _value(params: Params, name: str) -> Any:
 
 
 def _commit() -> str:
-    described = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(described, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    """Short, and ``-dirty`` where files differ from it; the results themselves do not count."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", RESULTS) else commit
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def read(path: Path) -> Any:
