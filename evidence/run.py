@@ -60,26 +60,27 @@ KEPT = ROOT / "outputs/evidence"
 
 @app.command()
 def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """Uniform and autoslim at several budgets, from scratch and from the supernet's weights."""
+    """Uniform and autoslim, by several searches, at several budgets, from scratch and from the supernet's weights."""
     study, params = load_yaml(HERE / "studies.yaml")["table"], load_yaml(HERE / f"{network}.yaml")
     pieces = Pieces(work)
 
-    def rows(regime: str, method: str, supernet: int) -> Iterator[Row]:
-        own = changed(params, {"supernet.seed": supernet, **study["regimes"][regime]})
-        start = own["retrain"]["start"]
+    def rows(regime: str, search: str | None, supernet: int) -> Iterator[Row]:
+        changes = study["regimes"][regime] | (study["searches"][search] if search else {})
+        own = changed(params, {"supernet.seed": supernet, **changes})
+        method, start = "autoslim" if search else "uniform", own["retrain"]["start"]
         seeds = study["seeds_of_uniform" if (method, start) == ("uniform", "new") else "seeds"]
         for row in _compared(pieces, own, study["budgets"][network], method, seeds):
-            yield {"regime": regime, "start": start, "method": method, "supernet": supernet, **row}
+            yield {"regime": regime, "start": start, "method": method, "search": search, "supernet": supernet, **row}
 
-    def depends(regime: str, method: str) -> bool:
-        return method != "uniform" or changed(params, study["regimes"][regime])["retrain"]["start"] == "supernet"
+    def depends(regime: str, search: str | None) -> bool:
+        return search is not None or changed(params, study["regimes"][regime])["retrain"]["start"] == "supernet"
 
     parts = [
-        (regime, method, supernet)
+        (regime, search, supernet)
         for supernet in study["supernets"]
         for regime in study["regimes"]
-        for method in ("autoslim", "uniform")
-        if supernet == study["supernets"][0] or depends(regime, method)
+        for search in (*study["searches"], None)  # none: uniform
+        if supernet == study["supernets"][0] or depends(regime, search)
     ]
     _collect(rows, parts, HERE / "results" / f"table-{network}.csv", jobs)
 

@@ -48,46 +48,65 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _table(rows: pd.DataFrame, picture: Path) -> None:
-    gains: dict[str, list[tuple[int, list[float], Interval | None]]] = {}
-    budgets = list(rows["budget"].unique())
+    gains: dict[str, dict[str, list[tuple[int, list[float], Interval | None]]]] = {}
+    budgets, searches = list(rows["budget"].unique()), list(rows["search"].dropna().unique())
     heads = ("regime", "budget", "MACs", "parameters", "uniform (%)", "autoslim (%)", "gain (points)", "by supernet")
-    print(f"| {' | '.join((*heads, 'gain of the choice'))} |\n|---|{'---:|' * 6}---|---:|")
-    for (regime, budget), own in rows.groupby(["regime", "budget"], sort=False):
+    print(f"| search | {' | '.join((*heads, 'gain of the choice'))} |\n|---|---|{'---:|' * 6}---|---:|")
+    cells = [(search, *cell) for search in searches for cell in rows.groupby(["regime", "budget"], sort=False)]
+    for search, (regime, budget), own in cells:
         paired = own["start"].iloc[0] == "supernet"
-        uniform, found = (own[own["method"] == method] for method in ("uniform", "autoslim"))
+        uniform, found = own[own["method"] == "uniform"], own[own["search"] == search]
         by_supernet, interval = _gain(found, uniform, paired=paired)
         ahead, _ = _gain(found, uniform, paired=paired, score="search_top1")
         if not by_supernet:
             continue
-        gains.setdefault(regime, []).append((budgets.index(budget), by_supernet, interval))
+        shown = gains.setdefault(search, {}).setdefault(regime, [])
+        shown.append((budgets.index(budget), by_supernet, interval))
         choice = fmean(gain * (on_search > 0) for gain, on_search in zip(by_supernet, ahead, strict=True))
         macs, params = (
             " / ".join(f"{each[cost].mean() / 1000:,.0f}k" for each in (uniform, found)) for cost in ("macs", "params")
         )
         print(
-            f"| {regime} | {budget} | {macs} | {params} | {_spread(uniform['top1'])} | {_spread(found['top1'])} "
+            f"| {search} | {regime} | {budget} | {macs} | {params} "
+            f"| {_spread(uniform['top1'])} | {_spread(found['top1'])} "
             f"| {_told(by_supernet, interval)} | {_listed(by_supernet)} | {choice:+.2f} |"
         )
+    _print_searches(rows, searches)
 
     def draw() -> Figure:
-        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-        axes = figure.subplots()
-        axes.axhline(0, color="#999999", linewidth=1)
-        for number, (regime, (colour, shape)) in enumerate(looks(list(gains)).items()):
-            for place, by_supernet, interval in gains[regime]:
-                at = place + 0.2 * (number - (len(gains) - 1) / 2)
-                axes.plot([at] * len(by_supernet), by_supernet, "_", color=colour, markersize=9)
-                axes.errorbar(at, fmean(by_supernet), _bars(by_supernet, interval), fmt=shape, color=colour, capsize=4)
-            axes.plot([], [], shape, color=colour, label=regime)
-        axes.plot([], [], "_", color="#666666", markersize=9, label="one supernet")
-        axes.set_xticks(range(len(budgets)), budgets)
-        axes.set_xlabel("budget: share of the default network's MACs")
-        axes.set_ylabel("gain over uniform (points of top-1)")
-        axes.margins(x=0.15)
-        figure.legend(loc="outside upper center", ncols=len(gains) + 1, frameon=False)
+        figure = Figure(figsize=(2.2 + 4.2 * len(gains), 3.6), layout="constrained")
+        regimes = looks(list(dict.fromkeys(regime for shown in gains.values() for regime in shown)))
+        panels = figure.subplots(1, len(gains), sharey=True, squeeze=False)[0]
+        for axes, (search, shown) in zip(panels, gains.items(), strict=True):
+            axes.axhline(0, color="#999999", linewidth=1)
+            for number, (regime, (colour, shape)) in enumerate(regimes.items()):
+                for place, by_supernet, interval in shown.get(regime, []):
+                    at = place + 0.2 * (number - (len(regimes) - 1) / 2)
+                    bars = _bars(by_supernet, interval)
+                    axes.plot([at] * len(by_supernet), by_supernet, "_", color=colour, markersize=9)
+                    axes.errorbar(at, fmean(by_supernet), bars, fmt=shape, color=colour, capsize=4)
+            axes.set_title(f"search by {search}")
+            axes.set_xticks(range(len(budgets)), budgets)
+            axes.set_xlabel("budget: share of the default network's MACs")
+            axes.margins(x=0.15)
+        for regime, (colour, shape) in regimes.items():
+            panels[0].plot([], [], shape, color=colour, label=regime)
+        panels[0].plot([], [], "_", color="#666666", markersize=9, label="one supernet")
+        panels[0].set_ylabel("gain over uniform (points of top-1)")
+        figure.legend(loc="outside upper center", ncols=len(regimes) + 1, frameon=False)
         return figure
 
     write_picture(picture, draw, DPI)
+
+
+def _print_searches(rows: pd.DataFrame, searches: Sequence[str]) -> None:
+    """What the other searches gain over the first, within each supernet."""
+    for search in searches[1:]:
+        print(f"\n| {search}: over {searches[0]} | budget | gain (points) | by supernet |\n|---|---:|---:|---|")
+        for (regime, budget), own in rows.groupby(["regime", "budget"], sort=False):
+            by_supernet, interval = _gain(*(own[own["search"] == each] for each in (search, searches[0])), paired=True)
+            if by_supernet:
+                print(f"| {regime} | {budget} | {_told(by_supernet, interval)} | {_listed(by_supernet)} |")
 
 
 def _gain(

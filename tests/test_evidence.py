@@ -52,7 +52,13 @@ def graph_of(params: dict[str, Any]) -> ChannelGraph:
 def test_every_study_has_parameters_that_the_stages_take(params: dict[str, Any]) -> None:
     check_params(params, "base")
     factors = STUDIES["factors"]["changes"]
-    for changes in (*STUDIES["table"]["regimes"].values(), STUDIES["longer"]["changes"], *factors.values()):
+    table = STUDIES["table"]
+    for changes in (
+        *table["regimes"].values(),
+        *table["searches"].values(),
+        STUDIES["longer"]["changes"],
+        *factors.values(),
+    ):
         check_params(changed(params, changes), str(changes))
     assert {*STUDIES["ranking"]["scored_in"]} <= {*factors}
     assert factors["base"] == {}
@@ -202,22 +208,25 @@ def test_the_table_has_gains_and_what_the_choice_keeps_of_them(
     results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second supernet's network loses, and the search split knows it."""
-    top1 = {("autoslim", 0): 0.62, ("autoslim", 1): 0.595, ("uniform", 0): 0.6, ("uniform", 1): 0.6}
+    top1 = {("error", 0): 0.62, ("error", 1): 0.595, (None, 0): 0.6, (None, 1): 0.6, ("other", 0): 0.63}
     results(
         "table",
         [
-            {"regime": regime, "start": start, "method": method, "budget": "50%", **row(supernet, seed, value)}
+            {"regime": regime, "start": start, "method": "autoslim" if search else "uniform", "search": search}
+            | {"budget": "50%", **row(supernet, seed, value)}
             for regime, start in (("scratch", "new"), ("fine-tuned", "supernet"))
-            for (method, supernet), value in top1.items()
+            for (search, supernet), value in top1.items()
             for seed in range(3)
         ],
     )
     summary.main("small")
     lines = [line for line in capsys.readouterr().out.splitlines() if "50%" in line]
-    assert len(lines) == 2
-    for line in lines:
+    assert len(lines) == 6
+    for line in lines[:2]:
         assert "| 900k / 900k | 10k / 10k | 60.00 ± 0.00 (n 6) | 60.75 ± 1.37 (n 6) | +0.75 [" in line
         assert line.endswith("| +2.00, -0.50 | +1.00 |")
+    assert all(line.startswith("| other |") and line.endswith("| +3.00 | +3.00 | +3.00 |") for line in lines[2:4])
+    assert lines[4:] == ["| scratch | 50% | +1.00 | +1.00 |", "| fine-tuned | 50% | +1.00 | +1.00 |"]
     assert (tmp_path / "table-small.png").stat().st_size > 5000
 
 
