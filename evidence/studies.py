@@ -22,7 +22,6 @@ from ruamel.yaml import YAML
 from autoslim.engine.checkpoints import run_key, write_json
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ":!evidence/results"
 Params = dict[str, Any]
 FOLLOWS = {
     "prepare": (),
@@ -131,7 +130,8 @@ def _value(params: Params, name: str) -> Any:
 def _commit() -> str:
     """Short, and ``-dirty`` where files differ from it; the results themselves do not count."""
     commit = _git("rev-parse", "--short", "HEAD")
-    return f"{commit}-dirty" if _git("status", "--porcelain", "--untracked-files=no", "--", ".", RESULTS) else commit
+    differs = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!evidence/results")
+    return f"{commit}-dirty" if differs else commit
 
 
 def _git(*arguments: str) -> str:
