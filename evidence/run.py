@@ -77,10 +77,10 @@ def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
     parts = [
         (regime, search, supernet)
-        for supernet in study["supernets"]
-        for regime in study["regimes"]
+        for supernet in sorted(set().union(*study["supernets"].values()))
+        for regime, supernets in study["supernets"].items()
         for search in (*study["searches"], None)  # none: uniform
-        if supernet == study["supernets"][0] or depends(regime, search)
+        if supernet in supernets and (supernet == supernets[0] or depends(regime, search))
     ]
     _collect(rows, parts, HERE / "results" / f"table-{network}.csv", jobs)
 
@@ -101,16 +101,21 @@ def longer(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
 @app.command()
 def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """Autoslim with one factor changed at a time, from scratch."""
+    """Uniform and autoslim with one factor changed at a time, fine-tuned from the supernet's weights."""
     study, params = load_yaml(HERE / "studies.yaml")["factors"], load_yaml(HERE / f"{network}.yaml")
     pieces = Pieces(work)
 
-    def rows(factor: str, supernet: int) -> Iterator[Row]:
-        own = changed(params, {"supernet.seed": supernet, **study["changes"][factor]})
-        for row in _compared(pieces, own, study["budgets"][network], "autoslim", study["seeds"]):
-            yield {"factor": factor, "supernet": supernet, **row}
+    def rows(factor: str, method: str, supernet: int) -> Iterator[Row]:
+        own = changed(params, {"supernet.seed": supernet, **study["regime"], **study["changes"][factor]})
+        for row in _compared(pieces, own, study["budgets"][network], method, study["seeds"]):
+            yield {"factor": factor, "method": method, "supernet": supernet, **row}
 
-    parts = [(factor, supernet) for factor in study["changes"] for supernet in study["supernets"]]
+    parts = [
+        (factor, method, supernet)
+        for supernet in study["supernets"]
+        for factor in study["changes"]
+        for method in ("autoslim", "uniform")
+    ]
     _collect(rows, parts, HERE / "results" / f"factors-{network}.csv", jobs)
 
 

@@ -1,16 +1,19 @@
 """What evidence/results holds, as tables and pictures for RESULTS.md.
 
-    python evidence/summary.py mobilenet_v2
+    python evidence/summary.py mobilenet_v2 resnet
 
 Intervals are of 95 %, and hold for one split of the images. A supernet counts once, with the mean of its trainings:
 networks that start from a supernet, and those of a changed factor, are compared within it (paired t); networks from
-scratch with all trainings of the uniform one (Welch). Supernets that lack a training are left out. Correlations have
-bootstrap intervals over networks.
+scratch with all trainings of the uniform one (Welch). Supernets that lack a training are left out. Over several
+networks the mean of their gains is told, supernets varying within each (Satterthwaite's degrees of freedom).
+Correlations have bootstrap intervals over networks.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, stdev, variance
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,23 +27,64 @@ from autoslim.shell.report.style import looks, write_picture
 RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parent.parent / "docs"
 DPI = 130
+UNIFORM = "uniform"
 FEW = 5  # networks, below which ranks mean nothing
 Interval = tuple[float, float]
 
 
-def main(network: Annotated[str, typer.Argument(help="A params file of this folder, without .yaml.")]) -> None:
-    """Prints the tables of a network's studies, and draws their pictures."""
+@dataclass(frozen=True)
+class Gain:
+    """Of networks over others.
+
+    Attributes:
+        by_supernet: points.
+        samples: (weight, independent values); the gain is the sum of the weighted means.
+    """
+
+    by_supernet: list[float]
+    samples: list[tuple[float, list[float]]]
+
+    @property
+    def mean(self) -> float:
+        return sum(weight * fmean(values) for weight, values in self.samples)
+
+    @property
+    def interval(self) -> Interval | None:
+        """Of the mean (Welch, Satterthwaite); one supernet has none."""
+        if any(len(values) < 2 for _, values in self.samples):
+            return None
+        parts = [(weight**2 * variance(values) / len(values), len(values) - 1) for weight, values in self.samples]
+        total = sum(part for part, _ in parts)
+        freedom = total**2 / sum(part**2 / own for part, own in parts) if total else 1
+        half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(total)
+        return self.mean - half, self.mean + half
+
+    @property
+    def bars(self) -> list[list[float]] | None:
+        return None if self.interval is None else [[self.mean - self.interval[0]], [self.interval[1] - self.mean]]
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f}" + ("" if self.interval is None else " [{:+.2f}, {:+.2f}]".format(*self.interval))
+
+
+def main(networks: Annotated[list[str], typer.Argument(help="Params files of this folder, without .yaml.")]) -> None:
+    """Prints the tables of the networks' studies, and draws their pictures."""
     told = {"table": _table, "longer": _longer, "ranking": _ranking, "scores": _scores, "factors": _factors}
-    for study, tell in told.items():
-        path = RESULTS / f"{study}-{network}.csv"
-        if path.exists():
-            tell(_read(path), PICTURES / f"{study}-{network}.png")
-            print()
+    for network in networks:
+        for study, tell in told.items():
+            path = RESULTS / f"{study}-{network}.csv"
+            if path.exists():
+                tell(_read(path), PICTURES / f"{study}-{network}.png")
+                print()
+    if len(networks) > 1:
+        _over_networks([_read(RESULTS / f"table-{network}.csv") for network in networks])
 
 
 def _read(path: Path) -> pd.DataFrame:
     """The rows, accuracies in percent."""
     rows = pd.read_csv(path)
+    if "search" in rows:
+        rows = rows.fillna({"search": UNIFORM})
     return rows.assign(**{name: 100 * rows[name] for name in rows.columns if name.endswith("top1")})
 
 
@@ -48,43 +92,38 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _table(rows: pd.DataFrame, picture: Path) -> None:
-    gains: dict[str, dict[str, list[tuple[int, list[float], Interval | None]]]] = {}
-    budgets, searches = list(rows["budget"].unique()), list(rows["search"].dropna().unique())
+    gains, on_search = _gains(rows), _gains(rows, "search_top1")
     heads = ("regime", "budget", "MACs", "parameters", "uniform (%)", "autoslim (%)", "gain (points)", "by supernet")
     print(f"| search | {' | '.join((*heads, 'gain of the choice'))} |\n|---|---|{'---:|' * 6}---|---:|")
-    cells = [(search, *cell) for search in searches for cell in rows.groupby(["regime", "budget"], sort=False)]
-    for search, (regime, budget), own in cells:
-        paired = own["start"].iloc[0] == "supernet"
-        uniform, found = own[own["method"] == "uniform"], own[own["search"] == search]
-        by_supernet, interval = _gain(found, uniform, paired=paired)
-        ahead, _ = _gain(found, uniform, paired=paired, score="search_top1")
-        if not by_supernet:
-            continue
-        shown = gains.setdefault(search, {}).setdefault(regime, [])
-        shown.append((budgets.index(budget), by_supernet, interval))
-        choice = fmean(gain * (on_search > 0) for gain, on_search in zip(by_supernet, ahead, strict=True))
-        macs, params = (
-            " / ".join(f"{each[cost].mean() / 1000:,.0f}k" for each in (uniform, found)) for cost in ("macs", "params")
-        )
-        print(
-            f"| {search} | {regime} | {budget} | {macs} | {params} "
-            f"| {_spread(uniform['top1'])} | {_spread(found['top1'])} "
-            f"| {_told(by_supernet, interval)} | {_listed(by_supernet)} | {choice:+.2f} |"
-        )
-    _print_searches(rows, searches)
+    for (search, over, regime, budget), gain in gains.items():
+        if over == UNIFORM:
+            ahead = on_search[search, over, regime, budget].by_supernet
+            choice = fmean(own * (seen > 0) for own, seen in zip(gain.by_supernet, ahead, strict=True))
+            cell = rows[(rows["regime"] == regime) & (rows["budget"] == budget)]
+            both = [cell[cell["search"] == each] for each in (over, search)]
+            macs, params = (
+                " / ".join(f"{each[cost].mean() / 1000:,.0f}k" for each in both) for cost in ("macs", "params")
+            )
+            top1 = " | ".join(_spread(each["top1"]) for each in both)
+            told = f"{macs} | {params} | {top1} | {gain} | {_listed(gain)} | {choice:+.2f}"
+            print(f"| {search} | {regime} | {budget} | {told} |")
+    print("\n| search | over | regime | budget | gain (points) | by supernet |\n|---|---|---|---:|---:|---|")
+    for cell, gain in gains.items():
+        if UNIFORM not in cell:
+            print(f"| {' | '.join(cell)} | {gain} | {_listed(gain)} |")
 
     def draw() -> Figure:
-        figure = Figure(figsize=(2.2 + 4.2 * len(gains), 3.6), layout="constrained")
-        regimes = looks(list(dict.fromkeys(regime for shown in gains.values() for regime in shown)))
-        panels = figure.subplots(1, len(gains), sharey=True, squeeze=False)[0]
-        for axes, (search, shown) in zip(panels, gains.items(), strict=True):
+        searches, regimes, budgets = _searches(rows)[1:], looks(list(rows["regime"].unique())), _budgets(rows)
+        figure = Figure(figsize=(2.2 + 4.2 * len(searches), 3.6), layout="constrained")
+        panels = figure.subplots(1, len(searches), sharey=True, squeeze=False)[0]
+        for axes, search in zip(panels, searches, strict=True):
             axes.axhline(0, color="#999999", linewidth=1)
             for number, (regime, (colour, shape)) in enumerate(regimes.items()):
-                for place, by_supernet, interval in shown.get(regime, []):
-                    at = place + 0.2 * (number - (len(regimes) - 1) / 2)
-                    bars = _bars(by_supernet, interval)
-                    axes.plot([at] * len(by_supernet), by_supernet, "_", color=colour, markersize=9)
-                    axes.errorbar(at, fmean(by_supernet), bars, fmt=shape, color=colour, capsize=4)
+                for place, budget in enumerate(budgets):
+                    if gain := gains.get((search, UNIFORM, regime, budget)):
+                        at = place + 0.2 * (number - (len(regimes) - 1) / 2)
+                        axes.plot([at] * len(gain.by_supernet), gain.by_supernet, "_", color=colour, markersize=9)
+                        axes.errorbar(at, gain.mean, gain.bars, fmt=shape, color=colour, capsize=4)
             axes.set_title(f"search by {search}")
             axes.set_xticks(range(len(budgets)), budgets)
             axes.set_xlabel("budget: share of the default network's MACs")
@@ -99,26 +138,55 @@ def _table(rows: pd.DataFrame, picture: Path) -> None:
     write_picture(picture, draw, DPI)
 
 
-def _print_searches(rows: pd.DataFrame, searches: Sequence[str]) -> None:
-    """What the other searches gain over the first, within each supernet."""
-    for search in searches[1:]:
-        print(f"\n| {search}: over {searches[0]} | budget | gain (points) | by supernet |\n|---|---:|---:|---|")
-        for (regime, budget), own in rows.groupby(["regime", "budget"], sort=False):
-            by_supernet, interval = _gain(*(own[own["search"] == each] for each in (search, searches[0])), paired=True)
-            if by_supernet:
-                print(f"| {regime} | {budget} | {_told(by_supernet, interval)} | {_listed(by_supernet)} |")
+def _over_networks(tables: Sequence[pd.DataFrame]) -> None:
+    """The mean of the networks' gains, budgets in their order."""
+    budgets = [" / ".join(names) for names in zip(*map(_budgets, tables), strict=True)]
+    gains = [
+        {(search, over, regime, _budgets(rows).index(budget)): gain for (search, over, regime, budget), gain in own}
+        for rows in tables
+        for own in [_gains(rows).items()]
+    ]
+    print("| search | over | regime | budget | gain (points) | by supernet |\n|---|---|---|---:|---:|---|")
+    for search, over, regime, place in gains[0]:
+        own = [each[search, over, regime, place] for each in gains if (search, over, regime, place) in each]
+        if len(own) == len(tables):
+            print(f"| {search} | {over} | {regime} | {budgets[place]} | {_mean(own)} | {_listed(_mean(own))} |")
 
 
-def _gain(
-    found: pd.DataFrame, uniform: pd.DataFrame, *, paired: bool, score: str = "top1"
-) -> tuple[list[float], Interval | None]:
-    """Of each supernet, over the uniform network; and the interval of their mean."""
+def _searches(rows: pd.DataFrame) -> list[str]:
+    """Uniform, which has none, first."""
+    return [UNIFORM, *(each for each in rows["search"].unique() if each != UNIFORM)]
+
+
+def _budgets(rows: pd.DataFrame) -> list[str]:
+    return list(rows["budget"].unique())
+
+
+def _gains(rows: pd.DataFrame, score: str = "top1") -> dict[tuple[str, str, str, str], Gain]:
+    """By (search, over which other, regime, budget): each search over uniform, and over the first search."""
+    searches = _searches(rows)
+    gains = {}
+    for over in searches[:2]:
+        for search in searches[searches.index(over) + 1 :]:
+            for (regime, budget), own in rows.groupby(["regime", "budget"], sort=False):
+                found, other = (own[own["search"] == each] for each in (search, over))
+                paired = over != UNIFORM or set(own["start"]) == {"supernet"}
+                gains[search, over, regime, budget] = _gain(found, other, paired=paired, score=score)
+    return {cell: gain for cell, gain in gains.items() if gain.by_supernet}
+
+
+def _gain(found: pd.DataFrame, other: pd.DataFrame, *, paired: bool, score: str = "top1") -> Gain:
+    """Of each supernet's trainings over the others: those of the same supernet, or all."""
     means = _means(found, score)
-    if paired:
-        gains = (means - _means(uniform, score)).dropna()
-        return list(gains), _interval(stats.ttest_1samp, gains, 0)
-    gains = means - uniform[score].mean()
-    return list(gains.dropna()), _interval(stats.ttest_ind, means, uniform[score], equal_var=False)
+    gains = (means - (_means(other, score) if paired else other[score].mean())).dropna()
+    return Gain(list(gains), [(1, list(gains))] if paired else [(1, list(means)), (-1, list(other[score]))])
+
+
+def _mean(gains: Sequence[Gain]) -> Gain:
+    return Gain(
+        [each for gain in gains for each in gain.by_supernet],
+        [(weight / len(gains), values) for gain in gains for weight, values in gain.samples],
+    )
 
 
 def _means(rows: pd.DataFrame, score: str) -> pd.Series:
@@ -236,69 +304,60 @@ def _correlation(of: Callable[..., Any], truth: np.ndarray, scores: np.ndarray, 
 
 
 def _factors(rows: pd.DataFrame, picture: Path) -> None:
-    budgets = list(rows["budget"].unique())
-    factors = [factor for factor in rows["factor"].unique() if factor != "base"]
-    effects: dict[tuple[str, str], tuple[list[float], Interval | None]] = {}
-    for (factor, budget), own in rows.groupby(["factor", "budget"]):
-        base = rows[(rows["factor"] == "base") & (rows["budget"] == budget)]
-        if factor != "base" and not base.empty:
-            effects[factor, budget] = _gain(own, base, paired=True)
-    print(f"| factor | {' | '.join(f'{budget} (%) | effect (points)' for budget in budgets)} |")
-    print(f"|---|{'---:|---:|' * len(budgets)}")
-    for factor in ("base", *factors):
-        cells = []
+    """What a factor changes of autoslim's accuracy, and of its gain over uniform from the same supernet."""
+    budgets, factors = _budgets(rows), [factor for factor in rows["factor"].unique() if factor != "base"]
+    cells = dict(iter(rows.groupby(["factor", "budget", "method"])))
+    effects: dict[tuple[str, str, str], Gain] = {}
+    for factor in factors:
         for budget in budgets:
-            own = rows[(rows["factor"] == factor) & (rows["budget"] == budget)]
-            by_supernet, interval = effects.get((factor, budget), ([], None))
-            effect = f"{_told(by_supernet, interval)} ({_listed(by_supernet)})" if by_supernet else ""
-            cells += [_spread(own["top1"]) if len(own) else "", effect]
-        print(f"| {factor} | {' | '.join(cells)} |")
+            of = [cells.get((each, budget, method)) for method in ("autoslim", UNIFORM) for each in (factor, "base")]
+            if all(each is not None for each in of):
+                own, base, uniform, uniform_base = (_means(each, "top1") for each in of)
+                for name, effect in (("top-1", own - base), ("gain", own - base - (uniform - uniform_base))):
+                    if len(known := list(effect.dropna())):
+                        effects[factor, budget, name] = Gain(known, [(1, known)])
+    columns = [f"{budget} (%) | effect (points) | effect on the gain" for budget in budgets]
+    print(f"| factor | {' | '.join(columns)} |\n|---|{'---:|---:|---:|' * len(budgets)}")
+    for factor in ("base", *factors):
+        told = []
+        for budget in budgets:
+            trained = cells.get((factor, budget, "autoslim"))
+            told.append("" if trained is None else _spread(trained["top1"]))
+            for name in ("top-1", "gain"):
+                effect = effects.get((factor, budget, name))
+                told.append(f"{effect} ({_listed(effect)})" if effect else "")
+        print(f"| {factor} | {' | '.join(told)} |")
     print(f"\n{len(effects)} comparisons: by chance one in twenty intervals misses what it is of.")
 
     def draw() -> Figure:
-        figure = Figure(figsize=(7.2, 0.4 * len(factors) + 1.4), layout="constrained")
-        axes = figure.subplots()
-        axes.axvline(0, color="#999999", linewidth=1)
-        for number, (budget, (colour, shape)) in enumerate(looks(budgets).items()):
-            for (factor, at), (by_supernet, interval) in effects.items():
-                if at == budget and by_supernet:
-                    place = factors.index(factor) + 0.24 * (number - (len(budgets) - 1) / 2)
-                    axes.plot(by_supernet, [place] * len(by_supernet), "|", color=colour, markersize=8)
-                    bars = _bars(by_supernet, interval)
-                    axes.errorbar(fmean(by_supernet), place, xerr=bars, fmt=shape, color=colour, capsize=3)
-            axes.plot([], [], shape, color=colour, label=f"budget {budget}")
-        axes.plot([], [], "|", color="#666666", markersize=8, label="one supernet")
-        axes.set_yticks(range(len(factors)), factors)
+        figure = Figure(figsize=(9.6, 0.4 * len(factors) + 1.4), layout="constrained")
+        labels = {"top-1": "effect on top-1 (points)", "gain": "effect on the gain over uniform (points)"}
+        for axes, (name, label) in zip(figure.subplots(1, 2, sharey=True), labels.items(), strict=True):
+            axes.axvline(0, color="#999999", linewidth=1)
+            for number, (budget, (colour, shape)) in enumerate(looks(budgets).items()):
+                for row, factor in enumerate(factors):
+                    if effect := effects.get((factor, budget, name)):
+                        place = row + 0.24 * (number - (len(budgets) - 1) / 2)
+                        seen = effect.by_supernet
+                        axes.plot(seen, [place] * len(seen), "|", color=colour, markersize=8)
+                        axes.errorbar(effect.mean, place, xerr=effect.bars, fmt=shape, color=colour, capsize=3)
+                axes.plot([], [], shape, color=colour, label=f"budget {budget}")
+            axes.plot([], [], "|", color="#666666", markersize=8, label="one supernet")
+            axes.set_yticks(range(len(factors)), factors)
+            axes.set_xlabel(label)
         axes.invert_yaxis()
-        axes.set_xlabel("effect on top-1 (points)")
         axes.legend(frameon=False)
         return figure
 
     write_picture(picture, draw, DPI)
 
 
-def _interval(test: Callable[..., Any], values: Sequence[float], *others: Any, **settings: Any) -> Interval | None:
-    """Of the mean over supernets; one supernet has none."""
-    if len(values) < 2:
-        return None
-    low, high = test(values, *others, **settings).confidence_interval(0.95)
-    return float(low), float(high)
-
-
-def _bars(values: Sequence[float], interval: Interval | None) -> list[list[float]] | None:
-    return None if interval is None else [[fmean(values) - interval[0]], [interval[1] - fmean(values)]]
-
-
 def _spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "") + f" (n {len(values)})"
 
 
-def _told(gains: Sequence[float], interval: Interval | None) -> str:
-    return f"{fmean(gains):+.2f}" + ("" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]")
-
-
-def _listed(gains: Iterable[float]) -> str:
-    return ", ".join(f"{gain:+.2f}" for gain in gains)
+def _listed(gain: Gain) -> str:
+    return ", ".join(f"{each:+.2f}" for each in gain.by_supernet)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import stdev
 from typing import Any
 
 import pandas as pd
@@ -60,6 +60,8 @@ def test_every_study_has_parameters_that_the_stages_take(params: dict[str, Any])
         *factors.values(),
     ):
         check_params(changed(params, changes), str(changes))
+    assert list(table["supernets"]) == list(table["regimes"])
+    assert STUDIES["factors"]["regime"] == table["regimes"]["fine-tuned"]
     assert {*STUDIES["ranking"]["scored_in"]} <= {*factors}
     assert factors["base"] == {}
     with pytest.raises(SystemExit, match=r"there is no parameter search\.scores"):
@@ -153,27 +155,38 @@ def half_width(gains: list[float]) -> float:
 def test_intervals_count_a_supernet_once() -> None:
     found = frame(row(supernet, seed, 60 + supernet + 0.5 * seed) for supernet in range(3) for seed in range(3))
     uniform = frame(row(0, seed, 59 + 0.4 * seed) for seed in range(5))
-    gains, interval = summary._gain(found, uniform, paired=False)
-    assert gains == pytest.approx([60.5 - 59.8, 61.5 - 59.8, 62.5 - 59.8])
+    gain = summary._gain(found, uniform, paired=False)
+    assert gain.by_supernet == pytest.approx([60.5 - 59.8, 61.5 - 59.8, 62.5 - 59.8])
     one, other = [60.5, 61.5, 62.5], [59 + 0.4 * seed for seed in range(5)]
     a, b = stdev(one) ** 2 / 3, stdev(other) ** 2 / 5
     half = _t_quantile((a + b) ** 2 / (a**2 / 2 + b**2 / 4)) * math.sqrt(a + b)
-    assert interval == pytest.approx((fmean(gains) - half, fmean(gains) + half), rel=1e-4)
+    assert gain.mean == pytest.approx(61.5 - 59.8)
+    assert gain.interval == pytest.approx((gain.mean - half, gain.mean + half), rel=1e-4)
 
     paired = frame(row(supernet, seed, 58 + 2 * supernet + seed) for supernet in range(3) for seed in range(3))
-    gains, interval = summary._gain(found, paired, paired=True)
-    assert gains == pytest.approx([60.5 - 59, 61.5 - 61, 62.5 - 63])
-    half = half_width(gains)
-    assert interval == pytest.approx((fmean(gains) - half, fmean(gains) + half), rel=1e-4)
+    gain = summary._gain(found, paired, paired=True)
+    assert gain.by_supernet == pytest.approx([60.5 - 59, 61.5 - 61, 62.5 - 63])
+    half = half_width(gain.by_supernet)
+    assert gain.interval == pytest.approx((0.5 - half, 0.5 + half), rel=1e-4)
+
+
+def test_the_mean_over_networks_lets_supernets_vary_within_each() -> None:
+    """Two networks whose gains spread equally: the interval of a sum with the degrees of freedom of both."""
+    one, other = ([start, start + 1, start + 2] for start in (0.0, 10.0))
+    gain = summary._mean([summary.Gain(own, [(1, own)]) for own in (one, other)])
+    assert gain.by_supernet == one + other
+    half = _t_quantile(4) * math.sqrt((1 / 3 + 1 / 3) / 4)
+    assert gain.interval == pytest.approx((6 - half, 6 + half), rel=1e-4)
+    assert summary._mean([summary.Gain(one, [(1, one)]), summary.Gain([3.0], [(1, [3.0])])]).interval is None
 
 
 def test_supernets_that_lack_a_training_are_left_out() -> None:
     found = frame(row(supernet, seed, 60 + supernet) for supernet in range(3) for seed in range(3))
     uniform = frame(row(supernet, seed, 59) for supernet in range(3) for seed in range(3) if supernet + seed < 4)
-    assert summary._gain(found, uniform, paired=True)[0] == [1, 2]
-    assert summary._gain(found[:-1], uniform, paired=True)[0] == [1, 2]
-    assert summary._gain(found[:-1], uniform, paired=False)[0] == [1, 2]
-    assert summary._gain(found[:3], uniform, paired=True) == ([1], None)
+    assert summary._gain(found, uniform, paired=True).by_supernet == [1, 2]
+    assert summary._gain(found[:-1], uniform, paired=True).by_supernet == [1, 2]
+    assert summary._gain(found[:-1], uniform, paired=False).by_supernet == [1, 2]
+    assert summary._gain(found[:3], uniform, paired=True).interval is None
 
 
 def _t_quantile(freedom: float) -> float:
@@ -194,12 +207,12 @@ def _t_quantile(freedom: float) -> float:
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Iterable[dict[str, Any]]], None]:
-    """Writes the rows of a study of a network called small, to be summarised."""
+    """Writes the rows of a study, to be summarised."""
     monkeypatch.setattr(summary, "RESULTS", tmp_path)
     monkeypatch.setattr(summary, "PICTURES", tmp_path)
 
-    def write(study: str, rows: Iterable[dict[str, Any]]) -> None:
-        frame(rows).to_csv(tmp_path / f"{study}-small.csv", index=False)
+    def write(study: str, rows: Iterable[dict[str, Any]], network: str = "small") -> None:
+        frame(rows).to_csv(tmp_path / f"{study}-{network}.csv", index=False)
 
     return write
 
@@ -209,24 +222,30 @@ def test_the_table_has_gains_and_what_the_choice_keeps_of_them(
 ) -> None:
     """The second supernet's network loses, and the search split knows it."""
     top1 = {("error", 0): 0.62, ("error", 1): 0.595, (None, 0): 0.6, (None, 1): 0.6, ("other", 0): 0.63}
-    results(
-        "table",
-        [
-            {"regime": regime, "start": start, "method": "autoslim" if search else "uniform", "search": search}
-            | {"budget": "50%", **row(supernet, seed, value)}
-            for regime, start in (("scratch", "new"), ("fine-tuned", "supernet"))
-            for (search, supernet), value in top1.items()
-            for seed in range(3)
-        ],
-    )
-    summary.main("small")
-    lines = [line for line in capsys.readouterr().out.splitlines() if "50%" in line]
+    for network, budget, more in (("small", "50%", 0), ("large", "51%", 0.01)):
+        results(
+            "table",
+            [
+                {"regime": regime, "start": start, "method": "autoslim" if search else "uniform", "search": search}
+                | {"budget": budget, **row(supernet, seed, value + (more if search else 0))}
+                for regime, start in (("scratch", "new"), ("fine-tuned", "supernet"))
+                for (search, supernet), value in top1.items()
+                for seed in range(3)
+            ],
+            network,
+        )
+    summary.main(["small", "large"])
+    said = capsys.readouterr().out.splitlines()
+    lines = [line for line in said if " 50% |" in line]
     assert len(lines) == 6
     for line in lines[:2]:
         assert "| 900k / 900k | 10k / 10k | 60.00 ± 0.00 (n 6) | 60.75 ± 1.37 (n 6) | +0.75 [" in line
         assert line.endswith("| +2.00, -0.50 | +1.00 |")
     assert all(line.startswith("| other |") and line.endswith("| +3.00 | +3.00 | +3.00 |") for line in lines[2:4])
-    assert lines[4:] == ["| scratch | 50% | +1.00 | +1.00 |", "| fine-tuned | 50% | +1.00 | +1.00 |"]
+    assert lines[4:] == [f"| other | error | {regime} | 50% | +1.00 | +1.00 |" for regime in ("scratch", "fine-tuned")]
+    lines = [line for line in said if " 50% / 51% |" in line]
+    assert [line.split(" | ")[4].split(" [")[0] for line in lines] == ["+1.25"] * 2 + ["+3.50"] * 2 + ["+1.00"] * 2
+    assert lines[0].endswith("| +2.00, -0.50, +3.00, +0.50 |")
     assert (tmp_path / "table-small.png").stat().st_size > 5000
 
 
@@ -255,7 +274,7 @@ def test_ranks_are_those_of_the_scores(
             for number in range(9)  # one that is not trained yet
         ],
     )
-    summary.main("small")
+    summary.main(["small"])
     said = capsys.readouterr().out
     same, opposite = "1.00 [1.00, 1.00] | 1.00 [1.00, 1.00]", "-1.00 [-1.00, -1.00] | -1.00 [-1.00, -1.00]"
     assert "8 random networks, retrained: top-1 50.0 to 57.0 %" in said
@@ -272,20 +291,23 @@ def test_ranks_are_those_of_the_scores(
 def test_effects_of_factors_are_within_supernets(
     results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Supernets differ by ten points, the factor's effect is 1, 2 and 3."""
+    """Supernets differ by ten points, the factor's effect is 1, 2 and 3, of which uniform has one."""
     results(
         "factors",
         [
-            {"factor": factor, "budget": "50%", **row(supernet, seed, 0.5 + 0.1 * supernet + 0.01 * seed + effect)}
+            {"factor": factor, "method": method, "budget": "50%"}
+            | row(supernet, seed, 0.5 + 0.1 * supernet + 0.01 * seed + 0.01 * effect)
             for supernet in range(3)
-            for factor, effect in (("base", 0), ("no distillation", 0.01 * (supernet + 1)))
+            for factor, effects in (("base", (0, 0)), ("no distillation", (supernet + 1, 1)))
+            for method, effect in zip(("autoslim", "uniform"), effects, strict=True)
             for seed in range(2)
         ],
     )
-    summary.main("small")
+    summary.main(["small"])
     said = capsys.readouterr().out
     half = half_width([1, 2, 3])
     assert f"| +2.00 [{2 - half:+.2f}, {2 + half:+.2f}] (+1.00, +2.00, +3.00) |" in said
-    assert re.search(r"\| base \| 60\.50 ± \S+ \(n 6\) \|  \|", said)
-    assert "1 comparisons" in said
+    assert f"| +1.00 [{1 - half:+.2f}, {1 + half:+.2f}] (+0.00, +1.00, +2.00) |" in said
+    assert re.search(r"\| base \| 60\.50 ± \S+ \(n 6\) \|  \|  \|", said)
+    assert "2 comparisons" in said
     assert (tmp_path / "factors-small.png").stat().st_size > 5000
