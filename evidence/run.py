@@ -52,7 +52,7 @@ HOST = Machine(torch.device("cpu"), 1, 300.0)
 Row = dict[str, Any]
 Files = dict[str, bytes]
 app = typer.Typer(add_completion=False, help=__doc__)
-Network = Annotated[str, typer.Argument(help="A params file of this folder, without .yaml.")]
+Network = Annotated[str, typer.Argument(help="A params file of this folder, without .yaml; digits: the main job.")]
 Jobs = Annotated[int, typer.Option("--jobs", help="Runs side by side, of one thread each.")]
 Work = Annotated[Path, typer.Option("--work", help="Where everything is kept.")]
 KEPT = ROOT / "outputs/evidence"
@@ -61,7 +61,7 @@ KEPT = ROOT / "outputs/evidence"
 @app.command()
 def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """Uniform and autoslim, by several searches, at several budgets, from scratch and from the supernet's weights."""
-    study, params = load_yaml(HERE / "studies.yaml")["table"], load_yaml(HERE / f"{network}.yaml")
+    study, params = load_yaml(HERE / "studies.yaml")["table"], _params(network)
     pieces = Pieces(work)
 
     def rows(regime: str, search: str | None, supernet: int) -> Iterator[Row]:
@@ -88,7 +88,7 @@ def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 @app.command()
 def longer(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """Uniform, from scratch, for as long as a supernet, a search and a retraining take together."""
-    study, params = load_yaml(HERE / "studies.yaml")["longer"], load_yaml(HERE / f"{network}.yaml")
+    study, params = load_yaml(HERE / "studies.yaml")["longer"], _params(network)
     pieces, own = Pieces(work), changed(params, study["changes"])
 
     def rows(budget: str, seed: int) -> Iterator[Row]:
@@ -102,7 +102,7 @@ def longer(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 @app.command()
 def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """Uniform and autoslim with one factor changed at a time, fine-tuned from the supernet's weights."""
-    study, params = load_yaml(HERE / "studies.yaml")["factors"], load_yaml(HERE / f"{network}.yaml")
+    study, params = load_yaml(HERE / "studies.yaml")["factors"], _params(network)
     pieces = Pieces(work)
 
     def rows(factor: str, method: str, supernet: int) -> Iterator[Row]:
@@ -122,7 +122,7 @@ def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 @app.command()
 def ranking(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """Random networks of one size, and networks along a search, retrained from scratch."""
-    study, params = load_yaml(HERE / "studies.yaml")["ranking"], load_yaml(HERE / f"{network}.yaml")
+    study, params = load_yaml(HERE / "studies.yaml")["ranking"], _params(network)
     pieces = Pieces(work)
     graph = _graph(pieces, params)
     networks = _networks(pieces, params, graph, study)
@@ -140,7 +140,7 @@ def ranking(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 @app.command()
 def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """The networks of the study ``ranking``, scored in supernets that were trained in several ways."""
-    studies, params = load_yaml(HERE / "studies.yaml"), load_yaml(HERE / f"{network}.yaml")
+    studies, params = load_yaml(HERE / "studies.yaml"), _params(network)
     study, pieces = studies["ranking"], Pieces(work)
     networks = _networks(pieces, params, _graph(pieces, params), study)
 
@@ -153,6 +153,15 @@ def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
     parts = [(factor, supernet) for factor in study["scored_in"] for supernet in study["supernets"]]
     _collect(rows, parts, HERE / "results" / f"scores-{network}.csv", jobs)
+
+
+def _params(network: str) -> Params:
+    path = ROOT / "params.yaml" if network == "digits" else HERE / f"{network}.yaml"
+    if not path.exists():
+        raise SystemExit(
+            f"there is no {path}; try one of {', '.join(load_yaml(HERE / 'studies.yaml')['table']['budgets'])}"
+        )
+    return changed(load_yaml(path), {"tracking.enabled": False})
 
 
 def _compared(
