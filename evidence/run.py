@@ -52,7 +52,7 @@ HOST = Machine(torch.device("cpu"), 1, 300.0)
 Row = dict[str, Any]
 Files = dict[str, bytes]
 app = typer.Typer(add_completion=False, help=__doc__)
-Network = Annotated[str, typer.Argument(help="A params file of this folder, without .yaml; digits: the main job.")]
+Network = Annotated[str, typer.Argument(help="A params file of this folder, without .yaml.")]
 Jobs = Annotated[int, typer.Option("--jobs", help="Runs side by side, of one thread each.")]
 Work = Annotated[Path, typer.Option("--work", help="Where everything is kept.")]
 KEPT = ROOT / "outputs/evidence"
@@ -61,7 +61,7 @@ KEPT = ROOT / "outputs/evidence"
 @app.command()
 def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """Uniform and autoslim, by several searches, at several budgets, from scratch and from the supernet's weights."""
-    study, params = load_yaml(HERE / "studies.yaml")["table"], _params(network)
+    study, params = load_yaml(HERE / "studies.yaml")["table"], load_yaml(HERE / f"{network}.yaml")
     pieces = Pieces(work)
 
     def rows(regime: str, search: str | None, supernet: int) -> Iterator[Row]:
@@ -77,7 +77,7 @@ def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
     parts = [
         (regime, search, supernet)
-        for supernet in sorted(set().union(*study["supernets"].values()))
+        for supernet in _supernets(study)
         for regime, supernets in study["supernets"].items()
         for search in (*study["searches"], None)  # none: uniform
         if supernet in supernets and (supernet == supernets[0] or depends(regime, search))
@@ -86,9 +86,28 @@ def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
 
 @app.command()
+def networks(network: Network, work: Work = KEPT) -> None:
+    """The channels that the table's searches found, and what each supernet and search took, of those that are done."""
+    study, params = load_yaml(HERE / "studies.yaml")["table"], load_yaml(HERE / f"{network}.yaml")
+    pieces = Pieces(work)
+
+    def rows(supernet: int, search: str) -> Iterator[Row]:
+        own = changed(params, {"supernet.seed": supernet, **study["searches"][search]})
+        made = {stage: pieces.done(stage, own) for stage in ("supernet", "search")}
+        for budget in study["budgets"][network] if made["search"] else ():
+            folder = pieces.run("allocate", changed(own, {"budget": budget}))
+            channels = read(folder / "outputs/channels/autoslim.json")["channels"]
+            took = {f"{stage}_{name}": value for stage, done in made.items() for name, value in (done or {}).items()}
+            yield {"supernet": supernet, "search": search, "budget": budget, **took, **channels}
+
+    parts = [(supernet, search) for supernet in _supernets(study) for search in study["searches"]]
+    _collect(rows, parts, HERE / "results" / f"networks-{network}.csv", jobs=1)
+
+
+@app.command()
 def longer(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """Uniform, from scratch, for as long as a supernet, a search and a retraining take together."""
-    study, params = load_yaml(HERE / "studies.yaml")["longer"], _params(network)
+    study, params = load_yaml(HERE / "studies.yaml")["longer"], load_yaml(HERE / f"{network}.yaml")
     pieces, own = Pieces(work), changed(params, study["changes"])
 
     def rows(budget: str, seed: int) -> Iterator[Row]:
@@ -102,7 +121,7 @@ def longer(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 @app.command()
 def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """Uniform and autoslim with one factor changed at a time, fine-tuned from the supernet's weights."""
-    study, params = load_yaml(HERE / "studies.yaml")["factors"], _params(network)
+    study, params = load_yaml(HERE / "studies.yaml")["factors"], load_yaml(HERE / f"{network}.yaml")
     pieces = Pieces(work)
 
     def rows(factor: str, method: str, supernet: int) -> Iterator[Row]:
@@ -122,16 +141,17 @@ def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 @app.command()
 def ranking(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """Random networks of one size, and networks along a search, retrained from scratch."""
-    study, params = load_yaml(HERE / "studies.yaml")["ranking"], _params(network)
+    study, params = load_yaml(HERE / "studies.yaml")["ranking"], load_yaml(HERE / f"{network}.yaml")
     pieces = Pieces(work)
     graph = _graph(pieces, params)
-    networks = _networks(pieces, params, graph, study)
+    budget = study["budget"][network]
+    networks = _networks(pieces, params, graph, study, budget)
 
     def rows(kind: str, number: int, seed: int) -> Iterator[Row]:
         channels = networks[kind, number]
         costs = {"macs": graph.macs(channels), "params": graph.params(channels)}
         trained = _trained(pieces, params, _start(channels), seed)
-        yield {"kind": kind, "network": number, **costs, "seed": seed, **trained}
+        yield {"kind": kind, "network": number, "budget": budget, **costs, "seed": seed, **trained}
 
     parts = [(kind, number, seed) for seed in study["seeds"] for kind, number in networks]
     _collect(rows, parts, HERE / "results" / f"ranking-{network}.csv", jobs)
@@ -140,9 +160,9 @@ def ranking(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 @app.command()
 def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     """The networks of the study ``ranking``, scored in supernets that were trained in several ways."""
-    studies, params = load_yaml(HERE / "studies.yaml"), _params(network)
+    studies, params = load_yaml(HERE / "studies.yaml"), load_yaml(HERE / f"{network}.yaml")
     study, pieces = studies["ranking"], Pieces(work)
-    networks = _networks(pieces, params, _graph(pieces, params), study)
+    networks = _networks(pieces, params, _graph(pieces, params), study, study["budget"][network])
 
     def rows(factor: str, supernet: int) -> Iterator[Row]:
         own = changed(params, {"supernet.seed": supernet, **studies["factors"]["changes"][factor]})
@@ -155,13 +175,8 @@ def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     _collect(rows, parts, HERE / "results" / f"scores-{network}.csv", jobs)
 
 
-def _params(network: str) -> Params:
-    path = ROOT / "params.yaml" if network == "digits" else HERE / f"{network}.yaml"
-    if not path.exists():
-        raise SystemExit(
-            f"there is no {path}; try one of {', '.join(load_yaml(HERE / 'studies.yaml')['table']['budgets'])}"
-        )
-    return changed(load_yaml(path), {"tracking.enabled": False})
+def _supernets(study: Params) -> list[int]:
+    return sorted(set().union(*study["supernets"].values()))
 
 
 def _compared(
@@ -209,21 +224,29 @@ def _trained(pieces: Pieces, params: Params, files: Files, seed: int) -> Row:
     return values
 
 
-def _random_network(graph: ChannelGraph, study: Params, span: Span, seed: int) -> Channels:
+def _random_network(graph: ChannelGraph, budget: str, spread: float, span: Span, seed: int) -> Channels:
     """Each group's width drawn around a common one (log-normal), which is set so that the budget is just held.
 
-    In multiples of the grid's divisor up to the supernet's width, not on the grid itself.
+    In multiples of the grid's divisor from the narrowest to the widest that the supernet has, not on the grid.
     """
     draw = random.Random(f"network {seed}")
-    widths = {name: math.exp(draw.gauss(0, study["spread"])) for name in graph.groups}
-    limit = parse_budget(study["budget"]).absolute(graph.macs())
+    widths = {name: math.exp(draw.gauss(0, spread)) for name in graph.groups}
+    limit = parse_budget(budget).absolute(graph.macs())
+    options = {
+        name: [count for count in range(0, grid[0] + 1, span.divisor) if grid[-1] <= count <= grid[0]]
+        for name, grid in span.grid(graph).items()
+    }
 
     def at(common: float) -> Channels:
         sizes = {name: group.size * common * widths[name] for name, group in graph.groups.items()}
-        rounded = {name: span.divisor * max(1, round(size / span.divisor)) for name, size in sizes.items()}
-        return {name: min(count, int(span.width * graph.groups[name].size)) for name, count in rounded.items()}
+        return {name: min(counts, key=lambda count: abs(count - sizes[name])) for name, counts in options.items()}
 
-    return at(max(number / 1000 for number in range(100, 3000) if graph.macs(at(number / 1000)) <= limit))
+    channels = at(max(number / 1000 for number in range(100, 3000) if graph.macs(at(number / 1000)) <= limit))
+    for name in draw.sample(sorted(options), len(options)):  # what one step of all left over
+        wider = channels | {name: channels[name] + span.divisor}
+        if wider[name] in options[name] and graph.macs(wider) <= limit:
+            channels = wider
+    return channels
 
 
 def _graph(pieces: Pieces, params: Params) -> ChannelGraph:
@@ -231,10 +254,15 @@ def _graph(pieces: Pieces, params: Params) -> ChannelGraph:
     return traced_network(check_params(params, "params.yaml").model, data.info)[1]
 
 
-def _networks(pieces: Pieces, params: Params, graph: ChannelGraph, study: Params) -> dict[tuple[str, int], Channels]:
+def _networks(
+    pieces: Pieces, params: Params, graph: ChannelGraph, study: Params, budget: str
+) -> dict[tuple[str, int], Channels]:
     """The networks of the study ``ranking``: random ones, and those along the search of the first supernet."""
     reach = span(check_params(params, "params.yaml").supernet)
-    drawn = {("random", seed): _random_network(graph, study, reach, seed) for seed in range(study["networks"])}
+    drawn = {
+        ("random", seed): _random_network(graph, budget, study["spread"], reach, seed)
+        for seed in range(study["networks"])
+    }
     own = changed(params, {"supernet.seed": study["supernets"][0]})
     steps = read(pieces.run("search", own) / "outputs/search/trajectory.json")["steps"]
     configurations = [step["channels"] for step in steps]

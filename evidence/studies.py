@@ -109,6 +109,11 @@ class Pieces:
             write_json(folder / "done.json", {"commit": commit, "cpu_seconds": round(seconds)})
         return folder
 
+    def done(self, stage: str, params: Params) -> Params | None:
+        """The commit that made the piece, and its processor seconds; None where it is not done."""
+        path = self.folder / f"{stage}-{self.key(stage, params)}" / "done.json"
+        return read(path) if path.exists() else None
+
 
 def _run(command: list[str], folder: Path) -> tuple[int, float]:
     """Runs a command, whose words go to a log; its exit status and its processor's seconds, whatever else runs."""
@@ -138,5 +143,6 @@ def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
+def read(path: Path) -> Params:
+    values: Params = json.loads(path.read_text())
+    return values

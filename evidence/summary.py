@@ -4,8 +4,8 @@
 
 Intervals are of 95 %, and hold for one split of the images. A supernet counts once, with the mean of its trainings:
 networks that start from a supernet, and those of a changed factor, are compared within it (paired t); networks from
-scratch with all trainings of the uniform one (Welch). Supernets that lack a training are left out. Over several
-networks the mean of their gains is told, supernets varying within each (Satterthwaite's degrees of freedom).
+scratch with all trainings of the uniform one (Welch). Supernets that lack a training are left out. The figure to look
+at is the mean over budgets and networks, supernets varying within each network (Satterthwaite's degrees of freedom).
 Correlations have bootstrap intervals over networks.
 """
 
@@ -28,6 +28,7 @@ RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parent.parent / "docs"
 DPI = 130
 UNIFORM = "uniform"
+ALL = "all"  # budgets
 FEW = 5  # networks, below which ranks mean nothing
 Interval = tuple[float, float]
 
@@ -76,8 +77,9 @@ def main(networks: Annotated[list[str], typer.Argument(help="Params files of thi
             if path.exists():
                 tell(_read(path), PICTURES / f"{study}-{network}.png")
                 print()
-    if len(networks) > 1:
-        _over_networks([_read(RESULTS / f"table-{network}.csv") for network in networks])
+    tables = [_read(path) for network in networks if (path := RESULTS / f"table-{network}.csv").exists()]
+    if len(tables) > 1:
+        _over_networks([_whole(rows) for rows in tables])
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -91,7 +93,8 @@ def _read(path: Path) -> pd.DataFrame:
 # The table
 
 
-def _table(rows: pd.DataFrame, picture: Path) -> None:
+def _table(given: pd.DataFrame, picture: Path) -> None:
+    rows = _whole(given)
     gains, on_search = _gains(rows), _gains(rows, "search_top1")
     heads = ("regime", "budget", "MACs", "parameters", "uniform (%)", "autoslim (%)", "gain (points)", "by supernet")
     print(f"| search | {' | '.join((*heads, 'gain of the choice'))} |\n|---|---|{'---:|' * 6}---|---:|")
@@ -99,8 +102,7 @@ def _table(rows: pd.DataFrame, picture: Path) -> None:
         if over == UNIFORM:
             ahead = on_search[search, over, regime, budget].by_supernet
             choice = fmean(own * (seen > 0) for own, seen in zip(gain.by_supernet, ahead, strict=True))
-            cell = rows[(rows["regime"] == regime) & (rows["budget"] == budget)]
-            both = [cell[cell["search"] == each] for each in (over, search)]
+            both = _pair(rows, over, search, regime, budget)
             macs, params = (
                 " / ".join(f"{each[cost].mean() / 1000:,.0f}k" for each in both) for cost in ("macs", "params")
             )
@@ -140,7 +142,7 @@ def _table(rows: pd.DataFrame, picture: Path) -> None:
 
 def _over_networks(tables: Sequence[pd.DataFrame]) -> None:
     """The mean of the networks' gains, budgets in their order."""
-    budgets = [" / ".join(names) for names in zip(*map(_budgets, tables), strict=True)]
+    budgets = [" / ".join(dict.fromkeys(names)) for names in zip(*map(_budgets, tables), strict=True)]
     gains = [
         {(search, over, regime, _budgets(rows).index(budget)): gain for (search, over, regime, budget), gain in own}
         for rows in tables
@@ -151,6 +153,21 @@ def _over_networks(tables: Sequence[pd.DataFrame]) -> None:
         own = [each[search, over, regime, place] for each in gains if (search, over, regime, place) in each]
         if len(own) == len(tables):
             print(f"| {search} | {over} | {regime} | {budgets[place]} | {_mean(own)} | {_listed(_mean(own))} |")
+
+
+def _whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of the supernets that have all trainings; and the means over budgets."""
+    by_training = rows.groupby(["regime", "start", "method", "search", "supernet", "seed"], sort=False)
+    means = by_training[["macs", "params", "top1", "search_top1"]].mean()[
+        by_training.size() == rows["budget"].nunique()
+    ]
+    return _complete(pd.concat([rows, means.reset_index().assign(budget=ALL)]), "regime", "search", "budget")
+
+
+def _complete(rows: pd.DataFrame, *cell: str) -> pd.DataFrame:
+    """Of each cell, the supernets that have as many trainings as any."""
+    counts = rows.groupby([*cell, "supernet"])["top1"].transform("count")
+    return rows[counts == counts.groupby([rows[name] for name in cell]).transform("max")]
 
 
 def _searches(rows: pd.DataFrame) -> list[str]:
@@ -168,11 +185,28 @@ def _gains(rows: pd.DataFrame, score: str = "top1") -> dict[tuple[str, str, str,
     gains = {}
     for over in searches[:2]:
         for search in searches[searches.index(over) + 1 :]:
-            for (regime, budget), own in rows.groupby(["regime", "budget"], sort=False):
-                found, other = (own[own["search"] == each] for each in (search, over))
-                paired = over != UNIFORM or set(own["start"]) == {"supernet"}
-                gains[search, over, regime, budget] = _gain(found, other, paired=paired, score=score)
-    return {cell: gain for cell, gain in gains.items() if gain.by_supernet}
+            for regime in rows["regime"].unique():
+                for budget in _budgets(rows):
+                    other, found = _pair(rows, over, search, regime, budget)
+                    if len(other) and len(found):
+                        paired = not _same_for_all(rows, over, regime)
+                        gains[search, over, regime, budget] = _gain(found, other, paired=paired, score=score)
+    return gains
+
+
+def _pair(rows: pd.DataFrame, over: str, search: str, regime: str, budget: str) -> list[pd.DataFrame]:
+    """The trainings to compare: of the supernets that both have, where the other networks differ by supernet."""
+    cell = rows[(rows["regime"] == regime) & (rows["budget"] == budget)]
+    both = [cell[cell["search"] == each] for each in (over, search)]
+    if _same_for_all(rows, over, regime):
+        return both
+    common = set(both[0]["supernet"]) & set(both[1]["supernet"])
+    return [each[each["supernet"].isin(common)] for each in both]
+
+
+def _same_for_all(rows: pd.DataFrame, search: str, regime: str) -> bool:
+    """Uniform from scratch has nothing of a supernet."""
+    return search == UNIFORM and set(rows[rows["regime"] == regime]["start"]) == {"new"}
 
 
 def _gain(found: pd.DataFrame, other: pd.DataFrame, *, paired: bool, score: str = "top1") -> Gain:
@@ -190,15 +224,19 @@ def _mean(gains: Sequence[Gain]) -> Gain:
 
 
 def _means(rows: pd.DataFrame, score: str) -> pd.Series:
-    """Of each supernet that has all trainings."""
-    by_supernet = rows.groupby("supernet")[score]
-    counts = by_supernet.count()
-    return by_supernet.mean()[counts == counts.max()]
+    return rows.groupby("supernet")[score].mean()
 
 
-def _longer(rows: pd.DataFrame, _: Path) -> None:
+def _longer(rows: pd.DataFrame, picture: Path) -> None:
+    table = _whole(_read(RESULTS / picture.with_suffix(".csv").name.replace("longer", "table")))
     for (budget, epochs), own in rows.groupby(["budget", "epochs"]):
-        print(f"uniform, {budget}, {epochs} epochs from scratch: {_spread(own['top1'])}")
+        print(f"uniform, {budget}, {epochs} epochs from scratch: {_spread(own['top1'])}\n")
+        print("| search | regime | autoslim (%) | gain over uniform for as long (points) |\n|---|---|---:|---:|")
+        for search in _searches(table)[1:]:
+            for regime in table["regime"].unique():
+                found = _pair(table, UNIFORM, search, regime, budget)[1]
+                if len(found):
+                    print(f"| {search} | {regime} | {_spread(found['top1'])} | {_gain(found, own, paired=False)} |")
 
 
 # Does the supernet rank networks as training does?
@@ -208,7 +246,7 @@ def _kinds(rows: pd.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
     return list(rows[[*columns]].drop_duplicates().itertuples(index=False, name=None))
 
 
-def _ranking(rows: pd.DataFrame, _: Path) -> None:
+def _ranking(rows: pd.DataFrame, picture: Path) -> None:
     drawn = rows[rows["kind"] == "random"]
     truth = rows.groupby(["kind", "network"])["top1"].mean()
     top1 = truth.loc["random"]
@@ -222,6 +260,14 @@ def _ranking(rows: pd.DataFrame, _: Path) -> None:
         known = by_seed[other].to_numpy(), by_seed[[one]].to_numpy()
         cells = " | ".join(_correlation(of, *known) for of in (stats.spearmanr, stats.kendalltau))
         print(f"| one training, against one of another seed | {cells} | |")
+    path = RESULTS / picture.with_suffix(".csv").name.replace("ranking", "table")
+    if path.exists():
+        table = _whole(_read(path))
+        scratch = table[(table["start"] == "new") & table["budget"].isin(rows["budget"].unique())]
+        for search, own in scratch.groupby("search", sort=False):
+            for supernet, reached in _means(own, "top1").items():
+                of = "" if search == UNIFORM else f", supernet {supernet}"
+                print(f"\n{search}{of}: {reached:.2f} %, above {(top1 < reached).sum()} of the random networks")
 
 
 def _scores(rows: pd.DataFrame, picture: Path) -> None:
@@ -306,7 +352,7 @@ def _correlation(of: Callable[..., Any], truth: np.ndarray, scores: np.ndarray, 
 def _factors(rows: pd.DataFrame, picture: Path) -> None:
     """What a factor changes of autoslim's accuracy, and of its gain over uniform from the same supernet."""
     budgets, factors = _budgets(rows), [factor for factor in rows["factor"].unique() if factor != "base"]
-    cells = dict(iter(rows.groupby(["factor", "budget", "method"])))
+    cells = dict(iter(_complete(rows, "factor", "budget", "method").groupby(["factor", "budget", "method"])))
     effects: dict[tuple[str, str, str], Gain] = {}
     for factor in factors:
         for budget in budgets:

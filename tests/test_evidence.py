@@ -27,7 +27,7 @@ from autoslim.shell.assembly import span
 from autoslim.shell.params import check_params
 from autoslim.vocabulary.budgets import parse_budget
 
-NETWORKS = ("mobilenet_v2", "resnet", "digits")
+NETWORKS = ("mobilenet_v2", "resnet")
 STUDIES = load_yaml(ROOT / "evidence/studies.yaml")
 
 
@@ -38,13 +38,12 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def params(name: str) -> dict[str, Any]:
-    return run._params(name)
+    return load_yaml(ROOT / f"evidence/{name}.yaml")
 
 
 def graph_of(params: dict[str, Any]) -> ChannelGraph:
     model = params["model"]
-    images = torch.empty(1, 1, 8, 8) if params["data"]["source"] == "digits" else torch.empty(1, 3, 16, 16)
-    return trace(build_network(model["name"], model["kwargs"], 10), images)
+    return trace(build_network(model["name"], model["kwargs"], 10), torch.empty(1, 3, 16, 16))
 
 
 # What is run
@@ -93,17 +92,19 @@ def test_pieces_are_the_same_where_what_they_read_is(tmp_path: Path, params: dic
     assert same({"search.images": 300}) == stages - {"search", "allocate"}
     assert same({"supernet.epochs": 1}) == {"prepare", "resources", "retrain"}
     assert same({"retrain.seeds": [7]}) == stages - {"retrain"}
-    assert same({"data.search_images": 299}) == set()
+    assert same({"data.search_images": 300}) == set()
     assert same({}, {"channels": b"1"}) == set()
 
 
-def test_random_networks_just_hold_the_budget(params: dict[str, Any]) -> None:
+def test_random_networks_just_hold_the_budget_within_what_the_supernet_has(name: str, params: dict[str, Any]) -> None:
     graph, reach = graph_of(params), span(check_params(params, "base").supernet)
-    drawn = [run._random_network(graph, STUDIES["ranking"], reach, seed) for seed in range(6)]
-    assert drawn[0] == run._random_network(graph, STUDIES["ranking"], reach, 0)
+    budget, spread = STUDIES["ranking"]["budget"][name], STUDIES["ranking"]["spread"]
+    drawn = [run._random_network(graph, budget, spread, reach, seed) for seed in range(6)]
+    assert drawn[0] == run._random_network(graph, budget, spread, reach, 0)
     for channels in drawn:
         graph.check(channels)
-        assert 0.96 < graph.macs(channels) / (0.5 * graph.macs()) <= 1
+        assert 0.98 < graph.macs(channels) / parse_budget(budget).absolute(graph.macs()) <= 1
+        assert all(options[-1] <= channels[group] <= options[0] for group, options in reach.grid(graph).items())
     assert len({tuple(channels.values()) for channels in drawn}) == 6
 
 
@@ -184,9 +185,12 @@ def test_the_mean_over_networks_lets_supernets_vary_within_each() -> None:
 def test_supernets_that_lack_a_training_are_left_out() -> None:
     found = frame(row(supernet, seed, 60 + supernet) for supernet in range(3) for seed in range(3))
     uniform = frame(row(supernet, seed, 59) for supernet in range(3) for seed in range(3) if supernet + seed < 4)
-    assert summary._gain(found, uniform, paired=True).by_supernet == [1, 2]
-    assert summary._gain(found[:-1], uniform, paired=True).by_supernet == [1, 2]
-    assert summary._gain(found[:-1], uniform, paired=False).by_supernet == [1, 2]
+    rows = pd.concat([found.assign(method="autoslim"), uniform.assign(method="uniform")])
+    complete = summary._complete(rows, "method")
+    assert set(complete[complete["method"] == "uniform"]["supernet"]) == {0, 1}
+    assert len(complete[complete["method"] == "autoslim"]) == 9
+    assert len(summary._complete(rows[:8], "method")) == 6
+    assert summary._gain(found, complete[complete["method"] == "uniform"], paired=True).by_supernet == [1, 2]
     assert summary._gain(found[:3], uniform, paired=True).interval is None
 
 
@@ -218,36 +222,57 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, I
     return write
 
 
+TOP1 = {("error", 0): 0.62, ("error", 1): 0.595, (None, 0): 0.6, (None, 1): 0.6, ("other", 0): 0.63}
+
+
+def table_rows(budgets: dict[str, float]) -> list[dict[str, Any]]:
+    """Two supernets, the second of which has no rows of the other search; networks found gain more at some budgets."""
+    return [
+        {"regime": regime, "start": start, "method": "autoslim" if search else "uniform", "search": search}
+        | {"budget": budget, **row(supernet, seed, value + (more if search else 0))}
+        for regime, start in (("scratch", "new"), ("fine-tuned", "supernet"))
+        for budget, more in budgets.items()
+        for (search, supernet), value in TOP1.items()
+        for seed in range(3)
+    ]
+
+
 def test_the_table_has_gains_and_what_the_choice_keeps_of_them(
     results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second supernet's network loses, and the search split knows it."""
-    top1 = {("error", 0): 0.62, ("error", 1): 0.595, (None, 0): 0.6, (None, 1): 0.6, ("other", 0): 0.63}
-    for network, budget, more in (("small", "50%", 0), ("large", "51%", 0.01)):
-        results(
-            "table",
-            [
-                {"regime": regime, "start": start, "method": "autoslim" if search else "uniform", "search": search}
-                | {"budget": budget, **row(supernet, seed, value + (more if search else 0))}
-                for regime, start in (("scratch", "new"), ("fine-tuned", "supernet"))
-                for (search, supernet), value in top1.items()
-                for seed in range(3)
-            ],
-            network,
-        )
+    results("table", table_rows({"50%": 0, "25%": 0.01}))
+    results("table", table_rows({"51%": 0.01, "26%": 0.02}), "large")
     summary.main(["small", "large"])
     said = capsys.readouterr().out.splitlines()
     lines = [line for line in said if " 50% |" in line]
     assert len(lines) == 6
-    for line in lines[:2]:
-        assert "| 900k / 900k | 10k / 10k | 60.00 ± 0.00 (n 6) | 60.75 ± 1.37 (n 6) | +0.75 [" in line
-        assert line.endswith("| +2.00, -0.50 | +1.00 |")
-    assert all(line.startswith("| other |") and line.endswith("| +3.00 | +3.00 | +3.00 |") for line in lines[2:4])
+    assert "| 900k / 900k | 10k / 10k | 60.00 ± 0.00 (n 6) | 60.75 ± 1.37 (n 6) | +0.75 [" in lines[0]
+    assert lines[0].endswith("| +2.00, -0.50 | +1.00 |")
+    assert lines[1] == lines[0].replace("scratch", "fine-tuned")
+    assert lines[2].endswith("| 60.00 ± 0.00 (n 6) | 63.00 ± 0.00 (n 3) | +3.00 | +3.00 | +3.00 |")
+    assert lines[3].endswith("| 60.00 ± 0.00 (n 3) | 63.00 ± 0.00 (n 3) | +3.00 | +3.00 | +3.00 |")
     assert lines[4:] == [f"| other | error | {regime} | 50% | +1.00 | +1.00 |" for regime in ("scratch", "fine-tuned")]
+    assert next(line for line in said if " all |" in line).endswith("| +2.50, +0.00 | +1.25 |")
     lines = [line for line in said if " 50% / 51% |" in line]
     assert [line.split(" | ")[4].split(" [")[0] for line in lines] == ["+1.25"] * 2 + ["+3.50"] * 2 + ["+1.00"] * 2
     assert lines[0].endswith("| +2.00, -0.50, +3.00, +0.50 |")
+    assert [line for line in said if " all |" in line][-6].endswith("| +2.50, +0.00, +3.50, +1.00 |")
     assert (tmp_path / "table-small.png").stat().st_size > 5000
+
+
+def test_what_uniform_gains_by_longer_training(
+    results: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results("table", table_rows({"50%": 0}))
+    results("longer", [{"epochs": 250, "budget": "50%", "seed": seed, "top1": 0.61} for seed in range(3)])
+    summary.main(["small"])
+    said = capsys.readouterr().out
+    assert "uniform, 50%, 250 epochs from scratch: 61.00 ± 0.00 (n 3)" in said
+    half = half_width([62, 59.5])
+    gain = f"| 60.75 ± 1.37 (n 6) | -0.25 [{-0.25 - half:+.2f}, {-0.25 + half:+.2f}] |"
+    assert all(f"| error | {regime} {gain}" in said for regime in ("scratch", "fine-tuned"))
+    assert "| other | scratch | 63.00 ± 0.00 (n 3) | +2.00 |" in said
 
 
 def test_ranks_are_those_of_the_scores(
@@ -257,7 +282,7 @@ def test_ranks_are_those_of_the_scores(
     results(
         "ranking",
         [
-            {"kind": kind, "network": number, "macs": macs * number, "params": -number, "seed": seed}
+            {"kind": kind, "network": number, "budget": "50%", "macs": macs * number, "params": -number, "seed": seed}
             | {"top1": 0.5 + 0.01 * number}
             for kind, macs in (("random", 0), ("trajectory", 1))
             for number in range(8)
@@ -275,8 +300,11 @@ def test_ranks_are_those_of_the_scores(
             for number in range(9)  # one that is not trained yet
         ],
     )
+    results("table", table_rows({"50%": 0}))
     summary.main(["small"])
     said = capsys.readouterr().out
+    assert "uniform: 60.00 %, above 8 of the random networks" in said
+    assert "error, supernet 1: 59.50 %, above 8" in said
     same, opposite = "1.00 [1.00, 1.00] | 1.00 [1.00, 1.00]", "-1.00 [-1.00, -1.00] | -1.00 [-1.00, -1.00]"
     assert "8 random networks, retrained: top-1 50.0 to 57.0 %" in said
     assert "| macs | equal | equal | 1.00 |" in said
