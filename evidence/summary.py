@@ -51,8 +51,8 @@ class Gain:
 
     @property
     def interval(self) -> Interval | None:
-        """Of the mean (Welch, Satterthwaite); one supernet has none."""
-        if any(len(values) < 2 for _, values in self.samples):
+        """Of the mean (Welch, Satterthwaite); that of two supernets would say nothing."""
+        if len(self.by_supernet) < 3 or any(len(values) < 2 for _, values in self.samples):
             return None
         parts = [(weight**2 * variance(values) / len(values), len(values) - 1) for weight, values in self.samples]
         total = sum(part for part, _ in parts)
