@@ -86,6 +86,7 @@ class Specimen:
 
 
 @cache
+@torch.inference_mode(False)  # it is kept for tests that run in other modes
 def specimen(name: str) -> Specimen:
     device = "cpu" if name.startswith("regnet") else "meta"  # RegNets compute their widths with tensors
     with torch.device(device):
