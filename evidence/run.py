@@ -77,10 +77,10 @@ def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
     parts = [
         (regime, search, supernet)
-        for supernet in _supernets(study)
-        for regime, supernets in study["supernets"].items()
+        for supernet in study["supernets"]
+        for regime in study["regimes"]
         for search in (*study["searches"], None)  # none: uniform
-        if supernet in supernets and (supernet == supernets[0] or depends(regime, search))
+        if supernet == study["supernets"][0] or depends(regime, search)
     ]
     _collect(rows, parts, HERE / "results" / f"table-{network}.csv", jobs)
 
@@ -100,7 +100,7 @@ def networks(network: Network, work: Work = KEPT) -> None:
             took = {f"{stage}_{name}": value for stage, done in made.items() for name, value in (done or {}).items()}
             yield {"supernet": supernet, "search": search, "budget": budget, **took, **channels}
 
-    parts = [(supernet, search) for supernet in _supernets(study) for search in study["searches"]]
+    parts = [(supernet, search) for supernet in study["supernets"] for search in study["searches"]]
     _collect(rows, parts, HERE / "results" / f"networks-{network}.csv", jobs=1)
 
 
@@ -131,8 +131,8 @@ def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
     parts = [
         (factor, method, supernet)
-        for supernet in study["supernets"]
         for factor in study["changes"]
+        for supernet in study["supernets"]
         for method in ("autoslim", "uniform")
     ]
     _collect(rows, parts, HERE / "results" / f"factors-{network}.csv", jobs)
@@ -173,10 +173,6 @@ def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
     parts = [(factor, supernet) for factor in study["scored_in"] for supernet in study["supernets"]]
     _collect(rows, parts, HERE / "results" / f"scores-{network}.csv", jobs)
-
-
-def _supernets(study: Params) -> list[int]:
-    return sorted(set().union(*study["supernets"].values()))
 
 
 def _compared(
