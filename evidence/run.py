@@ -106,15 +106,26 @@ def networks(network: Network, work: Work = KEPT) -> None:
 
 @app.command()
 def longer(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """Uniform, from scratch, for as long as a supernet, a search and a retraining take together."""
+    """From scratch, uniform and what autoslim found, for as long as supernet, search and retraining take together."""
     study, params = load_yaml(HERE / "studies.yaml")["longer"], load_yaml(HERE / f"{network}.yaml")
-    pieces, own = Pieces(work), changed(params, study["changes"])
+    pieces = Pieces(work)
 
-    def rows(budget: str, seed: int) -> Iterator[Row]:
-        for row in _compared(pieces, own, [budget], "uniform", [seed]):
-            yield {"epochs": own["retrain"]["epochs"], **row}
+    def rows(budget: str, search: str | None, supernet: int, seed: int) -> Iterator[Row]:
+        changes = study["changes"] | (study["searches"][search] if search else {})
+        own = changed(params, {"supernet.seed": supernet, **changes})
+        for row in _compared(pieces, own, [budget], "autoslim" if search else "uniform", [seed]):
+            yield {"epochs": own["retrain"]["epochs"], "search": search, "supernet": supernet, **row}
 
-    parts = [(budget, seed) for budget in study["budgets"][network] for seed in study["seeds"]]
+    first, seeds = study["supernets"][0], study["seeds"]
+    parts = [
+        *((budget, None, first, seed) for budget in study["budgets"][network] for seed in seeds),
+        *(
+            (budget, search, supernet, seeds[0])
+            for budget in study["budgets"][network]
+            for search in study["searches"]
+            for supernet in study["supernets"]
+        ),
+    ]
     _collect(rows, parts, HERE / "results" / f"longer-{network}.csv", jobs)
 
 

@@ -230,13 +230,16 @@ def _means(rows: pd.DataFrame, score: str) -> pd.Series:
 def _longer(rows: pd.DataFrame, picture: Path) -> None:
     table = _whole(_read(RESULTS / picture.with_suffix(".csv").name.replace("longer", "table")))
     for (budget, epochs), own in rows.groupby(["budget", "epochs"]):
-        print(f"uniform, {budget}, {epochs} epochs from scratch: {_spread(own['top1'])}\n")
-        print("| search | regime | autoslim (%) | gain over uniform for as long (points) |\n|---|---|---:|---:|")
+        uniform = own[own["search"] == UNIFORM]
+        print(f"uniform, {budget}, {epochs} epochs from scratch: {_spread(uniform['top1'])}\n")
+        heads = ("search", "regime", "autoslim (%)", "gain over uniform for as long (points)", "by supernet")
+        print(f"| {' | '.join(heads)} |\n|---|---|---:|---:|---|")
         for search in _searches(table)[1:]:
-            for regime in table["regime"].unique():
-                found = _pair(table, UNIFORM, search, regime, budget)[1]
-                if len(found):
-                    print(f"| {search} | {regime} | {_spread(found['top1'])} | {_gain(found, own, paired=False)} |")
+            found = {regime: _pair(table, UNIFORM, search, regime, budget)[1] for regime in table["regime"].unique()}
+            for regime, each in (found | {f"scratch, {epochs} epochs": own[own["search"] == search]}).items():
+                if len(each):
+                    gain = _gain(each, uniform, paired=False)
+                    print(f"| {search} | {regime} | {_spread(each['top1'])} | {gain} | {_listed(gain)} |")
 
 
 # Does the supernet rank networks as training does?

@@ -261,19 +261,26 @@ def test_the_table_has_gains_and_what_the_choice_keeps_of_them(
     assert (tmp_path / "table-small.png").stat().st_size > 5000
 
 
-def test_what_uniform_gains_by_longer_training(
+def test_networks_are_set_against_uniform_trained_for_as_long(
     results: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     results("table", table_rows({"50%": 0}))
-    longer = [0.61, 0.615, 0.605]
+    longer = [(None, 0, 0.61), (None, 0, 0.615), (None, 0, 0.605), ("other", 0, 0.64), ("other", 1, 0.63)]
     results(
-        "longer", [{"epochs": 250, "budget": "50%", "seed": seed, "top1": top1} for seed, top1 in enumerate(longer)]
+        "longer",
+        (
+            {"epochs": 250, "search": search, "supernet": supernet, "budget": "50%", "seed": 0, "top1": top1}
+            for search, supernet, top1 in longer
+        ),
     )
     summary.main(["small"])
     said = capsys.readouterr().out
     assert "uniform, 50%, 250 epochs from scratch: 61.00 ± 0.50 (n 3)" in said
-    assert all(f"| error | {regime} | 60.75 ± 1.37 (n 6) | -0.25 |" in said for regime in ("scratch", "fine-tuned"))
-    assert "| other | scratch | 63.00 ± 0.00 (n 3) | +2.00 |" in said
+    for regime in ("scratch", "fine-tuned"):
+        assert f"| error | {regime} | 60.75 ± 1.37 (n 6) | -0.25 | +1.00, -1.50 |" in said
+    assert "| other | scratch | 63.00 ± 0.00 (n 3) | +2.00 | +2.00 |" in said
+    assert "| other | scratch, 250 epochs | 63.50 ± 0.71 (n 2) | +2.50 | +3.00, +2.00 |" in said
+    assert "| error | scratch, 250 epochs |" not in said
 
 
 def test_ranks_are_those_of_the_scores(
