@@ -141,18 +141,21 @@ def _table(given: pd.DataFrame, picture: Path) -> None:
 
 
 def _over_networks(tables: Sequence[pd.DataFrame]) -> None:
-    """The mean of the networks' gains, budgets in their order."""
+    """The mean of the networks' gains, a column a budget, these in their order."""
     budgets = [" / ".join(dict.fromkeys(names)) for names in zip(*map(_budgets, tables), strict=True)]
     gains = [
         {(search, over, regime, _budgets(rows).index(budget)): gain for (search, over, regime, budget), gain in own}
         for rows in tables
         for own in [_gains(rows).items()]
     ]
-    print("| search | over | regime | budget | gain (points) | by supernet |\n|---|---|---|---:|---:|---|")
-    for search, over, regime, place in gains[0]:
-        own = [each[search, over, regime, place] for each in gains if (search, over, regime, place) in each]
-        if len(own) == len(tables):
-            print(f"| {search} | {over} | {regime} | {budgets[place]} | {_mean(own)} | {_listed(_mean(own))} |")
+    print(
+        f"| search | over | regime | {' | '.join(budgets)} | by supernet |\n|---|---|---|{'---:|' * len(budgets)}---|"
+    )
+    for compared in dict.fromkeys(cell[:3] for cell in gains[0]):
+        if not all((*compared, place) in each for each in gains for place in range(len(budgets))):
+            continue
+        means = [_mean([each[*compared, place] for each in gains]) for place in range(len(budgets))]
+        print(f"| {' | '.join([*compared, *map(str, means)])} | {_listed(means[budgets.index(ALL)])} |")
 
 
 def _whole(rows: pd.DataFrame) -> pd.DataFrame:
