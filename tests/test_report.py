@@ -114,6 +114,13 @@ def test_a_gain_over_a_much_smaller_network_is_told() -> None:
     smaller = dataclasses.replace(UNIFORM, costs={**UNIFORM.costs, "macs": AUTOSLIM.costs["macs"] / 1.12})
     assert told in markdown_table(compare([AUTOSLIM, smaller], **BUDGET))
     assert "part of its gain" not in markdown_table(compare([AUTOSLIM, UNIFORM], **BUDGET))
+    larger = {**UNIFORM.costs, "macs": 1.04 * UNIFORM.costs["macs"]}
+    listed = dataclasses.replace(UNIFORM, method="released/mobilenet_v2-207M", costs=larger, top1={0: 0.5})
+    assert "; released/mobilenet_v2-207M takes 4% more MACs than uniform" in (
+        said := markdown_table(compare([listed, UNIFORM], **BUDGET))
+    )
+    assert "large steps" not in said
+    assert "part of its gain" not in said
 
 
 def test_what_is_ahead_on_the_search_split_is_chosen_whatever_the_test_split_says():
@@ -128,6 +135,9 @@ def test_what_is_ahead_on_the_search_split_is_chosen_whatever_the_test_split_say
         "uniform, seed 2, is ahead there" in markdown_table(comparison)
     )
     assert compare([behind], **BUDGET).choice == ("autoslim", 1)
+    assert compare([far, behind], **BUDGET).choice == ("autoslim", 1)
+    assert compare([far, ahead], **BUDGET).choice == ("uniform", 2)
+    assert compare([far], **BUDGET).choice == ("released/mobilenet_v2-505M", 3)
     assert "started from the supernet's weights" not in markdown_table(comparison)
     assert "all networks started from the supernet's weights" in markdown_table(
         compare([behind, ahead], **BUDGET, from_supernet=True)

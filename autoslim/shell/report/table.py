@@ -68,9 +68,12 @@ class Comparison:
     @property
     def choice(self) -> tuple[str, int] | None:
         """The method that is ahead on the search split, and its best seed there: a choice that has not seen the test
-        split, and need not be a gain over the baseline. Among methods of the same budget; None where there is no score.
+        split, and need not be a gain over the baseline. Released lists, which have budgets of their own, are among
+        these where they are comparable, or where there is nothing else; None where there is no score.
         """
-        known = [r for r in self.results if r.search_top1 and (r.method in (BASELINE, *self.gains) or not self.gains)]
+        scored = [result for result in self.results if result.search_top1]
+        within = [r for r in scored if released_method(r.method) is None or r.method in self.gains]
+        known = within or scored
         if not known:
             return None
         best = max(known, key=lambda result: fmean(result.search_top1.values()))
@@ -278,10 +281,10 @@ def _caption(comparison: Comparison) -> str:
     if any(found.interval for found in comparison.gains.values()):
         text += "; in brackets the 95 % interval of the gain over seeds (Welch)"
     for method, more in _larger(comparison).items():
-        text += (
-            f"; {method} takes {more:.0%} more {TITLES[comparison.resource]} than {BASELINE}, "
-            "whose widths come in large steps: part of its gain may be size"
-        )
+        why = "" if released_method(method) else ", whose widths come in large steps"
+        text += f"; {method} takes {more:.0%} more {TITLES[comparison.resource]} than {BASELINE}{why}"
+        if comparison.gains[method].top1 > 0:
+            text += ": part of its gain may be size"
     if comparison.from_supernet:
         text += "; all networks started from the supernet's weights"
     if choice := comparison.choice:
