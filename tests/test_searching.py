@@ -176,9 +176,22 @@ def test_a_resumed_search_gives_the_identical_trajectory(
     assert run_laps <= 3 * len(whole["steps"]) + 4 * 3  # what was run before a kill's step is kept
 
 
+def test_a_step_that_was_cut_short_is_searched_again(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+    whole = run(supernet, data, tmp_path / "whole")
+    written = tmp_path / "whole/checkpoints/search-key/steps.jsonl"
+    lines = written.read_text().splitlines(keepends=True)
+    assert len(lines) == len(whole["steps"])
+    torn = tmp_path / "torn/checkpoints/search-key/steps.jsonl"
+    torn.parent.mkdir(parents=True)
+    torn.write_text("".join(lines[:3]) + lines[3][:40])
+    assert run(supernet, data, tmp_path / "torn") == whole
+    again = [json.loads(line) for line in torn.read_text().splitlines()]
+    assert [step["channels"] for step in again] == [step["channels"] for step in whole["steps"]]
+
+
 def test_another_search_does_not_go_on_from_this_one(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
     run(supernet, data, tmp_path, key="one", stop=0.9)
-    steps = tmp_path / "checkpoints/search-one/steps.json"
+    steps = tmp_path / "checkpoints/search-one/steps.jsonl"
     assert steps.exists()
     fresh = run(supernet, data, tmp_path, key="two", by="cross_entropy")
     assert fresh == run(supernet, data, tmp_path / "other", by="cross_entropy")

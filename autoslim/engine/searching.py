@@ -11,7 +11,7 @@ from typing import Any
 from autoslim.algorithms.racing import race_judge
 from autoslim.algorithms.resources import Objective
 from autoslim.algorithms.slimming import By, SlimmingStep, greedy_slim
-from autoslim.engine.checkpoints import Checkpoints, write_json
+from autoslim.engine.checkpoints import Checkpoints, write_atomically, write_json
 from autoslim.engine.chunks import search_chunks
 from autoslim.engine.data import PreparedData
 from autoslim.engine.evaluation import check_finite, subnet_scorer
@@ -85,8 +85,8 @@ def search(
 
     scored = sum(len(labels) for _, labels in chunks)
     limit = objective.stop(stop, graph.default)
-    path = checkpoints.folder / "steps.json"
-    written = processes.from_first(lambda: json.loads(path.read_text()) if path.exists() else [])
+    path = checkpoints.folder / "steps.jsonl"
+    written = processes.from_first(lambda: _kept(path))
     steps: list[SlimmingStep] = [step_from_dict(step) for step in written]
     before = float(written[-1]["seconds"]) if written else 0.0  # of runs that were killed
     most = sum(len(levels) - 1 for levels in grid.values())
@@ -111,7 +111,8 @@ def search(
             )
             if processes.first:
                 seconds = round(before + time.monotonic() - started, 1)
-                write_json(path, [step_to_dict(s, costs) | {"seconds": seconds} for s in steps])
+                with path.open("a") as file:
+                    file.write(json.dumps(step_to_dict(step, costs) | {"seconds": seconds}) + "\n")
         progress.expect(len(steps) - 1)
     if steps[-1].cost > limit:
         progress.write(
@@ -149,3 +150,13 @@ def search(
         },
     )
     return trajectory
+
+
+def _kept(path: Path) -> list[dict[str, Any]]:
+    """The steps that an earlier run wrote, one a line; a line that its end cut short is taken out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        write_atomically(path, lambda to: to.write_text("".join(whole)))
+    return [json.loads(line) for line in whole]
