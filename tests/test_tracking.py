@@ -1,5 +1,6 @@
 """Tracking against what MLflow's own client reads back; and against stores that fail."""
 
+import getpass
 import hashlib
 import json
 import os
@@ -171,6 +172,19 @@ def test_how_the_block_ends_is_how_the_run_ends(
     found = store.get_run(tracker.run_id)
     assert found.info.status == status
     assert found.data.tags.get("error") == told
+
+
+@pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 54321"), OSError("No username set")])
+def test_a_user_without_a_name_is_tracked_by_number(
+    store: MlflowClient, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    def nameless() -> str:
+        raise error
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    with run() as tracker:
+        tracker.metrics({"loss": 1.0}, 1)
+    assert store.get_run(tracker.run_id).data.tags["mlflow.user"] == str(os.getuid())
 
 
 def test_nothing_is_tracked_where_tracking_is_off(repository: Path, capfd: pytest.CaptureFixture[str]):

@@ -1,6 +1,6 @@
 """The processes that share one run: what each knows of the others, and how they agree. One process is the normal case.
 
-The one importer of ``torch.distributed``, and only where there are several processes.
+``torch.distributed`` is imported only where there are several processes.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoslim.vocabulary.errors import UserError
+from autoslim.vocabulary.errors import UserError, first_line
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits in one collective operation for the others before it gives up."""
@@ -153,10 +153,9 @@ class Processes:
             raise self._lost(error) from error
 
     def _lost(self, error: RuntimeError) -> LostProcessError:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return LostProcessError(
-            f"process {self.rank} of {self.size} lost the others ({reason}); what ended first says why; run it again "
-            "to go on from the last checkpoint"
+            f"process {self.rank} of {self.size} lost the others ({first_line(error)}); what ended first says why; "
+            "run it again to go on from the last checkpoint"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autoslim.engine.processes import ALONE, Processes
-from autoslim.vocabulary.errors import UserError
+from autoslim.vocabulary.errors import UserError, first_line
 
 Precision = Literal["fp32", "bf16"]
 
@@ -43,7 +43,7 @@ def choose_device(
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"{parameter} {name!r} is not available here ({str(error).splitlines()[0]}); set it to auto or cpu"
+            f"{parameter} {name!r} is not available here ({first_line(error)}); set it to auto or cpu"
         ) from error
     if device.type == "cuda":
         # Every width of a supernet is a new shape: autotuning would run again at each.

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from autoslim.shell.places import repository_root
+from autoslim.vocabulary.errors import first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -279,7 +280,7 @@ def _start(
         with _no_warnings():
             client, experiment_id = _connect(uri, experiment)
             source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
-            all_tags = {"mlflow.user": getpass.getuser(), **source, **tags}
+            all_tags = {"mlflow.user": _user(), **source, **tags}
             shortened = {key: _shortened(value, _LONGEST_TAG) for key, value in all_tags.items()}
             run = client.create_run(experiment_id, run_name=run_name, tags=shortened)
     except Exception as failure:
@@ -288,6 +289,14 @@ def _start(
     tracker = MlflowTracker(client, experiment_id, run.info.run_id)
     tracker.params(params)
     return tracker
+
+
+def _user() -> str:
+    """The name, or the number of one that has none (in a container run as some other user)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # the latter since Python 3.13
+        return str(os.getuid())
 
 
 def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
@@ -394,7 +403,7 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def _in_one_line(error: BaseException) -> str:
-    return _shortened((str(error).strip().splitlines() or [""])[0] or type(error).__name__, 200)
+    return _shortened(first_line(error), 200)
 
 
 def _warn(message: str) -> None:

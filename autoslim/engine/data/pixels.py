@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from autoslim.vocabulary.errors import UserError
+from autoslim.vocabulary.errors import UserError, first_line
 
 MARGIN = 256 / 224
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I"})
@@ -33,7 +33,7 @@ def shorter_side_for(native: float, size: int) -> int:
 
 def unreadable(path: Path | str, error: Exception) -> UserError:
     """The error for an image that does not decode."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0].replace(repr(str(path)), "it")
+    reason = first_line(error).replace(repr(str(path)), "it")
     return UserError(f"{path} is not a readable image ({reason}); repair or remove the file and prepare the data again")
 
 

@@ -21,7 +21,7 @@ import torchvision
 
 from autoslim.engine.data.source import Part, Source
 from autoslim.engine.data.torchvision_items import check_pair, class_name, class_numbers, part_of
-from autoslim.vocabulary.errors import UserError
+from autoslim.vocabulary.errors import UserError, first_line
 
 _TEST_SPLITS = ("test", "val", "valid")
 
@@ -113,9 +113,8 @@ def _build(cls: type, options: dict[str, Any]) -> Any:
             raise ValueError("it holds no images")
         return dataset
     except Exception as error:  # a missing package, no network, a broken archive: theirs to name
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"torchvision:{cls.__name__} could not be loaded ({type(error).__name__}: {reason}); "
+            f"torchvision:{cls.__name__} could not be loaded ({type(error).__name__}: {first_line(error)}); "
             f"check the network, or put its files into {options.get('root', 'the raw folder')}"
         ) from error
 
