@@ -14,7 +14,7 @@ from autoslim.engine.retraining import over_seeds, retrain
 from autoslim.engine.training import write_rows
 from autoslim.networks.resizing import resize
 from autoslim.shell.assembly import checkpoints, inputs, recipe, traced_network
-from autoslim.shell.checks import check_allocation
+from autoslim.shell.checks import check_allocation, check_smoothing
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.launching import joined, launched
 from autoslim.shell.params import load_params
@@ -31,6 +31,7 @@ def main(
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
     chosen, told = Allocation.read(CHANNELS, method), Asked.read(CHANNELS, method)
+    check_smoothing(params, data.info)
     check_allocation(chosen, params, graph)
     if launched(params.runtime, __file__, method):
         return
@@ -99,7 +100,7 @@ def main(
             load_weights(plain, weights / f"seed-{asked.seeds[0]}.safetensors")
             images, _ = next(iter(eval_batches(data, "search", batch_size=4, device=place.device)))
             tracker.network(plain, images.cpu())
-    kept.clear()
+        kept.clear()
 
 
 if __name__ == "__main__":

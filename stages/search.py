@@ -80,7 +80,7 @@ def main() -> None:
             shown = ("macs", "params", "memory", "latency", "error", "cross_entropy")
             tracker.metrics({name: step[name] for name in shown if name in step}, step["step"])
         tracker.artifact(SEARCH / "trajectory.json")
-    kept.clear()
+        kept.clear()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from autoslim.engine.supernet_training import train_supernet
 from autoslim.engine.training import write_rows
 from autoslim.networks.pretrained import weights_file
 from autoslim.shell.assembly import checkpoints, inputs, recipe, span, starting_network, traced_network
-from autoslim.shell.checks import check_model, check_reach
+from autoslim.shell.checks import check_model, check_reach, check_smoothing
 from autoslim.shell.exits import ending_clearly
 from autoslim.shell.launching import joined, launched
 from autoslim.shell.params import load_params
@@ -29,6 +29,7 @@ def main() -> None:
     check_model(params.model)
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
+    check_smoothing(params, data.info)
     check_reach(params, graph)
     if launched(params.runtime, __file__):
         return
@@ -80,7 +81,7 @@ def main() -> None:
         tracker.metrics({f"{which}.{name}": value for which, f in figures.items() for name, value in f.items()})
         tracker.tag("supernet", fingerprint(SUPERNET / "weights.safetensors"))
         tracker.artifact(SUPERNET / "supernet.json")
-    kept.clear()
+        kept.clear()
 
 
 if __name__ == "__main__":

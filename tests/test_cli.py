@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_project import change_params, finished_project, mistake
 from typer.testing import CliRunner
 
@@ -528,6 +528,12 @@ def test_exported_weights_come_with_what_is_needed_to_use_them(project: Path, tm
     }
     assert about["input"]["shape"] == [1, 8, 8]
     assert about["classes"] == [str(digit) for digit in range(10)]
+    (tmp_path / "net.safetensors").unlink()
+    again = ("export", "autoslim", "--to", str(tmp_path / "net.safetensors"))
+    assert "net.json is there; name another file with --to, or replace it with --force" in refused(*again)
+    assert json.loads((tmp_path / "net.json").read_text()) == about
+    printed(*again, "--force")
+    assert json.loads((tmp_path / "net.json").read_text())["method"] == "autoslim"
 
 
 # check and stage
@@ -568,6 +574,37 @@ def test_check_of_several_budgets_and_of_latency_that_is_not_measured(project: P
     assert (said["budget"], said["supernet"]) == (f"50%: not checked: {wait}", wait)
     change_params(tmp_path, {"budget": {"macs": "50%", "memory": "1kB"}})
     assert "budget.memory 1kB is below the narrowest subnet" in refused("check", str(tmp_path / "params.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"retrain": {"label_smoothing": 0.95}}, "retrain.label_smoothing is 0.95; with 10 classes at most 0.9 leaves"),
+        ({"model": {"weights": "other.safetensors"}, "supernet": {"width": 1.0}}, "lack features.0.0.weight"),
+        ({"runtime": {"processes": 2}}, "runtime.processes is 2, but 1 CUDA devices are visible"),
+    ],
+)
+def test_check_tells_what_a_run_would(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
+) -> None:
+    copy = shutil.copytree(project, tmp_path / "project")
+    monkeypatch.chdir(copy)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    save_file({"foreign": torch.zeros(1)}, "other.safetensors")
+    pipeline = (copy / "dvc.yaml").read_text()
+    (copy / "dvc.yaml").write_text(re.sub(r"deps:(\n +- )", r"deps:\1other.safetensors\1", pipeline))
+    change_params(copy, changes)
+    assert told in refused("check", str(copy / "params.yaml"))
+
+
+@pytest.mark.parametrize("stage", [["supernet"], ["retrain", "uniform"]])
+def test_a_parameter_changed_after_prepare_is_checked_before_the_work(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: list[str]
+) -> None:
+    copy = shutil.copytree(project, tmp_path / "project")
+    monkeypatch.chdir(copy)
+    change_params(copy, {"retrain": {"label_smoothing": 0.95}})
+    assert "retrain.label_smoothing is 0.95; with 10 classes at most 0.9 leaves" in refused("stage", *stage)
 
 
 def test_check_leaves_the_network_to_later_where_data_are_others(project: Path, tmp_path: Path) -> None:

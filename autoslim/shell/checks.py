@@ -65,9 +65,18 @@ def check_pipeline(params: Params, info: DataInfo) -> None:
     Raises:
         UserError: they do not.
     """
+    check_smoothing(params, info)
     network, graph = traced_network(params.model, info)
     check_reach(params, graph)
     starting_network(params.model, params.supernet, network, graph)
+
+
+def check_smoothing(params: Params, info: DataInfo) -> None:
+    """Label smoothing suits the number of classes.
+
+    Raises:
+        UserError: it makes another class as likely as the label.
+    """
     most = 1 - 1 / len(info.classes)
     for stage, smoothing in (
         ("supernet", params.supernet.label_smoothing),

@@ -55,7 +55,8 @@ def check(path: Path, root: Path) -> None:
     params = load_params(path)  # before torch is imported: most mistakes are told at once
     from autoslim.engine.data import check_source
     from autoslim.shell.assembly import machine
-    from autoslim.shell.checks import check_model, check_table
+    from autoslim.shell.checks import check_model, check_pipeline, check_table
+    from autoslim.shell.launching import process_count
     from autoslim.shell.targets import latency_target
 
     check_source(params.data.source, relative_to=root)
@@ -64,11 +65,13 @@ def check(path: Path, root: Path) -> None:
         check_table(params.latency.table)
     target = latency_target(params.latency)
     device = machine(params.runtime).device
+    process_count(params.runtime)
     facts = [("parameters", f"{path} is complete"), ("data", params.data.source), ("device", str(device))]
     info = prepared_info(params)
     if info is None:
         print_facts([*facts, ("network, budget", "not checked: they need the data; run `dvc repro prepare` first")])
         return
+    check_pipeline(params, info)
     print_facts([*facts, *_network_facts(params, info, target)])
 
 

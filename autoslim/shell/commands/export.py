@@ -20,6 +20,7 @@ def export_cli(
     method: Annotated[str, typer.Argument(help="autoslim, uniform or released/NAME.")],
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Ends in .pt2 or .safetensors.")],
     seed: Annotated[int | None, typer.Option("--seed", help="Default: the lowest seed.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
 ) -> None:
     """Write a retrained network to a file that needs no autoslim.
 
@@ -36,6 +37,9 @@ def export_cli(
         raise UserError(f"--to {to} ends in {to.suffix or 'nothing'}; end it in {' or '.join(FORMATS)}")
     if not target.parent.is_dir():
         raise UserError(f"--to {to}: there is no folder {target.parent}; make it first")
+    for path in (to, to.with_suffix(".json")):
+        if path.exists() and not force:
+            raise UserError(f"{path} is there; name another file with --to, or replace it with --force")
     enter_project()
     from autoslim.shell.params import load_params
     from autoslim.shell.retrained import load_retrained, seeds_of
