@@ -1,6 +1,7 @@
 """The evidence: what the methods gain over uniform widths on real images, by retraining, with all seeds.
 
     python evidence/run.py table mobilenet_v2 --jobs 2
+    python evidence/run.py networks mobilenet_v2
     python evidence/run.py longer mobilenet_v2
     python evidence/run.py ranking mobilenet_v2
     python evidence/run.py scores mobilenet_v2

@@ -92,7 +92,7 @@ class MNasNet(_Classifier):
     """MNasNet as the AutoSlim authors have it: ReLU6 everywhere, average pooling as a layer.
 
     torchvision's ``mnasnet1_0`` has the same convolutions, with ReLU, another batch-norm momentum and a mean instead of
-    the pooling: 314.42M MACs where this one has 314.48M in the authors' counting, and the same accuracy budget.
+    the pooling: 314.42M MACs where this one has 314.48M in the authors' counting.
 
     Args:
         num_classes: outputs of the classifier.

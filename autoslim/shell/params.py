@@ -76,7 +76,9 @@ class Optimiser(Section):
     warmup_epochs: Annotated[float, Field(ge=0)] = Field(description="linear increase at the start")
     momentum: Fraction = Field(description="of SGD")
     nesterov: bool = Field(description="Nesterov's momentum")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(description="on dense convolution and linear weights only")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        description="on the weights of linear layers and of convolutions with more than one input channel a group"
+    )
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "Optimiser":
@@ -225,7 +227,7 @@ class Runtime(Section):
 
 
 class Params(Section):
-    """All of ``params.yaml``. Sections are named after the stage that reads them first."""
+    """All of ``params.yaml``. A section that one stage alone reads has its name."""
 
     resource: Resource = Field(description="what the budget bounds; with several bounds, what pictures show")
     budget: Amount | dict[str, Amount] = Field(

@@ -91,7 +91,7 @@ def grid(
         floor = max(1, unit, min(top, narrowest[name]))
         if anchor == "zero":
             below = range((top - 1) // step * step, floor - 1, -step)
-            levels[name] = (top, *(level for level in below if level > 0 and level % unit == 0))
+            levels[name] = (top, *below)
         else:
             levels[name] = tuple(range(top, floor - 1, -step))
     return levels

@@ -47,7 +47,7 @@ def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def read_channels(path: Path) -> Channels:
-    """Channels by group, alone or under "channels" as in a stage's ``channels.json``."""
+    """Channels by group, alone or under "channels" as in ``outputs/channels/METHOD.json``."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

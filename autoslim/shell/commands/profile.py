@@ -52,7 +52,9 @@ def profile_cli(
     ] = None,
     channels: Annotated[
         Path | None,
-        typer.Option("--channels", metavar="FILE", help="JSON of channels by group, such as a stage's channels.json."),
+        typer.Option(
+            "--channels", metavar="FILE", help="JSON of channels by group, such as outputs/channels/autoslim.json."
+        ),
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="List the layers too.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Count again with ptflops and compare.")] = False,

@@ -14,7 +14,7 @@ from autoslim.vocabulary.errors import UserError
 
 
 def stage_cli(
-    name: Annotated[str, typer.Argument(help="prepare, supernet, search, allocate, retrain or report.")],
+    name: Annotated[str, typer.Argument(help="prepare, resources, supernet, search, allocate, retrain or report.")],
     method: Annotated[str | None, typer.Argument(help="For retrain: autoslim, uniform or released/NAME.")] = None,
     traceback: Annotated[bool, typer.Option("--traceback", help="Do not shorten errors to one line.")] = False,
 ) -> None:
