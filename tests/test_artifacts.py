@@ -54,6 +54,19 @@ def test_weights_come_back_whatever_their_memory_layout(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_shared_weights_come_back(tmp_path: Path) -> None:
+    def tied() -> nn.Sequential:
+        network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        network[1].weight = network[0].weight
+        return network
+
+    network, other = tied(), tied()
+    save_weights(network, tmp_path / "weights.safetensors")
+    load_weights(other, tmp_path / "weights.safetensors")
+    assert other[1].weight is other[0].weight
+    assert torch.equal(other[0].weight, network[0].weight)
+
+
 def test_a_supernet_comes_back(folder: Path) -> None:
     network, graph = small_network()
     supernet, file = load_supernet(folder, network, graph)

@@ -118,6 +118,20 @@ def test_an_extracted_network_has_fresh_statistics_and_memory_of_its_own() -> No
     cut.eval()(sample.images())  # with its running statistics
 
 
+def test_an_extracted_network_has_the_buffers_that_training_left() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, track_running_stats=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 10)
+    )  # fmt: skip
+    supernet = Supernet(network, trace(network, torch.empty(1, 3, 8, 8)))
+    for _ in range(3):
+        supernet.train()(3 + torch.randn(4, 3, 8, 8))
+    images = torch.randn(2, 3, 8, 8)
+    for channels in (supernet.widest, {"0": 5}):
+        supernet.select(channels)
+        assert torch.equal(supernet.eval()(images), supernet.extract(channels)(images))
+
+
 def test_extraction_follows_device_and_format(supernet: Supernet) -> None:
     cut = supernet.double().extract(some(supernet, 0))
     assert {tensor.dtype for tensor in cut.state_dict().values() if tensor.is_floating_point()} == {torch.float64}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -20,8 +21,11 @@ from autoslim.vocabulary.errors import UserError, first_line
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Writes parameters and buffers as safetensors, in torch's default memory layout."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    """Writes parameters and buffers as safetensors, in torch's default memory layout; shared ones under each name."""
+    state = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
     write_atomically(path, lambda to: save_file(state, to))
 
 

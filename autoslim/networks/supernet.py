@@ -103,6 +103,7 @@ class Supernet(nn.Module):
         if any(channels.get(name, 0) > most for name, most in self.widest.items()):
             self._refuse(channels)
         shared = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+        shared |= dict(self.network.named_buffers())  # batch norms have none here
         whole = copy_with(self._plain[0], lambda name, tensor: shared.get(name, tensor))
         cut = resize(whole, self.graph, channels)
         for module in cut.modules():
