@@ -395,6 +395,20 @@ class ResponseNorm(Body):
         return F.prelu(maps, self.slopes)
 
 
+class UnitVectors(Body):
+    """The order of a norm stands before its dimension."""
+
+    def between(self, maps: Tensor) -> Tensor:
+        return maps / maps.norm(2, 1, keepdim=True)
+
+
+class NormOfAll(Body):
+    """A norm over everything, the images too."""
+
+    def between(self, maps: Tensor) -> Tensor:
+        return maps / maps.norm(1)
+
+
 class PadsToEven(Body):
     """Code that chooses by the size of the maps, as padding like TensorFlow's does, and checks it."""
 
@@ -469,6 +483,7 @@ SLIMMED: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] =
     "channel attention": (ChannelAttention, {"stem": (16, 1)}),
     "global context": (GlobalContext, {"stem": (16, 1)}),
     "response norm and functional prelu": (ResponseNorm, {"stem": (16, 1)}),
+    "norm by order and dimension": (UnitVectors, {"stem": (16, 1)}),
     "pixel shuffle": (lambda: Body(nn.PixelShuffle(2), 4), {"stem": (16, 4)}),
     "choice by the images' size": (PadsToEven, {"stem": (16, 1), "down": (12, 1), "up": (16, 1)}),
     "noise of the images' shape": (HandMadeDrop, {"stem": (16, 1)}),
@@ -634,6 +649,7 @@ FIXED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "transposed convolution itself": (transposed, "middle.0", "has no slimming rule"),
     "pooling with indices": (Indices, "stem", "MaxPool2d `pool` at test_tracing.py:"),
     "gather": (Gather, "stem", "`getitem` at test_tracing.py:"),
+    "norm of all": (NormOfAll, "stem", "`norm` at test_tracing.py:"),
     "local response norm": (lambda: Body(nn.LocalResponseNorm(5)), "stem", "LocalResponseNorm `middle`"),
     "channel shuffle": (lambda: Body(nn.ChannelShuffle(4)), "stem", "its channels are interleaved or cut apart"),
     "layer norm over the image": (lambda: Body(nn.LayerNorm([16, 8, 8])), "stem", "LayerNorm `middle` at"),

@@ -15,6 +15,8 @@ class Flow:
     """
 
     def __init__(self, shape: torch.Size, axis: int | None = None, vector: Vector | None = None) -> None:
+        if axis is not None and vector is not None and len(vector) != shape[axis]:
+            raise ValueError(f"{len(vector)} labels for axis {axis} of a tensor of {tuple(shape)}")
         self.shape = shape
         self.axis = axis if vector is not None and vector.any() else None
         self.vector = vector if vector is not None and self.axis is not None else np.zeros(0, np.int64)

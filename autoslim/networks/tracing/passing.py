@@ -143,7 +143,8 @@ def _is_average_pool(carrier: Carrier, node: fx.Node) -> bool:
 
 def _reduction(carrier: Carrier, node: fx.Node, value: Any) -> Flow:
     flow = carrier.given(node)
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    place = 2 if operation(node) == "norm" else 1  # after its order
+    dims = node.kwargs.get("dim", node.args[place] if len(node.args) > place else None)
     if not isinstance(value, Tensor):
         raise NoRuleError
     if flow.is_constant:
