@@ -37,6 +37,15 @@ def plain(classes: int = 5):
     return nn.Linear(2, classes)
 
 
+def handing_on(**kwargs):
+    return plain(**kwargs)
+
+
+def beside():
+    from random_neighbour import net
+    return net()
+
+
 def nothing():
     return 3
 
@@ -74,6 +83,15 @@ def test_classes_are_handed_on_where_they_are_taken_and_not_given(file: Path) ->
     assert build_network(f"{file}:small", {}, classes=9)[3].out_features == 9
     assert build_network(f"{file}:small", {})[3].out_features == 3
     assert build_network(f"{file}:plain", {}, classes=9).out_features == 5
+    assert build_network(f"{file}:handing_on", {"classes": 8}, classes=9).out_features == 8
+    assert "with model.kwargs {'widht': 8} cannot be built: plain() got an unexpected" in told(
+        lambda: build_network(f"{file}:handing_on", {"widht": 8}, classes=9)
+    )
+
+
+def test_what_lies_beside_a_users_file_is_imported_when_the_network_is_built_too(file: Path) -> None:
+    (file.parent / "random_neighbour.py").write_text("from torch import nn\ndef net(): return nn.Linear(2, 6)\n")
+    assert build_network(f"{file}:beside", {}).out_features == 6
 
 
 def test_a_users_file_is_loaded_without_a_trace(file: Path) -> None:
@@ -105,7 +123,7 @@ def test_a_users_file_is_loaded_without_a_trace(file: Path) -> None:
         (
             "torchvision.models:resnet18",
             {"widht": 3},
-            ["model.kwargs {'widht': 3, 'num_classes': 10} cannot be built: ", "widht", "; correct model.kwargs"],
+            ["model.kwargs {'widht': 3} cannot be built: ", "widht", "; correct model.kwargs"],
         ),
         (
             "missing/net.py:small",

@@ -32,14 +32,12 @@ def build_network(name: str, kwargs: Mapping[str, Any], classes: int | None = No
         UserError: there is no such callable, it does not take the arguments, or what it returns is not a network.
     """
     constructor = find_constructor(name)
-    arguments = dict(kwargs)
-    if classes is not None and "num_classes" not in arguments and _takes(constructor, "num_classes"):
-        arguments["num_classes"] = classes
     try:
-        network = constructor(**arguments)
+        with _importing_from(_folder(name.rpartition(":")[0])):
+            network = _called(constructor, kwargs, classes)
     except Exception as error:
         raise UserError(
-            f"model.name {name!r} with model.kwargs {arguments} cannot be built: {first_line(error)}; "
+            f"model.name {name!r} with model.kwargs {dict(kwargs)} cannot be built: {first_line(error)}; "
             "correct model.kwargs"
         ) from error
     if not isinstance(network, nn.Module):
@@ -47,6 +45,20 @@ def build_network(name: str, kwargs: Mapping[str, Any], classes: int | None = No
             f"model.name {name!r} returns {type(network).__name__}, not a torch module; name a callable that builds one"
         )
     return network
+
+
+def _called(constructor: Callable[..., Any], kwargs: Mapping[str, Any], classes: int | None) -> Any:
+    kinds = _parameters(constructor)
+    by_name = "num_classes" in kinds
+    handed_on = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    if classes is None or "num_classes" in kwargs or not (by_name or handed_on):
+        return constructor(**kwargs)
+    try:
+        return constructor(**kwargs, num_classes=classes)
+    except TypeError:
+        if by_name:
+            raise
+    return constructor(**kwargs)  # what it hands its arguments on to does not take that one
 
 
 def check_network(network: nn.Module, name: str, input_shape: tuple[int, int, int], classes: int) -> None:
@@ -98,7 +110,7 @@ def find_constructor(name: str) -> Callable[..., Any]:
     if place == "timm":
         return _find_timm(attribute)
     try:
-        with _importing_from(Path(place).parent if place.endswith(".py") else Path()):
+        with _importing_from(_folder(place)):
             module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except UserError:
         raise
@@ -162,9 +174,15 @@ def _load_file(path: Path) -> Any:
     return module
 
 
-def _takes(constructor: Callable[..., Any], argument: str) -> bool:
+def _folder(place: str) -> Path:
+    """Where else than on the path a module may find what it imports."""
+    return Path(place).parent if place.endswith(".py") else Path()
+
+
+def _parameters(constructor: Callable[..., Any]) -> dict[str, Any]:
+    """Name -> kind."""
     try:
-        parameters = inspect.signature(constructor).parameters.values()
+        parameters = inspect.signature(constructor).parameters
     except ValueError:  # some built-in callables have none
-        return False
-    return any(p.name == argument or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        return {}
+    return {name: parameter.kind for name, parameter in parameters.items()}
