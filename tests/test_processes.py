@@ -448,8 +448,12 @@ def test_a_place_is_read_as_torchrun_and_slurm_write_it() -> None:
     slurm = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
     assert place(**slurm, SLURM_STEP_TASKS_PER_NODE="4(x2)") == [5, 8, 1, 4]
     assert place(**slurm, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1") == [0, 1, 0, 1]
-    with pytest.raises(UserError, match=r"^the environment has RANK, but WORLD_SIZE is ''; start the processes with"):
-        place(RANK="0")
+    assert place(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1") == [1, 2, 1, 2]
+    for missing in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"} | {missing: ""}
+        told = rf"^the environment has RANK, but {missing} is ''; start the processes with"
+        with pytest.raises(UserError, match=told):
+            place(**environment)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from small_data import SPAN, machine, prepared_digits, recipe, small_network
 from torch import Tensor, nn
 
 from autoslim import resize
-from autoslim.engine import training
 from autoslim.engine.artifacts import load_weights, start_file, write_start
 from autoslim.engine.checkpoints import Checkpoints, file_digest, run_key, write_atomically, write_json
 from autoslim.engine.chunks import even_chunk, search_chunks
@@ -44,12 +43,6 @@ class KilledError(Exception):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
     return prepared_digits(tmp_path_factory.mktemp("data") / "prepared")
-
-
-@pytest.fixture(autouse=True)
-def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look at the loss every third step, so that a checkpoint in the middle of an epoch is possible."""
-    monkeypatch.setattr(training, "SYNC_EVERY", 3)
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -117,8 +110,8 @@ def drawn_batches(epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
     ("kill", "resumed_at"),
     [
         ({"kill_at": 0}, 0),
-        ({"kill_at": 4}, 3),  # in the first epoch, a step after a checkpoint
-        ({"kill_at": STEPS + 7}, STEPS + 6),  # in the second
+        ({"kill_at": 4}, 4),  # in the first epoch
+        ({"kill_at": STEPS + 7}, STEPS + 7),  # in the second
         ({"kill_at": STEPS}, STEPS),  # between two epochs
         ({"kill_after": 1}, STEPS),  # after an epoch's checkpoint, before its row is handed over
         ({"kill_after": 3}, 3 * STEPS),  # when everything is done but said
@@ -161,7 +154,7 @@ def test_a_changed_key_never_resumes(tmp_path: Path) -> None:
     assert fresh.steps[0] == 0
     resumed = Run(Checkpoints(tmp_path, "stage", key), every=0)
     resumed.go()
-    assert resumed.steps[0] == 6
+    assert resumed.steps[0] == 7
 
 
 def test_keys_differ_in_everything_and_in_nothing_else() -> None:
@@ -302,13 +295,18 @@ def diverging(checkpoints: Checkpoints, at: int, what: str) -> tuple[nn.Module, 
 @pytest.mark.parametrize(
     ("at", "what", "told", "kept"),
     [
-        (STEPS + 4, "nan", f"the loss is nan at step {STEPS + 5} (epoch 2); the last good weights are in ", STEPS + 3),
+        (STEPS + 4, "nan", f"the loss is nan at step {STEPS + 5} (epoch 2); the last good weights are in ", STEPS + 4),
         (STEPS + 3, "inf", f"the loss is inf at step {STEPS + 4} (epoch 2); the last good weights are in ", STEPS + 3),
-        (STEPS - 1, "nan", f"the loss is nan at step {STEPS} (epoch 1); the last good weights are in ", 6),
-        (1, "nan", "the loss is nan at step 2 (epoch 1); no checkpoint was written before it; lower", None),
+        (STEPS - 1, "nan", f"the loss is nan at step {STEPS} (epoch 1); the last good weights are in ", STEPS - 1),
+        (0, "nan", "the loss is nan at step 1 (epoch 1); no checkpoint was written before it; lower", None),
         # The last step of an epoch: its loss was fine, what it did to the weights is not.
-        (STEPS - 1, "gradient", f"weights are no longer finite after step {STEPS} (epoch 1); the last good", 6),
-        (3 * STEPS - 1, "gradient", f"weights are no longer finite after step {3 * STEPS} (epoch 3); the", 22),
+        (STEPS - 1, "gradient", f"weights are no longer finite after step {STEPS} (epoch 1); the", STEPS - 1),
+        (
+            3 * STEPS - 1,
+            "gradient",
+            f"weights are no longer finite after step {3 * STEPS} (epoch 3); the",
+            3 * STEPS - 1,
+        ),
     ],
 )
 def test_a_number_that_is_not_finite_stops_with_the_step_and_keeps_good_weights(

@@ -181,7 +181,9 @@ def assigned(environment: Mapping[str, str]) -> Processes | None:
         }
     values = {}
     for name, variable in names.items():
-        text = environment.get(variable) or environment.get("WORLD_SIZE", "")  # not all launchers tell of the node
+        text = environment.get(variable, "")
+        if name == "local_size":  # not all launchers tell of it
+            text = text or environment["WORLD_SIZE"]
         if not text.isdecimal():
             raise UserError(
                 f"the environment has RANK, but {variable} is {text!r}; start the processes with torchrun or srun, or "

@@ -127,9 +127,10 @@ def train(
                 number += 1
                 if len(losses) % SYNC_EVERY == 0:
                     progress.show(loss=divergence.mean(losses, number))
-                    if time.monotonic() - saved_at > plan.checkpoint_every_s:
-                        save()
-                        saved_at = time.monotonic()
+                if time.monotonic() - saved_at > plan.checkpoint_every_s:
+                    divergence.mean(losses, number)
+                    save()
+                    saved_at = time.monotonic()
                 progress.advance()
             mean = divergence.mean(losses, number)
             figures = processes.from_first(validate)
