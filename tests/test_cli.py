@@ -597,6 +597,20 @@ def test_check_tells_what_a_run_would(
     assert told in refused("check", str(copy / "params.yaml"))
 
 
+def test_check_downloads_no_weights(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("autoslim.shell.assembly.trained_tensors", download)
+    copy = shutil.copytree(project, tmp_path / "project")
+    monkeypatch.chdir(copy)
+    info = copy / "data/prepared/data.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"channels": 3, "image_size": 32}))
+    large = {"name": "torchvision.models:mobilenet_v2", "kwargs": {}, "weights": "DEFAULT"}
+    change_params(copy, {"model": large, "supernet": {"width": 1.0}})
+    assert "torchvision.models:mobilenet_v2, 25 groups" in facts(printed("check"))["network"]
+
+
 @pytest.mark.parametrize("stage", [["supernet"], ["retrain", "uniform"]])
 def test_a_parameter_changed_after_prepare_is_checked_before_the_work(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: list[str]

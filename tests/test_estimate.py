@@ -276,6 +276,27 @@ def test_table_of_a_project(project: Path) -> None:
     assert facts(text)["measured"] == "at full size"
 
 
+def test_options_take_the_place_of_what_was_prepared_one_by_one(project: Path, tmp_path: Path) -> None:
+    def images(*options: str) -> str:
+        return facts(printed("estimate", *options, "--seconds", "0"))["images"]
+
+    change_params(tmp_path, {"data": {"train_images": None}})
+    assert images() == "1x8x8, 10 classes; 100 train, 32 search, 50 test"
+    assert images("--test-images", "40") == "1x8x8, 10 classes; 100 train, 32 search, 40 test"
+    assert images("--images", "1000", str(tmp_path / "params.yaml")) == (
+        "1x8x8, 10 classes; 968 train, 32 search, 50 test"
+    )
+
+
+@pytest.mark.parametrize("data", [{"search_images": 40}, {"train_images": 60}, {"test_images": 20}])
+def test_data_prepared_for_other_numbers_of_images_are_others(
+    project: Path, tmp_path: Path, data: dict[str, int]
+) -> None:
+    change_params(tmp_path, {"data": data})
+    assert "is not known; run `dvc repro prepare`" in refused("estimate", str(tmp_path / "params.yaml"))
+    assert "run `dvc repro prepare` first" in printed("check", str(tmp_path / "params.yaml"))
+
+
 def test_smaller_batches_are_told_and_scaled(project: Path) -> None:
     text = printed("estimate", "--seconds", "0", "--batch", "4")
     assert facts(text)["measured"] == "with at most 4 images at once, and scaled linearly"

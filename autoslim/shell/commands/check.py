@@ -55,7 +55,7 @@ def check(path: Path, root: Path) -> None:
     params = load_params(path)  # before torch is imported: most mistakes are told at once
     from autoslim.engine.data import check_source
     from autoslim.shell.assembly import machine
-    from autoslim.shell.checks import check_model, check_pipeline, check_table
+    from autoslim.shell.checks import check_model, check_table
     from autoslim.shell.launching import process_count
     from autoslim.shell.targets import latency_target
 
@@ -71,17 +71,20 @@ def check(path: Path, root: Path) -> None:
     if info is None:
         print_facts([*facts, ("network, budget", "not checked: they need the data; run `dvc repro prepare` first")])
         return
-    check_pipeline(params, info)
     print_facts([*facts, *_network_facts(params, info, target)])
 
 
 def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list[tuple[str, str]]:
     from autoslim.algorithms.resources import Costs
     from autoslim.networks.kernels import find_kernels
-    from autoslim.shell.assembly import traced_network
-    from autoslim.shell.checks import check_reach, check_runs
+    from autoslim.networks.pretrained import weights_file
+    from autoslim.shell.assembly import starting_network, traced_network
+    from autoslim.shell.checks import check_reach, check_runs, check_smoothing
 
+    check_smoothing(params, info)
     network, graph = traced_network(params.model, info)
+    if weights_file(params.model.weights):  # those with a name would be downloaded
+        starting_network(params.model, params.supernet, network, graph)
     check_runs(network, graph, target)
     table = known_table(params, network, graph)
     if table is None and "latency" in params.budgets:

@@ -1,5 +1,6 @@
 """The data that a command is about: as they were prepared, or as options describe them where there are none."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def prepared_info(params: "Params") -> "DataInfo | None":
-    """What the prepared data say of themselves, or None where there are none, or others."""
+    """What the prepared data say of themselves, or None where there are none, or others, as far as can be seen."""
     from autoslim.engine.data.info import FILE_NAME, read_info
     from autoslim.shell.places import PREPARED
 
@@ -20,7 +21,10 @@ def prepared_info(params: "Params") -> "DataInfo | None":
     info = read_info(PREPARED)
     data = params.data
     asked = (data.source, data.image_size or info.image_size, data.channels or info.channels)
-    return info if asked == (info.source, info.image_size, info.channels) else None
+    there = info.counts
+    same = asked == (info.source, info.image_size, info.channels) and data.search_images == there["search"]
+    more = there["train"] > (data.train_images or math.inf) or there.get("test", 0) > (data.test_images or math.inf)
+    return info if same and not more else None
 
 
 def described_data(

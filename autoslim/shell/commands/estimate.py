@@ -81,6 +81,13 @@ def _described(
     data = params.data
     if images is None and classes is None and test_images is None and info is not None:
         return info
+    size: int | None = data.image_size
+    channels: int | None = data.channels
+    if info is not None:
+        there = info.counts
+        images = images or there["train"] + there["search"]
+        classes, test_images = classes or len(info.classes), test_images or there.get("test")
+        size, channels = info.image_size, info.channels
     if images is None or classes is None:
         raise UserError(
             f"how many images and classes {data.source} has is not known; run `dvc repro prepare`, or give --images "
@@ -98,8 +105,8 @@ def _described(
     return described_data(
         params,
         classes=classes,
-        size=data.image_size,
-        channels=data.channels,
+        size=size,
+        channels=channels,
         counts=counts,
         remedy="set both, or run `dvc repro prepare`",
     )
