@@ -321,7 +321,9 @@ def _collect(rows: Callable[..., Iterator[Row]], parts: Sequence[tuple[Any, ...]
                 _write(to, [each for group in done.values() for each in group])
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run, range(len(parts))))
+        runs = [pool.submit(run, number) for number in range(len(parts))]
+    for each in runs:
+        each.result()
 
 
 def _write(path: Path, rows: Sequence[Row]) -> None:

@@ -68,8 +68,9 @@ class Pieces:
     def key(self, stage: str, params: Params, files: Mapping[str, bytes] | None = None) -> str:
         """Of everything that the piece depends on but the code."""
         described = self.stages[stage]
-        # Before the channels are chosen the budget is only looked at: one within reach is as good as another.
-        names = [n for n in described.get("do", described)["params"] if stage == "allocate" or n != "budget"]
+        # Before the channels are chosen one budget is only looked at, several are what the search lowers.
+        heeded = stage == "allocate" or isinstance(params["budget"], dict)
+        names = [name for name in described.get("do", described)["params"] if heeded or name != "budget"]
         return run_key(
             stage=stage,
             own={name: _value(params, name) for name in names},
@@ -116,7 +117,7 @@ class Pieces:
 
 
 def _run(command: list[str], folder: Path) -> tuple[int, float]:
-    """Runs a command, whose words go to a log; its exit status and its processor's seconds, whatever else runs."""
+    """Runs a command, whose words go to a log; its exit status and processor seconds, without those of runs before."""
     with (folder / "log.txt").open("a") as log:
         environment = os.environ | {"DVC_ROOT": str(ROOT)}
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)

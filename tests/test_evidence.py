@@ -93,6 +93,8 @@ def test_pieces_are_the_same_where_what_they_read_is(tmp_path: Path, params: dic
     assert same({"retrain.seeds": [7]}) == stages - {"retrain"}
     assert same({"data.search_images": 300}) == set()
     assert same({}, {"channels": b"1"}) == set()
+    params = changed(params, {"budget": {"macs": "50%", "params": "50%"}})
+    assert same({"budget": {"macs": "25%", "params": "80%"}}) == {"prepare", "retrain"}
 
 
 def test_random_networks_just_hold_the_budget_within_what_the_supernet_has(name: str, params: dict[str, Any]) -> None:
@@ -136,6 +138,17 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypat
     pd.testing.assert_frame_equal(whole.drop(1).reset_index(drop=True), rest)
     assert whole["top1"].between(0, 1).all()
     assert (whole["cpu_seconds"] > 0).all()
+
+
+def test_a_part_that_fails_does_not_keep_the_others_from_running(tmp_path: Path) -> None:
+    def rows(number: int) -> Iterable[dict[str, Any]]:
+        if number < 2:
+            raise SystemExit("it failed")
+        yield {"number": number}
+
+    with pytest.raises(SystemExit, match="it failed"):
+        run._collect(rows, [(number,) for number in range(20)], tmp_path / "study.csv", jobs=1)
+    assert list(pd.read_csv(tmp_path / "study.csv")["number"]) == list(range(2, 20))
 
 
 # What is made of it
