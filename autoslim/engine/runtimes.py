@@ -25,7 +25,7 @@ def check_runtime(runtime: str, device: str, precision: str, channels_last: bool
     if missing:
         raise UserError(
             f"latency.runtime is onnxruntime, but {', '.join(missing)} cannot be found; "
-            "install them (pip install 'autoslim[onnx]'), or set latency.runtime to eager or compile"
+            "install them (pip install -e '.[onnx]'), or set latency.runtime to eager or compile"
         )
     layout = str(channels_last).lower()
     for name, value, only in (

@@ -186,8 +186,8 @@ class Latency(Section):
         "budget bounds latency"
     )
     runtime: Literal["eager", "compile", "onnxruntime"] = Field(
-        description="eager: torch as it is; compile: torch.compile; onnxruntime: ONNX Runtime (pip install "
-        "'autoslim[onnx]')"
+        description="eager: torch as it is; compile: torch.compile; onnxruntime: ONNX Runtime "
+        "(pip install -e '.[onnx]')"
     )
     device: Device = Field(description="that runs the network: auto (the first CUDA device, else cpu), cpu, cuda, ...")
     threads: Positive = Field(description="of the CPU")
