@@ -37,11 +37,12 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 START = """
+from pathlib import Path
 from autoslim.shell.tracking import tracked
 with tracked("prepare", run_name="prepare", params={}, tags={}, enabled=True) as tracker:
     for step in range(20):
         tracker.metrics({"loss": 1.0}, step)
-    tracker.dictionary({}, "channels.json")
+    tracker.artifact(Path("dvc.yaml"))
     print(tracker.run_id)
 """
 
@@ -131,7 +132,6 @@ def test_one_run_holds_what_the_block_told(store: MlflowClient, repository: Path
         tracker.tag("supernet", "abc")
         tracker.artifact(tmp_path / "pictures", "pictures")
         tracker.artifact(tmp_path / "pictures" / "one.png")
-        tracker.dictionary({"channels": {"stem": 8}}, "channels.json")
     found = store.get_run(tracker.run_id)
     assert found.info.status == "FINISHED"
     assert found.info.run_name == "retrain autoslim 25%"
@@ -150,7 +150,7 @@ def test_one_run_holds_what_the_block_told(store: MlflowClient, repository: Path
     assert found.data.metrics == {"seed_0.loss": 1.0, "top1": 0.9}
     history = store.get_metric_history(tracker.run_id, "seed_0.loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0)]
-    assert {file.path for file in store.list_artifacts(tracker.run_id)} == {"channels.json", "one.png", "pictures"}
+    assert {file.path for file in store.list_artifacts(tracker.run_id)} == {"one.png", "pictures"}
     assert [file.path for file in store.list_artifacts(tracker.run_id, "pictures")] == ["pictures/one.png"]
 
 
@@ -253,7 +253,7 @@ def test_a_store_that_fails_on_the_way_costs_one_line(
             broken.setattr(MlflowClient, "log_batch", fail)
             tracker.metrics({"loss": 1.0}, 2)
         tracker.metrics({"loss": 0.5}, 3)  # the tracker does not try again: each try may take long
-        tracker.dictionary({}, "channels.json")
+        tracker.artifact(Path("dvc.yaml"))
         tracker.network(Branched(), torch.zeros(1, 3, 8, 8))
     assert len(calls) == 1
     assert capfd.readouterr().err == "warning: MLflow failed, this run goes on untracked (No space left on device)\n"
@@ -369,7 +369,7 @@ def test_processes_that_start_together_share_a_new_store(started: Started):
 
 
 def test_all_of_mlflow_lies_in_the_root_not_in_dvcs_copies(started: Started):
-    written = {file.parts[-3] for file in (started.root / "mlartifacts" / "autoslim").rglob("channels.json")}
+    written = {file.parts[-3] for file in (started.root / "mlartifacts" / "autoslim").rglob("dvc.yaml")}
     assert {out.strip() for out, _ in started.told} <= written
     assert [file.name for copy in started.copies for file in copy.iterdir()] == ["dvc.yaml", "dvc.yaml"]
 

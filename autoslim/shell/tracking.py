@@ -62,9 +62,6 @@ class Tracker(Protocol):
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A copy of a file, or of what is in a directory."""
 
-    def dictionary(self, value: Mapping[str, Any], filename: str) -> None:
-        """``value`` as a JSON file (YAML where ``filename`` ends so)."""
-
     def network(self, network: nn.Module, example: Tensor, name: str = "network") -> None:
         """A model that ``mlflow.pytorch.load_model`` loads where neither autoslim nor the network's own code is.
 
@@ -84,9 +81,6 @@ class NullTracker:
         pass
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        pass
-
-    def dictionary(self, value: Mapping[str, Any], filename: str) -> None:
         pass
 
     def network(self, network: nn.Module, example: Tensor, name: str = "network") -> None:
@@ -121,9 +115,6 @@ class MlflowTracker:
             log(self._run, str(path), folder)
 
         self._attempt(send)
-
-    def dictionary(self, value: Mapping[str, Any], filename: str) -> None:
-        self._attempt(lambda: self._client.log_dict(self._run, dict(value), filename))
 
     def network(self, network: nn.Module, example: Tensor, name: str = "network") -> None:
         if self._lost:
