@@ -332,7 +332,7 @@ def number():
         ),
         (
             {"name": "net.py:Raises"},
-            "with model.kwargs {'num_classes': 10} cannot be built: there is no such size",
+            "with model.kwargs {} cannot be built: there is no such size",
         ),
         (
             {"name": "net.py:Plain", "kwargs": {"depth": 3}},

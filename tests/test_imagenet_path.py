@@ -27,7 +27,6 @@ from tiny import merged, write_params
 
 from autoslim import resize, trace
 from autoslim.engine.data import files
-from autoslim.engine.training import SYNC_EVERY
 from autoslim.networks.building import build_network
 from autoslim.networks.copying import on_meta
 from autoslim.shell.checks import check_reach
@@ -40,7 +39,6 @@ BUDGET = 305e6  # MACs at 224x224: the preset's
 CLASSES = ("cat", "dog", "fish", "owl")
 SIZES = (300, 240), (240, 300), (256, 256), (500, 375), (180, 200)  # width, height; the last is scaled up
 STEPS = 32  # of supernet training, in one epoch
-CHECKPOINT_AT = SYNC_EVERY  # the first that is possible in the middle of an epoch
 
 # Network, width, image size, precision and schedule are the preset's; the learning rate follows the batch.
 SMALLER: dict[str, Any] = {
@@ -156,11 +154,12 @@ def test_a_supernet_killed_in_its_epoch_goes_on_to_the_same_weights(
     stage("prepare")
     kill_after_checkpoint(folder)
     (saved,) = (folder / "checkpoints").glob("supernet-*/supernet.pt")
-    assert torch.load(saved, weights_only=True)["step"] == CHECKPOINT_AT
+    done = torch.load(saved, weights_only=True)["step"]
+    assert 0 < done < STEPS
 
     steps, readers = count_steps(monkeypatch), note_readers(monkeypatch, tmp_path / "readers")
     stage("supernet")
-    assert len(steps) == STEPS - CHECKPOINT_AT
+    assert len(steps) == STEPS - done
     weights = [load_file(where / "outputs/supernet/weights.safetensors") for where in (project, folder)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
