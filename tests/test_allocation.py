@@ -138,6 +138,9 @@ def test_methods_by_name() -> None:
     )
     with pytest.raises(UserError, match="method 'best' is unknown; methods are autoslim, uniform, and released/"):
         allocate("best", costs, [wide], {"macs": budget})
+    for method, told in (("autoslim", "the trajectory has no"), ("uniform", "no uniform width multiplier is")):
+        with pytest.raises(UserError, match=rf"^{told}.*\(it is 100 MACs; the search ended at .*M MACs\)$"):
+            allocate(method, costs, [wide, half], {"macs": 100})
 
 
 @pytest.mark.parametrize("method", ["autoslim", "uniform"])

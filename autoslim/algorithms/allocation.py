@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from autoslim.algorithms.resources import Costs
 from autoslim.networks.released import released_lists, released_method
+from autoslim.vocabulary.budgets import named_amount
 from autoslim.vocabulary.channels import ChannelGroup, Channels
 from autoslim.vocabulary.errors import UserError
 
@@ -49,14 +50,19 @@ def allocate(
     def holds(channels: Channels) -> bool:
         return costs.within(channels, limits)
 
-    if method == "autoslim":
-        return from_trajectory(configurations, holds)
     measured = "latency" in limits
     most, least = configurations[0], (narrowest or {}) if measured else {}
     widest = max(most[name] / group.size for name, group in graph.groups.items())
     # `most` is rounded, so that one width multiplier is not the most of every group.
     between = {name: (least.get(name, 1), count) for name, count in most.items()}
-    return uniform(graph.groups, holds, widest, divisor if measured else 1, between=between, monotone=not measured)
+    try:
+        if method == "autoslim":
+            return from_trajectory(configurations, holds)
+        return uniform(graph.groups, holds, widest, divisor if measured else 1, between=between, monotone=not measured)
+    except UserError as error:
+        asked = ", ".join(named_amount(limit, resource) for resource, limit in limits.items())
+        last = ", ".join(named_amount(costs.of(configurations[-1], resource), resource) for resource in limits)
+        raise UserError(f"{error} (it is {asked}; the search ended at {last})") from error
 
 
 def from_trajectory(configurations: Iterable[Channels], holds: Holds) -> Channels:
