@@ -32,7 +32,7 @@ from autoslim.engine.data import PreparedData
 from autoslim.engine.optimisation import sgd
 from autoslim.engine.processes import ALONE, Processes, assigned, here, meeting_point
 from autoslim.engine.retraining import retrain
-from autoslim.engine.runtime import Machine, autocast
+from autoslim.engine.runtime import Machine, autocast, choose_device
 from autoslim.engine.searching import search
 from autoslim.engine.shared_gradients import SharedGradients
 from autoslim.engine.supernet_training import drawing_seed, train_supernet
@@ -491,6 +491,16 @@ def test_as_many_processes_as_asked_for_or_as_devices(
         with pytest.raises(UserError) as error:
             process_count(runtime)
         assert str(error.value).startswith(expected)
+
+
+def test_a_launcher_that_starts_more_processes_than_devices_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for rank in (0, 3):
+        with pytest.raises(
+            UserError, match=r"^there are 4 processes on this node, but 2 CUDA devices are visible; sta"
+        ):
+            choose_device("auto", Processes(rank, 4, rank, 4))
 
 
 def test_what_failed_first_is_told_not_what_followed(capsys: pytest.CaptureFixture[str]) -> None:

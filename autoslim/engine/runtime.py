@@ -32,11 +32,17 @@ def choose_device(
     """``auto`` is the first CUDA device, else the CPU. Several processes on a node have one CUDA device each.
 
     Raises:
-        UserError: the device named is not there.
+        UserError: the device named is not there, or there are more processes than devices.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not processes.alone and torch.cuda.device_count() > 1:  # if one is visible, it is this one's
+    devices = torch.cuda.device_count() if name == "cuda" and not processes.alone else 0
+    if devices > 1:  # if one is visible, it is this one's
+        if processes.local_size > devices:
+            raise UserError(
+                f"there are {processes.local_size} processes on this node, but {devices} CUDA devices are visible; "
+                f"start {devices}, or set {parameter} to cpu"
+            )
         name = f"cuda:{processes.local_rank}"
     try:
         device = torch.device(name)
