@@ -80,7 +80,7 @@ def row(name: str, graph: ChannelGraph) -> str:
         len(graph.groups),
         f"{graph.macs() / 1e6:,.1f}",
         f"{graph.params() / 1e6:.2f}",
-        f"{100 * slimmable_share(graph):.1f}",
+        f"{100 * slimmable_share(graph, graph.default):.1f}",
         f"{100 * graph.macs(graph.scaled(0.5, 1)) / graph.macs():.1f}",
         "; ".join(f"{count}: {reason}" for reason, count in stay.most_common()) or "none",
     )

@@ -714,10 +714,11 @@ def test_leaves_keep_what_passes_through_them() -> None:
 def test_share_that_can_be_slimmed_and_layers_that_stay() -> None:
     graph = trace(transposed(), EXAMPLE)
     stem, up, last, head = 64 * 27 * 16, 64 * 16 * 4 * 12, 256 * 9 * 12 * 8, 8 * 4
-    assert slimmable_share(graph) == (last + head) / (stem + up + last + head)
+    assert slimmable_share(graph, graph.default) == (last + head) / (stem + up + last + head)
     assert layers_that_stay(graph).keys() == {"stem", "middle.0"}  # not the head, which makes the classes
     assert layers_that_stay(trace(Functional(), EXAMPLE))["conv2d"] == "it has no slimming rule"
-    assert slimmable_share(trace(Residual(), EXAMPLE)) == 1
+    graph = trace(Residual(), EXAMPLE)
+    assert slimmable_share(graph, graph.default) == 1
     assert not layers_that_stay(trace(Residual(), EXAMPLE))
 
 

@@ -1,21 +1,23 @@
 """How much of a network slimming reaches, and which of its layers it does not."""
 
-from autoslim.networks.graph import ChannelGraph
+from collections.abc import Mapping
+
+from autoslim.networks.graph import ChannelGraph, Layer
 from autoslim.networks.tracing.record import IS_OUTPUT
 
 
-def slimmable_share(graph: ChannelGraph) -> float:
-    """The part of the network's MACs, in [0, 1], in layers whose input or output channels depend on some group.
+def is_slimmable(layer: Layer) -> bool:
+    """Whether its input or output channels depend on some group."""
+    return any(segment.group for segment in (*layer.inputs, *layer.outputs))
 
-    At the channels that the network was traced with, average pooling not counted. A layer between two that must keep
-    their size does not count; one of whose two sides can be slimmed counts whole.
+
+def slimmable_share(graph: ChannelGraph, channels: Mapping[str, int]) -> float:
+    """The part of the network's MACs at ``channels``, in [0, 1], in layers that can be slimmed; no average pooling.
+
+    A layer between two that must keep their size does not count; one of whose two sides can be slimmed counts whole.
     """
-    slimmable = sum(
-        layer.macs(graph.default)
-        for layer in graph.layers
-        if layer.kind != "avgpool" and any(segment.group for segment in (*layer.inputs, *layer.outputs))
-    )
-    return slimmable / max(1, graph.macs())
+    layers = [layer for layer in graph.layers if layer.kind != "avgpool" and is_slimmable(layer)]
+    return sum(layer.macs(channels) for layer in layers) / max(1, graph.macs(channels))
 
 
 def layers_that_stay(graph: ChannelGraph) -> dict[str, str]:

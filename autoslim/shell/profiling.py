@@ -11,6 +11,7 @@ from autoslim.networks.axes import axis_size
 from autoslim.networks.copying import on_meta
 from autoslim.networks.graph import ChannelGraph, Layer
 from autoslim.networks.resizing import resize
+from autoslim.networks.slimmability import is_slimmable, slimmable_share
 from autoslim.vocabulary.errors import UserError
 
 
@@ -43,7 +44,7 @@ def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]
             "macs_with_pooling": graph.macs(channels, pooling=True),
             "params": graph.params(channels),
             "memory": graph.memory(channels),
-            "slimmable_share": sum(layer["macs"] for layer in layers if layer["slimmable"]) / max(1, total),
+            "slimmable_share": slimmable_share(graph, channels),
         },
         "fixed": {name: graph.fixed[name] for name, _ in plain.named_modules() if name in graph.fixed},
     }
@@ -90,7 +91,7 @@ def _layer(
         "macs": macs,
         "params": sum(uncounted.pop(name, 0) for name in own),
         "share": macs / max(1, total),
-        "slimmable": any(segment.group for segment in (*layer.inputs, *layer.outputs)),
+        "slimmable": is_slimmable(layer),
     }
 
 
