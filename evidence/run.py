@@ -6,6 +6,7 @@
     python evidence/run.py ranking mobilenet_v2
     python evidence/run.py scores mobilenet_v2
     python evidence/run.py factors mobilenet_v2
+    python evidence/run.py training mobilenet_v2
 
 Runs the stages themselves with the params files of this folder, and what evidence/studies.yaml varies. CIFAR-10 lies in
 data/raw/cifar10, as the README says. A study that was stopped goes on where it was: what is done is kept in
@@ -27,7 +28,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from safetensors.torch import save
-from studies import ROOT, Params, Pieces, changed, load_yaml, read
+from studies import ROOT, Params, Pieces, changed, load_yaml, read, screening
 
 from autoslim.algorithms.allocation import allocate
 from autoslim.algorithms.recalibration import recalibrate
@@ -132,7 +133,7 @@ def longer(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
 @app.command()
 def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """Uniform and autoslim with one factor changed at a time, fine-tuned from the supernet's weights."""
+    """Uniform and autoslim with one factor of the search changed at a time, fine-tuned."""
     study, params = load_yaml(HERE / "studies.yaml")["factors"], load_yaml(HERE / f"{network}.yaml")
     pieces = Pieces(work)
 
@@ -148,6 +149,21 @@ def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
         for method in ("autoslim", "uniform")
     ]
     _collect(rows, parts, HERE / "results" / f"factors-{network}.csv", jobs)
+
+
+@app.command()
+def training(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
+    """Uniform and autoslim from twelve supernets whose training differs, fine-tuned."""
+    study, params = load_yaml(HERE / "studies.yaml")["training"], load_yaml(HERE / f"{network}.yaml")
+    pieces, screened = Pieces(work), _screened(study, params)
+
+    def rows(supernet: int, method: str) -> Iterator[Row]:
+        changes, own = screened[supernet]
+        for row in _compared(pieces, own, study["budgets"][network], method, study["seeds"]):
+            yield {"supernet": supernet, **changes, "method": method, **row}
+
+    parts = [(supernet, method) for supernet in range(len(screened)) for method in ("autoslim", "uniform")]
+    _collect(rows, parts, HERE / "results" / f"training-{network}.csv", jobs)
 
 
 @app.command()
@@ -171,20 +187,32 @@ def ranking(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
 @app.command()
 def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """The networks of the study ``ranking``, scored in supernets that were trained in several ways."""
+    """The networks of the study ``ranking``, scored in its supernets and in those of the study ``training``."""
     studies, params = load_yaml(HERE / "studies.yaml"), load_yaml(HERE / f"{network}.yaml")
     study, pieces = studies["ranking"], Pieces(work)
     networks = _networks(pieces, params, _graph(pieces, params), study, study["budget"][network])
+    screened = _screened(studies["training"], params)
 
-    def rows(factor: str, supernet: int) -> Iterator[Row]:
-        own = changed(params, {"supernet.seed": supernet, **studies["factors"]["changes"][factor]})
+    def rows(of: str, supernet: int) -> Iterator[Row]:
+        own = changed(params, {"supernet.seed": supernet}) if of == "ranking" else screened[supernet][1]
         score = _scorer(pieces, own, study["images"])
         for (kind, number), channels in networks.items():
-            for scored in score(channels):
-                yield {"factor": factor, "supernet": supernet, "kind": kind, "network": number, **scored}
+            if of == "ranking" or kind == "random":  # narrower supernets lack some along the search
+                for scored in score(channels):
+                    yield {"study": of, "supernet": supernet, "kind": kind, "network": number, **scored}
 
-    parts = [(factor, supernet) for factor in study["scored_in"] for supernet in study["supernets"]]
+    parts = [("ranking", supernet) for supernet in study["supernets"]]
+    parts += [("training", supernet) for supernet in range(len(screened))]
     _collect(rows, parts, HERE / "results" / f"scores-{network}.csv", jobs)
+
+
+def _screened(study: Params, params: Params) -> list[tuple[Params, Params]]:
+    """The supernets of the study ``training``: what each changes, and its parameters, with a seed of its own."""
+    common = study["regime"] | study["search"]
+    return [
+        (changes, changed(params, common | changes | {"supernet.seed": number}))
+        for number, changes in enumerate(screening(study["factors"]))
+    ]
 
 
 def _compared(
@@ -266,7 +294,7 @@ def _networks(
     pieces: Pieces, params: Params, graph: ChannelGraph, study: Params, budget: str
 ) -> dict[tuple[str, int], Channels]:
     """The networks of the study ``ranking``: random ones, and those along the search of the first supernet."""
-    reach = span(check_params(params, "params.yaml").supernet)
+    reach = span(check_params(changed(params, study["within"]), "params.yaml").supernet)
     drawn = {
         ("random", seed): _random_network(graph, budget, study["spread"], reach, seed)
         for seed in range(study["networks"])

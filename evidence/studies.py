@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,22 @@ def changed(params: Params, changes: Mapping[str, Any]) -> Params:
             raise SystemExit(f"there is no parameter {name}")
         place[last] = value
     return new
+
+
+def screening(factors: Mapping[str, Sequence[Any]]) -> list[Params]:
+    """Twelve combinations of two values of each factor, by which the effect of each is told from those of the others.
+
+    Each factor has either value six times, and each pair of factors each pair of values three times (Plackett & Burman,
+    1946). So the means of the two halves differ by the factor's own effect, measured on all runs; of what two other
+    factors do only together, a third may be in it.
+
+    Args:
+        factors: name -> (one value, the other); at most eleven.
+    """
+    first = [1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0]
+    levels = [[first[(column - run) % 11] for column in range(len(factors))] for run in range(11)]
+    levels.append([0] * len(factors))
+    return [{name: factors[name][level] for name, level in zip(factors, run, strict=True)} for run in levels]
 
 
 @dataclass

@@ -3,8 +3,9 @@
     python evidence/summary.py mobilenet_v2 resnet
 
 Intervals are of 95 %, and hold for one split of the images. A supernet counts once, with the mean of its trainings:
-networks that start from a supernet, and those of a changed factor, are compared within it (paired t); networks from
-scratch with all trainings of the uniform one (Welch). Supernets that lack a training are left out. The figure to look
+networks that start from a supernet, and those of a changed search, are compared within it (paired t); networks from
+scratch with all trainings of the uniform one (Welch). What is changed in a supernet's training is told by least squares
+over supernets. Supernets that lack a training are left out. The figure to look
 at is the mean over budgets and networks, supernets varying within each network (Satterthwaite's degrees of freedom).
 Correlations have bootstrap intervals over networks.
 """
@@ -70,7 +71,14 @@ class Gain:
 
 def main(networks: Annotated[list[str], typer.Argument(help="Params files of this folder, without .yaml.")]) -> None:
     """Prints the tables of the networks' studies, and draws their pictures."""
-    told = {"table": _table, "longer": _longer, "ranking": _ranking, "scores": _scores, "factors": _factors}
+    told = {
+        "table": _table,
+        "longer": _longer,
+        "ranking": _ranking,
+        "scores": _scores,
+        "factors": _factors,
+        "training": _training,
+    }
     for network in networks:
         for study, tell in told.items():
             path = RESULTS / f"{study}-{network}.csv"
@@ -277,24 +285,22 @@ def _ranking(rows: pd.DataFrame, picture: Path) -> None:
 
 
 def _scores(rows: pd.DataFrame, picture: Path) -> None:
-    path = picture.name.replace("scores", "ranking").replace(".png", ".csv")
-    truth = _read(RESULTS / path).groupby(["kind", "network"])["top1"].mean()
-    most = rows["images"].max()
-    ways = [(factor, most, "batch") for factor in rows["factor"].unique()]
-    ways += [("base", images, statistics) for images, statistics in _kinds(rows, "images", "statistics")]
-    heads = ("supernet", "images", "statistics", "ranked by", "Spearman", "Kendall", "Spearman along the search")
-    print(f"| {' | '.join((*heads, 'Spearman less that of base'))} |\n|---|---:|---|---|---:|---:|---:|---:|")
-    for factor, images, statistics in dict.fromkeys(ways):
+    truth = _truth(picture)
+    own = rows[rows["study"] == "ranking"]
+    best = (own["images"].max(), "batch")
+    heads = ("images", "statistics", "ranked by", "Spearman", "Kendall", "Spearman along the search")
+    print(f"| {' | '.join((*heads, 'Spearman less that of the first'))} |\n|---:|---|---|---:|---:|---:|---:|")
+    for way in dict.fromkeys([best, *_kinds(own, "images", "statistics")]):
         for score in ("top1", "nats"):
-            scores, base = (_by_supernet(rows, each, images, statistics, score) for each in (factor, "base"))
-            less = "" if factor == "base" else _correlation(stats.spearmanr, *_common(truth, scores, base))
-            _print_ranks(f"{factor} | {images} | {statistics} | {score}", scores, truth, less)
+            scores, first = (_by_supernet(own, images, of, score) for images, of in (way, best))
+            less = "" if way == best else _correlation(stats.spearmanr, *_common(truth, scores, first))
+            _print_ranks(f"{way[0]} | {way[1]} | {score}", scores, truth, less)
 
     def draw() -> Figure:
         figure = Figure(figsize=(7.2, 3.4), layout="constrained")
         kinds = {"top1": "top-1 in the supernet (%)", "nats": "cross-entropy in the supernet (nats)"}
         for axes, (score, label) in zip(figure.subplots(1, 2, sharey=True), kinds.items(), strict=True):
-            shown = _by_supernet(rows, "base", most, "batch", score).loc["random"].abs()
+            shown = _by_supernet(own, best[0], best[1], score).loc["random"].abs()
             for supernet, (colour, shape) in looks(list(shown)).items():
                 axes.plot(
                     shown[supernet], truth.loc["random"].reindex(shown.index), shape, color=colour, label=supernet
@@ -307,9 +313,15 @@ def _scores(rows: pd.DataFrame, picture: Path) -> None:
     write_picture(picture, draw, DPI)
 
 
-def _by_supernet(rows: pd.DataFrame, factor: str, images: int, statistics: str, score: str) -> pd.DataFrame:
+def _truth(picture: Path) -> pd.Series:
+    """Top-1 retrained by (kind, network), of the network that a study's picture is named after."""
+    rows = _read(RESULTS / f"ranking-{picture.stem.partition('-')[2]}.csv")
+    return rows.groupby(["kind", "network"])["top1"].mean()
+
+
+def _by_supernet(rows: pd.DataFrame, images: int, statistics: str, score: str) -> pd.DataFrame:
     """Scores by (kind, network), a column a supernet; the larger the better."""
-    way = (rows["factor"] == factor) & (rows["images"] == images) & (rows["statistics"] == statistics)
+    way = (rows["images"] == images) & (rows["statistics"] == statistics)
     sign = -1 if score == "nats" else 1
     return sign * rows[way].pivot_table(index=["kind", "network"], columns="supernet", values=score)
 
@@ -402,6 +414,62 @@ def _factors(rows: pd.DataFrame, picture: Path) -> None:
         return figure
 
     write_picture(picture, draw, DPI)
+
+
+# How the supernet is trained
+
+
+def _training(rows: pd.DataFrame, picture: Path) -> None:
+    """The effect of each factor: on autoslim's accuracy, on its gain over uniform, on how the supernet ranks."""
+    count = rows.groupby("supernet")["top1"].transform("count")
+    whole = rows[count == count.max()]
+    values = whole.groupby("supernet")[[name for name in rows if name.startswith("supernet.")]].first()
+    top1 = whole.pivot_table(index="supernet", columns="method", values="top1")
+    outcomes = {"top-1 (points)": top1["autoslim"], "gain over uniform (points)": top1["autoslim"] - top1[UNIFORM]}
+    path = RESULTS / picture.with_suffix(".csv").name.replace("training", "scores")
+    if path.exists():
+        scores, truth = _read(path), _truth(picture).loc["random"]
+        own = _by_supernet(scores[scores["study"] == "training"], scores["images"].max(), "batch", "nats")
+        ranks = own.loc["random"].corrwith(truth, method="spearman")
+        outcomes["Spearman by cross-entropy"] = ranks.reindex(values.index).dropna()
+    effects = {name: _effects(values.loc[outcome.index], outcome) for name, outcome in outcomes.items()}
+    print(f"{len(whole['supernet'].unique())} supernets; means and standard deviations over them:\n")
+    for name, outcome in outcomes.items():
+        print(f"- {name}: {_spread(list(outcome))}")
+    print(f"\n| factor | from, to | {' | '.join(effects)} |\n|---|---|{'---:|' * len(effects)}")
+    for factor in values:
+        levels = ", ".join(str(each) for each in sorted(values[factor].unique()))
+        told = (f"{mean:+.2f} ± {half:.2f}" for mean, half in (each[factor] for each in effects.values()))
+        print(f"| {factor} | {levels} | {' | '.join(told)} |")
+
+    def draw() -> Figure:
+        figure = Figure(figsize=(2 + 3 * len(effects), 3), layout="constrained")
+        names = [
+            f"{factor.removeprefix('supernet.')}: {' to '.join(str(each) for each in sorted(values[factor].unique()))}"
+            for factor in values
+        ]
+        panels = figure.subplots(1, len(effects), sharey=True, squeeze=False)[0]
+        for axes, (outcome, own) in zip(panels, effects.items(), strict=True):
+            axes.axvline(0, color="#999999", linewidth=1)
+            for row, (mean, half) in enumerate(own.values()):
+                axes.errorbar(mean, row, xerr=half, fmt="o", color="#1f77b4", capsize=3)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_xlabel(f"effect on {outcome}")
+        axes.invert_yaxis()
+        return figure
+
+    write_picture(picture, draw, DPI)
+
+
+def _effects(values: pd.DataFrame, outcome: pd.Series) -> dict[str, tuple[float, float]]:
+    """By factor: how much larger the outcome is at its larger value, and half of the 95 % interval (least squares)."""
+    levels = [(values[factor] == max(values[factor])).to_numpy() - 0.5 for factor in values]
+    design = np.column_stack([np.ones(len(outcome)), *levels])
+    estimate, rest, _, _ = np.linalg.lstsq(design, outcome.to_numpy(), rcond=None)
+    freedom = len(outcome) - design.shape[1]
+    variances = np.diag(np.linalg.inv(design.T @ design)) * rest / freedom
+    halves = stats.t.ppf(0.975, freedom) * np.sqrt(variances)
+    return {factor: (estimate[1 + n], halves[1 + n]) for n, factor in enumerate(values)}
 
 
 def _spread(values: Sequence[float]) -> str:

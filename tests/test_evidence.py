@@ -52,7 +52,7 @@ def graph_of(params: dict[str, Any]) -> ChannelGraph:
 def test_every_study_has_parameters_that_the_stages_take(params: dict[str, Any]) -> None:
     check_params(params, "base")
     factors = STUDIES["factors"]["changes"]
-    table = STUDIES["table"]
+    table, within = STUDIES["table"], STUDIES["ranking"]["within"]
     for changes in (
         *table["regimes"].values(),
         *table["searches"].values(),
@@ -61,8 +61,11 @@ def test_every_study_has_parameters_that_the_stages_take(params: dict[str, Any])
     ):
         check_params(changed(params, changes), str(changes))
     assert STUDIES["factors"]["regime"] == table["regimes"]["fine-tuned"]
-    assert {*STUDIES["ranking"]["scored_in"]} <= {*factors}
     assert factors["base"] == {}
+    for changes, own in run._screened(STUDIES["training"], params):
+        check_params(own, str(changes))
+        narrow, held = (span(check_params(each, "").supernet) for each in (changed(params, within), own))
+        assert (narrow.width, narrow.narrowest) <= (held.width, held.narrowest)  # random networks are scored in all
     with pytest.raises(SystemExit, match=r"there is no parameter search\.scores"):
         changed(params, {"search.scores": "error"})
 
@@ -71,7 +74,7 @@ def test_uniform_networks_just_fill_the_budgets(name: str, params: dict[str, Any
     """Or a found one, which fills them in smaller steps, would be the larger network."""
     graph = graph_of(params)
     widest = {group: options[0] for group, options in span(check_params(params, "base").supernet).grid(graph).items()}
-    for study in ("table", "longer", "factors"):
+    for study in ("table", "longer", "factors", "training"):
         for budget in STUDIES[study]["budgets"][name]:
             limit = parse_budget(budget).absolute(graph.macs())
             uniform = allocate("uniform", Costs(graph), [widest], {"macs": limit})
@@ -107,6 +110,16 @@ def test_random_networks_just_hold_the_budget_within_what_the_supernet_has(name:
         assert 0.98 < graph.macs(channels) / parse_budget(budget).absolute(graph.macs()) <= 1
         assert all(options[-1] <= channels[group] <= options[0] for group, options in reach.grid(graph).items())
     assert len({tuple(channels.values()) for channels in drawn}) == 6
+
+
+def test_each_factor_of_a_screening_meets_the_values_of_the_others_equally_often() -> None:
+    """So that its effect, least squares of all runs, has nothing of theirs, and chance spreads it least."""
+    runs = pd.DataFrame(studies.screening({str(number): ("low", "high") for number in range(11)}))
+    assert len(runs) == 12
+    for one in runs:
+        assert set(runs[one].value_counts()) == {6}
+        for other in runs.drop(columns=one):
+            assert list(runs.value_counts([one, other])) == [3, 3, 3, 3]
 
 
 def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,9 +326,9 @@ def test_ranks_are_those_of_the_scores(
     results(
         "scores",
         [
-            {"factor": factor, "supernet": supernet, "kind": kind, "network": number, "images": 512}
+            {"study": "ranking", "supernet": supernet, "kind": kind, "network": number, "images": images}
             | {"statistics": "batch", "top1": sign * 0.02 * number + 0.1 * supernet, "nats": number}
-            for factor, sign in (("base", 1), ("upside down", -1))
+            for images, sign in ((512, -1), (2048, 1))
             for supernet in (0, 1)
             for kind in ("random", "trajectory")
             for number in range(9)  # one that is not trained yet
@@ -331,11 +344,53 @@ def test_ranks_are_those_of_the_scores(
     assert "| macs | equal | equal | 1.00 |" in said
     assert f"| params | {opposite} | -1.00 |" in said
     assert f"| one training, against one of another seed | {same} |" in said
-    assert f"| base | 512 | batch | top1 | {same} | 1.00 |" in said
-    assert f"| base | 512 | batch | nats | {opposite} | -1.00 |" in said
-    assert f"| upside down | 512 | batch | top1 | {opposite} | -1.00 | -2.00 [-2.00, -2.00] |" in said
-    assert f"| upside down | 512 | batch | nats | {opposite} | -1.00 | 0.00 [0.00, 0.00] |" in said
+    assert f"| 2048 | batch | top1 | {same} | 1.00 |  |" in said
+    assert f"| 2048 | batch | nats | {opposite} | -1.00 |  |" in said
+    assert f"| 512 | batch | top1 | {opposite} | -1.00 | -2.00 [-2.00, -2.00] |" in said
+    assert f"| 512 | batch | nats | {opposite} | -1.00 | 0.00 [0.00, 0.00] |" in said
     assert (tmp_path / "scores-small.png").stat().st_size > 5000
+
+
+def test_effects_of_a_training_are_those_that_made_the_rows(
+    results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Accuracies are sums of effects and of a remainder orthogonal to them; the interval is the remainder's."""
+    factors = {"supernet.epochs": [10, 20], "supernet.distillation": [False, True]}
+    runs = studies.screening({**factors, "remainder": [-1, 1]})
+    training = [
+        {"supernet": number, **{name: own[name] for name in factors}, "method": method, "budget": budget, "seed": 0}
+        | {"top1": 0.5 + gain + 0.02 * (own["supernet.epochs"] == 20) + 0.003 * own["remainder"] + more}
+        for number, own in enumerate(runs)
+        for method, gain in (("autoslim", 0.01 * own["supernet.distillation"]), ("uniform", 0))
+        for budget, more in (("50%", 0), ("25%", -0.1))
+    ]
+    results("training", training[:-1])  # the last supernet lacks a training
+    summary.main(["small"])
+    assert "11 supernets" in capsys.readouterr().out
+    results("training", training)
+    results(
+        "ranking",
+        [
+            {"kind": "random", "network": n, "budget": "50%", "macs": n, "params": n, "seed": 0, "top1": n / 9}
+            for n in range(9)
+        ],
+    )
+    results(
+        "scores",
+        [
+            {"study": study, "supernet": number, "kind": "random", "network": n, "images": 512, "statistics": "batch"}
+            | {"top1": n / 9, "nats": n if own["supernet.distillation"] else -n}
+            for study in ("ranking", "training")
+            for number, own in enumerate(runs)
+            for n in range(9)
+        ],
+    )
+    summary.main(["small"])
+    said = capsys.readouterr().out.replace("-0.00", "+0.00")
+    half = _t_quantile(12 - 3) * 2 * math.sqrt(12 * 0.3**2 / (12 - 3)) / math.sqrt(12)
+    assert f"| supernet.epochs | 10, 20 | +2.00 ± {half:.2f} | +0.00 ± 0.00 | +0.00 ± 0.00 |" in said
+    assert f"| supernet.distillation | False, True | +1.00 ± {half:.2f} | +1.00 ± 0.00 | -2.00 ± 0.00 |" in said
+    assert (tmp_path / "training-small.png").stat().st_size > 5000
 
 
 def test_effects_of_factors_are_within_supernets(
