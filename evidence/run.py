@@ -6,7 +6,6 @@
     python evidence/run.py ranking mobilenet_v2
     python evidence/run.py scores mobilenet_v2
     python evidence/run.py factors mobilenet_v2
-    python evidence/run.py training mobilenet_v2
 
 Runs the stages themselves with the params files of this folder, and what evidence/studies.yaml varies. CIFAR-10 lies in
 data/raw/cifar10, as the README says. A study that was stopped goes on where it was: what is done is kept in
@@ -133,37 +132,19 @@ def longer(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
 @app.command()
 def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """Uniform and autoslim with one factor of the search changed at a time, fine-tuned."""
+    """Uniform and autoslim, fine-tuned from supernets that are trained in twelve ways, and searched in two."""
     study, params = load_yaml(HERE / "studies.yaml")["factors"], load_yaml(HERE / f"{network}.yaml")
-    pieces = Pieces(work)
-
-    def rows(factor: str, method: str, supernet: int) -> Iterator[Row]:
-        own = changed(params, {"supernet.seed": supernet, **study["regime"], **study["changes"][factor]})
-        for row in _compared(pieces, own, study["budgets"][network], method, study["seeds"]):
-            yield {"factor": factor, "method": method, "supernet": supernet, **row}
-
-    parts = [
-        (factor, method, supernet)
-        for factor in study["changes"]
-        for supernet in study["supernets"]
-        for method in ("autoslim", "uniform")
-    ]
-    _collect(rows, parts, HERE / "results" / f"factors-{network}.csv", jobs)
-
-
-@app.command()
-def training(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """Uniform and autoslim from twelve supernets whose training differs, fine-tuned."""
-    study, params = load_yaml(HERE / "studies.yaml")["training"], load_yaml(HERE / f"{network}.yaml")
     pieces, screened = Pieces(work), _screened(study, params)
 
-    def rows(supernet: int, method: str) -> Iterator[Row]:
-        changes, own = screened[supernet]
+    def rows(supernet: int, search: int | None) -> Iterator[Row]:
+        changes, own = screened[supernet][search or 0]
+        method = "uniform" if search is None else "autoslim"
+        told = {name: value for name, value in changes.items() if search is not None or name in study["supernet"]}
         for row in _compared(pieces, own, study["budgets"][network], method, study["seeds"]):
-            yield {"supernet": supernet, **changes, "method": method, **row}
+            yield {"supernet": supernet, "method": method} | dict.fromkeys(changes) | told | row
 
-    parts = [(supernet, method) for supernet in range(len(screened)) for method in ("autoslim", "uniform")]
-    _collect(rows, parts, HERE / "results" / f"training-{network}.csv", jobs)
+    parts = [(supernet, search) for supernet, ways in enumerate(screened) for search in (*range(len(ways)), None)]
+    _collect(rows, parts, HERE / "results" / f"factors-{network}.csv", jobs)
 
 
 @app.command()
@@ -187,14 +168,14 @@ def ranking(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
 @app.command()
 def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """The networks of the study ``ranking``, scored in its supernets and in those of the study ``training``."""
+    """The networks of the study ``ranking``, scored in its supernets and in those of the study ``factors``."""
     studies, params = load_yaml(HERE / "studies.yaml"), load_yaml(HERE / f"{network}.yaml")
     study, pieces = studies["ranking"], Pieces(work)
     networks = _networks(pieces, params, _graph(pieces, params), study, study["budget"][network])
-    screened = _screened(studies["training"], params)
+    screened = _screened(studies["factors"], params)
 
     def rows(of: str, supernet: int) -> Iterator[Row]:
-        own = changed(params, {"supernet.seed": supernet}) if of == "ranking" else screened[supernet][1]
+        own = changed(params, {"supernet.seed": supernet}) if of == "ranking" else screened[supernet][0][1]
         score = _scorer(pieces, own, study["images"])
         for (kind, number), channels in networks.items():
             if of == "ranking" or kind == "random":  # narrower supernets lack some along the search
@@ -202,17 +183,20 @@ def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
                     yield {"study": of, "supernet": supernet, "kind": kind, "network": number, **scored}
 
     parts = [("ranking", supernet) for supernet in study["supernets"]]
-    parts += [("training", supernet) for supernet in range(len(screened))]
+    parts += [("factors", supernet) for supernet in range(len(screened))]
     _collect(rows, parts, HERE / "results" / f"scores-{network}.csv", jobs)
 
 
-def _screened(study: Params, params: Params) -> list[tuple[Params, Params]]:
-    """The supernets of the study ``training``: what each changes, and its parameters, with a seed of its own."""
-    common = study["regime"] | study["search"]
-    return [
-        (changes, changed(params, common | changes | {"supernet.seed": number}))
-        for number, changes in enumerate(screening(study["factors"]))
-    ]
+def _screened(study: Params, params: Params) -> list[list[tuple[Params, Params]]]:
+    """The supernets of the study ``factors``, each searched twice: what is changed, and the parameters."""
+    ways = []
+    for seed, changes in enumerate(screening(study["supernet"] | study["search"])):
+        other = {
+            name: next(value for value in study["search"][name] if value != changes[name]) for name in study["search"]
+        }
+        common = study["regime"] | {"supernet.seed": seed}
+        ways.append([(each, changed(params, common | each)) for each in (changes, changes | other)])
+    return ways
 
 
 def _compared(

@@ -3,11 +3,10 @@
     python evidence/summary.py mobilenet_v2 resnet
 
 Intervals are of 95 %, and hold for one split of the images. A supernet counts once, with the mean of its trainings:
-networks that start from a supernet, and those of a changed search, are compared within it (paired t); networks from
-scratch with all trainings of the uniform one (Welch). What is changed in a supernet's training is told by least squares
-over supernets. Supernets that lack a training are left out. The figure to look
-at is the mean over budgets and networks, supernets varying within each network (Satterthwaite's degrees of freedom).
-Correlations have bootstrap intervals over networks.
+networks that start from a supernet are compared within it (paired t); networks from scratch with all trainings of the
+uniform one (Welch). What each of several changes does is told by least squares. Supernets that lack a training are left
+out. The figure to look at is the mean over budgets and networks, supernets varying within each network (Satterthwaite's
+degrees of freedom). Correlations have bootstrap intervals over networks.
 """
 
 import math
@@ -71,14 +70,7 @@ class Gain:
 
 def main(networks: Annotated[list[str], typer.Argument(help="Params files of this folder, without .yaml.")]) -> None:
     """Prints the tables of the networks' studies, and draws their pictures."""
-    told = {
-        "table": _table,
-        "longer": _longer,
-        "ranking": _ranking,
-        "scores": _scores,
-        "factors": _factors,
-        "training": _training,
-    }
+    told = {"table": _table, "longer": _longer, "ranking": _ranking, "scores": _scores, "factors": _factors}
     for network in networks:
         for study, tell in told.items():
             path = RESULTS / f"{study}-{network}.csv"
@@ -364,96 +356,57 @@ def _correlation(of: Callable[..., Any], truth: np.ndarray, scores: np.ndarray, 
     return f"{mean(np.arange(len(truth))):.2f} [{low:.2f}, {high:.2f}]"
 
 
-# One factor at a time
+# What matters
 
 
 def _factors(rows: pd.DataFrame, picture: Path) -> None:
-    """What a factor changes of autoslim's accuracy, and of its gain over uniform from the same supernet."""
-    budgets, factors = _budgets(rows), [factor for factor in rows["factor"].unique() if factor != "base"]
-    cells = dict(iter(_complete(rows, "factor", "budget", "method").groupby(["factor", "budget", "method"])))
-    effects: dict[tuple[str, str, str], Gain] = {}
-    for factor in factors:
-        for budget in budgets:
-            of = [cells.get((each, budget, method)) for method in ("autoslim", UNIFORM) for each in (factor, "base")]
-            if all(each is not None for each in of):
-                own, base, uniform, uniform_base = (_means(each, "top1") for each in of)
-                for name, effect in (("top-1", own - base), ("gain", own - base - (uniform - uniform_base))):
-                    if len(known := list(effect.dropna())):
-                        effects[factor, budget, name] = Gain(known, [(1, known)])
-    columns = [f"{budget} (%) | effect (points) | effect on the gain" for budget in budgets]
-    print(f"| factor | {' | '.join(columns)} |\n|---|{'---:|---:|---:|' * len(budgets)}")
-    for factor in ("base", *factors):
-        told = []
-        for budget in budgets:
-            trained = cells.get((factor, budget, "autoslim"))
-            told.append("" if trained is None else _spread(trained["top1"]))
-            for name in ("top-1", "gain"):
-                effect = effects.get((factor, budget, name))
-                told.append(f"{effect} ({_listed(effect)})" if effect else "")
-        print(f"| {factor} | {' | '.join(told)} |")
-    print(f"\n{len(effects)} comparisons: by chance one in twenty intervals misses what it is of.")
+    """The effect of each factor: on autoslim's accuracy, on its gain over uniform, on how the supernet ranks.
 
-    def draw() -> Figure:
-        figure = Figure(figsize=(9.6, 0.4 * len(factors) + 1.4), layout="constrained")
-        labels = {"top-1": "effect on top-1 (points)", "gain": "effect on the gain over uniform (points)"}
-        for axes, (name, label) in zip(figure.subplots(1, 2, sharey=True), labels.items(), strict=True):
-            axes.axvline(0, color="#999999", linewidth=1)
-            for number, (budget, (colour, shape)) in enumerate(looks(budgets).items()):
-                for row, factor in enumerate(factors):
-                    if effect := effects.get((factor, budget, name)):
-                        place = row + 0.24 * (number - (len(budgets) - 1) / 2)
-                        seen = effect.by_supernet
-                        axes.plot(seen, [place] * len(seen), "|", color=colour, markersize=8)
-                        axes.errorbar(effect.mean, place, xerr=effect.bars, fmt=shape, color=colour, capsize=3)
-                axes.plot([], [], shape, color=colour, label=f"budget {budget}")
-            axes.plot([], [], "|", color="#666666", markersize=8, label="one supernet")
-            axes.set_yticks(range(len(factors)), factors)
-            axes.set_xlabel(label)
-        axes.invert_yaxis()
-        axes.legend(frameon=False)
-        return figure
-
-    write_picture(picture, draw, DPI)
-
-
-# How the supernet is trained
-
-
-def _training(rows: pd.DataFrame, picture: Path) -> None:
-    """The effect of each factor: on autoslim's accuracy, on its gain over uniform, on how the supernet ranks."""
+    A supernet counts once, with the mean of its searches; factors of the search are told within supernets.
+    """
     count = rows.groupby("supernet")["top1"].transform("count")
     whole = rows[count == count.max()]
-    values = whole.groupby("supernet")[[name for name in rows if name.startswith("supernet.")]].first()
-    top1 = whole.pivot_table(index="supernet", columns="method", values="top1")
-    outcomes = {"top-1 (points)": top1["autoslim"], "gain over uniform (points)": top1["autoslim"] - top1[UNIFORM]}
-    path = RESULTS / picture.with_suffix(".csv").name.replace("training", "scores")
+    found, uniform = (whole[whole["method"] == method] for method in ("autoslim", UNIFORM))
+    ways = found.groupby(["supernet", *_named(found, "search.")], sort=False)["top1"].mean().reset_index()
+    top1, settings = _means(found, "top1"), found.groupby("supernet")[_named(found, "supernet.")].first()
+    outcomes = {"top-1 (points)": top1, "gain over uniform (points)": top1 - _means(uniform, "top1")}
+    path = RESULTS / picture.with_suffix(".csv").name.replace("factors", "scores")
     if path.exists():
         scores, truth = _read(path), _truth(picture).loc["random"]
-        own = _by_supernet(scores[scores["study"] == "training"], scores["images"].max(), "batch", "nats")
+        own = _by_supernet(scores[scores["study"] == "factors"], scores["images"].max(), "batch", "nats")
         ranks = own.loc["random"].corrwith(truth, method="spearman")
-        outcomes["Spearman by cross-entropy"] = ranks.reindex(values.index).dropna()
-    effects = {name: _effects(values.loc[outcome.index], outcome) for name, outcome in outcomes.items()}
-    print(f"{len(whole['supernet'].unique())} supernets; means and standard deviations over them:\n")
+        outcomes["Spearman by cross-entropy"] = ranks.reindex(settings.index).dropna()
+    print(f"{len(settings)} supernets; means and standard deviations over them:\n")
     for name, outcome in outcomes.items():
         print(f"- {name}: {_spread(list(outcome))}")
+    effects = {name: _effects(_levels(settings).loc[outcome.index], outcome) for name, outcome in outcomes.items()}
+    pairs = ways.groupby("supernet")
+    levels = _levels(ways[_named(ways, "search.")])
+    first, second = (pairs.nth(each).index for each in (0, 1))
+    change = levels.loc[second].to_numpy() - levels.loc[first].to_numpy()
+    gained = ways["top1"].loc[second].to_numpy() - ways["top1"].loc[first].to_numpy()
+    within = _effects(pd.DataFrame(change, columns=levels.columns), pd.Series(gained), mean=False)
+    for name in ("top-1 (points)", "gain over uniform (points)"):
+        effects[name] |= within
+    values = {
+        name: [f"{each:g}" if isinstance(each, float) else str(each) for each in sorted(found[name].unique())]
+        for name in effects["top-1 (points)"]
+    }
     print(f"\n| factor | from, to | {' | '.join(effects)} |\n|---|---|{'---:|' * len(effects)}")
-    for factor in values:
-        levels = ", ".join(str(each) for each in sorted(values[factor].unique()))
-        told = (f"{mean:+.2f} ± {half:.2f}" for mean, half in (each[factor] for each in effects.values()))
-        print(f"| {factor} | {levels} | {' | '.join(told)} |")
+    for factor, two in values.items():
+        told = ("{:+.2f} ± {:.2f}".format(*each[factor]) if factor in each else "" for each in effects.values())
+        print(f"| {factor} | {', '.join(two)} | {' | '.join(told)} |")
 
     def draw() -> Figure:
-        figure = Figure(figsize=(2 + 3 * len(effects), 3), layout="constrained")
-        names = [
-            f"{factor.removeprefix('supernet.')}: {' to '.join(str(each) for each in sorted(values[factor].unique()))}"
-            for factor in values
-        ]
+        figure = Figure(figsize=(2 + 3 * len(effects), 3.6), layout="constrained")
         panels = figure.subplots(1, len(effects), sharey=True, squeeze=False)[0]
         for axes, (outcome, own) in zip(panels, effects.items(), strict=True):
             axes.axvline(0, color="#999999", linewidth=1)
-            for row, (mean, half) in enumerate(own.values()):
-                axes.errorbar(mean, row, xerr=half, fmt="o", color="#1f77b4", capsize=3)
-            axes.set_yticks(range(len(names)), names)
+            for row, factor in enumerate(values):
+                if factor in own:
+                    mean, half = own[factor]
+                    axes.errorbar(mean, row, xerr=half, fmt="o", color="#1f77b4", capsize=3)
+            axes.set_yticks(range(len(values)), [f"{factor}: {' to '.join(two)}" for factor, two in values.items()])
             axes.set_xlabel(f"effect on {outcome}")
         axes.invert_yaxis()
         return figure
@@ -461,15 +414,25 @@ def _training(rows: pd.DataFrame, picture: Path) -> None:
     write_picture(picture, draw, DPI)
 
 
-def _effects(values: pd.DataFrame, outcome: pd.Series) -> dict[str, tuple[float, float]]:
+def _named(rows: pd.DataFrame, section: str) -> list[str]:
+    return [name for name in rows if name.startswith(section)]
+
+
+def _levels(values: pd.DataFrame) -> pd.DataFrame:
+    """-1/2 for the smaller of a column's two values, 1/2 for the larger."""
+    return values.apply(lambda column: (column == max(column)) - 0.5)
+
+
+def _effects(levels: pd.DataFrame, outcome: pd.Series, *, mean: bool = True) -> dict[str, tuple[float, float]]:
     """By factor: how much larger the outcome is at its larger value, and half of the 95 % interval (least squares)."""
-    levels = [(values[factor] == max(values[factor])).to_numpy() - 0.5 for factor in values]
-    design = np.column_stack([np.ones(len(outcome)), *levels])
+    design = levels.to_numpy(dtype=float)
+    if mean:
+        design = np.column_stack([design, np.ones(len(outcome))])
     estimate, rest, _, _ = np.linalg.lstsq(design, outcome.to_numpy(), rcond=None)
     freedom = len(outcome) - design.shape[1]
-    variances = np.diag(np.linalg.inv(design.T @ design)) * rest / freedom
+    variances = np.diag(np.linalg.inv(design.T @ design)) * float(rest.sum()) / freedom
     halves = stats.t.ppf(0.975, freedom) * np.sqrt(variances)
-    return {factor: (estimate[1 + n], halves[1 + n]) for n, factor in enumerate(values)}
+    return {factor: (estimate[n], halves[n]) for n, factor in enumerate(levels)}
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -1,7 +1,6 @@
 """The evidence: its params files, what makes two runs the same, a small study run, and its statistics by formulas."""
 
 import math
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import stdev
@@ -51,19 +50,18 @@ def graph_of(params: dict[str, Any]) -> ChannelGraph:
 
 def test_every_study_has_parameters_that_the_stages_take(params: dict[str, Any]) -> None:
     check_params(params, "base")
-    factors = STUDIES["factors"]["changes"]
     table, within = STUDIES["table"], STUDIES["ranking"]["within"]
     for changes in (
         *table["regimes"].values(),
         *table["searches"].values(),
         STUDIES["longer"]["changes"],
-        *factors.values(),
     ):
         check_params(changed(params, changes), str(changes))
     assert STUDIES["factors"]["regime"] == table["regimes"]["fine-tuned"]
-    assert factors["base"] == {}
-    for changes, own in run._screened(STUDIES["training"], params):
+    for (changes, own), (_, again) in run._screened(STUDIES["factors"], params):
         check_params(own, str(changes))
+        assert {**again, "search": None} == {**own, "search": None}  # the same supernet
+        assert all(again["search"][name] != own["search"][name] for name in ("score", "images", "per_cost"))
         narrow, held = (span(check_params(each, "").supernet) for each in (changed(params, within), own))
         assert (narrow.width, narrow.narrowest) <= (held.width, held.narrowest)  # random networks are scored in all
     with pytest.raises(SystemExit, match=r"there is no parameter search\.scores"):
@@ -74,7 +72,7 @@ def test_uniform_networks_just_fill_the_budgets(name: str, params: dict[str, Any
     """Or a found one, which fills them in smaller steps, would be the larger network."""
     graph = graph_of(params)
     widest = {group: options[0] for group, options in span(check_params(params, "base").supernet).grid(graph).items()}
-    for study in ("table", "longer", "factors", "training"):
+    for study in ("table", "longer", "factors"):
         for budget in STUDIES[study]["budgets"][name]:
             limit = parse_budget(budget).absolute(graph.macs())
             uniform = allocate("uniform", Costs(graph), [widest], {"macs": limit})
@@ -351,27 +349,36 @@ def test_ranks_are_those_of_the_scores(
     assert (tmp_path / "scores-small.png").stat().st_size > 5000
 
 
-def test_effects_of_a_training_are_those_that_made_the_rows(
+def test_effects_of_factors_are_those_that_made_the_rows(
     results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Accuracies are sums of effects and of a remainder orthogonal to them; the interval is the remainder's."""
-    factors = {"supernet.epochs": [10, 20], "supernet.distillation": [False, True]}
-    runs = studies.screening({**factors, "remainder": [-1, 1]})
-    training = [
-        {"supernet": number, **{name: own[name] for name in factors}, "method": method, "budget": budget, "seed": 0}
-        | {"top1": 0.5 + gain + 0.02 * (own["supernet.epochs"] == 20) + 0.003 * own["remainder"] + more}
-        for number, own in enumerate(runs)
-        for method, gain in (("autoslim", 0.01 * own["supernet.distillation"]), ("uniform", 0))
-        for budget, more in (("50%", 0), ("25%", -0.1))
-    ]
-    results("training", training[:-1])  # the last supernet lacks a training
+    """Accuracies are sums of effects and of remainders orthogonal to them, of which the intervals are."""
+    factors: dict[str, list[Any]] = {
+        "supernet.epochs": [10, 20],
+        "supernet.distillation": [False, True],
+        "search.images": [512, 4096],
+    }
+    remainders = {"of supernets": [-1, 1], "of searches": [-1, 1]}
+    runs = studies.screening(factors | remainders)
+    trained = []
+    for number, own in enumerate(runs):
+        shared = {"supernet": number, "seed": 0, **{name: own[name] for name in factors if "supernet" in name}}
+        level = 0.5 + 0.02 * (own["supernet.epochs"] == 20) + 0.003 * own["of supernets"]
+        for budget, less in (("50%", 0), ("25%", 0.1)):
+            for images in (512, 4096):
+                chance = 0.001 * own["of searches"] * (1 if images == own["search.images"] else -1)
+                gain = 0.01 * own["supernet.distillation"] + 0.004 * (images == 4096) + chance
+                found = {"method": "autoslim", "search.images": images, "top1": level + gain - less}
+                trained.append({**shared, "budget": budget, **found})
+            trained.append({**shared, "budget": budget, "method": "uniform", "top1": level - less})
+    results("factors", trained[:-1])  # the last supernet lacks a training
     summary.main(["small"])
     assert "11 supernets" in capsys.readouterr().out
-    results("training", training)
+    results("factors", trained)
     results(
         "ranking",
         [
-            {"kind": "random", "network": n, "budget": "50%", "macs": n, "params": n, "seed": 0, "top1": n / 9}
+            {"kind": "random", "network": n, "macs": n, "params": n, "seed": 0, "top1": n / 9, "budget": "50%"}
             for n in range(9)
         ],
     )
@@ -380,7 +387,7 @@ def test_effects_of_a_training_are_those_that_made_the_rows(
         [
             {"study": study, "supernet": number, "kind": "random", "network": n, "images": 512, "statistics": "batch"}
             | {"top1": n / 9, "nats": n if own["supernet.distillation"] else -n}
-            for study in ("ranking", "training")
+            for study in ("ranking", "factors")
             for number, own in enumerate(runs)
             for n in range(9)
         ],
@@ -390,29 +397,6 @@ def test_effects_of_a_training_are_those_that_made_the_rows(
     half = _t_quantile(12 - 3) * 2 * math.sqrt(12 * 0.3**2 / (12 - 3)) / math.sqrt(12)
     assert f"| supernet.epochs | 10, 20 | +2.00 ± {half:.2f} | +0.00 ± 0.00 | +0.00 ± 0.00 |" in said
     assert f"| supernet.distillation | False, True | +1.00 ± {half:.2f} | +1.00 ± 0.00 | -2.00 ± 0.00 |" in said
-    assert (tmp_path / "training-small.png").stat().st_size > 5000
-
-
-def test_effects_of_factors_are_within_supernets(
-    results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Supernets differ by ten points, the factor's effect is 1, 2 and 3, of which uniform has one."""
-    results(
-        "factors",
-        [
-            {"factor": factor, "method": method, "budget": "50%"}
-            | row(supernet, seed, 0.5 + 0.1 * supernet + 0.01 * seed + 0.01 * effect)
-            for supernet in range(3)
-            for factor, effects in (("base", (0, 0)), ("no distillation", (supernet + 1, 1)))
-            for method, effect in zip(("autoslim", "uniform"), effects, strict=True)
-            for seed in range(2)
-        ],
-    )
-    summary.main(["small"])
-    said = capsys.readouterr().out
-    half = half_width([1, 2, 3])
-    assert f"| +2.00 [{2 - half:+.2f}, {2 + half:+.2f}] (+1.00, +2.00, +3.00) |" in said
-    assert f"| +1.00 [{1 - half:+.2f}, {1 + half:+.2f}] (+0.00, +1.00, +2.00) |" in said
-    assert re.search(r"\| base \| 60\.50 ± \S+ \(n 6\) \|  \|  \|", said)
-    assert "2 comparisons" in said
+    half = _t_quantile(12 - 1) * math.sqrt(12 * 0.2**2 / (12 - 1)) / math.sqrt(12)
+    assert f"| search.images | 512, 4096 | +0.40 ± {half:.2f} | +0.40 ± {half:.2f} |  |" in said
     assert (tmp_path / "factors-small.png").stat().st_size > 5000
