@@ -14,6 +14,7 @@ from autoslim import Supernet, resize, trace
 from autoslim.algorithms.resources import Costs
 from autoslim.algorithms.slimming import Candidate, SlimmingStep
 from autoslim.engine.artifacts import (
+    Allocation,
     SupernetFile,
     load_supernet,
     load_weights,
@@ -140,6 +141,24 @@ def test_a_damaged_supernet_file(folder: Path, text: str) -> None:
     message = told(lambda: load_supernet(folder, *small_network()))
     assert str(folder / "supernet.json") in message
     assert "run `dvc repro supernet`" in message
+
+
+@pytest.mark.parametrize(
+    ("channels", "costs", "reason"),
+    [
+        ({"a": "8"}, {"macs": 5}, "a is '8'"),
+        ({"a": 8.0}, {"macs": 5}, "a is 8.0"),
+        ({"a": 8}, {"macs": None}, "macs is None"),
+        ([8], {"macs": 5}, "'list' object has no attribute 'items'"),
+        ({"a": 8}, 5, "'int' object has no attribute 'items'"),
+    ],
+)
+def test_damaged_channels(tmp_path: Path, channels: object, costs: object, reason: str) -> None:
+    path = tmp_path / "uniform.json"
+    path.write_text(json.dumps({"method": "uniform", "channels": channels, "costs": costs}))
+    assert told(lambda: Allocation.read(tmp_path, "uniform")) == (
+        f"{path} is not the file of an allocation ({reason}); run `dvc repro allocate`"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"steps": 3}'])

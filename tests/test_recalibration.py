@@ -6,7 +6,7 @@ import torch
 from specimens import specimen
 from torch import Tensor, nn
 
-from autoslim import recalibrate
+from autoslim import Supernet, recalibrate, trace
 from autoslim.vocabulary.errors import UserError
 
 
@@ -101,3 +101,12 @@ def test_a_recalibrated_network_comes_close_to_its_batch_statistics() -> None:
     with torch.no_grad():
         running, batch = network.eval()(images), network.train()(images)
     assert float((running - batch).norm() / batch.norm()) < 0.05
+
+
+def test_a_supernet_has_nothing_to_recalibrate(network: nn.Sequential) -> None:
+    """Told, and not passed over: the next thing that the user does is to trust its statistics."""
+    supernet = Supernet(network, trace(network, torch.empty(1, 3, 8, 8)))
+    with pytest.raises(UserError, match=r"recalibrate\(supernet\.extract\(channels\)"):
+        recalibrate(supernet, batches())
+    plain = supernet.extract(supernet.widest)
+    assert recalibrate(plain, batches()) == 4

@@ -516,6 +516,14 @@ def test_scores_over_chunks_are_those_over_all_images() -> None:
     assert network.training
 
 
+def test_evaluation_gives_each_module_its_own_mode_back() -> None:
+    """A user's frozen batch norm stays frozen."""
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
+    network[1].eval()
+    evaluate(network, [(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1]))], autocast(torch.device("cpu"), "fp32"))
+    assert [module.training for module in network.modules()] == [True, True, False, True]
+
+
 def test_no_chunk_has_less_images_than_asked_nor_needlessly_many() -> None:
     for images in range(1, 400):
         for least in (2, 7, 32, 256):

@@ -6,6 +6,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from autoslim.networks.modes import evaluation_mode
+from autoslim.networks.supernet import Supernet
 from autoslim.vocabulary.errors import UserError
 
 
@@ -18,8 +20,13 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     Other layers run in evaluation mode. The modules' modes and momenta are given back as they were.
 
     Raises:
-        UserError: there is no batch. The network is as it was.
+        UserError: there is no batch, or the network is a supernet, which has no running statistics. It is as it was.
     """
+    if isinstance(network, Supernet):
+        raise UserError(
+            "a supernet uses the statistics of each batch and has none to recalibrate; recalibrate a network cut out "
+            "of it, recalibrate(supernet.extract(channels), ...)"
+        )
     stream = iter(batches)
     first = next(stream, None)
     if first is None:
@@ -27,20 +34,17 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]
     momenta = [norm.momentum for norm in norms]
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
     count = 0
-    try:
-        for images in chain([first], stream):
-            network(images)
-            count += 1
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, training in modes.items():
-            module.training = training
+    with evaluation_mode(network):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        try:
+            for images in chain([first], stream):
+                network(images)
+                count += 1
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     return count

@@ -131,13 +131,18 @@ class Allocation:
         path = folder / f"{method}.json"
         if not path.exists():
             raise UserError(f"there are no channels of method {method!r} at {path}; run `dvc repro allocate`")
-        values = read_json(path, "allocate")
+        written = read_json(path, "allocate")
         try:
-            return cls(**values)
-        except TypeError as error:
+            read = cls(**written)
+            for values, kinds in ((read.channels, int), (read.costs, (int, float))):
+                for name, value in values.items():
+                    if not isinstance(value, kinds):
+                        raise TypeError(f"{name} is {value!r}")
+        except (TypeError, AttributeError) as error:
             raise UserError(
                 f"{path} is not the file of an allocation ({first_line(error)}); run `dvc repro allocate`"
             ) from error
+        return read
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from autoslim.engine.processes import ALONE, Processes
+from autoslim.networks.modes import evaluation_mode
 from autoslim.vocabulary.errors import UserError, first_line
 
 Precision = Literal["fp32", "bf16"]
@@ -108,11 +109,6 @@ def seed_step(root: int, step: int, rank: int) -> None:
 
 @contextlib.contextmanager
 def evaluating(network: nn.Module) -> Any:
-    """Evaluation mode without gradients, and the mode it was in afterwards."""
-    training = network.training
-    network.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        network.train(training)
+    """Evaluation mode without gradients, and the mode that each module was in afterwards."""
+    with evaluation_mode(network), torch.inference_mode():
+        yield

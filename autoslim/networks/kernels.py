@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from autoslim.networks.axes import Axis, Operation, axis_size
 from autoslim.networks.copying import on_meta, zeroed
 from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.modes import evaluation_mode
 from autoslim.networks.resizing import resize
 from autoslim.networks.tracing import operations as kinds
 from autoslim.networks.tracing.carrying import leaves, operation
@@ -93,12 +94,9 @@ def find_kernels(network: nn.Module, graph: ChannelGraph, batch: int = 1) -> lis
     Raises:
         UserError: the network's code depends on shapes, so that it cannot be taken apart, or does not run on a batch.
     """
-    training = network.training
-    try:
-        operations = _operations(network.eval(), graph)
+    with evaluation_mode(network):
+        operations = _operations(network, graph)
         shapes = _shapes(network, operations, graph, batch)
-    finally:
-        network.train(training)
     known = {operation.name: operation for operation in graph.operations}
     modules = dict(network.named_modules())
     pieces: list[list[fx.Node]] = []

@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from autoslim.networks.axes import Axis
 from autoslim.networks.graph import ChannelGraph
+from autoslim.networks.modes import evaluation_mode
 from autoslim.networks.resizing import kept
 from autoslim.networks.supernet import Supernet
 from autoslim.networks.tracing.locality import is_local, may_view, overwritten
@@ -135,13 +136,11 @@ class Tails:
 def _operations(supernet: Supernet) -> list[fx.Node]:
     """Those of the network in evaluation mode; the supernet is left as it was."""
     selected = dict(supernet.selected)
-    modes = {module: module.training for module in supernet.modules()}
     supernet.select(supernet.widest)  # views of weights would hide the parameters from tracing
     try:
-        return list(symbolic_graph(supernet.network.eval(), supernet.graph.leaves).nodes)
+        with evaluation_mode(supernet):
+            return list(symbolic_graph(supernet.network, supernet.graph.leaves).nodes)
     finally:
-        for module, training in modes.items():
-            module.training = training
         supernet.select(selected)
 
 
