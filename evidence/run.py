@@ -136,14 +136,15 @@ def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
     study, params = load_yaml(HERE / "studies.yaml")["factors"], load_yaml(HERE / f"{network}.yaml")
     pieces, screened = Pieces(work), _screened(study, params)
 
-    def rows(supernet: int, search: int | None) -> Iterator[Row]:
-        changes, own = screened[supernet][search or 0]
-        method = "uniform" if search is None else "autoslim"
-        told = {name: value for name, value in changes.items() if search is not None or name in study["supernet"]}
+    def rows(supernet: int, way: int, method: str) -> Iterator[Row]:
+        changes, own = screened[supernet][way]
+        if method == "uniform":  # which no search changes
+            changes = changes | dict.fromkeys(study["search"])
         for row in _compared(pieces, own, study["budgets"][network], method, study["seeds"]):
-            yield {"supernet": supernet, "method": method} | dict.fromkeys(changes) | told | row
+            yield {"supernet": supernet, "method": method, **changes, **row}
 
-    parts = [(supernet, search) for supernet, ways in enumerate(screened) for search in (*range(len(ways)), None)]
+    ways = [(0, "autoslim"), (1, "autoslim"), (0, "uniform")]
+    parts = [(supernet, *way) for supernet in range(len(screened)) for way in ways]
     _collect(rows, parts, HERE / "results" / f"factors-{network}.csv", jobs)
 
 

@@ -62,8 +62,8 @@ def screening(factors: Mapping[str, Sequence[Any]]) -> list[Params]:
     """Twelve combinations of two values of each factor, by which the effect of each is told from those of the others.
 
     Each factor has either value six times, and each pair of factors each pair of values three times (Plackett & Burman,
-    1946). So the means of the two halves differ by the factor's own effect, measured on all runs; of what two other
-    factors do only together, a third may be in it.
+    1946). So the means of the two halves differ by the factor's own effect, measured on all runs; a third of what any
+    two other factors do only together is in it too, or less that.
 
     Args:
         factors: name -> (one value, the other); at most eleven.

@@ -4,9 +4,10 @@
 
 Intervals are of 95 %, and hold for one split of the images. A supernet counts once, with the mean of its trainings:
 networks that start from a supernet are compared within it (paired t); networks from scratch with all trainings of the
-uniform one (Welch). What each of several changes does is told by least squares. Supernets that lack a training are left
-out. The figure to look at is the mean over budgets and networks, supernets varying within each network (Satterthwaite's
-degrees of freedom). Correlations have bootstrap intervals over networks.
+uniform one (Welch). What each of several factors does is told by least squares. Supernets that lack a training are left
+out. The figure of the table to look at is the mean over budgets and networks, supernets varying within each network
+(Satterthwaite's degrees of freedom). Intervals of correlations are over networks (bootstrap), those of factors' effects
+on correlations over supernets.
 """
 
 import math
@@ -21,9 +22,11 @@ import pandas as pd
 import typer
 from matplotlib.figure import Figure
 from scipy import stats
+from studies import load_yaml
 
 from autoslim.shell.report.style import looks, write_picture
 
+STUDIES = Path(__file__).parent / "studies.yaml"
 RESULTS = Path(__file__).parent / "results"
 PICTURES = Path(__file__).parent.parent / "docs"
 DPI = 130
@@ -253,31 +256,37 @@ def _kinds(rows: pd.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
 
 
 def _ranking(rows: pd.DataFrame, picture: Path) -> None:
-    drawn = rows[rows["kind"] == "random"]
-    truth = rows.groupby(["kind", "network"])["top1"].mean()
+    truth = _truth(picture)
     top1 = truth.loc["random"]
     print(f"{len(top1)} random networks, retrained: top-1 {top1.min():.1f} to {top1.max():.1f} %\n")
     print("| ranked by | Spearman | Kendall | Spearman along the search | |\n|---|---:|---:|---:|---|")
     for cost in ("macs", "params"):
         _print_ranks(cost, rows.groupby(["kind", "network"])[[cost]].first(), truth)
-    by_seed = drawn.pivot_table(index="network", columns="seed", values="top1").dropna()
-    if by_seed.shape[1] > 1:
-        one, other = by_seed.columns[:2]
-        known = by_seed[other].to_numpy(), by_seed[[one]].to_numpy()
-        cells = " | ".join(_correlation(of, *known) for of in (stats.spearmanr, stats.kendalltau))
-        print(f"| one training, against one of another seed | {cells} | |")
     path = RESULTS / picture.with_suffix(".csv").name.replace("ranking", "table")
     if path.exists():
         table = _whole(_read(path))
         scratch = table[(table["start"] == "new") & table["budget"].isin(rows["budget"].unique())]
+        noise = _within(scratch.groupby(["search", "supernet"])["top1"]) / rows["seed"].nunique()
+        ceiling = math.sqrt(max(0.0, 1 - noise / top1.var()))
+        print(
+            f"\nstandard deviation over networks {top1.std():.2f} points, of one network's training "
+            f"{math.sqrt(noise):.2f}: scores without any error would have a correlation of about {ceiling:.2f}"
+        )
         for search, own in scratch.groupby("search", sort=False):
             for supernet, reached in _means(own, "top1").items():
                 of = "" if search == UNIFORM else f", supernet {supernet}"
                 print(f"\n{search}{of}: {reached:.2f} %, above {(top1 < reached).sum()} of the random networks")
 
 
+def _within(groups: Any) -> float:
+    """The variance within groups, pooled."""
+    return float(groups.apply(lambda each: each.var() * (len(each) - 1)).sum() / (groups.size() - 1).sum())
+
+
 def _scores(rows: pd.DataFrame, picture: Path) -> None:
     truth = _truth(picture)
+    if not len(truth):
+        return
     own = rows[rows["study"] == "ranking"]
     best = (own["images"].max(), "batch")
     heads = ("images", "statistics", "ranked by", "Spearman", "Kendall", "Spearman along the search")
@@ -306,9 +315,9 @@ def _scores(rows: pd.DataFrame, picture: Path) -> None:
 
 
 def _truth(picture: Path) -> pd.Series:
-    """Top-1 retrained by (kind, network), of the network that a study's picture is named after."""
-    rows = _read(RESULTS / f"ranking-{picture.stem.partition('-')[2]}.csv")
-    return rows.groupby(["kind", "network"])["top1"].mean()
+    """Top-1 retrained by (kind, network), of the network that a study's picture is named after; empty if not known."""
+    path = RESULTS / f"ranking-{picture.stem.partition('-')[2]}.csv"
+    return _read(path).groupby(["kind", "network"])["top1"].mean() if path.exists() else pd.Series(dtype=float)
 
 
 def _by_supernet(rows: pd.DataFrame, images: int, statistics: str, score: str) -> pd.DataFrame:
@@ -330,7 +339,7 @@ def _print_ranks(name: str, scores: pd.DataFrame, truth: pd.Series, less: str = 
 
 def _common(truth: pd.Series, *scores: pd.DataFrame) -> list[np.ndarray]:
     """The truth and the scores of the random networks that have all of them."""
-    known = [truth.loc["random"], *(each.loc["random"] for each in scores)]
+    known = [truth.loc["random"], *(each.loc["random"].dropna() for each in scores)]
     index = known[0].index
     for each in known[1:]:
         index = index.intersection(each.index)
@@ -360,79 +369,103 @@ def _correlation(of: Callable[..., Any], truth: np.ndarray, scores: np.ndarray, 
 
 
 def _factors(rows: pd.DataFrame, picture: Path) -> None:
-    """The effect of each factor: on autoslim's accuracy, on its gain over uniform, on how the supernet ranks.
-
-    A supernet counts once, with the mean of its searches; factors of the search are told within supernets.
-    """
-    count = rows.groupby("supernet")["top1"].transform("count")
-    whole = rows[count == count.max()]
+    """The effects of factors: a supernet counts once, with the mean of its searches, which are told within it."""
+    study = load_yaml(STUDIES)["factors"]
+    training, search = (
+        {name: two for name, two in study[part].items() if name in rows} for part in ("supernet", "search")
+    )
+    counts = rows.groupby("supernet")["top1"].transform("count")
+    whole = rows[counts == 3 * rows["budget"].nunique() * rows["seed"].nunique()]  # two searches and uniform
     found, uniform = (whole[whole["method"] == method] for method in ("autoslim", UNIFORM))
-    ways = found.groupby(["supernet", *_named(found, "search.")], sort=False)["top1"].mean().reset_index()
-    top1, settings = _means(found, "top1"), found.groupby("supernet")[_named(found, "supernet.")].first()
-    outcomes = {"top-1 (points)": top1, "gain over uniform (points)": top1 - _means(uniform, "top1")}
-    path = RESULTS / picture.with_suffix(".csv").name.replace("factors", "scores")
-    if path.exists():
-        scores, truth = _read(path), _truth(picture).loc["random"]
-        own = _by_supernet(scores[scores["study"] == "factors"], scores["images"].max(), "batch", "nats")
-        ranks = own.loc["random"].corrwith(truth, method="spearman")
-        outcomes["Spearman by cross-entropy"] = ranks.reindex(settings.index).dropna()
-    print(f"{len(settings)} supernets; means and standard deviations over them:\n")
-    for name, outcome in outcomes.items():
-        print(f"- {name}: {_spread(list(outcome))}")
-    effects = {name: _effects(_levels(settings).loc[outcome.index], outcome) for name, outcome in outcomes.items()}
-    pairs = ways.groupby("supernet")
-    levels = _levels(ways[_named(ways, "search.")])
-    first, second = (pairs.nth(each).index for each in (0, 1))
-    change = levels.loc[second].to_numpy() - levels.loc[first].to_numpy()
-    gained = ways["top1"].loc[second].to_numpy() - ways["top1"].loc[first].to_numpy()
-    within = _effects(pd.DataFrame(change, columns=levels.columns), pd.Series(gained), mean=False)
-    for name in ("top-1 (points)", "gain over uniform (points)"):
-        effects[name] |= within
-    values = {
-        name: [f"{each:g}" if isinstance(each, float) else str(each) for each in sorted(found[name].unique())]
-        for name in effects["top-1 (points)"]
+    most = found["budget"].map(uniform.groupby("budget")["macs"].first())
+    found = found.assign(filled=100 * (found["macs"] / most - 1))
+    own, base = found.groupby("supernet")[["top1", "filled"]].mean(), _means(uniform, "top1")
+    outcomes = {
+        "top-1 of autoslim": own["top1"],
+        "top-1 of uniform": base,
+        "gain over uniform": own["top1"] - base,
+        "MACs over uniform's (%)": own["filled"],
     }
-    print(f"\n| factor | from, to | {' | '.join(effects)} |\n|---|---|{'---:|' * len(effects)}")
-    for factor, two in values.items():
-        told = ("{:+.2f} ± {:.2f}".format(*each[factor]) if factor in each else "" for each in effects.values())
-        print(f"| {factor} | {', '.join(two)} | {' | '.join(told)} |")
+    if len(ranks := _ranks(picture)):
+        outcomes["Spearman by cross-entropy"] = ranks.reindex(own.index).dropna()
+    settings = _levels(found.groupby("supernet")[[*training]].first(), training)
+    ways = found.groupby(["supernet", *search])[["top1", "filled"]].mean().reset_index()
+    change = _levels(ways, search).join(ways[["top1", "filled"]]).groupby(ways["supernet"]).diff().dropna()
+    effects = {name: _effects(settings.loc[each.index], each, intercept=True) for name, each in outcomes.items()}
+    within = {name: _effects(change[[*search]], change[name], intercept=False) for name in ("top1", "filled")}
+    if not all([*effects.values(), *within.values()]):
+        print(f"factors: {len(own)} supernets are done, too few to tell the effects from one another")
+        return
+    print(f"{len(own)} supernets; means and standard deviations over them:\n")
+    for name, each in outcomes.items():
+        print(f"- {name}: {_spread(list(each))}")
+    _print_effects(training, effects)
+    _print_effects(search, {"top-1 of autoslim": within["top1"], "MACs over uniform's (%)": within["filled"]})
+    count = len(training) * len(effects) + len(search) * len(within)
+    print(f"\n{count} intervals: by chance one in twenty misses what it is of.")
 
     def draw() -> Figure:
-        figure = Figure(figsize=(2 + 3 * len(effects), 3.6), layout="constrained")
-        panels = figure.subplots(1, len(effects), sharey=True, squeeze=False)[0]
-        for axes, (outcome, own) in zip(panels, effects.items(), strict=True):
+        shown = {name: own for name, own in effects.items() if "MACs" not in name}
+        shown["top-1 of autoslim"] = effects["top-1 of autoslim"] | within["top1"]
+        shown["gain over uniform"] = effects["gain over uniform"] | within["top1"]
+        factors = training | search
+        figure = Figure(figsize=(3 + 2.2 * len(shown), 3.6), layout="constrained")
+        panels = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+        for axes, (outcome, own) in zip(panels, shown.items(), strict=True):
             axes.axvline(0, color="#999999", linewidth=1)
-            for row, factor in enumerate(values):
+            for row, factor in enumerate(factors):
                 if factor in own:
                     mean, half = own[factor]
                     axes.errorbar(mean, row, xerr=half, fmt="o", color="#1f77b4", capsize=3)
-            axes.set_yticks(range(len(values)), [f"{factor}: {' to '.join(two)}" for factor, two in values.items()])
-            axes.set_xlabel(f"effect on {outcome}")
+            axes.set_yticks(
+                range(len(factors)), [f"{name}: {' to '.join(map(str, two))}" for name, two in factors.items()]
+            )
+            axes.set_xlabel(f"effect on\n{outcome}")
         axes.invert_yaxis()
         return figure
 
     write_picture(picture, draw, DPI)
 
 
-def _named(rows: pd.DataFrame, section: str) -> list[str]:
-    return [name for name in rows if name.startswith(section)]
+def _ranks(picture: Path) -> pd.Series:
+    """How each supernet of the study ranks the random networks that all of them have scored; empty if not known."""
+    path, truth = RESULTS / picture.with_suffix(".csv").name.replace("factors", "scores"), _truth(picture)
+    scores = _read(path) if path.exists() else pd.DataFrame({"study": []})
+    own = scores[scores["study"] == "factors"]
+    if not len(own) or not len(truth):
+        return pd.Series(dtype=float)
+    given = _by_supernet(own, own["images"].max(), "batch", "nats").loc["random"].dropna()
+    return given.corrwith(truth.loc["random"], method="spearman") if len(given) >= FEW else pd.Series(dtype=float)
 
 
-def _levels(values: pd.DataFrame) -> pd.DataFrame:
-    """-1/2 for the smaller of a column's two values, 1/2 for the larger."""
-    return values.apply(lambda column: (column == max(column)) - 0.5)
+def _levels(rows: pd.DataFrame, factors: dict[str, list[Any]]) -> pd.DataFrame:
+    """-1/2 at the first value of a factor, 1/2 at the second."""
+    return pd.DataFrame({name: (rows[name] == two[1]) - 0.5 for name, two in factors.items()}, index=rows.index)
 
 
-def _effects(levels: pd.DataFrame, outcome: pd.Series, *, mean: bool = True) -> dict[str, tuple[float, float]]:
-    """By factor: how much larger the outcome is at its larger value, and half of the 95 % interval (least squares)."""
+def _effects(levels: pd.DataFrame, outcome: pd.Series, *, intercept: bool) -> dict[str, tuple[float, float]]:
+    """By factor: how much more the outcome is at the second value, and half of the 95 % interval (least squares).
+
+    Empty where there are too few rows for that.
+    """
     design = levels.to_numpy(dtype=float)
-    if mean:
+    if intercept:
         design = np.column_stack([design, np.ones(len(outcome))])
-    estimate, rest, _, _ = np.linalg.lstsq(design, outcome.to_numpy(), rcond=None)
     freedom = len(outcome) - design.shape[1]
-    variances = np.diag(np.linalg.inv(design.T @ design)) * float(rest.sum()) / freedom
-    halves = stats.t.ppf(0.975, freedom) * np.sqrt(variances)
+    if freedom < 3 or np.linalg.matrix_rank(design) < design.shape[1]:
+        return {}
+    inverse = np.linalg.inv(design.T @ design)
+    estimate = inverse @ design.T @ outcome.to_numpy()
+    rest = outcome.to_numpy() - design @ estimate
+    halves = stats.t.ppf(0.975, freedom) * np.sqrt(np.diag(inverse) * (rest @ rest) / freedom)
     return {factor: (estimate[n], halves[n]) for n, factor in enumerate(levels)}
+
+
+def _print_effects(factors: dict[str, list[Any]], effects: dict[str, dict[str, tuple[float, float]]]) -> None:
+    print(f"\n| factor | from, to | {' | '.join(effects)} |\n|---|---|{'---:|' * len(effects)}")
+    for factor, two in factors.items():
+        told = ("{:+.2f} ± {:.2f}".format(*each[factor]) for each in effects.values())
+        print(f"| {factor} | {', '.join(map(str, two))} | {' | '.join(told)} |")
 
 
 def _spread(values: Sequence[float]) -> str:
