@@ -296,6 +296,10 @@ def _scores(rows: pd.DataFrame, picture: Path) -> None:
             scores, first = (_by_supernet(own, images, of, score) for images, of in (way, best))
             less = "" if way == best else _correlation(stats.spearmanr, *_common(truth, scores, first))
             _print_ranks(f"{way[0]} | {way[1]} | {score}", scores, truth, less)
+    params = _retrained(picture).groupby(["kind", "network"])["params"].first().loc["random"]
+    given = _by_supernet(own, best[0], best[1], "top1").loc["random"]
+    told = (f"{_partial(given[name], truth.loc['random'], params)} (supernet {name})" for name in given)
+    print(f"\nSpearman of top-1 on {best[0]} images with the number of parameters held constant: {', '.join(told)}")
 
     def draw() -> Figure:
         figure = Figure(figsize=(7.2, 3.4), layout="constrained")
@@ -314,10 +318,26 @@ def _scores(rows: pd.DataFrame, picture: Path) -> None:
     write_picture(picture, draw, DPI)
 
 
-def _truth(picture: Path) -> pd.Series:
-    """Top-1 retrained by (kind, network), of the network that a study's picture is named after; empty if not known."""
+def _retrained(picture: Path) -> pd.DataFrame:
+    """What the study ``ranking`` has of the network that a picture is named after; nothing if it is not done."""
     path = RESULTS / f"ranking-{picture.stem.partition('-')[2]}.csv"
-    return _read(path).groupby(["kind", "network"])["top1"].mean() if path.exists() else pd.Series(dtype=float)
+    return _read(path) if path.exists() else pd.DataFrame({"kind": [], "network": [], "top1": []})
+
+
+def _truth(picture: Path) -> pd.Series:
+    """Top-1 retrained by (kind, network)."""
+    return _retrained(picture).groupby(["kind", "network"])["top1"].mean()
+
+
+def _partial(one: pd.Series, other: pd.Series, held: pd.Series) -> str:
+    """The partial correlation of ranks, and how likely one as large is by chance (t)."""
+    ranks = pd.DataFrame({"one": one, "other": other, "held": held}).dropna().rank().corr()
+    direct, first, second = ranks.loc["one", "other"], ranks.loc["one", "held"], ranks.loc["other", "held"]
+    if max(abs(first), abs(second)) > 1 - 1e-9:
+        return "not to be told from it"
+    value = (direct - first * second) / math.sqrt((1 - first**2) * (1 - second**2))
+    freedom = len(one) - 3
+    return f"{value:.2f}, p {2 * stats.t.sf(abs(value) * math.sqrt(freedom / (1 - value**2)), freedom):.2f}"
 
 
 def _by_supernet(rows: pd.DataFrame, images: int, statistics: str, score: str) -> pd.DataFrame:
@@ -420,7 +440,7 @@ def _factors(rows: pd.DataFrame, picture: Path) -> None:
             axes.set_yticks(
                 range(len(factors)), [f"{name}: {' to '.join(map(str, two))}" for name, two in factors.items()]
             )
-            axes.set_xlabel(f"effect on\n{outcome}")
+            axes.set_xlabel(f"effect on\n{outcome}" + ("" if outcome.startswith("Spearman") else " (points)"))
         axes.invert_yaxis()
         return figure
 

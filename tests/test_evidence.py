@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import run
@@ -350,6 +351,17 @@ def test_ranks_are_those_of_the_scores(
     assert f"| 512 | batch | top1 | {opposite} | -1.00 | -2.00 [-2.00, -2.00] |" in said
     assert f"| 512 | batch | nats | {opposite} | -1.00 | 0.00 [0.00, 0.00] |" in said
     assert (tmp_path / "scores-small.png").stat().st_size > 5000
+
+
+def test_what_scores_know_beside_size() -> None:
+    """The partial correlation is that of what a line through the other's ranks leaves of both."""
+    drawn = np.random.default_rng(0).normal(size=(3, 15))
+    one, other, held = (pd.Series(values) for values in (drawn[0] + drawn[2], drawn[1] + drawn[0], drawn[2] - drawn[1]))
+    ranks = [each.rank().to_numpy() for each in (one, other, held)]
+    rests = [each - np.polyval(np.polyfit(ranks[2], each, 1), ranks[2]) for each in ranks[:2]]
+    value, _, _ = summary._partial(one, other, held).partition(",")
+    assert float(value) == pytest.approx(np.corrcoef(rests)[0, 1], abs=0.005)
+    assert summary._partial(one, other, one) == "not to be told from it"
 
 
 def test_effects_of_factors_are_those_that_made_the_rows(
