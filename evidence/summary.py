@@ -331,12 +331,13 @@ def _truth(picture: Path) -> pd.Series:
 
 def _partial(one: pd.Series, other: pd.Series, held: pd.Series) -> str:
     """The partial correlation of ranks, and how likely one as large is by chance (t)."""
-    ranks = pd.DataFrame({"one": one, "other": other, "held": held}).dropna().rank().corr()
+    known = pd.DataFrame({"one": one, "other": other, "held": held}).dropna()
+    ranks = known.rank().corr()
     direct, first, second = ranks.loc["one", "other"], ranks.loc["one", "held"], ranks.loc["other", "held"]
     if max(abs(first), abs(second)) > 1 - 1e-9:
         return "not to be told from it"
     value = (direct - first * second) / math.sqrt((1 - first**2) * (1 - second**2))
-    freedom = len(one) - 3
+    freedom = len(known) - 3
     return f"{value:.2f}, p {2 * stats.t.sf(abs(value) * math.sqrt(freedom / (1 - value**2)), freedom):.2f}"
 
 
