@@ -14,11 +14,11 @@ from typing import Annotated
 import torch
 import typer
 
-from autoslim.networks.building import build_network
-from autoslim.networks.resizing import resize
-from autoslim.networks.supernet import Supernet
-from autoslim.networks.tails import Tails
-from autoslim.networks.tracing import trace
+from autoslim.channels.resize import resize
+from autoslim.models.building import build_network
+from autoslim.search.incremental import Tails
+from autoslim.supernet.supernet import Supernet
+from autoslim.tracing import trace
 
 WAYS = ("one whole run", "search step, only what changes")
 

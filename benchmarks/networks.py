@@ -21,9 +21,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from autoslim import trace
-from autoslim.networks.building import find_constructor
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.slimmability import layers_that_stay, slimmable_share
+from autoslim.channels.graph import ChannelGraph, layers_that_stay, slimmable_share
+from autoslim.models.building import find_constructor
 
 TABLE = Path(__file__).parent.parent / "docs" / "networks.md"
 TORCHVISION = "torchvision.models:"

@@ -23,21 +23,20 @@ import torch
 import typer
 from ruamel.yaml import YAML
 
-from autoslim.algorithms.allocation import from_trajectory
-from autoslim.algorithms.racing import Outcome
-from autoslim.algorithms.slimming import Option, SlimmingStep
-from autoslim.engine.artifacts import load_supernet
-from autoslim.engine.checkpoints import file_digest, run_key
-from autoslim.engine.chunks import even_chunk
-from autoslim.engine.data import PreparedData, eval_batches
-from autoslim.engine.laps import search_laps
-from autoslim.engine.latency import processor
-from autoslim.engine.runtime import autocast
-from autoslim.engine.trajectory import read_trajectory
-from autoslim.shell.assembly import traced_network
-from autoslim.shell.params import check_params
-from autoslim.vocabulary.budgets import parse_budget
-from autoslim.vocabulary.scores import Score
+from autoslim.data.batches import eval_batches, even_chunk
+from autoslim.data.prepared import PreparedData
+from autoslim.pipeline.assembly import traced_network
+from autoslim.pipeline.params import check_params
+from autoslim.resources.budgets import parse_budget
+from autoslim.resources.latency.measure import processor
+from autoslim.search.greedy import Option, SlimmingStep
+from autoslim.search.methods import from_trajectory
+from autoslim.search.racing import Outcome, search_laps
+from autoslim.search.search import read_trajectory
+from autoslim.supernet.extract import load_supernet
+from autoslim.tasks.classification import Score
+from autoslim.training.checkpoints import file_digest, run_key
+from autoslim.training.device import autocast
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

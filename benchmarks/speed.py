@@ -29,20 +29,18 @@ import torch.nn.functional as F
 import typer
 from torch import nn
 
-from autoslim.algorithms.sandwich import random_subnet, sandwich_step
-from autoslim.engine.data import SPLITS, DataInfo, PreparedData, train_batches
-from autoslim.engine.data.info import FILE_NAME
-from autoslim.engine.data.storage import images_path, labels_path
-from autoslim.engine.runtime import Precision, autocast, choose_device, to_device
-from autoslim.networks.building import build_network
-from autoslim.networks.initialisation import initialise
-from autoslim.networks.resizing import resize
-from autoslim.networks.supernet import Supernet
-from autoslim.networks.tails import Tails
-from autoslim.networks.tracing import trace
-from autoslim.shell.assembly import recipe, span
-from autoslim.shell.params import load_params
-from autoslim.vocabulary.channels import Channels
+from autoslim.channels.groups import Channels
+from autoslim.channels.resize import initialise, resize
+from autoslim.data.batches import train_batches
+from autoslim.data.prepared import FILE_NAME, SPLITS, DataInfo, PreparedData, images_path, labels_path
+from autoslim.models.building import build_network
+from autoslim.pipeline.assembly import recipe, span
+from autoslim.pipeline.params import load_params
+from autoslim.search.incremental import Tails
+from autoslim.supernet.sandwich import random_subnet, sandwich_step
+from autoslim.supernet.supernet import Supernet
+from autoslim.tracing import trace
+from autoslim.training.device import Precision, autocast, choose_device, to_device
 
 CLASSES = 10
 BATCHES = 8

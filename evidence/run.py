@@ -29,24 +29,23 @@ import typer
 from safetensors.torch import save
 from studies import ROOT, Params, Pieces, changed, load_yaml, read, screening
 
-from autoslim.algorithms.allocation import allocate
-from autoslim.algorithms.recalibration import recalibrate
-from autoslim.algorithms.resources import Costs
-from autoslim.engine.artifacts import load_supernet
-from autoslim.engine.checkpoints import write_json
-from autoslim.engine.chunks import search_chunks
-from autoslim.engine.data import PreparedData, eval_batches
-from autoslim.engine.evaluation import evaluate
-from autoslim.engine.latency import processor
-from autoslim.engine.retraining import retrained_top1
-from autoslim.engine.runtime import Machine, autocast
-from autoslim.engine.training import write_rows
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.span import Span
-from autoslim.shell.assembly import recipe, span, traced_network
-from autoslim.shell.params import check_params
-from autoslim.vocabulary.budgets import parse_budget
-from autoslim.vocabulary.channels import Channels
+from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.grid import Span
+from autoslim.channels.groups import Channels
+from autoslim.data.batches import eval_batches, search_chunks
+from autoslim.data.prepared import PreparedData
+from autoslim.pipeline.assembly import recipe, span, traced_network
+from autoslim.pipeline.params import check_params
+from autoslim.resources.budgets import parse_budget
+from autoslim.resources.costs import Costs
+from autoslim.resources.latency.measure import processor
+from autoslim.search.methods import allocate
+from autoslim.supernet.extract import load_supernet, recalibrate
+from autoslim.tasks.classification import evaluate
+from autoslim.training.checkpoints import write_json
+from autoslim.training.device import Machine, autocast
+from autoslim.training.loop import write_rows
+from autoslim.training.retrain import retrained_top1
 
 HERE = Path(__file__).parent
 HOST = Machine(torch.device("cpu"), 1, 300.0)
@@ -300,7 +299,10 @@ def _scorer(pieces: Pieces, params: Params, images: Sequence[int]) -> Callable[[
     network, graph = traced_network(checked.model, data.info)
     supernet, _ = load_supernet(folder / "outputs/supernet", network, graph)
     cast, chunk = autocast(HOST.device, "fp32"), checked.search.chunk
-    chunks = {count: search_chunks(data, HOST, images=count, chunk=chunk, seed=0) for count in images}
+    chunks = {
+        count: search_chunks(data, images=count, chunk=chunk, seed=0, device=HOST.device, workers=HOST.workers)
+        for count in images
+    }
     shown = eval_batches(data, "train", batch_size=chunk, device=HOST.device, limit=2048, shuffled_by=0)
     training = [batch for batch, _ in shown]
 

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from studies import load_yaml
 
-from autoslim.shell.report.style import looks, write_picture
+from autoslim.report.figures import looks, write_picture
 
 STUDIES = Path(__file__).parent / "studies.yaml"
 RESULTS = Path(__file__).parent / "results"

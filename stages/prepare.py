@@ -1,53 +1,16 @@
-"""prepare: the data source -> three splits that never overlap."""
-
-from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow read it when they are imported)
-
-# isort: split
-from pathlib import Path
+"""Stage ``prepare``: see ``autoslim.pipeline.prepare``."""
 
 import typer
 
-from autoslim.engine.data import check_source, prepare
-from autoslim.engine.progress import progress_over
-from autoslim.shell.checks import check_model, check_pipeline
-from autoslim.shell.exits import ending_clearly
-from autoslim.shell.params import load_params
-from autoslim.shell.places import PREPARED, repository_root
-from autoslim.shell.tracking import tracked
+from autoslim.pipeline.entry import ending_clearly
 
 
 @ending_clearly
 def main() -> None:
     """Splits the data into train, search and test, and checks every parameter of the pipeline against it."""
-    params = load_params()
-    data = params.data
-    root = repository_root()
-    check_source(data.source, relative_to=root)
-    check_model(params.model)
-    with tracked(
-        "prepare",
-        run_name=f"prepare {data.source}",
-        params={"data": data.model_dump()},
-        tags={"source": data.source},
-        enabled=params.tracking.enabled,
-        experiment=params.tracking.experiment,
-    ) as tracker:
-        info = prepare(
-            data.source,
-            PREPARED,
-            image_size=data.image_size,
-            channels=data.channels,
-            search_images=data.search_images,
-            seed=data.seed,
-            train_images=data.train_images,
-            test_images=data.test_images,
-            storage=data.storage,
-            raw=Path("data/raw"),
-            relative_to=root,
-            progress=progress_over,
-        )
-        tracker.metrics({f"{split}_images": count for split, count in info.counts.items()})
-        check_pipeline(params, info)
+    from autoslim.pipeline.prepare import run  # after entry, which sets what torch reads when it is imported
+
+    run()
 
 
 if __name__ == "__main__":

@@ -1,110 +1,16 @@
-"""report: the methods' networks side by side on the test split, as a table and pictures."""
+"""Stage ``report``: see ``autoslim.pipeline.report``."""
 
-from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow read it when they are imported)
-
-# isort: split
-import rich
 import typer
 
-from autoslim.engine.artifacts import Allocation
-from autoslim.engine.checkpoints import write_json
-from autoslim.engine.data import PreparedData
-from autoslim.engine.retraining import retrained_top1
-from autoslim.engine.trajectory import read_trajectory
-from autoslim.networks.resizing import resize
-from autoslim.shell.assembly import machine, recipe, traced_network
-from autoslim.shell.exits import ending_clearly
-from autoslim.shell.params import load_params
-from autoslim.shell.places import CHANNELS, PREPARED, REPORT, RETRAIN, SEARCH, SUPERNET, repository_root
-from autoslim.shell.report.curves import last_by_seed, read_curves
-from autoslim.shell.report.measured import measure_network
-from autoslim.shell.report.pictures import channels_picture, curves_picture, trajectory_picture
-from autoslim.shell.report.resource_pictures import resources_picture
-from autoslim.shell.report.table import (
-    Result,
-    compare,
-    csv_table,
-    describe_budgets,
-    markdown_table,
-    metrics,
-    terminal_table,
-)
-from autoslim.shell.resources import budget_limits, load_costs
-from autoslim.shell.targets import report_target
-from autoslim.shell.tracking import lineage, numbers, tracked
-from autoslim.vocabulary.budgets import write_budgets
+from autoslim.pipeline.entry import ending_clearly
 
 
 @ending_clearly
 def main() -> None:
-    """Compares the methods on the test split, which no stage before has looked at."""
-    params = load_params()
-    data = PreparedData.open(PREPARED, relative_to=repository_root())
-    network, graph = traced_network(params.model, data.info)
-    place = machine(params.runtime)
-    trajectory = read_trajectory(SEARCH / "trajectory.json")
-    methods = params.methods
-    found = {method: Allocation.read(CHANNELS, method).channels for method in methods}
-    costs = load_costs(graph)
-    target = report_target(params.latency, costs.table)
-    retrained = {method: read_curves(RETRAIN / method / "curves.csv") for method in methods}
-    results = []
-    for method, channels in found.items():
-        top1 = retrained_top1(
-            network,
-            graph,
-            channels,
-            data,
-            recipe(params.retrain),
-            place,
-            seeds=params.retrain.seeds,
-            folder=RETRAIN / method / "weights",
-        )
-        measured = measure_network(resize(network, graph, channels), graph.input_shape, target)
-        seen = last_by_seed(retrained[method], "search_top1")
-        results.append(Result(method, costs.all(channels), top1, measured, seen))
-    limits = budget_limits(params, costs)
-    elsewhere = "" if costs.table is None or costs.table.target == target else str(costs.table.target)
-    comparison = compare(
-        results,
-        budgets=params.budgets,
-        resource=params.resource,
-        limits=limits,
-        predicted_on=elsewhere,
-        from_supernet=params.retrain.start == "supernet",
-    )
-    dpi = params.report.picture_dpi
-    REPORT.mkdir(parents=True, exist_ok=True)
-    shown = params.resource
-    told = describe_budgets({shown: params.budgets[shown]}, limits)
-    trajectory_picture(REPORT / "trajectory.png", trajectory, results, shown, {told: limits[shown]}, dpi)
-    channels_picture(REPORT / "channels.png", graph.default, found, dpi)
-    resources_picture(REPORT / "resources.png", results, costs.table, target, dpi)
-    curves_picture(REPORT / "curves.png", read_curves(SUPERNET / "curves.csv"), retrained, dpi)
-    (REPORT / "comparison.csv").write_text(csv_table(comparison))
-    (REPORT / "table.md").write_text(markdown_table(comparison))
-    figures = metrics(comparison)
-    write_json(REPORT / "metrics.json", figures)
-    with tracked(
-        "report",
-        run_name=f"report {write_budgets(params.budgets)}",
-        params={"budget": write_budgets(params.budgets), "resource": params.resource, "methods": params.methods},
-        tags={
-            "source": params.data.source,
-            "budget": write_budgets(params.budgets),
-            "resource": params.resource,
-            **lineage(SUPERNET / "weights.safetensors"),
-        },
-        enabled=params.tracking.enabled,
-        experiment=params.tracking.experiment,
-    ) as tracker:
-        tracker.metrics(numbers(figures))
-        tracker.artifact(REPORT)
-    rich.print(terminal_table(comparison))
-    print(f"Pictures: {REPORT}/trajectory.png, channels.png, resources.png, curves.png.")
-    print("Runs: mlflow ui (make ui), or dvc exp show.")
-    if choice := comparison.choice:
-        print("The network ahead on the search split: autoslim export {} --seed {} --to network.pt2".format(*choice))
+    """Compares the methods on the test split, which no earlier stage has used."""
+    from autoslim.pipeline.report import run  # after entry, which sets what torch reads when it is imported
+
+    run()
 
 
 if __name__ == "__main__":

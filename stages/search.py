@@ -1,86 +1,16 @@
-"""search: the supernet and the search split -> a trajectory that serves every budget."""
+"""Stage ``search``: see ``autoslim.pipeline.search``."""
 
-from autoslim.shell import environment  # noqa: F401  (first: torch and mlflow read it when they are imported)
-
-# isort: split
 import typer
 
-from autoslim.engine.artifacts import load_supernet
-from autoslim.engine.data import PreparedData
-from autoslim.engine.runtime import to_device
-from autoslim.engine.searching import search
-from autoslim.shell.assembly import checkpoints, inputs, traced_network
-from autoslim.shell.checks import check_measured_here, check_reach
-from autoslim.shell.exits import ending_clearly
-from autoslim.shell.launching import joined, launched
-from autoslim.shell.params import load_params
-from autoslim.shell.places import PREPARED, RESOURCES, SEARCH, SUPERNET, repository_root
-from autoslim.shell.resources import load_costs, load_objective
-from autoslim.shell.tracking import fingerprint, tracked
+from autoslim.pipeline.entry import ending_clearly
 
 
 @ending_clearly
 def main() -> None:
-    """Slims the supernet greedily and writes every step."""
-    params = load_params()
-    data = PreparedData.open(PREPARED, relative_to=repository_root())
-    network, graph = traced_network(params.model, data.info)
-    costs = load_costs(graph)
-    check_measured_here(params, costs.table)
-    check_reach(params, graph, costs.table)
-    lowered = load_objective(costs)
-    supernet, file = load_supernet(SUPERNET, network, graph)
-    if launched(params.runtime, __file__):
-        return
-    asked = params.search
-    sections = {"search": asked.model_dump(), "resource": lowered.resource, "limits": dict(lowered.limits)}
-    weights = SUPERNET / "weights.safetensors"
-    kept = checkpoints(
-        "search",
-        *inputs(params.model, PREPARED),
-        weights,
-        SUPERNET / "supernet.json",
-        RESOURCES / "latency.json",
-        **sections,
-    )
-    with (
-        joined(params.runtime) as place,
-        place.processes.first_in(kept.held()),
-        tracked(
-            "search",
-            run_name=f"search {lowered.resource}",
-            params=sections,
-            tags={"source": params.data.source, "supernet": fingerprint(weights), "resource": lowered.resource},
-            enabled=params.tracking.enabled and place.processes.first,
-            experiment=params.tracking.experiment,
-        ) as tracker,
-    ):
-        to_device(supernet, place.device, channels_last=True)  # the faster layout for convolutions, on CPUs too
-        trajectory = search(
-            supernet,
-            file.grid,
-            data,
-            place,
-            objective=lowered,
-            stop=asked.stop,
-            images=asked.images,
-            chunk=asked.chunk,
-            by=asked.score,
-            per_cost=asked.per_cost,
-            incremental=asked.incremental,
-            risk=asked.risk,
-            precision=asked.precision,
-            seed=params.data.seed,
-            folder=SEARCH,
-            checkpoints=kept,
-        )
-        if not place.processes.first:
-            return
-        for step in trajectory["steps"]:
-            shown = ("macs", "params", "memory", "latency", "error", "cross_entropy")
-            tracker.metrics({name: step[name] for name in shown if name in step}, step["step"])
-        tracker.artifact(SEARCH / "trajectory.json")
-        kept.clear()
+    """Slims the supernet greedily and records every step."""
+    from autoslim.pipeline.search import run  # after entry, which sets what torch reads when it is imported
+
+    run()
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from autoslim import trace
-from autoslim.engine.data import Augmentation, PreparedData, prepare
-from autoslim.engine.recipe import Recipe
-from autoslim.engine.runtime import Machine
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.span import Span
-from autoslim.networks.zoo import mobilenet_v2
+from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.grid import Span
+from autoslim.data.augmentation import Augmentation
+from autoslim.data.prepare import prepare
+from autoslim.data.prepared import PreparedData
+from autoslim.models.architectures import mobilenet_v2
+from autoslim.training.device import Machine
+from autoslim.training.recipe import Recipe
 
 torch.set_num_threads(1)  # on such small networks, more wait for one another
 

@@ -29,7 +29,7 @@ SMALLER: dict[str, Any] = {
 def start_project(folder: Path, changes: dict[str, Any] | None = None) -> Path:
     """A project in which nothing has run."""
     folder.mkdir(parents=True, exist_ok=True)
-    watched = re.sub(r"( +- )autoslim/networks\n", r"\g<0>\1net.py\n", (ROOT / "dvc.yaml").read_text())
+    watched = re.sub(r"( +- )autoslim/models\n", r"\g<0>\1net.py\n", (ROOT / "dvc.yaml").read_text())
     (folder / "dvc.yaml").write_text(watched)  # as the README tells who brings a network in a file
     shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     change_params(folder, changes or {})

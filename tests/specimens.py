@@ -10,10 +10,11 @@ import torchvision.models as tv
 from torch import Tensor, nn
 
 from autoslim import trace
-from autoslim.networks import families, zoo
-from autoslim.networks.copying import copy_with
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.resizing import resize
+from autoslim.channels.copying import copy_with
+from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.resize import resize
+from autoslim.models import architectures as families
+from autoslim.models import architectures as zoo
 
 torch.set_num_threads(1)  # on such small images, more wait for one another
 

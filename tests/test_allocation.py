@@ -9,11 +9,11 @@ import torch
 from specimens import specimen
 
 from autoslim import trace
-from autoslim.algorithms.allocation import allocate, from_trajectory, uniform
-from autoslim.algorithms.resources import Costs
-from autoslim.networks.zoo import mobilenet_v2
-from autoslim.vocabulary.channels import ChannelGroup
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.groups import ChannelGroup
+from autoslim.errors import UserError
+from autoslim.models.architectures import mobilenet_v2
+from autoslim.resources.costs import Costs
+from autoslim.search.methods import allocate, from_trajectory, uniform
 
 
 def groups_of(sizes: Mapping[str, tuple[int, int]]) -> dict[str, ChannelGroup]:

@@ -11,19 +11,15 @@ from specimens import shuffle_weights
 from torch import nn
 
 from autoslim import Supernet, resize, trace
-from autoslim.algorithms.resources import Costs
-from autoslim.algorithms.slimming import Candidate, SlimmingStep
-from autoslim.engine.artifacts import (
-    Allocation,
-    SupernetFile,
-    load_supernet,
-    load_weights,
-    save_weights,
-)
-from autoslim.engine.trajectory import read_trajectory, step_from_dict, step_to_dict
-from autoslim.networks.zoo import mobilenet_v2
-from autoslim.vocabulary.errors import UserError
-from autoslim.vocabulary.scores import Score
+from autoslim.errors import UserError
+from autoslim.models.architectures import mobilenet_v2
+from autoslim.pipeline.artifacts import Allocation
+from autoslim.resources.costs import Costs
+from autoslim.search.greedy import Candidate, SlimmingStep
+from autoslim.search.search import read_trajectory, step_from_dict, step_to_dict
+from autoslim.supernet.extract import SupernetFile, load_supernet
+from autoslim.tasks.classification import Score
+from autoslim.training.checkpoints import load_weights, save_weights
 
 
 @pytest.fixture
@@ -34,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
     wide = resize(network, graph, {name: options[0] for name, options in levels.items()})
     shuffle_weights(wide)
     save_weights(Supernet(wide, graph).network, tmp_path / "weights.safetensors")
-    SupernetFile("autoslim.networks.zoo:mobilenet_v2", graph.input_shape, levels, graph.default).write(tmp_path)
+    SupernetFile("autoslim.models.architectures:mobilenet_v2", graph.input_shape, levels, graph.default).write(tmp_path)
     return tmp_path
 
 
@@ -83,7 +79,7 @@ def test_a_supernet_of_another_network(folder: Path) -> None:
     other = mobilenet_v2(10, 8, [[1, 8, 1, 1], [2, 12, 2, 2]], 16, in_channels=1)
     message = told(lambda: load_supernet(folder, other, trace(other, torch.zeros(1, 1, 8, 8))))
     assert message == (
-        f"{folder} holds a supernet of another network (autoslim.networks.zoo:mobilenet_v2, 5 groups, "
+        f"{folder} holds a supernet of another network (autoslim.models.architectures:mobilenet_v2, 5 groups, "
         "input [1, 8, 8]); the parameters name one with 5 groups and input [1, 8, 8] (features.2.conv.2 has 8 channels "
         "there and 12 here): run `dvc repro supernet`"
     )

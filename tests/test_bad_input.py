@@ -16,14 +16,14 @@ from small_project import change_params, finished_project, mistake, start_projec
 from tiny import tiny_params
 from torch import Tensor, nn
 
-from autoslim.engine.data.info import read_info
-from autoslim.networks.resizing import resize
-from autoslim.shell.assembly import span, traced_network
-from autoslim.shell.exits import WrongParametersError
-from autoslim.shell.params import check_params, load_params
-from autoslim.shell.places import PREPARED
-from autoslim.vocabulary.budgets import format_amount
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.resize import resize
+from autoslim.data.prepared import read_info
+from autoslim.errors import UserError
+from autoslim.pipeline.assembly import span, traced_network
+from autoslim.pipeline.entry import WrongParametersError
+from autoslim.pipeline.params import check_params, load_params
+from autoslim.pipeline.project import PREPARED
+from autoslim.resources.budgets import format_amount
 
 
 @pytest.fixture(autouse=True)
@@ -555,7 +555,7 @@ def test_a_supernet_of_another_network(done: Path) -> None:
     change_params(done, {"model": {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}})
     told = mistake("search")
     assert told.startswith(
-        "outputs/supernet holds a supernet of another network (autoslim.networks.zoo:mobilenet_v2, 6 "
+        "outputs/supernet holds a supernet of another network (autoslim.models.architectures:mobilenet_v2, 6 "
     )
     assert "the parameters name one with 3 groups and input [1, 8, 8]" in told
     assert told.endswith("run `dvc repro supernet`")
@@ -629,7 +629,7 @@ def test_library_users_catch_a_value_error() -> None:
 
 def watch(file: str) -> None:
     """Puts a file among the deps of the supernet stage, as the README tells who brings trained weights."""
-    own = "      - stages/supernet.py\n"
+    own = "      - autoslim/pipeline/supernet.py\n"
     Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(own, f"{own}      - {file}\n"))
 
 
@@ -663,7 +663,7 @@ TRAINED: dict[str, Any] = {"model": {"weights": "weights/trained.pt"}, "supernet
         (
             {"model": {"weights": "DEFAULT"}, "supernet": {"width": 1.0}},
             "model.weights 'DEFAULT' is no file (.safetensors, .pt, .pth, .bin), and "
-            "'autoslim.networks.zoo:mobilenet_v2' has no weights with a name; give the path of a file",
+            "'autoslim.models.architectures:mobilenet_v2' has no weights with a name; give the path of a file",
         ),
     ],
 )

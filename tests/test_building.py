@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from autoslim.networks.building import build_network, check_network
-from autoslim.vocabulary.errors import UserError
+from autoslim.errors import UserError
+from autoslim.models.building import build_network, check_network
 
 FILE = '''
 """A user's own network."""

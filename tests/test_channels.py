@@ -6,10 +6,10 @@ import random
 import pytest
 from specimens import specimen
 
-from autoslim.networks.span import Span
-from autoslim.vocabulary.budgets import UNITS, format_amount, parse_budget
-from autoslim.vocabulary.channels import ChannelGroup, grid, make_divisible, scaled, slimming_step
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.grid import Span, grid, make_divisible, scaled, slimming_step
+from autoslim.channels.groups import ChannelGroup
+from autoslim.errors import UserError
+from autoslim.resources.budgets import UNITS, format_amount, parse_budget
 
 
 def group(name: str, size: int, unit: int = 1, expansion: tuple[str, int] | None = None) -> ChannelGroup:

@@ -20,10 +20,10 @@ from small_project import change_params, finished_project, mistake
 from typer.testing import CliRunner
 
 from autoslim import trace
-from autoslim.networks.building import build_network
-from autoslim.networks.graph import ChannelGraph
-from autoslim.shell.cli import app
-from autoslim.vocabulary.budgets import format_amount, named_amount
+from autoslim.channels.graph import ChannelGraph
+from autoslim.cli.main import app
+from autoslim.models.building import build_network
+from autoslim.resources.budgets import format_amount, named_amount
 
 MOBILENET = "torchvision.models:mobilenet_v2"
 
@@ -445,7 +445,7 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
         ),
         (["export", "uniform", "--to", "net.onnx"], "--to net.onnx ends in .onnx; end it in .pt2 or .safetensors"),
         (["export", "uniform", "--to", "gone/net.pt2"], "--to gone/net.pt2: there is no folder "),
-        (["stage", "train"], "there is no stage 'train'; stages are allocate, prepare, report, resources, retrain"),
+        (["stage", "train"], "there is no stage 'train'; stages are prepare, resources, supernet, search"),
         (["stage", "retrain"], "stage retrain needs a method; write `autoslim stage retrain autoslim`"),
         (["stage", "search", "uniform"], "stage search takes no method, but 'uniform' is given; leave it out"),
         (["check", "gone.yaml"], "there is no gone.yaml in "),
@@ -601,7 +601,7 @@ def test_check_downloads_no_weights(project: Path, tmp_path: Path, monkeypatch: 
     def download(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("autoslim.shell.assembly.trained_tensors", download)
+    monkeypatch.setattr("autoslim.pipeline.assembly.trained_tensors", download)
     copy = shutil.copytree(project, tmp_path / "project")
     monkeypatch.chdir(copy)
     info = copy / "data/prepared/data.json"

@@ -11,10 +11,10 @@ from specimens import MAIN, OTHERS, random_channels, specimen
 from torch import nn
 
 from autoslim import resize, trace
-from autoslim.networks.copying import on_meta
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.zoo import mobilenet_v2
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.copying import on_meta
+from autoslim.channels.graph import ChannelGraph
+from autoslim.errors import UserError
+from autoslim.models.architectures import mobilenet_v2
 
 
 def counted(network: nn.Module, shape: tuple[int, ...]) -> int:

@@ -19,15 +19,16 @@ from tiny import merged, tiny_params
 from torch import nn
 
 from autoslim import trace
-from autoslim.algorithms.resources import Costs
-from autoslim.networks.building import build_network
-from autoslim.networks.copying import on_meta
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.released import FAMILIES, released, released_lists
-from autoslim.shell import assembly, rehearsing
-from autoslim.shell.estimating import Sizes, Work, even_path, expected_macs, expected_search, plan, stand_in_limits
-from autoslim.shell.params import Params, check_params, load_params
-from autoslim.shell.rehearsing import Rehearsal
+from autoslim.channels.copying import on_meta
+from autoslim.channels.graph import ChannelGraph
+from autoslim.models.building import build_network
+from autoslim.models.released import FAMILIES, released, released_lists
+from autoslim.pipeline import assembly
+from autoslim.pipeline import dry_run as rehearsing
+from autoslim.pipeline.dry_run import Rehearsal
+from autoslim.pipeline.estimate import Sizes, Work, even_path, expected_macs, expected_search, plan, stand_in_limits
+from autoslim.pipeline.params import Params, check_params, load_params
+from autoslim.resources.costs import Costs
 
 IMAGENET = Sizes(train=1_281_167 - 50_000, search=50_000, test=50_000)
 

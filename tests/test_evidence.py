@@ -19,13 +19,13 @@ from studies import Pieces, changed, load_yaml
 from tiny import tiny_params
 
 from autoslim import trace
-from autoslim.algorithms.allocation import allocate
-from autoslim.algorithms.resources import Costs
-from autoslim.networks.building import build_network
-from autoslim.networks.graph import ChannelGraph
-from autoslim.shell.assembly import span
-from autoslim.shell.params import check_params
-from autoslim.vocabulary.budgets import parse_budget
+from autoslim.channels.graph import ChannelGraph
+from autoslim.models.building import build_network
+from autoslim.pipeline.assembly import span
+from autoslim.pipeline.params import check_params
+from autoslim.resources.budgets import parse_budget
+from autoslim.resources.costs import Costs
+from autoslim.search.methods import allocate
 
 NETWORKS = ("mobilenet_v2", "resnet")
 STUDIES = load_yaml(ROOT / "evidence/studies.yaml")

@@ -8,16 +8,16 @@ from closure import ROOT
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from autoslim.networks.building import build_network
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.released import FAMILIES, released, released_lists
-from autoslim.networks.resizing import resize
-from autoslim.networks.tracing import on_meta, trace
-from autoslim.networks.zoo import mobilenet_v2 as cifar_mobilenet_v2
-from autoslim.networks.zoo import resnet
-from autoslim.shell.assembly import span
-from autoslim.shell.params import load_params
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.resize import resize
+from autoslim.errors import UserError
+from autoslim.models.architectures import mobilenet_v2 as cifar_mobilenet_v2
+from autoslim.models.architectures import resnet
+from autoslim.models.building import build_network
+from autoslim.models.released import FAMILIES, released, released_lists
+from autoslim.pipeline.assembly import span
+from autoslim.pipeline.params import load_params
+from autoslim.tracing import on_meta, trace
 
 
 @cache

@@ -26,13 +26,13 @@ from test_costs import counted
 from tiny import merged, write_params
 
 from autoslim import resize, trace
-from autoslim.engine.data import files
-from autoslim.networks.building import build_network
-from autoslim.networks.copying import on_meta
-from autoslim.shell.checks import check_reach
-from autoslim.shell.params import check_params, load_params, read_yaml
-from autoslim.vocabulary.budgets import parse_budget
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.copying import on_meta
+from autoslim.data import batches as files
+from autoslim.errors import UserError
+from autoslim.models.building import build_network
+from autoslim.pipeline.checks import check_reach
+from autoslim.pipeline.params import check_params, load_params, read_yaml
+from autoslim.resources.budgets import parse_budget
 
 PRESET = ROOT / "presets/imagenet-mobilenet_v2.yaml"
 BUDGET = 305e6  # MACs at 224x224: the preset's

@@ -14,23 +14,22 @@ from specimens import OTHERS, random_channels, specimen
 from torch import Tensor, fx, nn
 
 from autoslim import trace
-from autoslim.algorithms.latency import Check, KernelTimes, LatencyTable, Target
-from autoslim.algorithms.resources import Costs, Objective
-from autoslim.engine import latency as measuring
-from autoslim.engine import runtimes
-from autoslim.engine.latency import checked_against, fitted_line, measure_table, random_configurations
-from autoslim.engine.memory_use import memory_of
-from autoslim.engine.runtimes import check_runtime, prepared
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.kernels import described, find_kernels
-from autoslim.networks.span import Span
-from autoslim.networks.tracing.symbolic import symbolic_graph
-from autoslim.networks.zoo import mobilenet_v2
-from autoslim.shell.params import Latency as LatencyParams
-from autoslim.shell.params import read_yaml
-from autoslim.shell.report.measured import measure_network
-from autoslim.shell.targets import latency_target, report_target
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.grid import Span
+from autoslim.errors import UserError
+from autoslim.models.architectures import mobilenet_v2
+from autoslim.pipeline.costs import latency_target, report_target
+from autoslim.pipeline.params import Latency as LatencyParams
+from autoslim.pipeline.params import read_yaml
+from autoslim.resources.costs import Costs, Objective
+from autoslim.resources.latency import backends as runtimes
+from autoslim.resources.latency import measure as measuring
+from autoslim.resources.latency.backends import check_runtime, prepared
+from autoslim.resources.latency.kernels import described, find_kernels
+from autoslim.resources.latency.measure import checked_against, fitted_line, measure_table, random_configurations
+from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
+from autoslim.resources.measure import measure_network, memory_of
+from autoslim.tracing.capture import symbolic_graph
 
 TARGET = Target("a machine", "eager", "cpu", 1, 1, "fp32", False, "torch")
 

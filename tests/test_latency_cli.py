@@ -18,13 +18,13 @@ from tiny import tiny_params
 from torch import Tensor, nn
 
 from autoslim import trace
-from autoslim.algorithms.latency import Check, KernelTimes, LatencyTable, Target
-from autoslim.engine import latency as measuring
-from autoslim.engine.latency import this_target
-from autoslim.networks.building import build_network
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.kernels import find_kernels
-from autoslim.vocabulary.budgets import format_amount
+from autoslim.channels.graph import ChannelGraph
+from autoslim.models.building import build_network
+from autoslim.resources.budgets import format_amount
+from autoslim.resources.latency import measure as measuring
+from autoslim.resources.latency.kernels import find_kernels
+from autoslim.resources.latency.measure import this_target
+from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
 
 TARGET = Target("a phone", "onnxruntime", "cpu", 4, 1, "fp32", False, "torch 3")
 CHECK = Check(tuple(range(5, 25)), tuple(n + 0.5 for n in range(5, 25)), 0.03, 0.09, 0.995)
@@ -71,7 +71,7 @@ def watch(file: str) -> None:
     """Puts a table's file among the deps of the stage ``resources``, as check_table asks for."""
     text = Path("dvc.yaml").read_text()
     Path("dvc.yaml").write_text(
-        text.replace("      - stages/resources.py\n", f"      - stages/resources.py\n      - {file}\n")
+        text.replace("    params: [budget, latency, model", f"      - {file}\n    params: [budget, latency, model")
     )
 
 
@@ -249,7 +249,7 @@ def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None
     assert said["budget"] == "60%"
     write(
         project / "phone.json",
-        made(trace(build_network("autoslim.networks.zoo:mobilenet_v2", {}, 10), torch.empty(1, 3, 32, 32))),
+        made(trace(build_network("autoslim.models.architectures:mobilenet_v2", {}, 10), torch.empty(1, 3, 32, 32))),
     )
     assert refused("check").startswith("the latency table is of another network (a network, ")
     other = made(graph, tiny_network())

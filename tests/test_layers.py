@@ -9,16 +9,32 @@ from pathlib import Path
 import pytest
 from closure import ROOT
 
-LAYERS = ("vocabulary", "networks", "algorithms", "engine", "shell")
-"""From the bottom up; ``stages`` belong to the shell."""
+LAYERS = (
+    "errors",
+    "channels",
+    "tracing",
+    "distributed",
+    "data",
+    "tasks",
+    "training",
+    "resources",
+    "models",
+    "supernet",
+    "search",
+    "export",
+    "report",
+    "pipeline",
+    "cli",
+)
+"""Folders and single modules of the package; each may import from itself and from those before it."""
 
-FILES = sorted([*(ROOT / "autoslim").rglob("*.py"), *(ROOT / "stages").rglob("*.py")])
+SHELL = ("report", "pipeline", "cli", "stages")
+
+FILES = sorted((ROOT / "autoslim").rglob("*.py"))
 
 
 def layer_of(module: str) -> str | None:
     parts = module.split(".")
-    if parts[0] == "stages":
-        return "shell"
     return parts[1] if parts[0] == "autoslim" and len(parts) > 1 and parts[1] in LAYERS else None
 
 
@@ -58,28 +74,23 @@ def importers(*packages: str) -> set[str]:
 
 
 def test_only_tracking_imports_mlflow() -> None:
-    assert importers("mlflow") == {"autoslim.shell.tracking"}
+    assert importers("mlflow") == {"autoslim.pipeline.tracking"}
 
 
-def test_the_vocabulary_imports_nothing_but_python() -> None:
-    for file in FILES:
-        if layer_of(module_of(file)) == "vocabulary":
-            for imported in imports(file):
-                assert imported.split(".")[0] in sys.stdlib_module_names or layer_of(imported) == "vocabulary"
-
-
-def test_what_reads_parameters_stays_in_the_shell() -> None:
-    """Configuration, the terminal's commands and pictures stop there."""
+def test_configuration_stays_above_the_library() -> None:
+    """Parameters, the commands and figures are not known below the report."""
     for module in importers("pydantic", "typer", "rich", "matplotlib", "dvc"):
-        assert layer_of(module) == "shell", module
+        assert layer_of(module) in SHELL, module
 
 
-def test_algorithms_know_no_files() -> None:
-    for module in importers("pathlib", "json", "os"):
-        assert layer_of(module) not in ("algorithms", "vocabulary"), module
+def test_the_algorithms_use_no_files() -> None:
+    algorithms = {"autoslim.search.greedy", "autoslim.search.methods", "autoslim.supernet.sandwich"}
+    assert not algorithms & importers("pathlib", "json", "os")
 
 
-@pytest.mark.parametrize("door", ["autoslim", "autoslim.vocabulary.budgets", "autoslim.vocabulary.channels"])
+@pytest.mark.parametrize(
+    "door", ["autoslim", "autoslim.resources.budgets", "autoslim.channels.groups", "autoslim.channels.grid"]
+)
 def test_torch_is_not_imported_before_it_is_needed(door: str) -> None:
     code = f"import sys, {door}; print(sorted(m for m in ('torch', 'mlflow', 'numpy', 'dvc') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -88,15 +99,17 @@ def test_torch_is_not_imported_before_it_is_needed(door: str) -> None:
 
 def test_the_packages_names_are_the_functions_themselves() -> None:
     import autoslim
-    from autoslim.algorithms import recalibration, sandwich, slimming
-    from autoslim.networks import resizing, sorting, supernet, tracing
+    from autoslim import tracing
+    from autoslim.channels import resize, sort
+    from autoslim.search import greedy
+    from autoslim.supernet import extract, sandwich, supernet
 
     assert autoslim.trace is tracing.trace
-    assert autoslim.resize is resizing.resize
+    assert autoslim.resize is resize.resize
     assert autoslim.Supernet is supernet.Supernet
-    assert autoslim.greedy_slim is slimming.greedy_slim
+    assert autoslim.greedy_slim is greedy.greedy_slim
     assert autoslim.sandwich_step is sandwich.sandwich_step
-    assert autoslim.recalibrate is recalibration.recalibrate
-    assert autoslim.sort_channels is sorting.sort_channels
+    assert autoslim.recalibrate is extract.recalibrate
+    assert autoslim.sort_channels is sort.sort_channels
     with pytest.raises(AttributeError, match="has no attribute 'train'; it offers Supernet, greedy_slim"):
         autoslim.train  # noqa: B018

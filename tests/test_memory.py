@@ -12,11 +12,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from autoslim import resize, trace
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.memory import live_outputs
-from autoslim.networks.tracing.shaped import shaped_graph
-from autoslim.networks.tracing.symbolic import symbolic_graph
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.memory import live_outputs
+from autoslim.errors import UserError
+from autoslim.tracing.capture import shaped_graph, symbolic_graph
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import merged, project_copy, run, write_params
 
-from autoslim.shell.params import read_yaml
+from autoslim.pipeline.params import read_yaml
 
 RETRAIN_AND_REPORT = {"retrain@autoslim", "retrain@uniform", "report"}
 ALLOCATE_AND_AFTER = RETRAIN_AND_REPORT | {"allocate"}

@@ -14,22 +14,21 @@ from specimens import batch_statistics, shuffle_weights, specimen
 from torch import Tensor, nn
 
 from autoslim import resize, sort_channels, trace
-from autoslim.engine.checkpoints import Checkpoints
-from autoslim.engine.data.info import read_info
-from autoslim.engine.supernet_training import first_supernet, train_supernet
-from autoslim.networks.building import build_network
-from autoslim.networks.copying import copy_with
-from autoslim.networks.fitting import with_weights
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.pretrained import check_weights, trained_tensors
-from autoslim.networks.sorting import channel_importance
-from autoslim.networks.span import Span
-from autoslim.shell.assembly import traced_network
-from autoslim.shell.params import load_params
-from autoslim.shell.places import PREPARED
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.copying import copy_with
+from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.grid import Span
+from autoslim.channels.sort import channel_importance
+from autoslim.data.prepared import read_info
+from autoslim.errors import UserError
+from autoslim.models.building import build_network
+from autoslim.models.pretrained import check_weights, trained_tensors, with_weights
+from autoslim.pipeline.assembly import traced_network
+from autoslim.pipeline.params import load_params
+from autoslim.pipeline.project import PREPARED
+from autoslim.supernet.train import first_supernet, train_supernet
+from autoslim.training.checkpoints import Checkpoints
 
-NAME = "autoslim.networks.zoo:mobilenet_v2"
+NAME = "autoslim.models.architectures:mobilenet_v2"
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -451,7 +450,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose supernet stage watches trained.pt, as the working directory. Its data are prepared."""
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(start_project(tmp_path / "project"))
-    own = "      - stages/supernet.py\n"
+    own = "      - autoslim/pipeline/supernet.py\n"
     Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(own, f"{own}      - trained.pt\n"))
     stage("prepare")
     return Path.cwd()

@@ -24,22 +24,21 @@ from specimens import shuffle_weights
 from torch import Tensor, nn
 
 from autoslim import Supernet, resize
-from autoslim.algorithms.resources import Costs, Objective
-from autoslim.algorithms.sandwich import sandwich_rule
-from autoslim.engine.artifacts import load_weights
-from autoslim.engine.checkpoints import Checkpoints
-from autoslim.engine.data import PreparedData
-from autoslim.engine.optimisation import sgd
-from autoslim.engine.processes import ALONE, Processes, assigned, here, meeting_point
-from autoslim.engine.retraining import retrain
-from autoslim.engine.runtime import Machine, autocast, choose_device
-from autoslim.engine.searching import search
-from autoslim.engine.shared_gradients import SharedGradients
-from autoslim.engine.supernet_training import drawing_seed, train_supernet
-from autoslim.engine.training import Plan, label_step, train
-from autoslim.shell.launching import _reason, process_count
-from autoslim.shell.params import Runtime
-from autoslim.vocabulary.errors import UserError
+from autoslim.data.prepared import PreparedData
+from autoslim.distributed.ranks import ALONE, Processes, assigned, here, meeting_point
+from autoslim.distributed.sync import SharedGradients
+from autoslim.errors import UserError
+from autoslim.pipeline.launch import _reason, process_count
+from autoslim.pipeline.params import Runtime
+from autoslim.resources.costs import Costs, Objective
+from autoslim.search.search import search
+from autoslim.supernet.sandwich import sandwich_rule
+from autoslim.supernet.train import drawing_seed, train_supernet
+from autoslim.training.checkpoints import Checkpoints, load_weights
+from autoslim.training.device import Machine, autocast, choose_device
+from autoslim.training.loop import Plan, label_step, train
+from autoslim.training.recipe import sgd
+from autoslim.training.retrain import retrain
 
 SIZE = 2
 STEPS, EPOCHS = 3, 2
@@ -568,7 +567,7 @@ NET = """
 import os, time
 import torch
 from torch import nn
-from autoslim.networks.zoo import mobilenet_v2
+from autoslim.models.architectures import mobilenet_v2
 
 class Dying(nn.Module):
     def forward(self, x):

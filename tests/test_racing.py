@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 import pytest
 import torch
 
-from autoslim.algorithms.racing import CURRENT, Lap, Outcome, race_judge
-from autoslim.algorithms.slimming import By, Option, SlimmingStep, exhaustive_judge
-from autoslim.vocabulary.scores import Score
+from autoslim.search.greedy import By, Option, SlimmingStep, exhaustive_judge
+from autoslim.search.racing import CURRENT, Lap, Outcome, race_judge
+from autoslim.tasks.classification import Score
 
 LAPS, LAP = 8, 64
 IMAGES = LAPS * LAP

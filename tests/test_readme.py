@@ -8,8 +8,8 @@ from closure import ROOT
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from autoslim.shell.cli import app
-from autoslim.shell.params import Params, load_params
+from autoslim.cli.main import app
+from autoslim.pipeline.params import Params, load_params
 
 
 def parameters(model: type[BaseModel], prefix: str = "") -> list[tuple[str, str | None]]:

@@ -7,7 +7,7 @@ from specimens import specimen
 from torch import Tensor, nn
 
 from autoslim import Supernet, recalibrate, trace
-from autoslim.vocabulary.errors import UserError
+from autoslim.errors import UserError
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from small_project import stage, start_project
 from typer.testing import CliRunner
 
-from autoslim.networks.released import released
-from autoslim.shell.cli import app
-from autoslim.vocabulary.budgets import format_amount
+from autoslim.cli.main import app
+from autoslim.models.released import released
+from autoslim.resources.budgets import format_amount
 
 METHOD = "released/mobilenet_v2-207M"
 

@@ -15,14 +15,20 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
 
-from autoslim.algorithms.latency import Check, LatencyTable, Target
-from autoslim.shell.report import pictures, resource_pictures
-from autoslim.shell.report.curves import last_by_seed, over_seeds, read_curves
-from autoslim.shell.report.measured import Measured
-from autoslim.shell.report.pictures import channels_picture, curves_picture, trajectory_picture
-from autoslim.shell.report.resource_pictures import prediction_picture, resources_picture
-from autoslim.shell.report.style import looks
-from autoslim.shell.report.table import (
+from autoslim.errors import UserError
+from autoslim.report import figures as pictures
+from autoslim.report import resource_figures as resource_pictures
+from autoslim.report.figures import (
+    channels_picture,
+    curves_picture,
+    last_by_seed,
+    looks,
+    over_seeds,
+    read_curves,
+    trajectory_picture,
+)
+from autoslim.report.resource_figures import prediction_picture, resources_picture
+from autoslim.report.table import (
     Result,
     compare,
     csv_table,
@@ -32,8 +38,9 @@ from autoslim.shell.report.table import (
     metrics,
     terminal_table,
 )
-from autoslim.vocabulary.budgets import parse_budgets
-from autoslim.vocabulary.errors import UserError
+from autoslim.resources.budgets import parse_budgets
+from autoslim.resources.latency.table import Check, LatencyTable, Target
+from autoslim.resources.measure import Measured
 
 
 def result(method: str, macs: float, params: float, top1: dict[int, float], **more: Any) -> Result:

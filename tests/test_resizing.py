@@ -9,9 +9,8 @@ from specimens import MAIN, build, random_channels, shuffle_weights, specimen
 from torch import Tensor, nn
 
 from autoslim import resize, trace
-from autoslim.networks.initialisation import initialise
-from autoslim.networks.resizing import present_channels
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.resize import initialise, present_channels
+from autoslim.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "cifar_resnet18", "densenet121", "regnet_y_400mf"])

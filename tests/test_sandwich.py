@@ -9,9 +9,10 @@ from specimens import batch_statistics, specimen, spread
 from torch import Tensor
 
 from autoslim import Supernet, sandwich_step
-from autoslim.algorithms.sandwich import Per, random_subnet, random_width, sandwich_rule, smoothed_cross_entropy
-from autoslim.engine.runtime import autocast
-from autoslim.networks.span import Span
+from autoslim.channels.grid import Span
+from autoslim.supernet.sandwich import Per, random_subnet, random_width, sandwich_rule
+from autoslim.tasks.classification import smoothed_cross_entropy
+from autoslim.training.device import autocast
 
 CLASSES = 10
 

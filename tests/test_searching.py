@@ -11,15 +11,14 @@ from small_data import SPAN, machine, prepared_digits, small_network
 from specimens import batch_statistics, shuffle_weights
 
 from autoslim import Supernet, resize
-from autoslim.algorithms.racing import Lap
-from autoslim.algorithms.resources import Costs, Objective
-from autoslim.engine import searching
-from autoslim.engine.checkpoints import Checkpoints
-from autoslim.engine.chunks import search_chunks
-from autoslim.engine.data import PreparedData
-from autoslim.engine.searching import search
-from autoslim.engine.trajectory import read_trajectory
-from autoslim.vocabulary.errors import UserError
+from autoslim.data.batches import search_chunks
+from autoslim.data.prepared import PreparedData
+from autoslim.errors import UserError
+from autoslim.resources.costs import Costs, Objective
+from autoslim.search import search as searching
+from autoslim.search.racing import Lap
+from autoslim.search.search import read_trajectory, search
+from autoslim.training.checkpoints import Checkpoints
 
 
 class KilledError(Exception):
@@ -85,7 +84,7 @@ def test_the_trajectory_is_what_it_says(supernet: Supernet, data: PreparedData, 
         }
     assert trajectory["steps"][0]["channels"] == trajectory["widest"]["channels"]
     assert trajectory["steps"][-1]["macs"] <= 0.4 * graph.macs() < trajectory["steps"][-2]["macs"]
-    chunks = search_chunks(data, machine(), images=96, chunk=32, seed=0)
+    chunks = search_chunks(data, images=96, chunk=32, seed=0, device=machine().device, workers=machine().workers)
     for step in trajectory["steps"][:: len(trajectory["steps"]) // 3]:
         cut = batch_statistics(supernet.extract(step["channels"]))
         with torch.no_grad():

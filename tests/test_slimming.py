@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from autoslim import greedy_slim
-from autoslim.algorithms.slimming import SlimmingStep
-from autoslim.vocabulary.scores import Score
+from autoslim.search.greedy import SlimmingStep
+from autoslim.tasks.classification import Score
 
 Grid = dict[str, tuple[int, ...]]
 GRID: Grid = {"a": (8, 6, 4, 2), "b": (10, 5), "c": (9, 6, 3), "d": (7,)}

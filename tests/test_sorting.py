@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from autoslim import resize, sort_channels, trace
-from autoslim.networks.sorting import Importance, channel_importance, importance_orders, permute
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.sort import Importance, channel_importance, importance_orders, permute
+from autoslim.errors import UserError
 
 
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:

@@ -11,7 +11,7 @@ from specimens import MAIN, OTHERS, batch_statistics, random_channels, shuffle_w
 from torch import Tensor, nn
 
 from autoslim import Supernet, resize, trace
-from autoslim.vocabulary.errors import UserError
+from autoslim.errors import UserError
 
 
 def supernet_of(name: str, width: float = 1.5, dtype: torch.dtype = torch.float32) -> Supernet:

@@ -8,10 +8,9 @@ from specimens import MAIN, OTHERS, random_channels, specimen
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoslim.networks.supernet import Supernet
-from autoslim.networks.tails import Tails
-from autoslim.networks.tracing import trace
-from autoslim.networks.trusting import trusted_tails
+from autoslim.search.incremental import Tails, trusted_tails
+from autoslim.supernet.supernet import Supernet
+from autoslim.tracing import trace
 
 
 def tails_of(name: str) -> tuple[Supernet, Tails, Tensor, dict[str, int], dict[str, int]]:

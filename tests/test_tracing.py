@@ -14,12 +14,11 @@ from torch.testing import assert_close as assert_equal
 from torchvision.ops import StochasticDepth
 
 from autoslim import Supernet, resize, trace
-from autoslim.networks.copying import on_meta
-from autoslim.networks.graph import ChannelGraph
-from autoslim.networks.slimmability import layers_that_stay, slimmable_share
-from autoslim.networks.tracing.locality import is_local
-from autoslim.networks.tracing.symbolic import symbolic_graph
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.copying import on_meta
+from autoslim.channels.graph import ChannelGraph, layers_that_stay, slimmable_share
+from autoslim.errors import UserError
+from autoslim.tracing.capture import symbolic_graph
+from autoslim.tracing.operations import is_local
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, **options: Any) -> nn.Conv2d:

@@ -18,8 +18,8 @@ import torch
 from mlflow import MlflowClient
 from torch import nn
 
-from autoslim.shell import tracking
-from autoslim.shell.tracking import MlflowTracker, NullTracker, fingerprint, flattened, origin, tracked, tracking_uri
+from autoslim.pipeline import tracking
+from autoslim.pipeline.tracking import MlflowTracker, NullTracker, fingerprint, flattened, origin, tracked, tracking_uri
 
 CLEAN = [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]
 
@@ -38,7 +38,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 START = """
 from pathlib import Path
-from autoslim.shell.tracking import tracked
+from autoslim.pipeline.tracking import tracked
 with tracked("prepare", run_name="prepare", params={}, tags={}, enabled=True) as tracker:
     for step in range(20):
         tracker.metrics({"loss": 1.0}, step)

@@ -18,20 +18,20 @@ from small_data import SPAN, machine, prepared_digits, recipe, small_network
 from torch import Tensor, nn
 
 from autoslim import resize
-from autoslim.engine.artifacts import load_weights, start_file, write_start
-from autoslim.engine.checkpoints import Checkpoints, file_digest, run_key, write_atomically, write_json
-from autoslim.engine.chunks import even_chunk, search_chunks
-from autoslim.engine.data import PreparedData
-from autoslim.engine.evaluation import evaluate
-from autoslim.engine.optimisation import learning_rate_at, sgd
-from autoslim.engine.retraining import retrain, retrained_top1
-from autoslim.engine.runtime import autocast
-from autoslim.engine.starting import subnets_of
-from autoslim.engine.supernet_training import first_supernet, train_supernet
-from autoslim.engine.training import Plan, Row, label_step, train, write_rows
-from autoslim.networks.initialisation import initialise
-from autoslim.networks.zoo import mobilenet_v2
-from autoslim.vocabulary.errors import UserError
+from autoslim.channels.resize import initialise
+from autoslim.data.batches import even_chunk, search_chunks
+from autoslim.data.prepared import PreparedData
+from autoslim.errors import UserError
+from autoslim.models.architectures import mobilenet_v2
+from autoslim.pipeline.artifacts import start_file, write_start
+from autoslim.supernet.extract import subnets_of
+from autoslim.supernet.train import first_supernet, train_supernet
+from autoslim.tasks.classification import evaluate
+from autoslim.training.checkpoints import Checkpoints, file_digest, load_weights, run_key, write_atomically, write_json
+from autoslim.training.device import autocast
+from autoslim.training.loop import Plan, Row, label_step, train, write_rows
+from autoslim.training.recipe import learning_rate_at, sgd
+from autoslim.training.retrain import retrain, retrained_top1
 
 STEPS = 8  # of an epoch
 
@@ -421,7 +421,9 @@ def test_a_network_cut_from_the_supernet_computes_what_the_supernet_does(data: P
     for name, parameter in cut.named_parameters():
         assert torch.equal(parameter, wide[name][tuple(slice(size) for size in parameter.shape)])
     assert cut.state_dict().keys() == network.state_dict().keys()
-    [(images, _)] = search_chunks(data, machine(), images=2048, chunk=256, seed=0)  # all of them, in one
+    [(images, _)] = search_chunks(
+        data, images=2048, chunk=256, seed=0, device=machine().device, workers=machine().workers
+    )  # all of them, in one
     supernet.select(channels)
     count = len(images) * 4  # of a channel's values where there are fewest
     with torch.no_grad():
@@ -537,16 +539,24 @@ def test_no_chunk_has_less_images_than_asked_nor_needlessly_many() -> None:
 
 
 def test_search_chunks_are_always_the_same_and_mix_the_classes(data: PreparedData) -> None:
-    chunks = search_chunks(data, machine(), images=80, chunk=32, seed=0)
-    again = search_chunks(data, machine(), images=80, chunk=32, seed=0)
+    chunks = search_chunks(data, images=80, chunk=32, seed=0, device=machine().device, workers=machine().workers)
+    again = search_chunks(data, images=80, chunk=32, seed=0, device=machine().device, workers=machine().workers)
     assert [len(labels) for _, labels in chunks] == [40, 40]
     assert all(
         torch.equal(a, b) for pair, other in zip(chunks, again, strict=True) for a, b in zip(pair, other, strict=True)
     )
     assert all(len(labels.unique()) >= 9 for _, labels in chunks)
-    other = search_chunks(data, machine(), images=80, chunk=32, seed=1)
+    other = search_chunks(data, images=80, chunk=32, seed=1, device=machine().device, workers=machine().workers)
     assert not torch.equal(chunks[0][1], other[0][1])
-    assert sum(len(labels) for _, labels in search_chunks(data, machine(), images=10**6, chunk=32, seed=0)) == 96
+    assert (
+        sum(
+            len(labels)
+            for _, labels in search_chunks(
+                data, images=10**6, chunk=32, seed=0, device=machine().device, workers=machine().workers
+            )
+        )
+        == 96
+    )
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -4,10 +4,17 @@ import torch
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as reference
 
-from autoslim.engine.data import Augmentation
-from autoslim.engine.data.augmentation import augment, jittered, resized_boxes, shifted
-from autoslim.engine.data.draws import AREA, crop_boxes, uniforms
-from autoslim.vocabulary.errors import UserError
+from autoslim.data.augmentation import (
+    AREA,
+    Augmentation,
+    augment,
+    crop_boxes,
+    jittered,
+    resized_boxes,
+    shifted,
+    uniforms,
+)
+from autoslim.errors import UserError
 
 
 def pictures(count: int, channels: int, size: int) -> torch.Tensor:

@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from autoslim.engine.data.balance import balanced_quotas, choose_balanced
+from autoslim.data.prepare import balanced_quotas, choose_balanced
 
 
 @pytest.mark.parametrize("seed", range(20))

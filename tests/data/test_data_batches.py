@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from autoslim.engine.data import Augmentation, PreparedData, batches_per_epoch, eval_batches, prepare, train_batches
-from autoslim.vocabulary.errors import UserError
+from autoslim.data.augmentation import Augmentation
+from autoslim.data.batches import batches_per_epoch, eval_batches, train_batches
+from autoslim.data.prepare import prepare
+from autoslim.data.prepared import PreparedData
+from autoslim.errors import UserError
 
 ALL_ON = Augmentation(pad=1, flip=True, area=(0.3, 1.0), jitter=0.3)
 Batches = list[tuple[Tensor, Tensor]]
@@ -207,6 +210,6 @@ def test_a_truncated_image_is_unreadable(pets: Path, tmp_path: Path) -> None:
 def test_a_large_split_stays_on_the_host(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = prepared(pets, tmp_path / "prepared", "arrays")
     expected = train(data)
-    monkeypatch.setattr("autoslim.engine.data.prepared.RESIDENT_LIMIT", 10)
+    monkeypatch.setattr("autoslim.data.prepared.RESIDENT_LIMIT", 10)
     assert data.resident("train", torch.device("meta")).device.type == "cpu"
     assert same(expected, train(data))

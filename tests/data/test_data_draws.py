@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autoslim.engine.data.draws import AREA, COLUMNS, crop_boxes, shuffle, uniforms
+from autoslim.data.augmentation import AREA, COLUMNS, crop_boxes, shuffle, uniforms
 
 MASK = 2**64 - 1
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from autoslim.engine.data import check_source
-from autoslim.engine.data.folder import load_folder_source
-from autoslim.vocabulary.errors import UserError
+from autoslim.data.prepare import check_source
+from autoslim.data.sources import load_folder_source
+from autoslim.errors import UserError
 
 Make = Callable[..., Path]
 LAYOUT = "expected <folder>/train/<class>/<images> and <folder>/test/<class>/<images> (or val)"

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from autoslim.engine.data import SPLITS, DataInfo, PreparedData, eval_batches, prepare
-from autoslim.engine.data import preparation as preparation_module
-from autoslim.engine.data.info import FILE_NAME
-from autoslim.vocabulary.errors import UserError
+from autoslim.data import prepare as preparation_module
+from autoslim.data.batches import eval_batches
+from autoslim.data.prepare import prepare
+from autoslim.data.prepared import FILE_NAME, SPLITS, DataInfo, PreparedData
+from autoslim.errors import UserError
 
 Make = Callable[..., Path]
 

@@ -10,8 +10,10 @@ import torchvision
 from PIL import Image
 from torch.utils.data import Dataset
 
-from autoslim.engine.data import DataInfo, PreparedData, check_source, eval_batches, prepare
-from autoslim.vocabulary.errors import UserError
+from autoslim.data.batches import eval_batches
+from autoslim.data.prepare import check_source, prepare
+from autoslim.data.prepared import DataInfo, PreparedData
+from autoslim.errors import UserError
 
 
 def picture(split: str, index: int) -> Image.Image:

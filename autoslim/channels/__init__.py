@@ -1,0 +1,1 @@
+"""Channels: groups, the grid, the channel graph, resizing, sorting and copying networks."""

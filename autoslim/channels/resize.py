@@ -1,0 +1,148 @@
+"""``resize``: the same network with other numbers of channels; and ``initialise``, which draws its weights."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from autoslim.channels.copying import copy_with, named_tensors
+from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.groups import Axis, axis_size
+from autoslim.errors import UserError
+
+
+def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> nn.Module:
+    """A plain network of the same class with ``channels``, and the parameter names that it had.
+
+    Where a group shrinks, its leading channels keep their weights; where it grows, the new channels' weights are zero,
+    and their entries in per-channel vectors (scales, statistics) the mean of the old ones: they are meant to be
+    initialised (see ``initialise``). The argument is not changed and shares no memory with the result. With the
+    channels that the network has, the result is a copy.
+
+    Args:
+        network: the traced network, or any ``resize`` of it.
+        graph: ``trace`` of it.
+        channels: one number for each of the graph's groups.
+
+    Raises:
+        UserError: ``channels`` or ``network`` does not fit the graph.
+    """
+    graph.check(channels)
+    present = present_channels(network, graph)
+
+    def replace(name: str, tensor: Tensor) -> Tensor:
+        if name not in graph.tensors:
+            return tensor.clone()
+        return _resized(tensor, graph.tensors[name], present, channels)
+
+    result = copy_with(network, replace)
+    for attribute in graph.attributes:
+        setattr(result.get_submodule(attribute.module), attribute.name, attribute.value(channels))
+    return result
+
+
+def present_channels(network: nn.Module, graph: ChannelGraph) -> dict[str, int]:
+    """The configuration that ``network``, a resize of the graph's network, has now.
+
+    Raises:
+        UserError: it is not such a network.
+    """
+    tensors = named_tensors(network)
+    for name, axes in graph.tensors.items():
+        if name not in tensors or tensors[name].dim() != len(axes):
+            raise UserError(
+                f"this is not the network that was traced: it has no tensor {name!r} of {len(axes)} dimensions"
+            )
+    sizes = dict.fromkeys(
+        (axis, size)
+        for name, axes in graph.tensors.items()
+        for axis, size in zip(axes, tensors[name].shape, strict=True)
+    )
+    present: dict[str, int] = {}
+    before = -1
+    while len(present) > before:  # an axis tells the size of a group when those of all others on it are known
+        before = len(present)
+        for axis, size in sizes:
+            unknown = {s.group: s.unit for s in axis if s.group is not None and s.group not in present}
+            if len(unknown) == 1:
+                [(group, unit)] = unknown.items()
+                known = axis_size((s for s in axis if s.group != group), present)
+                present[group] = (size - known) // sum(s.count for s in axis if s.group == group) * unit
+    present = {name: present.get(name, group.size) for name, group in graph.groups.items()}
+    for name, axes in graph.tensors.items():
+        expected = tuple(axis_size(axis, present) for axis in axes)
+        if tuple(tensors[name].shape) != expected:
+            raise UserError(
+                f"this is not the network that was traced: {name} is {tuple(tensors[name].shape)}, "
+                f"its groups make it {expected}"
+            )
+    return present
+
+
+def kept(axis: Axis, wide: Mapping[str, int], narrow: Mapping[str, int]) -> list[tuple[int, int, int]]:
+    """For each segment (start in the wide tensor, start in the narrow one, how many channels they share)."""
+    spans = []
+    at_wide = at_narrow = 0
+    for segment in axis:
+        size_wide, size_narrow = segment.size(wide), segment.size(narrow)
+        spans.append((at_wide, at_narrow, min(size_wide, size_narrow)))
+        at_wide, at_narrow = at_wide + size_wide, at_narrow + size_narrow
+    return spans
+
+
+def _resized(tensor: Tensor, axes: tuple[Axis, ...], present: Mapping[str, int], channels: Mapping[str, int]) -> Tensor:
+    for dimension, axis in enumerate(axes):
+        if all(segment.size(channels) == segment.size(present) for segment in axis):
+            continue
+        shape = [*tensor.shape]
+        shape[dimension] = axis_size(axis, channels)
+        others = (segment for other in axes[:dimension] + axes[dimension + 1 :] for segment in other)
+        vector = tensor.numel() == tensor.shape[dimension] and not any(segment.group for segment in others)
+        grows = any(segment.size(channels) > segment.size(present) for segment in axis)
+        fill = tensor.mean() if vector and grows else torch.zeros(())
+        target = fill.to(tensor).expand(shape).clone(memory_format=torch.contiguous_format)
+        for start, to, length in kept(axis, present, channels):
+            target.narrow(dimension, to, length).copy_(tensor.narrow(dimension, start, length))
+        tensor = target
+    return tensor.clone(memory_format=torch.preserve_format)
+
+
+@torch.no_grad()
+def initialise(network: nn.Module, seed: int) -> None:
+    """Draws all weights anew, in place: the same numbers for the same seed and sizes, on any device.
+
+    Convolutions are normal with variance 2 / (kernel area * output channels), depthwise ones by the same formula,
+    linear layers normal with standard deviation 0.01, biases 0, normalisation layers 1 and 0 (as the authors
+    and torchvision's MobileNetV2 have it). Running statistics are reset. Other parameters (layer
+    scales, say) keep their mean where they are constant; where they are not they are drawn with the mean and deviation
+    that they have.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        own = dict(module.named_parameters(recurse=False))
+        if isinstance(module, nn.modules.conv._ConvNd) and "weight" in own:
+            deviation = math.sqrt(2 / (math.prod(module.kernel_size) * module.out_channels))
+            _normal(own.pop("weight"), 0, deviation, generator)
+        elif isinstance(module, nn.Linear) and "weight" in own:
+            _normal(own.pop("weight"), 0, 0.01, generator)
+        elif "weight" in own and _is_normalisation(module):
+            own.pop("weight").fill_(1)
+        if (bias := own.pop("bias", None)) is not None:
+            bias.zero_()
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.reset_running_stats()
+        for parameter in own.values():
+            mean, deviation = float(parameter.mean()), float(parameter.std(correction=0))
+            if deviation > 1e-6 * abs(mean):
+                _normal(parameter, mean, deviation, generator)
+            else:
+                parameter.fill_(mean)
+
+
+def _is_normalisation(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm)
+
+
+def _normal(parameter: nn.Parameter, mean: float, deviation: float, generator: torch.Generator) -> None:
+    parameter.copy_(torch.empty(parameter.shape).normal_(mean, deviation, generator=generator))

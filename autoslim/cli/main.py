@@ -1,0 +1,59 @@
+"""``autoslim``: what a user does besides ``dvc repro``. Looks, checks and ships; training belongs to the pipeline."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from autoslim.cli.check import check_cli
+from autoslim.cli.compare import compare_cli
+from autoslim.cli.estimate import estimate_cli
+from autoslim.cli.evaluate import evaluate_cli
+from autoslim.cli.export import export_cli
+from autoslim.cli.latency import latency_app
+from autoslim.cli.profile import profile_cli
+from autoslim.cli.stage import stage_cli
+from autoslim.cli.trajectory import trajectory_cli
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for name, command in (
+    ("profile", profile_cli),
+    ("check", check_cli),
+    ("estimate", estimate_cli),
+    ("trajectory", trajectory_cli),
+    ("compare", compare_cli),
+    ("evaluate", evaluate_cli),
+    ("export", export_cli),
+    ("stage", stage_cli),
+):
+    app.command(name)(command)
+app.add_typer(latency_app, name="latency")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(version("autoslim"))
+        raise typer.Exit
+
+
+@app.callback()
+def autoslim(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Sets the channel numbers of a convolutional network for a budget.
+
+    `dvc repro` runs the pipeline; these commands look at networks and results, check parameters, and ship what was
+    found. Each explains itself: `autoslim profile --help`.
+    """
+
+
+def main() -> None:
+    app(prog_name="autoslim")

@@ -1,0 +1,218 @@
+"""``autoslim profile``: the channel groups, layers and costs of a network."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autoslim.channels.groups import Channels
+from autoslim.cli.terminal import input_shape, keyword_values, percent, print_facts, print_table, read_channels
+from autoslim.errors import UserError
+from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.project import enter_project, find_project
+from autoslim.resources.budgets import format_amount
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autoslim.channels.graph import ChannelGraph
+
+
+@ending_clearly
+def profile_cli(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="package.module:callable, timm:NAME, file.py:callable, or released/LIST of the paper's authors. "
+            "Left out: that of params.yaml."
+        ),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--input", metavar="CxHxW", help="Channels, height, width. Default 3x224x224.")
+    ] = None,
+    size: Annotated[int | None, typer.Option("--size", min=1, help="Height and width, of colour images.")] = None,
+    classes: Annotated[
+        int | None, typer.Option("--classes", min=1, help="num_classes of the callable. Default: the callable's own.")
+    ] = None,
+    kwargs: Annotated[
+        list[str] | None, typer.Option("--kwargs", "-k", metavar="KEY=VALUE", help="An argument of the callable.")
+    ] = None,
+    leaves: Annotated[
+        list[str] | None, typer.Option("--leaf", metavar="MODULE", help="A module that tracing shall not look into.")
+    ] = None,
+    width: Annotated[float | None, typer.Option("--width", help="Width multiplier on every group.")] = None,
+    divisor: Annotated[
+        int | None,
+        typer.Option(
+            "--divisor", min=1, help="--width rounds to multiples of this. Default 8, or that of params.yaml."
+        ),
+    ] = None,
+    channels: Annotated[
+        Path | None,
+        typer.Option(
+            "--channels", metavar="FILE", help="JSON of channels by group, such as outputs/channels/autoslim.json."
+        ),
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="List the layers too.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Count again with ptflops and compare.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Show a network's channel groups, layers, MACs, parameters and memory, at any width or configuration.
+
+    Works in any folder, for any network that torch.fx can trace. One multiply-add is one MAC; convolution and linear
+    layers count, at batch size 1. Memory is what inference takes at its peak: weights, and activations of one image.
+
+    Examples:
+
+    autoslim profile torchvision.models:mobilenet_v2 --width 0.75
+
+    autoslim profile net.py:build --input 1x28x28 --kwargs depth=3 --layers
+
+    autoslim profile released/mobilenet_v2-305M
+    """
+    from autoslim.models.released import FAMILIES, released_method
+
+    given = read_channels(channels) if channels else None
+    listed = released_method(name) if name else None
+    if name is None:
+        name, network, graph, multiple = _network_of_params(image, size, classes, kwargs or [], leaves or [])
+    else:
+        shape = input_shape(image, size) or (3, 224, 224)
+        asked = {"num_classes": classes} if classes else {}
+        path = FAMILIES[listed.family] if listed else name
+        network, graph = _named_network(path, shape, None, asked | keyword_values(kwargs or []), leaves or [])
+        multiple = 8
+    if listed:
+        if given is not None or width is not None:
+            raise UserError(f"{name} gives the channels, and so does --width or --channels; give one of them")
+        given = listed.channels(graph)
+    chosen = _configuration(graph, width, divisor or multiple, given)
+    from autoslim.resources.profile import counted_by_ptflops, profile
+
+    values = {"network": name, **profile(network, graph, chosen)}
+    if verify:
+        values["ptflops"] = counted_by_ptflops(network, graph, chosen)
+    if as_json:
+        print(json.dumps(values, indent=1))
+    else:
+        print_profile(values, layers=layers)
+    if verify:
+        _check_agreement(values)
+
+
+def print_profile(values: dict[str, Any], *, layers: bool) -> None:
+    """Prints what ``shell.profiling.profile`` says, the layers where asked for."""
+    totals, groups = values["totals"], values["groups"]
+    resized = any(group["channels"] != group["default"] for group in groups)
+    if groups:
+        print_table(
+            ["group", "channels", *(["default"] if resized else []), "unit", "members"],
+            [
+                [g["name"], g["channels"], *([g["default"]] if resized else []), g["unit"], ", ".join(g["members"])]
+                for g in groups
+            ],
+            title="Channel groups: layers that must keep the same number of channels",
+            left=["members"],
+        )
+        print()
+    if layers:
+        _print_layers(values)
+        print()
+    pooled = f"with average pooling, as the authors count, {totals['macs_with_pooling']:,}"
+    share = f"their layers have {percent(totals['slimmable_share'])} % of the MACs"
+    facts = [
+        ("network", f"{values['network']} on {'x'.join(map(str, values['input']))} images"),
+        ("MACs", f"{format_amount(totals['macs'])} ({totals['macs']:,}; {pooled})"),
+        ("parameters", f"{format_amount(totals['params'], 'params')} ({totals['params']:,})"),
+        ("memory", f"{format_amount(totals['memory'], 'memory')} ({totals['memory']:,} bytes: weights, activations)"),
+        ("can be slimmed", f"{len(groups)} groups; {share}" if groups else "nothing"),
+    ]
+    facts += [("keeps its size", f"{layer}: {reason}") for layer, reason in values["fixed"].items()]
+    if counted := values.get("ptflops"):
+        said = f"{counted['macs']:,} MACs, {counted['params']:,} parameters"
+        facts.append(("ptflops", f"{said}: {'the same' if _agree(values) else 'not the same'}"))
+    print_facts(facts)
+
+
+def _agree(values: dict[str, Any]) -> bool:
+    return all(values["totals"][key] == count for key, count in values["ptflops"].items())
+
+
+def _check_agreement(values: dict[str, Any]) -> None:
+    counted, totals = values["ptflops"], values["totals"]
+    if not _agree(values):
+        raise UserError(
+            f"ptflops counts {counted['macs']:,} MACs and {counted['params']:,} parameters, the profile "
+            f"{totals['macs']:,} and {totals['params']:,}: the network computes in operations other than convolution "
+            "and linear layers (attention, say), which budgets leave out"
+        )
+
+
+def _print_layers(values: dict[str, Any]) -> None:
+    totals, layers = values["totals"], values["layers"]
+    rows = [
+        [la["name"], la["kind"], la["in"], la["out"], f"{la['macs']:,}", percent(la["share"]), f"{la['params']:,}"]
+        for la in layers
+    ]
+    rest = totals["params"] - sum(layer["params"] for layer in layers)
+    rows.append(["(normalisation and others)", "", "", "", "", "", f"{rest:,}"])
+    rows.append(["(all)", "", "", "", f"{totals['macs']:,}", "100", f"{totals['params']:,}"])
+    print_table(["layer", "kind", "in", "out", "MACs", "% of MACs", "parameters"], rows, title="Layers", left=["kind"])
+
+
+def _named_network(
+    name: str, shape: tuple[int, ...], classes: int | None, kwargs: dict[str, Any], leaves: Sequence[str]
+) -> tuple["nn.Module", "ChannelGraph"]:
+    import torch
+
+    from autoslim.models.building import build_network
+    from autoslim.pipeline.assembly import check_leaves
+    from autoslim.tracing import trace
+
+    network = build_network(name, kwargs, classes)
+    check_leaves(network, name, leaves)
+    return network, trace(network, torch.empty(1, *shape), leaves=leaves)
+
+
+def _network_of_params(
+    image: str | None, size: int | None, classes: int | None, kwargs: Sequence[str], leaves: Sequence[str]
+) -> tuple[str, "nn.Module", "ChannelGraph", int]:
+    """What ``params.yaml`` names: the network's name, the network and its graph, and the divisor of channel numbers.
+
+    Images and classes are those of the prepared data unless options say otherwise.
+    """
+    if find_project() is None:
+        raise UserError(
+            "no network is named, and this is no autoslim project; name one, such as `autoslim profile "
+            "torchvision.models:mobilenet_v2`"
+        )
+    enter_project()
+    from autoslim.data.prepared import read_info
+    from autoslim.pipeline.params import load_params
+    from autoslim.pipeline.project import PREPARED
+
+    params = load_params()
+    model = params.model
+    shape = input_shape(image, size)
+    if shape is None or classes is None:
+        info = read_info(PREPARED)
+        shape = shape or (info.channels, info.image_size, info.image_size)
+        classes = classes or len(info.classes)
+    arguments = model.kwargs | keyword_values(kwargs)
+    network, graph = _named_network(model.name, shape, classes, arguments, [*model.leaves, *leaves])
+    return model.name, network, graph, params.supernet.grid.divisor
+
+
+def _configuration(graph: "ChannelGraph", width: float | None, divisor: int, given: Channels | None) -> Channels:
+    if given is not None and width is not None:
+        raise UserError("--width and --channels both choose the channels; give one of them")
+    if given is not None:
+        graph.check(given)
+        return given
+    if width is None:
+        return graph.default
+    if width <= 0:
+        raise UserError(f"--width {width:g} is not possible; give a number above 0, such as 0.75")
+    return graph.scaled(width, divisor)

@@ -1,0 +1,49 @@
+"""``autoslim stage``: one stage of the pipeline, for debugging."""
+
+import inspect
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from autoslim.errors import UserError
+from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.project import STAGES, enter_project
+
+
+def stage_cli(
+    name: Annotated[str, typer.Argument(help=", ".join(STAGES[:-1]) + f" or {STAGES[-1]}.")],
+    method: Annotated[str | None, typer.Argument(help="For retrain: autoslim, uniform or released/NAME.")] = None,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Do not shorten errors to one line.")] = False,
+) -> None:
+    """Run one stage of the pipeline by itself, to debug it. Use `dvc repro` for results.
+
+    It calls the function that `dvc repro` calls, on the files that exist, without checking that they are up to date.
+    DVC does not record the run: if the outputs differ, the next `dvc repro` runs the stage again.
+
+    Examples:
+
+    autoslim stage search
+
+    autoslim stage retrain autoslim --traceback
+    """
+    (run_stage if traceback else ending_clearly(run_stage))(name, method)
+
+
+def run_stage(name: str, method: str | None) -> None:
+    """Runs the stage ``name`` in this process.
+
+    Raises:
+        UserError: there is no such stage, or it takes a method and none is given (or the other way round). The stage's
+            own errors pass through.
+    """
+    if name not in STAGES:
+        raise UserError(f"there is no stage {name!r}; stages are {', '.join(STAGES)}")
+    enter_project()
+    run = import_module(f"autoslim.pipeline.{name}").run
+    takes_method = bool(inspect.signature(run).parameters)
+    if takes_method and method is None:
+        raise UserError(f"stage {name} needs a method; write `autoslim stage {name} autoslim`")
+    if method is not None and not takes_method:
+        raise UserError(f"stage {name} takes no method, but {method!r} is given; leave it out")
+    run(*([method] if method is not None else []))

@@ -1,0 +1,1 @@
+"""Data: sources, the prepared splits (train, search, test), augmentation and batches."""

@@ -1,0 +1,176 @@
+"""Training augmentation, vectorised over a batch on its device, with random numbers keyed by (seed, epoch, image)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from autoslim.errors import UserError
+
+TRIES = 10  # of the area crop, as torchvision's RandomResizedCrop
+COLUMNS = 8 + 2 * TRIES
+SHIFT, FLIP, JITTER = slice(0, 2), slice(2, 3), slice(3, 6)
+AREA = slice(6, COLUMNS)  # position (2), then areas and aspect ratios of the tries
+RATIO = (3 / 4, 4 / 3)
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
+
+
+def shuffle(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of an epoch: a permutation int64 (count,)."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def uniforms(seed: int, epoch: int, indices: np.ndarray, columns: slice = slice(0, COLUMNS)) -> np.ndarray:
+    """Numbers uniform in [0, 1), float64 (len(indices), columns), a function of (seed, epoch, index, column) alone.
+
+    SplitMix64 (Steele, Lea and Flood 2014) at position ``index * COLUMNS + column`` of the stream of (seed, epoch): a
+    counter, so that any image's numbers are had without those before it.
+    """
+    key = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
+    column = np.arange(columns.start, columns.stop, dtype=np.uint64)
+    position = indices.astype(np.uint64)[:, None] * np.uint64(COLUMNS) + column  # (n, columns)
+    mixed = key + (position + np.uint64(1)) * _GAMMA  # wraps around, as it should
+    mixed = (mixed ^ (mixed >> _SHIFTS[0])) * _MIX[0]
+    mixed = (mixed ^ (mixed >> _SHIFTS[1])) * _MIX[1]
+    mixed ^= mixed >> _SHIFTS[2]
+    drawn: np.ndarray = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return drawn
+
+
+def crop_boxes(drawn: np.ndarray, height: int, width: int, area: tuple[float, float]) -> np.ndarray:
+    """Boxes of a random resized crop: int64 (n, 4) of top, left, height, width, for ``drawn`` (n, AREA columns).
+
+    The rule of torchvision's RandomResizedCrop: up to ten tries of a share of the area, uniform in ``area``, and an
+    aspect ratio, log-uniform in 3/4 .. 4/3; the first that fits is taken, at a uniform position; else the largest
+    centre crop of an allowed ratio.
+    """
+    shares, ratios = drawn[:, 2 : 2 + TRIES], drawn[:, 2 + TRIES :]
+    target = height * width * (area[0] + (area[1] - area[0]) * shares)
+    ratio = np.exp(math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * ratios)
+    widths = np.rint(np.sqrt(target * ratio)).astype(np.int64)  # (n, TRIES)
+    heights = np.rint(np.sqrt(target / ratio)).astype(np.int64)
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first, row = fits.argmax(axis=1), np.arange(len(drawn))
+    size = np.stack((heights[row, first], widths[row, first]), axis=1)  # (n, 2)
+    room = np.array((height, width)) - size
+    corner = np.floor(drawn[:, :2] * (room + 1)).astype(np.int64)
+
+    whole = np.array((min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))))
+    none = ~fits.any(axis=1)
+    size[none] = whole
+    corner[none] = (np.array((height, width)) - whole) // 2
+    return np.concatenate((corner, size), axis=1)
+
+
+_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision's rgb_to_grayscale
+HALF = 0.5
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training images go through, in this order; everything is off by default.
+
+    ``area``: a random part of the image of this share of its area (ImageNet: (0.25, 1)) and an aspect ratio in 3/4 ..
+    4/3, resized to the image size. ``pad``: a random crop after zero padding of this many pixels on each side.
+    ``flip``: left and right exchanged in half of the images. ``jitter``: brightness, contrast and saturation, in this
+    order, each by a factor uniform in [1 - jitter, 1 + jitter] (never below 0).
+    """
+
+    pad: int = 0
+    flip: bool = False
+    area: tuple[float, float] | None = None
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        """``UserError`` for values that mean nothing."""
+        if self.pad < 0:
+            raise UserError(f"augmentation pad {self.pad} is not possible; use a number of pixels, 0 for none")
+        if self.jitter < 0:
+            raise UserError(f"augmentation jitter {self.jitter} is not possible; use a number from 0 (none) to 1")
+        if self.area is not None and not (len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1):
+            raise UserError(f"augmentation area {self.area} is not possible; use two shares with 0 < low <= high <= 1")
+
+
+def augment(images: Tensor, drawn: np.ndarray, augmentation: Augmentation, *, cut: bool) -> Tensor:
+    """uint8 (n, C, S, S) -> float32 (n, C, S, S) in [0, 1], by the numbers ``drawn`` (n, COLUMNS) for these images.
+
+    ``cut``: the area crop has been done already (images in files: on the full image, where they were decoded).
+    """
+    if augmentation.area is not None and not cut:
+        size = images.shape[-1]
+        images = resized_boxes(images, crop_boxes(drawn[:, AREA], size, size, augmentation.area))
+    if augmentation.pad or augmentation.flip:
+        offsets = np.floor(drawn[:, SHIFT] * (2 * augmentation.pad + 1)).astype(np.int64)
+        flips = (drawn[:, FLIP.start] < HALF) & augmentation.flip
+        images = shifted(images, offsets, flips, augmentation.pad)
+    images = images.float() / 255
+    if augmentation.jitter:
+        low, high = max(0.0, 1 - augmentation.jitter), 1 + augmentation.jitter
+        images = jittered(images, low + (high - low) * drawn[:, JITTER])
+    return images
+
+
+def resized_boxes(images: Tensor, boxes: np.ndarray) -> Tensor:
+    """Each image's box (top, left, height, width), resized bilinearly: uint8 (n, C, S, S) -> float32 in [0, 255].
+
+    A box is never larger than the image, so nothing is scaled down and no antialiasing is needed.
+    """
+    size = images.shape[-1]
+    box = torch.from_numpy(boxes).to(images.device, torch.float32)  # (n, 4)
+    step = (torch.arange(size, device=images.device) + 0.5) / size  # (S,), pixel centres of the output
+
+    def centres(start: Tensor, length: Tensor) -> Tensor:
+        """Where the output's pixels lie in the image, kept inside the box; in grid_sample's range [-1, 1]."""
+        at = start[:, None] + step * length[:, None]
+        at = torch.minimum(torch.maximum(at, start[:, None] + 0.5), (start + length)[:, None] - 0.5)
+        return at * (2 / size) - 1
+
+    rows, columns = centres(box[:, 0], box[:, 2]), centres(box[:, 1], box[:, 3])  # (n, S) each
+    grid = torch.stack((columns[:, None, :].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)), dim=-1)
+    return functional.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def shifted(images: Tensor, offsets: np.ndarray, flips: np.ndarray, pad: int) -> Tensor:
+    """Windows of the zero-padded images at ``offsets`` (n, 2; row, column in 0 .. 2 * pad), mirrored where ``flips``.
+
+    (n, C, S, S) -> (n, C, S, S), type kept; ``offsets`` of ``pad`` without a flip give the images themselves.
+    """
+    count, channels, size, _ = images.shape
+    device = images.device
+    offset = torch.from_numpy(offsets).to(device)
+    window = torch.arange(size, device=device)
+    mirrored = torch.where(torch.from_numpy(flips).to(device)[:, None], window.flip(0), window)  # (n, S)
+    rows, columns = offset[:, :1] + window, offset[:, 1:] + mirrored
+    padded = functional.pad(images, (pad, pad, pad, pad))
+    return padded[
+        torch.arange(count, device=device)[:, None, None, None],
+        torch.arange(channels, device=device)[None, :, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
+
+
+def jittered(images: Tensor, factors: np.ndarray) -> Tensor:
+    """Brightness, contrast, saturation by ``factors`` (n, 3); images (n, C, S, S) in [0, 1]; grey has no saturation."""
+    factor = torch.from_numpy(factors).to(images.device, images.dtype)[:, :, None, None, None]  # (n, 3, 1, 1, 1)
+    images = (images * factor[:, 0]).clamp(0, 1)
+    mean = _grey(images).mean(dim=(1, 2, 3), keepdim=True)
+    images = torch.lerp(mean, images, factor[:, 1]).clamp(0, 1)
+    if images.shape[1] == 1:
+        return images
+    return torch.lerp(_grey(images).expand_as(images), images, factor[:, 2]).clamp(0, 1)
+
+
+def _grey(images: Tensor) -> Tensor:
+    if images.shape[1] == 1:
+        return images
+    weights = torch.tensor(_LUMA, device=images.device, dtype=images.dtype)[:, None, None]
+    return (images * weights).sum(dim=1, keepdim=True)

@@ -1,0 +1,221 @@
+"""Batches on the device: augmented and shuffled for training, in a fixed order for evaluation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from autoslim.data.augmentation import AREA, Augmentation, augment, crop_boxes, shuffle, uniforms
+from autoslim.data.images import area_pixels, evaluation_pixels, open_image
+from autoslim.data.prepared import DataInfo, PreparedData
+from autoslim.errors import UserError
+
+AreaKey = tuple[tuple[float, float], int, int]  # area range, seed, epoch
+
+
+class _Files(Dataset[Any]):
+    """Decoded images of a split, uint8 (C, S, S): the evaluation transform or, with ``area``, a random part."""
+
+    def __init__(self, data: PreparedData, split: str, area: AreaKey | None) -> None:
+        self.paths, self.labels, self.root = data.paths(split), data.labels(split), data.root
+        self.info, self.area = data.info, area
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int] | UserError:
+        # An error is handed over as a value: raised in a worker, it would arrive as a traceback's text.
+        try:
+            image = open_image(self.root / Path(os.fsdecode(self.paths[index])), self.info.channels)
+        except UserError as error:
+            return error
+        info = self.info
+        if self.area is None:
+            pixels = evaluation_pixels(image, info.channels, info.shorter_side, info.image_size)
+        else:
+            area, seed, epoch = self.area
+            drawn = uniforms(seed, epoch, np.array([index]), AREA)
+            top, left, height, width = crop_boxes(drawn, image.height, image.width, area)[0].tolist()
+            pixels = area_pixels(image, info.channels, (top, left, height, width), info.image_size)
+        return torch.from_numpy(np.array(pixels)), int(self.labels[index])
+
+
+def _collate(items: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Tensor] | UserError:
+    images, labels = [], []
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+        images.append(item[0])
+        labels.append(item[1])
+    return torch.stack(images), torch.tensor(labels)
+
+
+def decoded_batches(
+    data: PreparedData, split: str, batches: Sequence[np.ndarray], *, area: AreaKey | None, workers: int, pin: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """uint8 images (n, C, S, S) and labels int64 (n,) on the host, for each array of positions in ``batches``.
+
+    ``workers`` processes decode ahead (0: this one decodes). An unreadable image raises ``UserError`` with its path.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Files(data, split, area),
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        generator=torch.Generator(),  # its own: iterating would draw from torch's global one
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch[0], batch[1]
+
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+_EVALUATION = 2**32 - 1  # in place of an epoch: the evaluation order is no training epoch's order
+
+
+def batches_per_epoch(data: PreparedData, batch_size: int) -> int:
+    """Whole batches of the train split; 1 where the split is smaller than a batch."""
+    return max(1, len(data.labels("train")) // batch_size)
+
+
+def train_batches(
+    data: PreparedData,
+    *,
+    batch_size: int,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    device: torch.device | str,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    skip: int = 0,
+) -> Batches:
+    """One epoch of the train split: images float32 (n, C, S, S), normalised, and labels int64 (n,), on ``device``.
+
+    Shuffled by (seed, epoch); the last partial batch is dropped, except that a split smaller than a batch is one
+    batch. ``batch_size`` is that of all processes together; ``rank`` gets its slice, so that the slices of the ranks
+    put together are the batch of a single process. They are equal or differ by one image. The first ``skip`` batches
+    are jumped over unread, the rest is what it would have been. ``workers`` processes decode where images are files;
+    arrays need none. Raises ``UserError``.
+    """
+    least = min(batch_size, len(data.labels("train")))
+    if least < world_size:
+        raise UserError(
+            f"a batch of {least} images cannot be shared by {world_size} processes; raise batch_size or lower "
+            "runtime.processes"
+        )
+    count = batches_per_epoch(data, batch_size)
+    order = shuffle(len(data.labels("train")), seed, epoch)
+    whole = [order[step * batch_size : (step + 1) * batch_size] for step in range(skip, count)]
+    batches = [np.array_split(batch, world_size)[rank] for batch in whole]
+    return _training(data, batches, augmentation, seed, epoch, torch.device(device), workers)
+
+
+def eval_batches(
+    data: PreparedData,
+    split: str,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    workers: int = 0,
+    limit: int | None = None,
+    shuffled_by: int | None = None,
+) -> Batches:
+    """All images of a split once, under the evaluation transform, in the stored order; the last batch may be smaller.
+
+    ``shuffled_by`` a seed: in a permutation that this seed fixes, so that each batch mixes the classes. ``limit``:
+    the first so many of that order. Images and labels as of ``train_batches``.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size {batch_size} is not possible; use at least 1")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit {limit} is not possible; use at least 1 image, or None for all")
+    count = len(data.labels(split))
+    order = np.arange(count) if shuffled_by is None else shuffle(count, shuffled_by, _EVALUATION)
+    order = order[:limit]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    return _evaluation(data, split, batches, torch.device(device), workers)
+
+
+def _training(
+    data: PreparedData,
+    batches: list[np.ndarray],
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    device: torch.device,
+    workers: int,
+) -> Batches:
+    arrays = data.info.storage == "arrays"
+    if arrays:
+        loaded = _stored(data, "train", batches, device)
+    else:
+        area = None if augmentation.area is None else (augmentation.area, seed, epoch)
+        loaded = _decoded(data, "train", batches, device, workers, area)
+    for indices, (images, labels) in zip(batches, loaded, strict=True):
+        drawn = uniforms(seed, epoch, indices)
+        yield normalised(augment(images, drawn, augmentation, cut=not arrays), data.info), labels
+
+
+def _evaluation(
+    data: PreparedData, split: str, batches: list[np.ndarray], device: torch.device, workers: int
+) -> Batches:
+    arrays = data.info.storage == "arrays"
+    loaded = _stored(data, split, batches, device) if arrays else _decoded(data, split, batches, device, workers, None)
+    for images, labels in loaded:
+        yield normalised(images.float() / 255, data.info), labels
+
+
+def _stored(data: PreparedData, split: str, batches: list[np.ndarray], device: torch.device) -> Batches:
+    images = data.resident(split, device)
+    labels = data.labels(split)
+    for indices in batches:
+        picked = images[torch.from_numpy(indices).to(images.device)]
+        yield picked.to(device), torch.from_numpy(labels[indices]).to(device)
+
+
+def _decoded(
+    data: PreparedData,
+    split: str,
+    batches: list[np.ndarray],
+    device: torch.device,
+    workers: int,
+    area: AreaKey | None,
+) -> Batches:
+    pin = device.type == "cuda"
+    for images, labels in decoded_batches(data, split, batches, area=area, workers=workers, pin=pin):
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def normalised(images: Tensor, info: DataInfo) -> Tensor:
+    """(pixels in [0, 1] - mean) / std, per channel."""
+    mean = torch.tensor(info.mean, device=images.device)[:, None, None]
+    std = torch.tensor(info.std, device=images.device)[:, None, None]
+    return (images - mean) / std
+
+
+def even_chunk(images: int, least: int) -> int:
+    """The smallest chunk size that leaves no chunk below ``least`` images, not even the last; or all in one."""
+    return next((size for size in range(least, images) if not 0 < images % size < least), images)
+
+
+def search_chunks(
+    data: PreparedData, *, images: int, chunk: int, seed: int, device: torch.device, workers: int
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The first ``images`` of the search split in a fixed shuffled order, in chunks of at least ``chunk``.
+
+    They are on the device. Shuffled, because a chunk is its own batch statistics and must hold all classes.
+    """
+    count = min(images, data.info.counts["search"])
+    size = even_chunk(count, chunk)
+    batches = eval_batches(
+        data, "search", batch_size=size, device=device, workers=workers, limit=count, shuffled_by=seed
+    )
+    return list(batches)

@@ -1,0 +1,269 @@
+"""Prepares a data source: three disjoint splits, stored as arrays or as a manifest of files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autoslim.data.images import evaluation_pixels, is_grey, shorter_side_for
+from autoslim.data.prepared import FILE_NAME, DataInfo, channel_moments, write_arrays, write_manifest
+from autoslim.data.sources import Part, Source, check_folder, load_digits_source, load_folder_source, located
+from autoslim.data.torchvision_sets import check_torchvision, load_torchvision_source
+from autoslim.errors import UserError
+
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+ARRAYS_LIMIT = 2**30  # bytes of uint8 pixels up to which "auto" keeps arrays
+SAMPLE = 2000  # images looked at for sizes and colours, and for mean and std of "files"
+HELD_OUT = 0.25  # share that becomes the test split where the source has none
+STORAGES = ("auto", "arrays", "files")
+# What a choice is for, beside the seed: no two choices share their random numbers.
+_SEARCH, _TRAIN, _TEST, _HELD_OUT, _SAMPLE = range(5)
+
+Chosen = tuple[Part, np.ndarray]  # a source's part and the sorted positions taken from it
+
+
+def prepare(
+    source: str,
+    destination: Path,
+    *,
+    image_size: int | None,
+    channels: int | None,
+    search_images: int,
+    seed: int,
+    train_images: int | None = None,
+    test_images: int | None = None,
+    storage: str = "auto",
+    raw: Path = Path("data/raw"),
+    relative_to: Path = Path(),
+    progress: Progress = lambda items, description, total: items,
+) -> DataInfo:
+    """Write ``destination``: data.json, and either arrays (uint8) or a manifest of files.
+
+    The search split is held out of the source's training part, class-balanced (at most half of a class), drawn by
+    ``seed``; ``train_images`` and ``test_images`` keep class-balanced subsets of what is left and of the test part. A
+    source without a test part has a quarter held out, the same for every seed. ``image_size`` and ``channels`` None
+    take what the source has. ``storage`` "auto" keeps arrays up to 1 GiB of pixels, and where the images are no
+    files. Relative paths (``raw`` and a ``folder:``) start at ``relative_to``. Same inputs, same bytes;
+    ``destination`` appears whole or not at all.
+    """
+    _check(destination, image_size, channels, storage)
+    found = load_source(source, raw=raw, relative_to=relative_to)
+    if len(found.classes) < 2:
+        raise UserError(f"data source {source} has one class only; at least two are needed")
+    chosen = _splits(found, search_images, train_images, test_images, seed)
+    sample = _sample(chosen["train"])
+    image_size, channels, shorter_side = _look(source, sample, image_size, channels)
+    pixels = sum(len(indices) for _, indices in chosen.values()) * channels * image_size**2
+    has_files = all(part.paths is not None for part, _ in chosen.values())
+    if storage == "files" and not has_files:
+        raise UserError(f"storage files: the images of {source} are no files; use storage auto or arrays")
+    if storage == "auto":
+        storage = "files" if has_files and pixels > ARRAYS_LIMIT else "arrays"
+
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        shape = (channels, shorter_side, image_size)
+        if storage == "arrays":
+            moments = write_arrays(scratch, chosen, *shape, progress)
+        else:
+            write_manifest(scratch, chosen)
+            part, indices = sample
+            images = (evaluation_pixels(part.read(int(index)), *shape) for index in indices)
+            moments = channel_moments(progress(images, "sampling", len(indices)), channels)
+        info = DataInfo(
+            source=source,
+            classes=found.classes,
+            channels=channels,
+            image_size=image_size,
+            mean=moments[0],
+            std=moments[1],
+            counts={split: len(indices) for split, (_, indices) in chosen.items()},
+            storage=storage,
+            resize=shorter_side,
+            root=found.root if storage == "files" else "",
+        )
+        (scratch / FILE_NAME).write_text(info.to_json(), encoding="utf-8")
+        _move(scratch, destination)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return info
+
+
+def _check(destination: Path, image_size: int | None, channels: int | None, storage: str) -> None:
+    if channels not in (None, 1, 3):
+        raise UserError(f"channels {channels} is not possible; use 1 (grey), 3 (RGB) or leave it out")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size {image_size} is not possible; use a number of pixels, at least 1")
+    if storage not in STORAGES:
+        raise UserError(f"storage {storage!r} is unknown; expected one of {', '.join(STORAGES)}")
+    foreign = destination.exists() and (not destination.is_dir() or any(destination.iterdir()))
+    if foreign and not (destination / FILE_NAME).is_file():  # it would be replaced, with whatever lies there
+        raise UserError(f"{destination} exists and is not a prepared data folder; remove it or choose another")
+
+
+def _splits(
+    source: Source, search_images: int, train_images: int | None, test_images: int | None, seed: int
+) -> dict[str, Chosen]:
+    train, test = source.train, source.test
+    pool = np.arange(len(train))
+    if test is None:
+        test, share = train, round(HELD_OUT * len(train))
+        limits = np.bincount(train.labels) // 2
+        kept = choose_balanced(
+            train.labels, min(share, int(limits.sum())), np.random.default_rng(_HELD_OUT), available=limits
+        )
+        pool = np.setdiff1d(pool, kept)
+    else:
+        kept = np.arange(len(test))
+
+    limits = np.bincount(train.labels[pool], minlength=len(source.classes)) // 2
+    possible = int(limits.sum())
+    if not 1 <= search_images <= possible:
+        raise UserError(
+            f"search_images {search_images} is not possible: from 1 to {possible} can be held out of the "
+            f"{len(pool)} training images (at most half of each class); set search_images to {possible} or less"
+        )
+    search = pool[_balanced(train.labels[pool], search_images, seed, _SEARCH, limits)]
+    rest = np.setdiff1d(pool, search)
+    if train_images is not None:
+        _check_subset("train_images", train_images, len(source.classes), len(rest))
+        rest = rest[_balanced(train.labels[rest], train_images, seed, _TRAIN)]
+    if test_images is not None:
+        _check_subset("test_images", test_images, 1, len(kept))
+        kept = kept[_balanced(test.labels[kept], test_images, seed, _TEST)]
+    return {"train": (train, rest), "search": (train, search), "test": (test, kept)}
+
+
+def _balanced(
+    labels: np.ndarray, total: int, seed: int, purpose: int, available: np.ndarray | None = None
+) -> np.ndarray:
+    return choose_balanced(labels, total, np.random.default_rng((seed, purpose)), available=available)
+
+
+def _check_subset(name: str, asked: int, least: int, most: int) -> None:
+    if not least <= asked <= most:
+        raise UserError(f"{name} {asked} is not possible: the split has {most} images, {least} are the least")
+
+
+def _sample(train: Chosen) -> Chosen:
+    """A fixed sample of the train split, sorted (all of it where it is small)."""
+    part, indices = train
+    if len(indices) > SAMPLE:
+        indices = np.sort(np.random.default_rng(_SAMPLE).choice(indices, SAMPLE, replace=False))
+    return part, indices
+
+
+def _look(source: str, sample: Chosen, image_size: int | None, channels: int | None) -> tuple[int, int, int]:
+    """Image size, channels and the shorter side before the crop, decided by the sample where they are not given."""
+    part, indices = sample
+    images = (part.read(int(index)) for index in indices)
+    sizes, grey = zip(*((image.size, is_grey(image.mode)) for image in images), strict=True)
+    if channels is None:
+        channels = 1 if all(grey) else 3
+    if image_size is None:
+        smallest, largest = min(sizes), max(sizes)
+        if smallest != largest:
+            raise UserError(
+                f"the images of {source} differ in size (from {smallest[0]}x{smallest[1]} "
+                f"to {largest[0]}x{largest[1]}); set image_size"
+            )
+        if smallest[0] != smallest[1]:
+            raise UserError(
+                f"the images of {source} are {smallest[0]}x{smallest[1]}, not square; set image_size to crop them"
+            )
+        image_size = smallest[0]
+    native = float(np.median([min(size) for size in sizes]))
+    return image_size, channels, shorter_side_for(native, image_size)
+
+
+def _move(scratch: Path, destination: Path) -> None:
+    scratch.chmod(0o777 & ~_umask())  # mkdtemp makes a private folder
+    if destination.exists():
+        shutil.rmtree(destination)
+    os.replace(scratch, destination)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def balanced_quotas(available: np.ndarray, total: int, order: np.ndarray) -> np.ndarray:
+    """How many of each class to take so that they sum to ``total`` and are as even as ``available`` (K,) allows.
+
+    Every class gets the same number, a smaller class all it has; what is left over goes one each to the classes first
+    in ``order`` (K,). Larger totals give element-wise larger quotas. ``total`` must not exceed ``available.sum()``.
+    """
+    assert 0 <= total <= available.sum()
+    low, high = 0, int(available.max(initial=0))
+    while low < high:  # the highest common level that stays within the total
+        level = (low + high + 1) // 2
+        if np.minimum(available, level).sum() <= total:
+            low = level
+        else:
+            high = level - 1
+    quotas: np.ndarray = np.minimum(available, low)
+    open_classes = order[available[order] > low]
+    quotas[open_classes[: total - int(quotas.sum())]] += 1
+    return quotas
+
+
+def choose_balanced(
+    labels: np.ndarray, total: int, rng: np.random.Generator, *, available: np.ndarray | None = None
+) -> np.ndarray:
+    """Sorted positions of ``total`` images of ``labels`` (N,), class-balanced, drawn by ``rng``.
+
+    ``available`` (K,) bounds the number by class (None: all images). The same generator state gives nested choices:
+    those of a smaller total are among those of a larger one.
+    """
+    counts = np.bincount(labels)
+    quotas = balanced_quotas(counts if available is None else available, total, rng.permutation(len(counts)))
+    shuffled = rng.permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]  # class after class, shuffled within each
+    starts = np.cumsum(counts) - counts
+    rank = np.arange(len(labels)) - starts[labels[by_class]]  # 0, 1, ... within the class
+    chosen: np.ndarray = np.sort(by_class[rank < quotas[labels[by_class]]])
+    return chosen
+
+
+_FORMS = "expected digits, torchvision:NAME (for example torchvision:CIFAR10) or folder:PATH"
+
+
+def check_source(source: str, *, relative_to: Path = Path()) -> None:
+    """The cheap checks of a source, before any work: its form, the folder and its classes, torchvision's name.
+
+    Downloads nothing and opens no image. A relative ``folder:`` path starts at ``relative_to``. Raises ``UserError``.
+    """
+    scheme, rest = _parse(source)
+    if scheme == "torchvision":
+        check_torchvision(rest)
+    elif scheme == "folder":
+        check_folder(located(rest, relative_to))
+
+
+def load_source(source: str, *, raw: Path, relative_to: Path = Path()) -> Source:
+    """Find (torchvision: download into ``raw``) the images of a source, decoding few. Raises ``UserError``."""
+    scheme, rest = _parse(source)
+    if scheme == "torchvision":
+        return load_torchvision_source(rest, raw, relative_to)
+    if scheme == "folder":
+        return load_folder_source(rest, located(rest, relative_to))
+    return load_digits_source()
+
+
+def _parse(source: str) -> tuple[str, str]:
+    scheme, colon, rest = source.partition(":")
+    known = (scheme == "digits" and not colon) or (scheme in ("torchvision", "folder") and rest)
+    if not known:
+        raise UserError(f"data source {source!r} is unknown; {_FORMS}")
+    return scheme, rest

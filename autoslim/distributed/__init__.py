@@ -1,0 +1,1 @@
+"""Several processes: ranks, and what they share at each training step."""

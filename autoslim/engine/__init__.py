@@ -1,1 +1,0 @@
-"""The engine: data, the one training loop, evaluation, checkpoints and the process group."""

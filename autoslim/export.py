@@ -1,0 +1,52 @@
+"""Export of a trained network for use without autoslim."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoslim.data.prepared import DataInfo
+from autoslim.training.checkpoints import save_weights, write_atomically, write_json
+
+FORMATS = (".pt2", ".safetensors")
+
+
+def export(network: nn.Module, info: DataInfo, target: Path, details: Mapping[str, object]) -> None:
+    """Writes ``network`` to ``target`` and its description beside it, as JSON.
+
+    Args:
+        network: in evaluation mode. It is moved to the CPU.
+        info: the data that it was trained on.
+        target: ends in ``.pt2`` (a graph for any batch size, see ``exported_program``) or ``.safetensors`` (weights).
+        details: written into the JSON file, beside the input and the classes.
+    """
+    if target.suffix == ".pt2":
+        program = exported_program(network, info)
+        write_atomically(target, lambda path: torch.export.save(program, path))
+    else:
+        save_weights(network, target)
+    write_json(target.with_suffix(".json"), {**details, **description(info)})
+
+
+def exported_program(network: nn.Module, info: DataInfo) -> torch.export.ExportedProgram:
+    """The network as a graph of torch's own operators: it runs without its class and without autoslim."""
+    network = network.to("cpu").to(memory_format=torch.contiguous_format)
+    images = torch.zeros(2, info.channels, info.image_size, info.image_size)  # a batch of one would become a constant
+    batch = torch.export.Dim("batch")
+    with torch.no_grad():
+        return torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+
+
+def description(info: DataInfo) -> dict[str, object]:
+    """What a user of the network needs besides the weights: its input and its classes."""
+    return {
+        "input": {
+            "shape": [info.channels, info.image_size, info.image_size],
+            "range": [0, 1],  # of pixels before normalisation
+            "shorter_side": info.shorter_side,  # resized to, before the centre crop
+            "mean": list(info.mean),  # of pixels in [0, 1]
+            "std": list(info.std),
+        },
+        "classes": list(info.classes),
+    }

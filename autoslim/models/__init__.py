@@ -1,0 +1,1 @@
+"""Networks: building them by import path, our own definitions, the released lists and trained weights."""

@@ -1,1 +1,0 @@
-"""Networks as channel groups: trace, resize, supernet, and our own model definitions."""

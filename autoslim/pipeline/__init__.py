@@ -1,0 +1,1 @@
+"""The DVC pipeline: one module per stage, parameters, checks, tracking and estimates."""

@@ -1,0 +1,47 @@
+"""Stage ``allocate``: the channels of each method within the budget, and the weights that retraining starts from."""
+
+from autoslim.data.prepared import PreparedData, read_info
+from autoslim.models.released import released_method
+from autoslim.pipeline.artifacts import Allocation, Asked, write_start
+from autoslim.pipeline.assembly import machine, traced_network
+from autoslim.pipeline.checks import check_measured_here, check_reach, check_trajectory
+from autoslim.pipeline.costs import budget_limits, load_costs
+from autoslim.pipeline.params import load_params
+from autoslim.pipeline.project import CHANNELS, PREPARED, SEARCH, SUPERNET, repository_root
+from autoslim.resources.budgets import format_amount, parse_budget, write_budgets
+from autoslim.resources.costs import Costs
+from autoslim.search.methods import allocate
+from autoslim.search.search import read_trajectory
+from autoslim.supernet.extract import load_supernet, subnets_of
+
+
+def run() -> None:
+    """Writes down each method's channels, so that retraining runs again only where these are others."""
+    params = load_params()
+    network, graph = traced_network(params.model, read_info(PREPARED))
+    costs = load_costs(graph)
+    check_measured_here(params, costs.table)
+    check_reach(params, graph, costs.table)
+    configurations, narrowest = [], None
+    if not all(released_method(method) for method in params.methods):  # these lists need no search
+        trajectory = read_trajectory(SEARCH / "trajectory.json")
+        check_trajectory(trajectory, SEARCH / "trajectory.json", params, graph)
+        configurations = [step["channels"] for step in trajectory["steps"]]
+        narrowest = trajectory["narrowest"]["channels"]
+    limits = budget_limits(params, costs)
+    cut = None
+    if params.retrain.start == "supernet":
+        supernet, _ = load_supernet(SUPERNET, network, graph)
+        data = PreparedData.open(PREPARED, relative_to=repository_root())
+        cut = subnets_of(supernet, data, machine(params.runtime), seed=params.data.seed)
+    asked = {}
+    for method in params.methods:
+        channels = allocate(method, costs, configurations, limits, params.supernet.grid.divisor, narrowest)
+        own = released_method(method) is not None  # a budget of its own: what it costs here
+        budgets = {"macs": parse_budget(format_amount(graph.macs(channels)))} if own else params.budgets
+        # Latency is left to the report: a table measured again must not retrain the same channels.
+        taken = Costs(graph).all(channels)
+        Allocation(method, channels, taken).write(CHANNELS)
+        write_start(CHANNELS, method, None if cut is None else cut(channels))
+        asked[method] = Asked(write_budgets(budgets), ", ".join(budgets))
+    Asked.write(CHANNELS, asked)

@@ -1,0 +1,43 @@
+"""Stage ``prepare``: splits the data source into train, search and test images."""
+
+from pathlib import Path
+
+from autoslim.data.prepare import check_source, prepare
+from autoslim.pipeline.checks import check_model, check_pipeline
+from autoslim.pipeline.params import load_params
+from autoslim.pipeline.project import PREPARED, repository_root
+from autoslim.pipeline.tracking import tracked
+from autoslim.training.progress import progress_over
+
+
+def run() -> None:
+    """Splits the data into train, search and test, and checks every parameter of the pipeline against it."""
+    params = load_params()
+    data = params.data
+    root = repository_root()
+    check_source(data.source, relative_to=root)
+    check_model(params.model)
+    with tracked(
+        "prepare",
+        run_name=f"prepare {data.source}",
+        params={"data": data.model_dump()},
+        tags={"source": data.source},
+        enabled=params.tracking.enabled,
+        experiment=params.tracking.experiment,
+    ) as tracker:
+        info = prepare(
+            data.source,
+            PREPARED,
+            image_size=data.image_size,
+            channels=data.channels,
+            search_images=data.search_images,
+            seed=data.seed,
+            train_images=data.train_images,
+            test_images=data.test_images,
+            storage=data.storage,
+            raw=Path("data/raw"),
+            relative_to=root,
+            progress=progress_over,
+        )
+        tracker.metrics({f"{split}_images": count for split, count in info.counts.items()})
+        check_pipeline(params, info)

@@ -1,0 +1,39 @@
+"""Stage ``resources``: measures latency where it is limited, and checks that the budget can be reached."""
+
+import sys
+from pathlib import Path
+
+from autoslim.data.prepared import read_info
+from autoslim.pipeline.assembly import span, traced_network
+from autoslim.pipeline.checks import check_kernels, check_reach, check_runs, check_table, check_trusted
+from autoslim.pipeline.costs import latency_target, measured_table, objective, read_table
+from autoslim.pipeline.params import load_params
+from autoslim.pipeline.project import PREPARED, RESOURCES
+from autoslim.resources.costs import Costs
+from autoslim.training.checkpoints import write_json
+
+
+def run() -> None:
+    """Measures latency where it is bounded, and sees that the budget is within reach before anything is trained."""
+    params = load_params()
+    network, graph = traced_network(params.model, read_info(PREPARED))
+    check_reach(params, graph)
+    target = latency_target(params.latency)  # which the report measures on, whatever the budget bounds
+    table = None
+    if params.latency.table is not None or "latency" not in params.budgets:
+        check_runs(network, graph, target)
+    if params.latency.table is not None:
+        check_table(params.latency.table)
+        table = read_table(Path(params.latency.table))
+        check_kernels(table, network, graph, span(params.supernet).grid(graph))
+    elif "latency" in params.budgets:
+        table = measured_table(params, network, graph)
+        check_trusted(table)
+    costs = Costs(graph, table)
+    if table is not None:
+        print(f"resources: {table.summary()}", file=sys.stderr)
+    check_reach(params, graph, table)
+    lowered = objective(params, costs)
+    write_json(RESOURCES / "latency.json", {} if table is None else table.to_dict())
+    write_json(RESOURCES / "objective.json", {"resource": lowered.resource, "limits": dict(lowered.limits)})
+    write_json(RESOURCES / "reach.json", {"within_reach": True})  # the supernet waits for it, and never changes with it

@@ -1,0 +1,77 @@
+"""Stage ``supernet``: trains the weights that all subnets share."""
+
+import sys
+
+from autoslim.data.prepared import PreparedData
+from autoslim.distributed.ranks import here
+from autoslim.models.pretrained import weights_file
+from autoslim.pipeline.assembly import checkpoints, inputs, recipe, span, starting_network, traced_network
+from autoslim.pipeline.checks import check_model, check_reach, check_smoothing
+from autoslim.pipeline.launch import joined, launched
+from autoslim.pipeline.params import load_params
+from autoslim.pipeline.project import PREPARED, SUPERNET, repository_root
+from autoslim.pipeline.tracking import fingerprint, tracked
+from autoslim.supernet.train import train_supernet
+from autoslim.training.checkpoints import write_json
+from autoslim.training.loop import write_rows
+
+
+def run() -> None:
+    """Trains the supernet by the sandwich rule with in-place distillation."""
+    params = load_params()
+    check_model(params.model)
+    data = PreparedData.open(PREPARED, relative_to=repository_root())
+    network, graph = traced_network(params.model, data.info)
+    check_smoothing(params, data.info)
+    check_reach(params, graph)
+    if launched(params.runtime, "supernet"):
+        return
+    start, told = starting_network(params.model, params.supernet, network, graph)
+    if told and here().first:
+        print(f"supernet: {told}", file=sys.stderr)
+    trained = weights_file(params.model.weights)
+    sections = {"model": params.model.model_dump(), "supernet": params.supernet.model_dump()}
+    kept = checkpoints("supernet", *inputs(params.model, PREPARED), *([trained] if trained else []), **sections)
+    with (
+        joined(params.runtime) as place,
+        place.processes.first_in(kept.held()),
+        tracked(
+            "supernet",
+            run_name=f"supernet {params.model.name.rpartition(':')[2]} x{params.supernet.width}",
+            params=sections | {"data": params.data.model_dump()},
+            tags={"source": params.data.source},
+            enabled=params.tracking.enabled and place.processes.first,
+            experiment=params.tracking.experiment,
+        ) as tracker,
+    ):
+        rows, scores = train_supernet(
+            start,
+            graph,
+            data,
+            span(params.supernet),
+            recipe(params.supernet),
+            place,
+            trained=params.model.weights is not None,
+            random_widths=params.supernet.random_widths,
+            random_widths_per=params.supernet.random_widths_per,
+            widths_by_rank=params.supernet.widths_by_rank,
+            distillation=params.supernet.distillation,
+            seed=params.supernet.seed,
+            name=params.model.name,
+            folder=SUPERNET,
+            checkpoints=kept,
+            observe=lambda row: tracker.metrics(
+                {name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
+            ),
+        )
+        if not place.processes.first:
+            return
+        write_rows(SUPERNET / "curves.csv", rows)
+        figures = {
+            which: {"top1": 1 - score.error, "cross_entropy": score.cross_entropy} for which, score in scores.items()
+        }
+        write_json(SUPERNET / "metrics.json", figures)
+        tracker.metrics({f"{which}.{name}": value for which, f in figures.items() for name, value in f.items()})
+        tracker.tag("supernet", fingerprint(SUPERNET / "weights.safetensors"))
+        tracker.artifact(SUPERNET / "supernet.json")
+        kept.clear()

@@ -1,0 +1,1 @@
+"""The report: comparison table and figures."""

@@ -1,0 +1,1 @@
+"""Resources: budgets, what configurations cost, and measurements."""

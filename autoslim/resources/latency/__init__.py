@@ -1,0 +1,1 @@
+"""Latency: kernels, backends, measurement, and the table that predicts whole networks."""

@@ -1,0 +1,1 @@
+"""The search: greedy slimming, racing, incremental evaluation, and methods of choosing channels."""

@@ -1,0 +1,236 @@
+"""Incremental evaluation: running only the part of a supernet that a candidate changes."""
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from autoslim.channels.copying import evaluation_mode
+from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.groups import Axis
+from autoslim.channels.resize import kept
+from autoslim.errors import first_line
+from autoslim.supernet.supernet import Supernet
+from autoslim.tracing.capture import symbolic_graph
+from autoslim.tracing.operations import is_local, may_view, overwritten
+
+
+class Tails:
+    """The operations of a supernet in order, and where each group begins to matter.
+
+    A subnet with one group slimmed differs from the current one only from the group's first consumer on. Up to there
+    its values are the current ones, less the channels taken away: a convolution's other outputs stay, and batch
+    normalisation works channel by channel, on its own batch. So the current network runs once, and at the first
+    operation that mixes a group's channels the subnet branches off and runs to its end (its *tail*), on slices.
+
+    No more is held than the values that the current network still needs at that operation.
+
+    Args:
+        supernet: in evaluation mode, where ``forward`` must do the same for any data and any channels.
+    """
+
+    def __init__(self, supernet: Supernet) -> None:
+        self.supernet = supernet
+        self.nodes = _operations(supernet)
+        self._modules = dict(supernet.network.named_modules())
+        self._last_use = {used: position for position, node in enumerate(self.nodes) for used in node.all_input_nodes}
+        self._done: list[list[fx.Node]] = [[] for _ in self.nodes]
+        for node, position in self._last_use.items():
+            self._done[position].append(node)
+        self._memory = _Memory(self.nodes, self._modules)
+        self.start = {group: self._unshared(self._first_mixing(group)) for group in supernet.graph.groups}
+        """Group -> the position of the first operation that mixes its channels; all before it are not run again."""
+
+    def run(
+        self, images: Tensor, current: Mapping[str, int], slimmer: Mapping[str, int]
+    ) -> Iterator[tuple[str | None, Tensor]]:
+        """Runs ``current`` on ``images`` (N, C, H, W), and each subnet with one group less.
+
+        Args:
+            slimmer: group -> its channels in the subnet that only it is slimmed in.
+
+        Yields:
+            (group, output) for each of ``slimmer``, in the order of the operations; then (None, output) of ``current``.
+        """
+        branches: dict[int, list[str]] = {}
+        for group in slimmer:
+            branches.setdefault(self.start[group], []).append(group)
+        self.supernet.select(current)
+        values: dict[fx.Node, Any] = {}
+        for position in range(len(self.nodes)):
+            for group in branches.get(position, ()):
+                narrow = {**current, group: slimmer[group]}
+                self.supernet.select(narrow)
+                yield group, self._finish(position, self._sliced(values, position, group, current, narrow), images)
+                self.supernet.select(current)
+            self._step(position, values, images)
+        yield None, values[self.nodes[-1]]
+
+    def _finish(self, start: int, values: dict[fx.Node, Any], images: Tensor) -> Tensor:
+        for position in range(start, len(self.nodes)):
+            self._step(position, values, images)
+        output: Tensor = values[self.nodes[-1]]
+        return output
+
+    def _step(self, position: int, values: dict[fx.Node, Any], images: Tensor) -> None:
+        """Runs one operation, and lets go of what no later one reads."""
+        node = self.nodes[position]
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        if node.op == "placeholder":
+            values[node] = images if position == 0 else args[0]
+        elif node.op == "get_attr":
+            values[node] = operator.attrgetter(str(node.target))(self.supernet.network)
+        elif node.op == "call_module":
+            values[node] = self._modules[str(node.target)](*args, **kwargs)
+        elif node.op == "call_method":
+            values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        elif node.op == "output":
+            values[node] = args[0]
+        else:
+            assert callable(node.target)
+            values[node] = node.target(*args, **kwargs)
+        for done in self._done[position]:
+            del values[done]
+        if node not in self._last_use and node.op != "output":
+            del values[node]  # nobody reads it
+
+    def _sliced(
+        self,
+        values: Mapping[fx.Node, Any],
+        start: int,
+        group: str,
+        current: Mapping[str, int],
+        narrow: Mapping[str, int],
+    ) -> dict[fx.Node, Any]:
+        """The values at hand as the narrower subnet has them; those that its tail writes to are copies."""
+        activations = self.supernet.graph.activations
+        own = {}
+        for node, value in values.items():
+            where = activations.get(node.name)
+            if where is not None and any(segment.group == group for segment in where[1]):
+                value = _narrowed(value, *where, current, narrow)
+            own[node] = value.clone() if self._memory.written(node) >= start else value
+        return own
+
+    def _first_mixing(self, group: str) -> int:
+        graph = self.supernet.graph
+        touched: set[fx.Node] = set()
+        for position, node in enumerate(self.nodes):
+            if _reads(node, group, graph) or touched.intersection(node.all_input_nodes):
+                touched.add(node)
+                if not is_local(node, group, graph, self._modules):
+                    return position
+        return len(self.nodes) - 1
+
+    def _unshared(self, start: int) -> int:
+        """The last position up to ``start`` where no memory that is written to later has two names: copies would part
+        them."""
+        alive = [node for node in self.nodes[:start] if self._last_use.get(node, -1) >= start]
+        for number, node in enumerate(alive):
+            if self._memory.written(node) >= start and any(self._memory.shared(node, o) for o in alive[:number]):
+                return self._unshared(self.nodes.index(node))
+        return start
+
+
+def _operations(supernet: Supernet) -> list[fx.Node]:
+    """Those of the network in evaluation mode; the supernet is left as it was."""
+    selected = dict(supernet.selected)
+    supernet.select(supernet.widest)  # views of weights would hide the parameters from tracing
+    try:
+        with evaluation_mode(supernet):
+            return list(symbolic_graph(supernet.network, supernet.graph.leaves).nodes)
+    finally:
+        supernet.select(selected)
+
+
+def _reads(node: fx.Node, group: str, graph: ChannelGraph) -> bool:
+    """Whether the operation's own tensors have channels of the group."""
+    own = f"{node.target}."
+    names = [name for name in graph.tensors if node.op == "call_module" and name.startswith(own)]
+    if node.op == "get_attr":
+        names = [str(node.target)]
+    return any(s.group == group for name in names for axis in graph.tensors.get(name, ()) for s in axis)
+
+
+def _narrowed(value: Tensor, dim: int, axis: Axis, current: Mapping[str, int], narrow: Mapping[str, int]) -> Tensor:
+    pieces = [value.narrow(dim, start, length) for start, _, length in kept(axis, current, narrow)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+
+
+class _Memory:
+    """Which values may lie in the same memory, and when it is last written to."""
+
+    def __init__(self, nodes: Sequence[fx.Node], modules: Mapping[str, nn.Module]) -> None:
+        self._place: dict[fx.Node, int] = {}
+        self._written: dict[int, int] = {}
+        for position, node in enumerate(nodes):
+            over = overwritten(node, modules)
+            shown = {self._place[other] for other in (node.all_input_nodes if may_view(node, modules) else over)}
+            place = self._place[node] = min(shown, default=position)
+            for other, known in self._place.items():
+                if known in shown:
+                    self._place[other] = place
+            if over:
+                self._written.update({self._place[other]: position for other in over})
+            self._written[place] = max([-1, *(self._written.get(known, -1) for known in {place, *shown})])
+
+    def written(self, node: fx.Node) -> int:
+        """The last position of an operation that may write where the node's value lies."""
+        return self._written[self._place[node]]
+
+    def shared(self, node: fx.Node, other: fx.Node) -> bool:
+        return self._place[node] == self._place[other]
+
+
+FLOOR = 1e-3  # of the largest output: rounding in another order makes about 1e-6 in float32
+
+
+def trusted_tails(supernet: Supernet, images: Tensor) -> tuple[Tails | None, str]:
+    """``Tails`` of the supernet, or None and the reason where they do not give what it gives.
+
+    Code that looks at shapes, or at its modules' sizes, cannot be run from a record of its operations. So one search
+    step is run both ways, from a configuration below the widest.
+
+    Args:
+        supernet: in evaluation mode. It is left at that configuration.
+        images: (N, C, H, W), a few.
+    """
+    current = dict(supernet.widest)
+    for name, group in supernet.graph.groups.items():
+        current[name] = max(group.unit, current[name] - group.unit)
+    slimmer = {name: max(group.unit, current[name] - group.unit) for name, group in supernet.graph.groups.items()}
+
+    def whole(channels: dict[str, int], given: Tensor) -> list[Tensor]:
+        supernet.select(channels)
+        return _tensors(supernet(given.clone()))
+
+    with torch.no_grad():
+        expected = whole(current, images)
+        # Networks that are not trained can magnify the last digit beyond any bound.
+        digit = 4 * torch.finfo(images.dtype).eps
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+        tolerance = max(FLOOR, 1000 * _distance(expected, whole(current, images * (1 + digit * noise))))
+        try:
+            tails = Tails(supernet)
+            runs = [(name, _tensors(output)) for name, output in tails.run(images.clone(), current, slimmer)]
+        except Exception as error:  # whatever the user's code raises where sizes are others than it was traced with
+            return None, first_line(error)
+        for slimmed, outputs in runs:
+            channels = current if slimmed is None else {**current, slimmed: slimmer[slimmed]}
+            distance = _distance(whole(channels, images), outputs)
+            if not distance <= tolerance:
+                return None, f"with fewer channels of {slimmed} it gives something else (by {distance:.1g})"
+    return tails, ""
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _distance(expected: list[Tensor], found: list[Tensor]) -> float:
+    """The largest difference of any output, in units of its largest number."""
+    pairs = zip(expected, found, strict=True)
+    return max(float((a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(a.dtype).tiny)) for a, b in pairs)

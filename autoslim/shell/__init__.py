@@ -1,1 +1,0 @@
-"""What a user touches: stages, the command, parameters, tracking and the report."""

@@ -1,0 +1,1 @@
+"""The supernet: shared weights, the sandwich rule, training, and extracting networks."""

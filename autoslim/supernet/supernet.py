@@ -1,0 +1,170 @@
+"""``Supernet``: one network whose channels are selectable at run time, its weights shared by all configurations."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoslim.channels.copying import copy_with, named_tensors
+from autoslim.channels.graph import Attribute, ChannelGraph
+from autoslim.channels.groups import Axis, Channels
+from autoslim.channels.resize import kept, present_channels, resize
+from autoslim.errors import UserError
+
+
+class Supernet(nn.Module):
+    """The network at its widest, with ``select`` to run any narrower configuration with slices of the same weights.
+
+    The network is the user's own and its ``forward`` runs unchanged. A selected configuration is put before it as
+    views: an instance attribute named like a parameter shadows the parameter when a module reads ``self.weight``, while
+    ``parameters()``, ``state_dict()`` and the optimiser go on seeing the shared one. Only tensors of concatenated
+    channels (a layer that reads several groups) need a gather, made anew at each ``forward``.
+
+    Batch normalisation always uses the statistics of its own batch (US-Nets): statistics of
+    subnets that share weights would mix. Running statistics are removed; ``extract`` gives them back, fresh.
+
+    Args:
+        network: the network at its widest, a ``resize`` of the traced one. It is taken over, not copied.
+        graph: ``trace`` of the network, at whatever width it was traced.
+    """
+
+    def __init__(self, network: nn.Module, graph: ChannelGraph) -> None:
+        super().__init__()
+        self.network = network
+        self.graph = graph
+        self.widest: Channels = present_channels(network, graph)
+        self.selected: Channels = dict(self.widest)
+        # The structure with running statistics, for extract(); in a tuple, so that it is no submodule.
+        names = {name for name, _ in network.named_parameters()}
+        self._plain = (copy_with(network, lambda name, t: t.new_empty(0) if name in names else t.clone()),)
+        self.network.apply(_use_batch_statistics)
+        self._shadows: dict[str, list[_Shadow]] = {name: [] for name in graph.groups}
+        self._gathering: list[_Shadow] = []
+        self._modules_by_path: dict[str, nn.Module] = dict(network.named_modules())
+        self._attributes: dict[str, list[Attribute]] = {name: [] for name in graph.groups}
+        for name in named_tensors(network):
+            if name in graph.tensors:
+                self._add_shadow(name, graph.tensors[name])
+        for attribute in graph.attributes:
+            for group in _groups_of(attribute.axis):
+                self._attributes[group].append(attribute)
+
+    def _add_shadow(self, name: str, axes: tuple[Axis, ...]) -> None:
+        path, _, own = name.rpartition(".")
+        shadow = _Shadow(self.network.get_submodule(path), own, axes)
+        for group in _groups_of(*axes):
+            self._shadows[group].append(shadow)
+        if shadow.gathered:
+            self._gathering.append(shadow)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Supernet":
+        raise TypeError(
+            "a supernet holds views of its weights and is not copied; use extract(), or state_dict() of network"
+        )
+
+    @torch.inference_mode(False)  # views made in inference mode could not be trained through later
+    def select(self, channels: Mapping[str, int]) -> None:
+        """Makes ``channels`` the configuration that ``forward`` runs. Only what differs from the last one is touched.
+
+        Raises:
+            UserError: ``channels`` does not fit the graph, or a group is wider than in this supernet.
+        """
+        changed = [name for name, count in channels.items() if self.selected.get(name) != count]
+        if len(channels) != len(self.selected) or any(name not in self.selected for name in changed):
+            self.graph.check(channels)
+        for name in changed:
+            if not 0 < channels[name] <= self.widest[name] or channels[name] % self.graph.groups[name].unit:
+                self._refuse(channels)
+        self.selected.update((name, channels[name]) for name in changed)
+        shadows = {id(shadow): shadow for name in changed for shadow in self._shadows[name]}
+        with torch.enable_grad():
+            for shadow in shadows.values():
+                shadow.cast(self.widest, self.selected)
+        for name in changed:
+            for attribute in self._attributes[name]:
+                self._modules_by_path[attribute.module].__dict__[attribute.name] = attribute.value(self.selected)
+
+    def forward(self, images: Tensor) -> Any:
+        for shadow in self._gathering:  # a gather is a copy: the weights may have been trained since
+            shadow.cast(self.widest, self.selected)
+        return self.network(images)
+
+    def extract(self, channels: Mapping[str, int]) -> nn.Module:
+        """A plain network with ``channels`` and copies of the weights that ``select(channels)`` would use.
+
+        Its running statistics are fresh: recalibrate them (``algorithms.recalibration``) before evaluation. It shares
+        no memory with the supernet.
+
+        Raises:
+            UserError: ``channels`` does not fit the graph, or a group is wider than in this supernet.
+        """
+        if any(channels.get(name, 0) > most for name, most in self.widest.items()):
+            self._refuse(channels)
+        shared = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+        shared |= dict(self.network.named_buffers())  # batch norms have none here
+        whole = copy_with(self._plain[0], lambda name, tensor: shared.get(name, tensor))
+        cut = resize(whole, self.graph, channels)
+        for module in cut.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+        return cut.train(self.network.training)
+
+    def _refuse(self, channels: Mapping[str, int]) -> None:
+        self.graph.check(channels)
+        name = next(name for name, most in self.widest.items() if channels[name] > most)
+        raise UserError(
+            f"group {name} has at most {self.widest[name]} channels in this supernet, not {channels[name]}; "
+            "take fewer or make a wider supernet"
+        )
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "Supernet":
+        selected = dict(self.selected)
+        self.select(self.widest)  # views of weights that are about to move would go stale
+        super()._apply(*args, **kwargs)
+        self._plain[0]._apply(*args, **kwargs)
+        self.select(selected)
+        return self
+
+
+class _Shadow:
+    """A parameter of one module, and the view of it that stands before it."""
+
+    __slots__ = ("gathered", "module", "name", "narrowed")
+
+    def __init__(self, module: nn.Module, name: str, axes: tuple[Axis, ...]) -> None:
+        self.module, self.name = module, name
+        self.narrowed: list[tuple[int, str, int, int]] = []  # dimension, and its one segment unpacked, for speed
+        self.gathered: list[tuple[int, Axis]] = []
+        for dimension, axis in enumerate(axes):
+            if len(axis) > 1:
+                self.gathered.append((dimension, axis))
+            elif axis[0].group is not None:
+                self.narrowed.append((dimension, axis[0].group, axis[0].count, axis[0].unit))
+
+    def cast(self, widest: Mapping[str, int], channels: Mapping[str, int]) -> None:
+        shared = self.module._parameters.get(self.name, self.module._buffers.get(self.name))
+        assert shared is not None
+        view = shared
+        for dimension, group, count, unit in self.narrowed:
+            size = channels[group]
+            if size != widest[group]:
+                view = view.narrow(dimension, 0, size // unit * count)
+        for dimension, axis in self.gathered:
+            spans = kept(axis, widest, channels)
+            if sum(length for *_, length in spans) != view.shape[dimension]:
+                view = torch.cat([view.narrow(dimension, start, length) for start, _, length in spans], dimension)
+        if view is shared:
+            self.module.__dict__.pop(self.name, None)
+        else:
+            self.module.__dict__[self.name] = view
+
+
+def _groups_of(*axes: Axis) -> set[str]:
+    return {segment.group for axis in axes for segment in axis if segment.group is not None}
+
+
+def _use_batch_statistics(module: nn.Module) -> None:
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.track_running_stats = False
+        module.running_mean = module.running_var = module.num_batches_tracked = None

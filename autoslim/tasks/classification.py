@@ -1,0 +1,55 @@
+"""Image classification: losses and scores."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoslim.channels.copying import evaluating
+
+
+def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy where the label has probability 1 - smoothing and every *other* class smoothing / (K - 1).
+
+    torch spreads its ``label_smoothing`` over all K classes, the label's own among them; K / (K - 1) of it is the
+    same, and what the authors have.
+    """
+    classes = logits.shape[1]
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing * classes / (classes - 1) if smoothing else 0.0)
+
+
+@dataclass(frozen=True)
+class Score:
+    """``error`` is the fraction wrong at top-1, ``cross_entropy`` the mean in nats, over so many ``images``."""
+
+    error: float
+    cross_entropy: float
+    images: int = 0
+
+
+Chunk = tuple[Tensor, Tensor]
+"""Images (N, C, H, W) and labels (N,) on the device."""
+
+
+def evaluate(network: nn.Module, chunks: Iterable[Chunk], autocast: Callable[[], torch.autocast]) -> Score:
+    """Top-1 error and mean cross-entropy of ``network`` over all images, in evaluation mode.
+
+    A supernet uses the statistics of each chunk, a plain network its running statistics. The host waits for the device
+    once, at the end. The mode is given back as it was.
+    """
+    wrong: list[Tensor] = []
+    entropy: list[Tensor] = []
+    count = 0
+    with evaluating(network):
+        for images, labels in chunks:
+            with autocast():
+                logits = network(images)  # (N, classes)
+            logits = logits.float()
+            wrong.append((logits.argmax(1) != labels).sum())
+            entropy.append(F.cross_entropy(logits, labels, reduction="sum"))
+            count += len(labels)
+        errors = int(torch.stack(wrong).sum())
+        nats = float(torch.stack(entropy).cpu().double().sum())  # summed on the host: not every device has float64
+    return Score(errors / count, nats / count, count)

@@ -1,0 +1,307 @@
+"""From channel labels to channel groups, and from these to the channel graph."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoslim.channels.copying import named_tensors
+from autoslim.channels.graph import Attribute, ChannelGraph, Layer
+from autoslim.channels.groups import Axis, ChannelGroup, Segment
+from autoslim.channels.memory import Operation
+from autoslim.tracing.labels import Flow, Vector
+from autoslim.tracing.operations import CONVOLUTIONS, NORMALISATIONS
+from autoslim.tracing.record import Call, Record
+
+
+@dataclass(frozen=True)
+class RootGroup:
+    """A channel group before it has numbers: its root labels in order, each ``unit`` channels of its leader wide."""
+
+    roots: tuple[int, ...]
+    unit: int
+    members: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """The channels of the group's leader (of one piece, where it is split into equal ones)."""
+        return len(self.roots) * self.unit
+
+
+class Grouping:
+    """The groups of a record's labels, and why the other labels must stay.
+
+    A group is a run of channels in some layer's output that the same layers hold. A run that some tensor holds in
+    another order or in part (after a channel shuffle, say) cannot be slimmed by taking leading channels: it stays.
+    """
+
+    def __init__(self, record: Record, layers: set[str]) -> None:
+        self.record = record
+        self.roots = {source: record.labels.roots(vector) for source, vector in record.labels.sources.items()}
+        self.reasons = record.labels.fixed_roots()  # root -> why it must stay
+        self.groups: dict[str, RootGroup] = {}
+        self._group_of: dict[int, str] = {}  # root -> group
+        self._axes: dict[bytes, Axis] = {}
+        holders = self._holders()
+        for source in sorted(self.roots, key=lambda s: s not in layers):  # a layer leads before a bare parameter
+            self._lead(source, holders)
+        for name, group in list(self.groups.items()):
+            if not layers.intersection(group.members):
+                self._drop(name, "no layer produces it")
+            elif len(group.roots) == 1:
+                self._drop(name, "all its channels come and go together")
+        self._drop_scrambled()
+
+    def axis(self, vector: Vector) -> Axis:
+        """A tensor's axis as segments."""
+        roots = self.record.labels.roots(vector)
+        key = roots.tobytes()  # most tensors share their axes with others
+        if key not in self._axes:
+            self._axes[key] = tuple(segment for segment, _ in self._segments(roots) if segment is not None)
+        return self._axes[key]
+
+    def counted(self, labels: Vector, times: Fraction) -> Axis:
+        """As many channels as ``labels`` hold, divided by ``times``: one segment for each group, in no order."""
+        counts: dict[str | None, int] = {}
+        for root, count in zip(*np.unique(self.record.labels.roots(labels), return_counts=True), strict=True):
+            name = self._group_of.get(int(root))
+            counts[name] = counts.get(name, 0) + int(count)
+        segments = []
+        for name, count in counts.items():
+            if name is None:
+                segments.append(Segment(None, int(count / times)))
+            else:
+                group = self.groups[name]
+                each = count / (len(group.roots) * times)
+                segments.append(Segment(name, each.numerator, group.unit * each.denominator))
+        return tuple(segments)
+
+    def reason(self, source: str) -> str | None:
+        """Why some of the channels that ``source`` produces must stay; None where none must."""
+        stay = next((root for root in self.roots[source].tolist() if root not in self._group_of), None)
+        if stay is None:
+            return None
+        return self.reasons[stay] if stay else "it has one channel"
+
+    def _holders(self) -> dict[int, tuple[str, ...]]:
+        """Root -> the sources whose output holds it, in the order of the network."""
+        holders: dict[int, list[str]] = {}
+        for source, roots in self.roots.items():
+            for root in dict.fromkeys(roots.tolist()):
+                holders.setdefault(root, []).append(source)
+        return {root: tuple(sources) for root, sources in holders.items()}
+
+    def _lead(self, source: str, holders: dict[int, tuple[str, ...]]) -> None:
+        """Makes groups of the channels that ``source`` is the first to produce."""
+        units: dict[int, int] = {}  # a tensor split into equal pieces holds each root several times: one piece leads
+        for root, count in _runs(self.roots[source]):
+            if root and root not in self._group_of and root not in self.reasons:
+                units.setdefault(root, count)
+        kinds = groupby(units, key=lambda root: (holders[root], units[root]))
+        for number, ((members, unit), run) in enumerate(kinds):
+            name = source if number == 0 else f"{source}#{number}"
+            self.groups[name] = RootGroup(tuple(run), unit, members)
+            self._group_of.update((root, name) for root in self.groups[name].roots)
+
+    def _drop_scrambled(self) -> None:
+        vectors = [*self.roots.values()]
+        vectors += [self.record.labels.roots(v) for axes in self.record.tensors.values() for v in axes.values()]
+        different = {vector.tobytes(): vector for vector in vectors}.values()
+        scrambled: set[str | None] = {None}
+        while scrambled:  # what stays may cut others apart that were next to it
+            scrambled = {bad for vector in different for _, bad in self._segments(vector) if bad is not None}
+            for name in scrambled:
+                assert name is not None
+                self._drop(name, "its channels are interleaved or cut apart, so they cannot be slimmed on their own")
+
+    def _drop(self, name: str, reason: str) -> None:
+        for root in self.groups.pop(name).roots:
+            self.reasons.setdefault(root, reason)
+            del self._group_of[root]
+
+    def _segments(self, roots: Vector) -> Iterator[tuple[Segment | None, str | None]]:
+        """The axis as segments, up to the first group that it does not hold whole and in order; then that group."""
+        runs = list(_runs(roots))
+        at = 0
+        while at < len(runs):
+            name = self._group_of.get(runs[at][0])
+            if name is None:
+                fixed = 0
+                while at < len(runs) and runs[at][0] not in self._group_of:
+                    fixed += runs[at][1]
+                    at += 1
+                yield Segment(None, fixed), None
+                continue
+            group, count = self.groups[name], runs[at][1]
+            if runs[at : at + len(group.roots)] != [(root, count) for root in group.roots]:
+                yield None, name
+                return
+            yield Segment(name, count, group.unit), None
+            at += len(group.roots)
+
+
+def _runs(vector: Vector) -> Iterator[tuple[int, int]]:
+    """Equal neighbours counted: (label, how many)."""
+    if not len(vector):
+        return
+    edges = np.flatnonzero(np.diff(vector)) + 1
+    for start, end in zip([0, *edges.tolist()], [*edges.tolist(), len(vector)], strict=True):
+        yield int(vector[start]), end - start
+
+
+def build_graph(
+    network: nn.Module, record: Record, input_shape: tuple[int, ...], leaves: frozenset[str]
+) -> ChannelGraph:
+    """The channel graph of a network whose labels have been propagated."""
+    modules = dict(network.named_modules())
+    grouping = Grouping(record, {source for source in record.labels.sources if source in modules})
+    expansions = _expansions(grouping, record)
+    groups = {
+        name: ChannelGroup(name, group.size, group.unit, group.members, expansions.get(name))
+        for name, group in grouping.groups.items()
+    }
+    tensors = _tensors(network, grouping, record)
+    own = {name: tensor for name, tensor in named_tensors(network).items() if record.first_name[name] == name}
+    parameters = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    reasons = {source: grouping.reason(source) for source in record.labels.sources if source in modules}
+    return ChannelGraph(
+        groups=groups,
+        tensors=tensors,
+        attributes=tuple(_attributes(modules, grouping, record)),
+        layers=tuple(_layer(grouping, call) for call in record.calls),
+        fixed={source: reason for source, reason in reasons.items() if reason is not None} | record.fixed,
+        activations=dict(_activations(grouping, record)),
+        operations=tuple(_operation(grouping, record, operation) for operation in record.operations),
+        input_shape=input_shape,
+        leaves=leaves,
+        other_params=sum(count for name, count in parameters.items() if name not in tensors),
+        element_bytes={name: tensor.element_size() for name, tensor in own.items() if name in tensors},
+        other_bytes=sum(tensor.numel() * tensor.element_size() for name, tensor in own.items() if name not in tensors),
+        parameter_names=frozenset(parameters) & frozenset(tensors),
+    )
+
+
+def _tensors(network: nn.Module, grouping: Grouping, record: Record) -> dict[str, tuple[Axis, ...]]:
+    """The axes of each tensor that depends on a group, under each of its names."""
+    tensors = {}
+    for name, tensor in named_tensors(network).items():
+        known = record.tensors.get(record.first_name[name], {})
+        axes = tuple(
+            grouping.axis(known[axis]) if axis in known else (Segment(None, size),)
+            for axis, size in enumerate(tensor.shape)
+        )
+        if _slimmable(*axes):
+            tensors[name] = axes
+    return tensors
+
+
+def _activations(grouping: Grouping, record: Record) -> Iterator[tuple[str, tuple[int, Axis]]]:
+    known: dict[int, Axis] = {}  # most operations pass the very same labels on
+    for name, flow in record.flows.items():
+        if id(flow.vector) not in known:
+            known[id(flow.vector)] = grouping.axis(flow.vector)
+        axis = known[id(flow.vector)]
+        if flow.axis is not None and _slimmable(axis) and _is_whole(grouping, axis, flow.vector):
+            yield name, (flow.axis, axis)
+
+
+def _is_whole(grouping: Grouping, axis: Axis, vector: Vector) -> bool:
+    """Whether the axis holds all of the vector: not if channels were scrambled on the way."""
+    found = sum(s.count * (len(grouping.groups[s.group].roots) if s.group else 1) for s in axis)
+    return found == len(vector)
+
+
+def _operation(grouping: Grouping, record: Record, operation: Operation) -> Operation:
+    """The operation with its axis, and so its parts."""
+    parts = tuple(_operation(grouping, record, part) for part in operation.parts)
+    return replace(operation, axis=_output_axis(grouping, record, operation), parts=parts)
+
+
+def _output_axis(grouping: Grouping, record: Record, operation: Operation) -> tuple[int, Axis] | None:
+    """The dimension along which the channels of an output lie, and how many they are."""
+    flow = record.outputs.get(operation.name)
+    if operation.shape is None or flow is None or flow.is_constant:
+        return None
+    if flow.is_mixed:  # of branches that are summed up later, a channel has the same label in each by now
+        flow = Flow.of(torch.from_numpy(grouping.record.labels.roots(flow.narrowed().numpy())))
+    varying = flow.varying()
+    if not varying:
+        return None
+    dimension = max(varying, key=lambda dim: flow.shape[dim])  # inside a channel shuffle, the longer of two
+    labels = flow.narrowed().flatten().numpy()
+    dimension += len(operation.shape) - len(flow.shape)  # with one image, the first dimension may be gone
+    size = operation.shape[dimension] if dimension >= 0 else 0
+    if size == 0:
+        return None
+    axis = grouping.axis(labels)
+    if len(labels) != size or not _is_whole(grouping, axis, labels):
+        axis = grouping.counted(labels, Fraction(len(labels), size))
+    return (dimension, axis) if _slimmable(axis) else None
+
+
+def _layer(grouping: Grouping, call: Call) -> Layer:
+    inputs = grouping.axis(call.inputs) if call.inputs is not None else ()
+    return Layer(call.name, call.kind, call.factor, inputs, grouping.axis(call.outputs), call.positions, call.weight)
+
+
+def _expansions(grouping: Grouping, record: Record) -> dict[str, tuple[str, int]]:
+    """Hidden layers of inverted residuals, each with the group it expands and how many times.
+
+    They are made by one 1x1 convolution, a whole number of times as wide as its input, carried by a depthwise one, and
+    projected back to fewer channels (MobileNetV1 widens too, but never goes back).
+    """
+    projected = {
+        axis[0].group: len(call.outputs)
+        for call in record.calls
+        if call.kind == "conv" and call.inputs is not None and len(axis := grouping.axis(call.inputs)) == 1
+    }
+    found = {}
+    for name, group in grouping.groups.items():
+        dense = [member for member in group.members if member in record.feeds]
+        if dense != [name] or not record.depthwise.intersection(group.members):
+            continue
+        axis = grouping.axis(record.feeds[name])
+        if len(axis) == 1 and axis[0].group and axis[0].count == axis[0].unit:
+            factor, rest = divmod(group.size, grouping.groups[axis[0].group].size)
+            if rest == 0 and factor > 1 and projected.get(name, group.size) < group.size:
+                found[name] = (axis[0].group, factor)
+    return found
+
+
+def _attributes(modules: dict[str, nn.Module], grouping: Grouping, record: Record) -> Iterator[Attribute]:
+    """The integers of each module that follow from its channels."""
+    for path, (out, into) in record.modules.items():
+        module = modules[path]
+        outputs = grouping.axis(out)
+        inputs = grouping.axis(into) if into is not None else ()
+        if not _slimmable(outputs, inputs):
+            continue
+        if isinstance(module, CONVOLUTIONS):
+            yield Attribute(path, "out_channels", outputs)
+            if module.groups == 1:
+                yield Attribute(path, "in_channels", inputs)
+            else:
+                wide_in, wide_out = module.in_channels // module.groups, module.out_channels // module.groups
+                yield Attribute(path, "groups", outputs, per=wide_out)
+                yield Attribute(path, "in_channels", outputs, times=wide_in, per=wide_out)
+        elif isinstance(module, nn.Linear):
+            yield Attribute(path, "out_features", outputs)
+            yield Attribute(path, "in_features", inputs)
+        elif isinstance(module, NORMALISATIONS):
+            yield Attribute(path, "num_features", outputs)
+        elif isinstance(module, nn.LayerNorm):
+            yield Attribute(path, "normalized_shape", outputs, as_tuple=True)
+        elif isinstance(module, nn.GroupNorm):
+            yield Attribute(path, "num_channels", outputs)
+            if module.num_groups > 1:
+                yield Attribute(path, "num_groups", outputs, per=module.num_channels // module.num_groups)
+        elif isinstance(module, nn.PReLU):
+            yield Attribute(path, "num_parameters", outputs)
+
+
+def _slimmable(*axes: Axis) -> bool:
+    return any(segment.group for axis in axes for segment in axis)

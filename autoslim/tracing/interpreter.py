@@ -1,0 +1,87 @@
+"""Runs traced graphs for the shapes of their tensors, and counts multiply-adds on the way."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@contextlib.contextmanager
+def for_shapes(device: torch.device) -> Iterator[None]:
+    """New tensors are made on ``device`` and no gradients kept; on the meta device batch norm is not worked out."""
+    quick = _BatchNormByShape() if device.type == "meta" else contextlib.nullcontext()
+    with torch.no_grad(), device, quick:
+        yield
+
+
+class GraphRunner(fx.Interpreter):
+    """Runs a traced network on tensors of the default device."""
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        # torch.fx keeps constants on the device that they were made on.
+        return value.to(torch.get_default_device()) if isinstance(value, Tensor) else value
+
+
+class _BatchNormByShape(TorchFunctionMode):
+    """Most of a meta run of a CNN is its batch norms, which torch takes apart into a dozen operations there."""
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *_: Any,
+    **__: Any,
+) -> Tensor:
+    for tensor in (running_mean, running_var, weight, bias):
+        if tensor is not None and tensor.numel() != input.shape[1]:
+            raise RuntimeError(f"batch norm for {tensor.numel()} channels is given {input.shape[1]}")
+    return torch.empty_like(input)
+
+
+_aten = torch.ops.aten
+
+
+def macs_of(run: Callable[[], object]) -> int:
+    """The multiply-adds of the convolutions and linear layers that ``run`` calls, biases not counted.
+
+    Products of activations (attention) do not count: they belong to no layer. Works on meta tensors.
+    """
+    attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it hides the layers inside
+    try:
+        counter = _Counter()
+        with counter:
+            run()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(attention)
+    return counter.macs
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket is _aten.convolution:
+            images, weight, transposed = args[0], args[1], args[6]
+            positions = (images if transposed else result).shape[2:]
+            self.macs += images.shape[0] * math.prod(weight.shape) * math.prod(positions)
+        elif func._overloadpacket in (_aten.mm, _aten.addmm):
+            left, right = args[-2:]
+            self.macs += math.prod(left.shape) * right.shape[1]
+        return result

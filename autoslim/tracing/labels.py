@@ -1,0 +1,164 @@
+"""Channel labels: which channel of which layer each position on a tensor's axis carries.
+
+A label is a number that stands for one channel of one layer's output; 0 stands for "not a channel" (the input image, a
+constant, an axis of pixels). Layers allocate labels, operations carry them along, and whatever forces two channels to
+be the same (a residual sum, a depthwise convolution) unites their labels.
+"""
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+Vector = np.ndarray  # int64, the labels along one axis
+
+
+class Labels:
+    """Labels with the ties between them, and reasons for those whose channels must stay.
+
+    Ties are only written down; ``roots`` follows them for all labels at once.
+    """
+
+    def __init__(self) -> None:
+        self.sources: dict[str, Vector] = {}  # layer or parameter -> the labels of the channels it produces
+        self._count = 1
+        self._ties: list[Vector] = []  # (2, n), the labels at their ends
+        self._fixed: list[tuple[Vector, str]] = []  # labels, and why they must stay, in the order found
+        self._roots: Vector | None = None  # of every label; None after a new tie
+
+    def produce(self, source: str, size: int) -> Vector:
+        """New labels for the output channels of ``source``; the same ones when a layer is used again.
+
+        A single channel has nothing to slim: it gets no label.
+        """
+        if source not in self.sources:
+            if size == 1:
+                self.sources[source] = np.zeros(1, np.int64)
+            else:
+                self.sources[source] = np.arange(self._count, self._count + size)
+                self._count += size
+                self._roots = None
+        return self.sources[source]
+
+    def roots(self, vector: Vector) -> Vector:
+        """For each label the smallest one that is united with it."""
+        roots = self._roots
+        if roots is None:
+            ends = np.concatenate([np.zeros((2, 0), np.int64), *self._ties], 1)
+            ties = coo_array((np.ones(ends.shape[1], np.bool_), (ends[0], ends[1])), shape=(self._count, self._count))
+            components = connected_components(ties, directed=False)[1]
+            _, smallest = np.unique(components, return_index=True)
+            roots = self._roots = np.asarray(smallest[components], np.int64)
+        return np.asarray(roots[vector])
+
+    def unite(self, first: Vector, second: Vector, reason: str) -> None:
+        """Channel i of both come and go together; where one of the two is no channel, the other must stay."""
+        if len(first) != len(second):
+            raise ValueError(f"{len(first)} channels cannot be united with {len(second)}")
+        both = (first != 0) & (second != 0)
+        self._ties.append(np.stack([first[both], second[both]]))
+        self._roots = None
+        self.fix((first + second)[~both], reason)
+
+    def fix(self, vector: Vector, reason: str) -> None:
+        """These channels must stay, for the reason given (the first reason is kept)."""
+        if vector.any():
+            self._fixed.append((vector[vector != 0], reason))
+
+    def fixed_roots(self) -> dict[int, str]:
+        """Root label -> why it must stay."""
+        fixed: dict[int, str] = {}
+        for vector, reason in self._fixed:
+            for root in np.unique(self.roots(vector)).tolist():
+                fixed.setdefault(root, reason)
+        return fixed
+
+
+class Flow:
+    """The labels of a tensor's elements.
+
+    Almost always they vary along one axis only, the channels' one: ``axis`` and ``vector`` then say it all. Inside a
+    channel shuffle they vary along two, and only ``full()`` does.
+    """
+
+    def __init__(self, shape: torch.Size, axis: int | None = None, vector: Vector | None = None) -> None:
+        if axis is not None and vector is not None and len(vector) != shape[axis]:
+            raise ValueError(f"{len(vector)} labels for axis {axis} of a tensor of {tuple(shape)}")
+        self.shape = shape
+        self.axis = axis if vector is not None and vector.any() else None
+        self.vector = vector if vector is not None and self.axis is not None else np.zeros(0, np.int64)
+        self._full: Tensor | None = None
+
+    @classmethod
+    def of(cls, full: Tensor) -> "Flow":
+        """The flow of a tensor of labels, in its shortest form."""
+        varying, rest = _narrowed(full)
+        if len(varying) == 1:
+            return cls(full.shape, varying[0], rest.flatten().numpy())
+        flow = cls(full.shape)
+        if varying or (rest.numel() and int(rest.flatten()[0])):
+            flow._full = full
+        return flow
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether no channel is in this tensor."""
+        return self.axis is None and self._full is None
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether channels lie along more than one axis, or along none."""
+        return self._full is not None
+
+    def full(self) -> Tensor:
+        """The labels as a tensor of this tensor's shape (a view that repeats where it can)."""
+        if self._full is not None:
+            return self._full
+        if self.axis is None:
+            return torch.zeros((), dtype=torch.int64).expand(self.shape)
+        view = [1] * len(self.shape)
+        view[self.axis] = -1
+        return torch.from_numpy(self.vector).view(view).expand(self.shape)
+
+    def varying(self) -> list[int]:
+        """The axes along which the labels vary."""
+        return _narrowed(self.full())[0]
+
+    def narrowed(self) -> Tensor:
+        """The labels, of all other axes one element only."""
+        return _narrowed(self.full())[1]
+
+    def labels(self) -> Vector:
+        """All labels in this tensor, in no particular order."""
+        return np.unique(self._full.numpy()) if self._full is not None else self.vector
+
+    def along(self, axis: int) -> Vector | None:
+        """The labels along ``axis``: zeros where the tensor holds no channel, None where its channels lie elsewhere."""
+        axis %= len(self.shape)
+        if self.is_constant:
+            return np.zeros(self.shape[axis], np.int64)
+        return self.vector if self.axis == axis else None
+
+    def reshaped_like(self, shape: torch.Size) -> "Flow":
+        """The same labels on the same axis of a tensor whose other axes have other sizes (after pooling, padding)."""
+        return Flow(shape, self.axis, self.vector)
+
+
+def _narrowed(full: Tensor) -> tuple[list[int], Tensor]:
+    varying = []
+    for axis in range(full.dim()):
+        if _varies(full, axis):
+            varying.append(axis)
+        else:
+            full = full.narrow(axis, 0, min(1, full.size(axis)))
+    return varying, full
+
+
+def _varies(full: Tensor, axis: int) -> bool:
+    size = full.size(axis)
+    if size < 2 or full.stride(axis) == 0:
+        return False
+    first = full.narrow(axis, 0, 1)
+    # Two neighbours tell most axes that vary; only for the others the whole tensor is looked at.
+    return bool((first != full.narrow(axis, 1, 1)).any()) or bool((first != full).any())

@@ -1,0 +1,157 @@
+"""The operations that tracing knows, and what each does to the channels of its inputs."""
+
+from collections.abc import Mapping
+
+from torch import fx, nn
+from torch.utils._pytree import tree_leaves
+
+from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.groups import Axis
+
+
+def operation(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+LEAVES = (*CONVOLUTIONS, nn.Linear, *NORMALISATIONS, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+"""Modules, with their subclasses, that the rules know as a whole and that tracing does not look into."""
+
+AVERAGE_POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+SPATIAL_MODULES = (
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._LPPoolNd,
+    nn.modules.padding._ConstantPadNd,
+    nn.modules.padding._ReflectionPadNd,
+    nn.modules.padding._ReplicationPadNd,
+    nn.modules.padding._CircularPadNd,
+    nn.Upsample,
+)
+MOVEMENT_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Unfold)
+
+ELEMENTWISE_HOMES = frozenset({"torch.nn.modules.activation", "torch.nn.modules.dropout", "torch.nn.modules.linear"})
+"""Where torch keeps the modules that act on each element, but for these:"""
+NOT_ELEMENTWISE = (nn.MultiheadAttention, nn.Bilinear, nn.GLU, nn.Linear)
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ELEMENTWISE = _names(
+    # arithmetic
+    "add sub mul div truediv iadd isub imul itruediv radd rsub rmul add_ sub_ mul_ div_ pow neg abs sign square sqrt "
+    "rsqrt exp log addcmul addcdiv lerp maximum minimum where clamp clamp_ clamp_min clamp_max clip normalize "
+    # activations
+    "relu relu_ relu6 leaky_relu elu selu celu gelu silu silu_ mish hardtanh hardtanh_ hardswish hardsigmoid sigmoid "
+    "sigmoid_ tanh softplus softsign logsigmoid softmax log_softmax "
+    # noise
+    "dropout dropout_ dropout2d alpha_dropout feature_dropout stochastic_depth bernoulli bernoulli_ "
+    "rand_like randn_like zeros_like ones_like empty_like full_like "
+    # the same numbers elsewhere or in another format
+    "contiguous clone detach identity to float half bfloat16 double type_as"
+)
+MOVEMENT = _names(
+    "view view_as reshape reshape_as flatten unflatten permute transpose swapaxes movedim t squeeze unsqueeze "
+    "expand expand_as repeat repeat_interleave roll flip cat concat concatenate stack "
+    "chunk split tensor_split unbind narrow select getitem channel_shuffle pixel_shuffle pixel_unshuffle"
+)
+PASSING = _names(
+    "contiguous detach identity to float half bfloat16 double type_as dropout dropout2d alpha_dropout feature_dropout "
+    "stochastic_depth"
+)
+"""What may hand back its very input: nothing to do."""
+CREATIONS = _names("new_empty new_zeros new_ones new_full new_tensor")
+JOINS = _names("cat concat concatenate")
+SPLITS = _names("chunk split tensor_split")
+SPATIAL = _names(
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d lp_pool2d boolean_dispatch "
+    "interpolate pad"
+)
+AVERAGING = _names("avg_pool2d adaptive_avg_pool2d")
+REDUCTIONS = _names("mean sum amax amin max min std var norm logsumexp")
+FUNCTIONAL_NORMS = _names("layer_norm batch_norm instance_norm prelu")
+MATRIX_PRODUCTS = _names("matmul bmm")
+
+
+_MIXING_MODULES = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, *NOT_ELEMENTWISE)
+_MIXING = frozenset({"softmax", "log_softmax", "normalize"})
+_LOCAL = (ELEMENTWISE - _MIXING) | SPATIAL | MOVEMENT | REDUCTIONS
+_LOCAL_MODULES = (
+    *NORMALISATIONS,  # batch normalisation and its like, one channel at a time
+    nn.PReLU,
+    *SPATIAL_MODULES,
+    *MOVEMENT_MODULES,
+)
+# Of the operations that compute something, these may hand back their input, or a view of it.
+_PASSING = MOVEMENT | PASSING
+_KNOWN = ELEMENTWISE | SPATIAL | REDUCTIONS | FUNCTIONAL_NORMS | _PASSING
+_FRESH = (ELEMENTWISE | SPATIAL | REDUCTIONS | FUNCTIONAL_NORMS) - _PASSING
+
+
+def is_local(node: fx.Node, group: str, graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether each channel of ``group`` in the operation's output depends on that channel of its inputs alone.
+
+    Then with fewer channels the output is a slice of what it is with all. Where this is not known, it is not so.
+    """
+    dimension, axis = graph.activations.get(node.name, (0, ()))
+    if not _holds(axis, group):
+        return False
+    if node.op == "get_attr":
+        return True
+    if node.op != "call_module":
+        slides = operation(node) in SPATIAL and dimension > 1
+        return operation(node) in _LOCAL and not slides
+    module = modules[str(node.target)]
+    sliding = (*CONVOLUTIONS, *SPATIAL_MODULES, *NORMALISATIONS)
+    if isinstance(module, sliding) and dimension > 1:
+        return False  # what it does along pixels, it does along the channels
+    if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+        axes = graph.tensors.get(f"{node.target}.weight", ((), ()))
+        return not _holds(axes[1], group)
+    return isinstance(module, _LOCAL_MODULES) or (_is_elementwise(module) and not isinstance(module, _MIXING_MODULES))
+
+
+def overwritten(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[fx.Node]:
+    """The inputs that the operation may write its result over."""
+    first = node.all_input_nodes[:1]
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        if not _is_known(module):
+            return node.all_input_nodes
+        return first if getattr(module, "inplace", False) else []
+    if node.op not in ("call_function", "call_method"):
+        return []
+    name = operation(node)
+    if "out" in node.kwargs or (node.op == "call_function" and name not in _KNOWN):
+        return node.all_input_nodes
+    in_place = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv")
+    return first if in_place or any(given is True for given in tree_leaves((node.args, node.kwargs))) else []
+
+
+def may_view(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the operation's output may share memory with an input."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        passing = isinstance(module, (*MOVEMENT_MODULES, nn.Identity, nn.modules.dropout._DropoutNd))
+        return passing or not _is_known(module)
+    return node.op in ("call_function", "call_method") and operation(node) not in _FRESH
+
+
+def _is_known(module: nn.Module) -> bool:
+    known = (*LEAVES, *SPATIAL_MODULES, *MOVEMENT_MODULES)
+    return isinstance(module, known) or _is_elementwise(module)
+
+
+def _is_elementwise(module: nn.Module) -> bool:
+    return type(module).__module__ in ELEMENTWISE_HOMES
+
+
+def _holds(axis: Axis, group: str) -> bool:
+    return any(segment.group == group for segment in axis)

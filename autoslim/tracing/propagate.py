@@ -1,0 +1,96 @@
+"""Carries channel labels through a traced network, one rule for each kind of operation.
+
+Anything without a rule keeps its channels as they are, with the operation and its place in the source as the reason: a
+network may then be slimmed less, but never wrongly.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
+
+from autoslim.channels.graph import IS_OUTPUT
+from autoslim.tracing.capture import Origin
+from autoslim.tracing.function_rules import operation_rule, passing_module_rule, read_tensor
+from autoslim.tracing.interpreter import GraphRunner, macs_of
+from autoslim.tracing.labels import Flow
+from autoslim.tracing.layer_rules import layer_rule
+from autoslim.tracing.record import Carrier, Record, Rule, blank, describe
+from autoslim.tracing.storage import part_name
+
+
+class Propagation(GraphRunner):
+    """Runs a traced network and carries labels beside the values."""
+
+    def __init__(self, module: fx.GraphModule, record: Record, batch: int) -> None:
+        super().__init__(module)
+        self.carrier = Carrier(dict(module.named_modules()), record, batch)
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.carrier.values[n] = None if isinstance(value, Tensor) else value
+        flow = self.carrier.flows[n] = self._flow(n, value)
+        if isinstance(flow, Flow) and flow.axis is not None:
+            self.carrier.record.flows.setdefault(n.name, flow)
+        return value
+
+    def fix_chosen_by(self, choices: Mapping[Origin, str]) -> None:
+        """Channels whose number the code chose by must stay: with another number it might do other things."""
+        flows = {node.name: flow for node, flow in self.carrier.flows.items() if isinstance(flow, Flow)}
+        for (name, axis), where in choices.items():
+            if name in flows and axis in flows[name].varying():
+                self.carrier.fix([flows[name]], f"the code at {where} depends on its number")
+
+    def outputs(self) -> dict[str, Flow]:
+        """The flow of each operation's output; where that is not one tensor, of its parts."""
+        named = {}
+        for node, flow in self.carrier.flows.items():
+            if isinstance(flow, Flow):
+                named[node.name] = flow
+            else:
+                parts = ((index, leaf) for index, leaf in enumerate(tree_leaves(flow)) if isinstance(leaf, Flow))
+                named |= {part_name(node.name, index): leaf for index, leaf in parts}
+        return named
+
+    def _flow(self, node: fx.Node, value: Any) -> Any:
+        if node.op == "placeholder":
+            return blank(value)
+        if node.op == "get_attr":
+            return read_tensor(self.carrier, str(node.target), value)
+        if node.op == "output":
+            self.carrier.fix(self.carrier.all_given(node), IS_OUTPUT)
+            return None
+        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+            return None
+        rule = self._rule(node)
+        calls = len(self.carrier.record.calls)
+        if rule is not None:
+            try:
+                return rule(self.carrier, node, value)
+            except Exception:  # NoRuleError, or an operation that is used in a way its rule does not know
+                del self.carrier.record.calls[calls:]
+        return self._unknown(node, value)
+
+    def _rule(self, node: fx.Node) -> Rule | None:
+        if node.op != "call_module":
+            return operation_rule(node)
+        module = self.carrier.modules[str(node.target)]
+        return layer_rule(module) or passing_module_rule(module)
+
+    def _unknown(self, node: fx.Node, value: Any) -> Any:
+        """Everything that the operation reads must stay; what it computes holds no channels."""
+        record, name = self.carrier.record, str(node.target)
+        reason = f"{describe(node, self.carrier.modules)} has no slimming rule"
+        self.carrier.fix(self.carrier.all_given(node), reason)
+        if node.op == "call_module" and any(True for _ in self.carrier.modules[name].parameters()):
+            record.fixed.setdefault(name, reason)
+            record.labels.fix(record.labels.sources.get(name, np.zeros(0, np.int64)), reason)
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        with torch.no_grad():
+            macs = macs_of(lambda: getattr(self, node.op)(node.target, args, kwargs)) // self.carrier.batch
+        if macs:
+            self.carrier.call(node, "other", macs, None, np.zeros(1, np.int64), 1)
+        return blank(value)

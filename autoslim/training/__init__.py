@@ -1,0 +1,1 @@
+"""Training: the one loop, recipe, checkpoints, device and retraining."""

@@ -1,0 +1,209 @@
+"""The one training loop: supernet training and retraining differ by the step function that they hand to it."""
+
+import csv
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from autoslim.distributed.ranks import ALONE, Processes
+from autoslim.distributed.sync import SharedGradients, shared_statistics
+from autoslim.errors import UserError
+from autoslim.training.checkpoints import Checkpoints, write_atomically
+from autoslim.training.device import rng_state, seed_step, set_rng_state
+from autoslim.training.progress import Progress
+
+Step = Callable[[Tensor, Tensor, int], Tensor]
+"""What the training loop runs for each batch: (images, labels, number of the step) -> loss, with gradients added."""
+
+
+Batches = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
+Row = dict[str, float]
+
+SYNC_EVERY = 25  # steps between looks at the loss: each look makes the host wait for the device
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to train, and how often to write a checkpoint in the middle of an epoch."""
+
+    epochs: int
+    steps_per_epoch: int
+    checkpoint_every_s: float = 300.0
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+def train(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    plan: Plan,
+    *,
+    step: Step,
+    batches: Batches,
+    learning_rate: Callable[[int], float],
+    validate: Callable[[], Row],
+    observe: Callable[[Row], None],
+    checkpoints: Checkpoints,
+    name: str,
+    label: str,
+    processes: Processes = ALONE,
+    alike: bool = True,
+) -> list[Row]:
+    """Trains ``network`` in place, going on from its last checkpoint, and returns one row of figures for each epoch.
+
+    A run that was killed and started again gives the weights that the undisturbed run would have given: data order,
+    random widths and learning rate depend on the step's number, and the generators' states are kept. Several processes
+    give the weights of one to rounding, but for the draws of dropout: gradients, losses and batch statistics are of all
+    processes' images, and each keeps the same weights. The first one alone validates and writes.
+
+    Args:
+        step: adds gradients for a batch and returns the loss; gets the images, the labels and the step's number.
+        batches: this process's shares of the batches of an epoch but for the first few: ``batches(epoch, skip)``.
+        learning_rate: of a step.
+        validate: figures to add to an epoch's row.
+        observe: is handed each row as it is made (tracking); rows of a resumed run are handed over again.
+        checkpoints: where to keep the state, under ``name``.
+        label: names the run in the progress shown.
+        alike: all processes run the same layers at a step. Else each takes the batch statistics of its own images.
+
+    Raises:
+        UserError: the loss or a weight is no longer finite. The last checkpoint has the last good weights.
+    """
+    root = torch.initial_seed()
+    rows: list[Row] = []
+    losses: list[Tensor] = []  # of this epoch, on the device
+    number = 0
+    if state := checkpoints.load(name):
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        rows, number = state["rows"], state["step"]
+        losses = list(state["losses"].to(next(network.parameters()).device).unbind())
+        set_rng_state(state["rng"])
+        for earlier in rows:
+            observe(earlier)
+
+    if not processes.alone:
+        processes.agree(f"step {number}, weights {_digest(network)}", "state")
+    gradients = SharedGradients(network, processes)
+    divergence = _Divergence(plan, checkpoints.path(name))
+
+    def save() -> None:
+        divergence.check_weights(network, number)
+        if not processes.first:
+            return
+        kept = torch.stack(losses).cpu() if losses else torch.empty(0)
+        checkpoints.save(
+            name,
+            {
+                "network": network.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "rows": rows,
+                "step": number,
+                "losses": kept,
+                "rng": rng_state(),
+            },
+        )
+
+    saved_at = time.monotonic()
+    with Progress(label, plan.steps, done=number) as progress:
+        for epoch in range(len(rows), plan.epochs):
+            network.train()
+            for images, labels in batches(epoch, number - epoch * plan.steps_per_epoch):
+                rate = learning_rate(number)
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+                if not processes.alone:
+                    seed_step(root, number, processes.rank)
+                with shared_statistics(processes if alike else ALONE):
+                    loss = step(images, labels, number)
+                losses.append(gradients.share(loss, len(images)))
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+                number += 1
+                if len(losses) % SYNC_EVERY == 0:
+                    progress.show(loss=divergence.mean(losses, number))
+                if time.monotonic() - saved_at > plan.checkpoint_every_s:
+                    divergence.mean(losses, number)
+                    save()
+                    saved_at = time.monotonic()
+                progress.advance()
+            mean = divergence.mean(losses, number)
+            figures = processes.from_first(validate)
+            row: Row = {"epoch": epoch + 1, "learning_rate": learning_rate(number - 1), "loss": mean, **figures}
+            rows.append(row)
+            losses = []
+            progress.show(
+                epoch=f"{epoch + 1}/{plan.epochs}",
+                **{k: v for k, v in row.items() if k not in ("epoch", "learning_rate")},
+            )
+            save()
+            saved_at = time.monotonic()
+            observe(row)
+    return rows
+
+
+def _digest(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for parameter in network.parameters():
+        digest.update(parameter.detach().cpu().double().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+class _Divergence:
+    """Looks whether numbers are still finite, and tells the user where to find the last good weights if not."""
+
+    def __init__(self, plan: Plan, checkpoint: Path) -> None:
+        self.plan, self.checkpoint = plan, checkpoint
+
+    def mean(self, losses: list[Tensor], done: int) -> float:
+        """The mean of this epoch's losses so far, the last one of step ``done``."""
+        values = torch.stack(losses)
+        if not bool(values.isfinite().all()):
+            first = int((~values.isfinite()).nonzero()[0])
+            self._stop(f"the loss is {float(values[first])} at step", done - len(losses) + first + 1)
+        return float(values.mean())
+
+    def check_weights(self, network: nn.Module, done: int) -> None:
+        if not bool(torch.stack([parameter.isfinite().all() for parameter in network.parameters()]).all()):
+            self._stop("weights are no longer finite after step", done)
+
+    def _stop(self, what: str, step: int) -> None:
+        there = self.checkpoint.exists()
+        kept = f"the last good weights are in {self.checkpoint}" if there else "no checkpoint was written before it"
+        raise UserError(
+            f"{what} {step} (epoch {(step - 1) // self.plan.steps_per_epoch + 1}); {kept}; "
+            "lower learning_rate, or set precision to fp32"
+        )
+
+
+def label_step(
+    network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], autocast: Callable[[], torch.autocast]
+) -> Step:
+    """The step function of plain training: the loss of the labels."""
+
+    def step(images: Tensor, labels: Tensor, _: int) -> Tensor:
+        with autocast():
+            value = loss(network(images), labels)
+        value.backward()
+        return value.detach()
+
+    return step
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Writes rows of figures as CSV."""
+
+    def write(to: Path) -> None:
+        with to.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomically(path, write)

@@ -1,0 +1,104 @@
+"""The training recipe: optimiser, learning-rate schedule and data order."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from autoslim.data.augmentation import Augmentation
+from autoslim.data.batches import batches_per_epoch, train_batches
+from autoslim.data.prepared import PreparedData
+from autoslim.training.device import Machine, Precision, autocast
+from autoslim.training.loop import Batches, Plan
+
+Schedule = Literal["linear", "cosine", "multistep"]
+
+
+def sgd(
+    network: nn.Module, *, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float
+) -> torch.optim.SGD:
+    """SGD that decays dense convolution and linear weights only: 2-D weights, and 4-D ones with more than one input per
+    group, so not depthwise ones, biases or normalisation (the authors' code)."""
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in network.parameters():
+        dense = parameter.dim() == 2 or (parameter.dim() >= 3 and parameter.shape[1] != 1)
+        (decayed if dense else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, fused=True)
+
+
+def learning_rate_at(
+    step: int, total: int, *, base: float, schedule: Schedule, warmup: int = 0, milestones: Sequence[float] = ()
+) -> float:
+    """The learning rate of a step (from 0), changed at every iteration.
+
+    After ``warmup`` steps of linear increase: ``linear`` falls to 0 (the paper's), ``cosine`` to 0 along half a cosine,
+    ``multistep`` to a tenth at each of ``milestones``, fractions of the whole run.
+    """
+    if step < warmup:
+        return base * (step + 1) / (warmup + 1)
+    passed = (step - warmup) / max(1, total - warmup)
+    if schedule == "linear":
+        return base * (1 - passed)
+    if schedule == "cosine":
+        return base * 0.5 * (1 + math.cos(math.pi * passed))
+    return float(base * 0.1 ** sum(step >= milestone * total for milestone in milestones))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """See ``shell.params.Training`` for the fields."""
+
+    epochs: int
+    batch_size: int
+    label_smoothing: float
+    augmentation: Augmentation
+    learning_rate: float
+    schedule: Schedule
+    milestones: Sequence[float]
+    warmup_epochs: float
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    precision: Precision
+    channels_last: bool
+
+    def plan(self, data: PreparedData, machine: Machine) -> Plan:
+        return Plan(self.epochs, batches_per_epoch(data, self.batch_size), machine.checkpoint_every_s)
+
+    def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
+        return sgd(
+            network,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )
+
+    def rate(self, plan: Plan) -> Callable[[int], float]:
+        """The learning rate of each step of ``plan``."""
+        warmup = round(self.warmup_epochs * plan.steps_per_epoch)
+        return lambda step: learning_rate_at(
+            step, plan.steps, base=self.learning_rate, schedule=self.schedule, warmup=warmup, milestones=self.milestones
+        )
+
+    def batches(self, data: PreparedData, seed: int, machine: Machine) -> Batches:
+        return lambda epoch, skip: train_batches(
+            data,
+            batch_size=self.batch_size,
+            augmentation=self.augmentation,
+            seed=seed,
+            epoch=epoch,
+            device=machine.device,
+            workers=machine.workers,
+            rank=machine.processes.rank,
+            world_size=machine.processes.size,
+            skip=skip,
+        )
+
+    def autocast(self, machine: Machine) -> Callable[[], torch.autocast]:
+        return autocast(machine.device, self.precision)

@@ -1,1 +1,0 @@
-"""The words of the house, without torch: channel groups, channel configurations, grids, budgets and their units."""
