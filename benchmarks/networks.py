@@ -2,8 +2,8 @@
 
     python benchmarks/networks.py
 
-Needs timm (it comes with the extra `dev`) and takes some minutes. `tests/test_contract.py` holds the table against the
-code, but for the seconds.
+Needs timm (it comes with the extra `dev`) and takes some minutes. `tests/tracing/test_contract.py` compares
+all but the seconds with the code.
 """
 
 import platform
@@ -108,7 +108,7 @@ _ABOVE = """# Networks
 
 Every classification CNN of torchvision, and some of timm's most used, as `autoslim` traces them: written by
 `python benchmarks/networks.py` with {versions},
-Python {python}, on one of 2 cores. `tests/test_contract.py` compares all but the last column with the code, and
+Python {python}, on one of 2 cores. `tests/tracing/test_contract.py` compares all but the last column with the code, and
 shows for each network that what is cut out of its supernet computes what the supernet does there, and costs what is
 counted when it runs.
 

@@ -1,47 +1,16 @@
 """Costs in closed form against an independent count, and against the figures that the authors and others published."""
 
-import contextlib
-import io
-
 import pytest
 import torch
 import torchvision.models as tv
-from ptflops import get_model_complexity_info
+from independent_counts import counted, graph_at_224
 from specimens import MAIN, OTHERS, random_channels, specimen
 from torch import nn
 
 from autoslim import resize, trace
 from autoslim.channels.copying import on_meta
-from autoslim.channels.graph import ChannelGraph
 from autoslim.errors import UserError
 from autoslim.models.architectures import mobilenet_v2
-
-
-def counted(network: nn.Module, shape: tuple[int, ...]) -> int:
-    """MACs by ptflops, backend ``aten``, less what it adds: one for each output of a layer with a bias."""
-    biases = 0
-
-    def bias(module: nn.Module, _: object, output: torch.Tensor) -> None:
-        nonlocal biases
-        biases += output[0].numel() if module.bias is not None else 0
-
-    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
-    hooks = [layer.register_forward_hook(bias) for layer in layers]
-    with contextlib.redirect_stdout(io.StringIO()):
-        macs, _ = get_model_complexity_info(
-            network.eval(), shape, backend="aten", as_strings=False, print_per_layer_stat=False
-        )
-    for hook in hooks:
-        hook.remove()
-    assert macs is not None
-    return int(macs) - biases
-
-
-def graph_at_224(name: str) -> ChannelGraph:
-    with torch.device("meta"):
-        network = getattr(tv, name)()
-    return trace(network, torch.empty(1, 3, 224, 224))
-
 
 # An independent count
 

@@ -19,10 +19,10 @@ import pytest
 import torch
 import torchvision
 from closure import ROOT
+from independent_counts import counted
 from PIL import Image
 from safetensors.torch import load_file
 from small_project import stage, start_project
-from test_costs import counted
 from tiny import merged, write_params
 
 from autoslim import resize, trace

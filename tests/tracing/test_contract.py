@@ -9,9 +9,9 @@ import warnings
 import pytest
 import torch
 import torchvision
+from independent_counts import counted
 from networks import TABLE, TORCHVISION, all_names, row, torchvision_names, traced
 from specimens import Specimen, batch_statistics, random_channels
-from test_costs import counted
 from torch import nn
 
 from autoslim import Supernet, resize

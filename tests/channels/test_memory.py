@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torchvision.models as tv
+from independent_counts import graph_at_224
 from specimens import MAIN, OTHERS, random_channels, specimen
-from test_costs import graph_at_224
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
