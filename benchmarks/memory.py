@@ -16,7 +16,7 @@ import typer
 
 from autoslim.channels.resize import resize
 from autoslim.models.building import build_network
-from autoslim.search.incremental import Tails
+from autoslim.search.incremental import IncrementalEvaluator
 from autoslim.supernet.supernet import Supernet
 from autoslim.tracing import trace
 
@@ -41,7 +41,7 @@ def main(
     plain = build_network(network, {})
     graph = trace(plain, torch.empty(1, 3, size, size))
     supernet = Supernet(resize(plain, graph, graph.scaled(width)), graph).eval().to(memory_format=torch.channels_last)
-    tails = Tails(supernet)
+    tails = IncrementalEvaluator(supernet)
     slimmer = {name: count - graph.groups[name].unit for name, count in supernet.widest.items()}
     with torch.inference_mode():
         supernet(torch.randn(1, 3, size, size))

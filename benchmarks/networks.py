@@ -21,7 +21,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from autoslim import trace
-from autoslim.channels.graph import ChannelGraph, layers_that_stay, slimmable_share
+from autoslim.channels.graph import ChannelGraph, layers_not_prunable, slimmable_share
 from autoslim.models.building import find_constructor
 
 TABLE = Path(__file__).parent.parent / "docs" / "networks.md"
@@ -73,7 +73,7 @@ def traced(name: str) -> tuple[nn.Module, ChannelGraph]:
 
 def row(name: str, graph: ChannelGraph) -> str:
     """A line of the table, but for the seconds."""
-    stay = Counter(_short(reason) for reason in layers_that_stay(graph).values())
+    stay = Counter(_short(reason) for reason in layers_not_prunable(graph).values())
     cells = (
         name.removeprefix(TORCHVISION),
         len(graph.groups),

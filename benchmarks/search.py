@@ -31,7 +31,7 @@ from autoslim.resources.budgets import parse_budget
 from autoslim.resources.latency.measure import processor
 from autoslim.search.greedy import Option, SlimmingStep
 from autoslim.search.methods import from_trajectory
-from autoslim.search.racing import Outcome, search_laps
+from autoslim.search.racing import Outcome, chunk_runners
 from autoslim.search.search import read_trajectory
 from autoslim.supernet.extract import load_supernet
 from autoslim.tasks.classification import Score
@@ -135,12 +135,12 @@ def _compare(folder: Path, rows: list[dict[str, Any]], budgets: list[str]) -> No
     device = torch.device("cpu")
     size = even_chunk(data.info.counts["test"], params.search.chunk)
     chunks = list(eval_batches(data, "test", batch_size=size, device=device, shuffled_by=0))
-    laps = search_laps(supernet, chunks, autocast(device, "fp32"), incremental=False, say=print)
+    runners = chunk_runners(supernet, chunks, autocast(device, "fp32"), incremental=False, say=print)
 
     def fresh(channels: dict[str, int]) -> Outcome:
         name = next(iter(channels))
         step = SlimmingStep(None, channels, 0, Score(0, 0))
-        outcomes = [lap(step, {name: Option(channels[name], 0)}, [name])[name] for lap in laps]
+        outcomes = [run_chunk(step, {name: Option(channels[name], 0)}, [name])[name] for run_chunk in runners]
         return Outcome(torch.cat([o.wrong for o in outcomes]), torch.cat([o.nats for o in outcomes]))
 
     for budget in budgets:

@@ -36,11 +36,11 @@ from autoslim.data.prepared import FILE_NAME, SPLITS, DataInfo, PreparedData, im
 from autoslim.models.building import build_network
 from autoslim.pipeline.assembly import recipe, span
 from autoslim.pipeline.params import load_params
-from autoslim.search.incremental import Tails
+from autoslim.search.incremental import IncrementalEvaluator
 from autoslim.supernet.sandwich import random_subnet, sandwich_step
 from autoslim.supernet.supernet import Supernet
 from autoslim.tracing import trace
-from autoslim.training.device import Precision, autocast, choose_device, to_device
+from autoslim.training.device import Precision, autocast, select_device, to_device
 
 CLASSES = 10
 BATCHES = 8
@@ -57,7 +57,7 @@ class Bench:
         self.grid = span(asked.supernet).grid(graph)
         wide = resize(plain, graph, {name: levels[0] for name, levels in self.grid.items()})
         initialise(wide, 0)
-        self.device = choose_device(device)
+        self.device = select_device(device)
         self.cast = autocast(self.device, precision)
         self.supernet = Supernet(wide, graph)
         to_device(self.supernet, self.device, channels_last=True)
@@ -65,7 +65,7 @@ class Bench:
         self.images = images.to(memory_format=torch.channels_last)
         self.batch, self.chunk = batch, chunk
         self.labels = torch.randint(CLASSES, (batch,), device=self.device)
-        self.tails = Tails(self.supernet)
+        self.tails = IncrementalEvaluator(self.supernet)
         self.data = made_up_data(Path(tempfile.mkdtemp()), size, colours)
         self.augmentation = recipe(asked.supernet).augmentation
 

@@ -43,12 +43,12 @@ from autoslim.search.methods import allocate
 from autoslim.supernet.extract import load_supernet, recalibrate
 from autoslim.tasks.classification import evaluate
 from autoslim.training.checkpoints import write_json
-from autoslim.training.device import Machine, autocast
+from autoslim.training.device import RunContext, autocast
 from autoslim.training.loop import write_rows
 from autoslim.training.retrain import retrained_top1
 
 HERE = Path(__file__).parent
-HOST = Machine(torch.device("cpu"), 1, 300.0)
+HOST = RunContext(torch.device("cpu"), 1, 300.0)
 Row = dict[str, Any]
 Files = dict[str, bytes]
 app = typer.Typer(add_completion=False, help=__doc__)

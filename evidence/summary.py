@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from studies import load_yaml
 
-from autoslim.report.figures import looks, write_picture
+from autoslim.report.figures import method_styles, write_figure
 
 STUDIES = Path(__file__).parent / "studies.yaml"
 RESULTS = Path(__file__).parent / "results"
@@ -118,7 +118,7 @@ def _table(given: pd.DataFrame, picture: Path) -> None:
             print(f"| {' | '.join(cell)} | {gain} | {_listed(gain)} |")
 
     def draw() -> Figure:
-        searches, regimes, budgets = _searches(rows)[1:], looks(list(rows["regime"].unique())), _budgets(rows)
+        searches, regimes, budgets = _searches(rows)[1:], method_styles(list(rows["regime"].unique())), _budgets(rows)
         figure = Figure(figsize=(2.2 + 4.2 * len(searches), 3.6), layout="constrained")
         panels = figure.subplots(1, len(searches), sharey=True, squeeze=False)[0]
         for axes, search in zip(panels, searches, strict=True):
@@ -140,7 +140,7 @@ def _table(given: pd.DataFrame, picture: Path) -> None:
         figure.legend(loc="outside upper center", ncols=len(regimes) + 1, frameon=False)
         return figure
 
-    write_picture(picture, draw, DPI)
+    write_figure(picture, draw, DPI)
 
 
 def _over_networks(tables: Sequence[pd.DataFrame]) -> None:
@@ -306,7 +306,7 @@ def _scores(rows: pd.DataFrame, picture: Path) -> None:
         kinds = {"top1": "top-1 in the supernet (%)", "nats": "cross-entropy in the supernet (nats)"}
         for axes, (score, label) in zip(figure.subplots(1, 2, sharey=True), kinds.items(), strict=True):
             shown = _by_supernet(own, best[0], best[1], score).loc["random"].abs()
-            for supernet, (colour, shape) in looks(list(shown)).items():
+            for supernet, (colour, shape) in method_styles(list(shown)).items():
                 axes.plot(
                     shown[supernet], truth.loc["random"].reindex(shown.index), shape, color=colour, label=supernet
                 )
@@ -315,7 +315,7 @@ def _scores(rows: pd.DataFrame, picture: Path) -> None:
         figure.axes[0].set_ylabel("top-1 retrained (%)")
         return figure
 
-    write_picture(picture, draw, DPI)
+    write_figure(picture, draw, DPI)
 
 
 def _retrained(picture: Path) -> pd.DataFrame:
@@ -445,7 +445,7 @@ def _factors(rows: pd.DataFrame, picture: Path) -> None:
         axes.invert_yaxis()
         return figure
 
-    write_picture(picture, draw, DPI)
+    write_figure(picture, draw, DPI)
 
 
 def _ranks(picture: Path) -> pd.Series:

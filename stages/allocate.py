@@ -2,10 +2,10 @@
 
 import typer
 
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 
 
-@ending_clearly
+@with_clear_errors
 def main() -> None:
     """Writes each method's channels, so that only networks whose channels changed are retrained."""
     from autoslim.pipeline.allocate import run  # after entry, which sets what torch reads when it is imported

@@ -2,10 +2,10 @@
 
 import typer
 
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 
 
-@ending_clearly
+@with_clear_errors
 def main() -> None:
     """Splits the data into train, search and test, and checks every parameter of the pipeline against it."""
     from autoslim.pipeline.prepare import run  # after entry, which sets what torch reads when it is imported

@@ -2,10 +2,10 @@
 
 import typer
 
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 
 
-@ending_clearly
+@with_clear_errors
 def main() -> None:
     """Compares the methods on the test split, which no earlier stage has used."""
     from autoslim.pipeline.report import run  # after entry, which sets what torch reads when it is imported

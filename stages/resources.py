@@ -2,10 +2,10 @@
 
 import typer
 
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 
 
-@ending_clearly
+@with_clear_errors
 def main() -> None:
     """Measures latency where it is limited, and checks that the budget can be reached before anything is trained."""
     from autoslim.pipeline.resources import run  # after entry, which sets what torch reads when it is imported

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 
 
-@ending_clearly
+@with_clear_errors
 def main(method: Annotated[str, typer.Argument(help="autoslim, uniform or released/NAME.")]) -> None:
     """Trains the network of one method."""
     from autoslim.pipeline.retrain import run  # after entry, which sets what torch reads when it is imported

@@ -2,10 +2,10 @@
 
 import typer
 
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 
 
-@ending_clearly
+@with_clear_errors
 def main() -> None:
     """Slims the supernet greedily and records every step."""
     from autoslim.pipeline.search import run  # after entry, which sets what torch reads when it is imported

@@ -2,10 +2,10 @@
 
 import typer
 
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 
 
-@ending_clearly
+@with_clear_errors
 def main() -> None:
     """Trains the supernet by the sandwich rule with in-place distillation."""
     from autoslim.pipeline.supernet import run  # after entry, which sets what torch reads when it is imported

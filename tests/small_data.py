@@ -14,7 +14,7 @@ from autoslim.data.augmentation import Augmentation
 from autoslim.data.prepare import prepare
 from autoslim.data.prepared import PreparedData
 from autoslim.models.architectures import mobilenet_v2
-from autoslim.training.device import Machine
+from autoslim.training.device import RunContext
 from autoslim.training.recipe import Recipe
 
 torch.set_num_threads(1)  # on such small networks, more wait for one another
@@ -49,8 +49,8 @@ def recipe(**changes: object) -> Recipe:
     return Recipe(**(_RECIPE | changes))
 
 
-def machine(checkpoint_every_s: float = 300.0) -> Machine:
-    return Machine(torch.device("cpu"), workers=0, checkpoint_every_s=checkpoint_every_s)
+def machine(checkpoint_every_s: float = 300.0) -> RunContext:
+    return RunContext(torch.device("cpu"), workers=0, checkpoint_every_s=checkpoint_every_s)
 
 
 @cache

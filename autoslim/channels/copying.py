@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 @contextlib.contextmanager
-def evaluating(network: nn.Module) -> Any:
+def inference_mode(network: nn.Module) -> Any:
     """Evaluation mode without gradients, and the mode that each module was in afterwards."""
     with evaluation_mode(network), torch.inference_mode():
         yield

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from autoslim.channels.copying import copy_with
 
 
-def harmless(
+def harmless_changes(
     network: nn.Module, input_shape: Sequence[int], names: Sequence[str], change: Callable[[Sequence[str]], nn.Module]
 ) -> list[str]:
     """Those of ``names`` whose changes together leave the function of ``network`` as it is, but for rounding.

@@ -70,15 +70,15 @@ class ChannelGraph:
     that they lie along and that axis. ``operations`` are all operations in evaluation mode, in order.
 
     ``tensors`` holds, for each parameter and buffer with an axis that depends on a group, all its axes; ``attributes``
-    the modules' integers that follow; ``fixed`` names each layer whose channels cannot be slimmed, with the reason.
-    ``capped`` names each group that can be slimmed but not widened, with the reason.
+    the modules' integers that follow; ``not_prunable`` names each layer whose channels cannot be slimmed, with the
+    reason. ``not_widenable`` names each group that can be slimmed but not widened, with the reason.
     """
 
     groups: dict[str, ChannelGroup]
     tensors: dict[str, tuple[Axis, ...]]
     attributes: tuple[Attribute, ...]
     layers: tuple[Layer, ...]
-    fixed: dict[str, str]
+    not_prunable: dict[str, str]
     activations: dict[str, tuple[int, Axis]]
     input_shape: tuple[int, ...]  # (C, H, W)
     leaves: frozenset[str]  # modules that tracing did not look into
@@ -87,7 +87,7 @@ class ChannelGraph:
     element_bytes: dict[str, int] = field(repr=False)  # of each of `tensors`, under its first name
     other_bytes: int  # of parameters and buffers that no group touches
     parameter_names: frozenset[str] = field(repr=False)  # the trainable ones among `tensors`
-    capped: dict[str, str] = field(default_factory=dict)
+    not_widenable: dict[str, str] = field(default_factory=dict)
 
     @property
     def default(self) -> Channels:
@@ -160,10 +160,10 @@ class ChannelGraph:
             )
         for name, count in channels.items():
             size, unit = self.groups[name].size, self.groups[name].unit
-            if name in self.capped and count > size:
+            if name in self.not_widenable and count > size:
                 raise UserError(
-                    f"channels of group {name} are {count}, and it can have {size} at most: {self.capped[name]}; "
-                    "keep supernet.width at 1.0"
+                    f"channels of group {name} are {count}, and it can have {size} at most: "
+                    f"{self.not_widenable[name]}; keep supernet.width at 1.0"
                 )
             if count < unit or count % unit:
                 raise UserError(f"channels of group {name} are {count}; they must be a positive multiple of {unit}")
@@ -183,12 +183,14 @@ def slimmable_share(graph: ChannelGraph, channels: Mapping[str, int]) -> float:
     return sum(layer.macs(channels) for layer in layers) / max(1, graph.macs(channels))
 
 
-def layers_that_stay(graph: ChannelGraph) -> dict[str, str]:
+def layers_not_prunable(graph: ChannelGraph) -> dict[str, str]:
     """Every convolution, linear layer or layer without a rule of which some output channel must stay, and why.
 
     Those that make the network's output (its classes) are left out, for they could not be otherwise. A network without
     any has all its layers slimmable.
     """
-    stay = {name: reason for name, reason in graph.fixed.items() if reason != IS_OUTPUT}
-    functional = [layer.name for layer in graph.layers if layer.kind == "other" and layer.name not in graph.fixed]
+    stay = {name: reason for name, reason in graph.not_prunable.items() if reason != IS_OUTPUT}
+    functional = [
+        layer.name for layer in graph.layers if layer.kind == "other" and layer.name not in graph.not_prunable
+    ]
     return stay | dict.fromkeys(functional, "it has no slimming rule")

@@ -29,7 +29,7 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int])
         UserError: ``channels`` or ``network`` does not fit the graph.
     """
     graph.check(channels)
-    present = present_channels(network, graph)
+    present = current_channels(network, graph)
 
     def replace(name: str, tensor: Tensor) -> Tensor:
         if name not in graph.tensors:
@@ -42,7 +42,7 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int])
     return result
 
 
-def present_channels(network: nn.Module, graph: ChannelGraph) -> dict[str, int]:
+def current_channels(network: nn.Module, graph: ChannelGraph) -> dict[str, int]:
     """The configuration that ``network``, a resize of the graph's network, has now.
 
     Raises:

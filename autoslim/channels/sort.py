@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.channels.copying import copy_with, named_tensors
-from autoslim.channels.equivalence import harmless
+from autoslim.channels.equivalence import harmless_changes
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Axis
-from autoslim.channels.resize import present_channels
+from autoslim.channels.resize import current_channels
 from autoslim.errors import UserError
 
 Importance = Literal["l1", "bn_scale"]
@@ -26,7 +26,7 @@ def sort_channels(network: nn.Module, graph: ChannelGraph, importance: Importanc
     in another order, and that is all that changes. Costs, names and shapes are untouched.
 
     A group whose channels ``forward`` tells apart by their place (a slice that is treated in its own way, pooling
-    across channels) keeps its order, and so does what must stay (``graph.fixed``).
+    across channels) keeps its order, and so does what must stay (``graph.not_prunable``).
 
     Args:
         network: the traced network, or any ``resize`` of it. It is not changed and shares no memory with the result.
@@ -50,7 +50,7 @@ def importance_orders(network: nn.Module, graph: ChannelGraph, importance: Impor
     def change(groups: Iterable[str]) -> nn.Module:
         return permute(network, graph, {group: orders[group] for group in groups})
 
-    return {group: orders[group] for group in harmless(network, graph.input_shape, list(orders), change)}
+    return {group: orders[group] for group in harmless_changes(network, graph.input_shape, list(orders), change)}
 
 
 def permute(network: nn.Module, graph: ChannelGraph, orders: Mapping[str, Tensor]) -> nn.Module:
@@ -59,7 +59,7 @@ def permute(network: nn.Module, graph: ChannelGraph, orders: Mapping[str, Tensor
     Raises:
         UserError: ``network`` does not fit the graph.
     """
-    present = present_channels(network, graph)
+    present = current_channels(network, graph)
 
     def replace(name: str, tensor: Tensor) -> Tensor:
         for dimension, axis in enumerate(graph.tensors.get(name, ())):
@@ -81,7 +81,7 @@ def channel_importance(network: nn.Module, graph: ChannelGraph, importance: Impo
     Raises:
         UserError: ``network`` does not fit the graph; or ``bn_scale``, and no group passes a batch norm.
     """
-    present = present_channels(network, graph)
+    present = current_channels(network, graph)
     l1 = {group: entries.sum(1) for group, entries in _per_unit(_producers(network, graph), graph, present).items()}
     if importance == "l1":
         return l1

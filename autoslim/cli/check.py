@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from autoslim.cli.terminal import ParamsFile, amounts, prepared_info, print_facts
 from autoslim.errors import UserError
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project_with
-from autoslim.resources.budgets import TITLES, format_amount, named_amount
+from autoslim.resources.budgets import TITLES, format_amount, format_named_amount
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NOT_MEASURED = "latency is not measured yet: `dvc repro resources` does that"
 
 
-@ending_clearly
+@with_clear_errors
 def check_cli(
     file: ParamsFile = Path("params.yaml"),
 ) -> None:
@@ -53,18 +53,18 @@ def check(path: Path, root: Path) -> None:
 
     params = load_params(path)  # before torch is imported: most mistakes are told at once
     from autoslim.data.prepare import check_source
-    from autoslim.pipeline.assembly import machine
+    from autoslim.pipeline.assembly import run_context
     from autoslim.pipeline.checks import check_model, check_table
     from autoslim.pipeline.costs import latency_target
-    from autoslim.pipeline.launch import process_count
+    from autoslim.pipeline.launch import rank_count
 
     check_source(params.data.source, relative_to=root)
     check_model(params.model)
     if params.latency.table is not None:
         check_table(params.latency.table)
     target = latency_target(params.latency)
-    device = machine(params.runtime).device
-    process_count(params.runtime)
+    device = run_context(params.runtime).device
+    rank_count(params.runtime)
     facts = [("parameters", f"{path} is complete"), ("data", params.data.source), ("device", str(device))]
     info = prepared_info(params)
     if info is None:
@@ -75,7 +75,7 @@ def check(path: Path, root: Path) -> None:
 
 def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list[tuple[str, str]]:
     from autoslim.models.pretrained import weights_file
-    from autoslim.pipeline.assembly import starting_network, traced_network
+    from autoslim.pipeline.assembly import initial_network, traced_network
     from autoslim.pipeline.checks import check_reach, check_runs, check_smoothing
     from autoslim.resources.costs import Costs
     from autoslim.resources.latency.kernels import find_kernels
@@ -83,7 +83,7 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
     check_smoothing(params, info)
     network, graph = traced_network(params.model, info)
     if weights_file(params.model.weights):  # those with a name would be downloaded
-        starting_network(params.model, params.supernet, network, graph)
+        initial_network(params.model, params.supernet, network, graph)
     check_runs(network, graph, target)
     table = known_table(params, network, graph)
     if table is None and "latency" in params.budgets:
@@ -115,7 +115,7 @@ def _end_of_search(params: "Params", costs: "Costs", reaches: "list[Reach]") -> 
     lowered = objective(params, costs)
     narrowest = {name: levels[-1] for name, levels in span(params.supernet).grid(costs.graph).items()}
     stop = max(lowered.stop(params.search.stop, costs.graph.default), lowered.cost(narrowest))
-    end = lowered.written(stop) if lowered.limits else named_amount(stop, params.resource)
+    end = lowered.written(stop) if lowered.limits else format_named_amount(stop, params.resource)
     return f"from the widest down to {end}"
 
 

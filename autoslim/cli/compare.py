@@ -6,12 +6,12 @@ from typing import Any
 
 from autoslim.cli.terminal import percent, print_table
 from autoslim.errors import UserError
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import REPORT, enter_project, read_output
-from autoslim.resources.budgets import UNITS, format_amount, named_amount
+from autoslim.resources.budgets import UNITS, format_amount, format_named_amount
 
 
-@ending_clearly
+@with_clear_errors
 def compare_cli() -> None:
     """Show the last report: what each method's network takes, and its top-1 on test, at the budget.
 
@@ -81,6 +81,6 @@ def _line(result: Mapping[str, str]) -> dict[str, str]:
 def _budget(metrics: Mapping[str, Any]) -> str:
     """As written, with what it comes to where that is not the same."""
     limits = {resource: metrics[key] for resource in UNITS if (key := f"budget_{resource}") in metrics}
-    told = ", ".join(named_amount(limit, resource) for resource, limit in limits.items())
+    told = ", ".join(format_named_amount(limit, resource) for resource, limit in limits.items())
     plain = ", ".join(format_amount(limit, resource) for resource, limit in limits.items())
     return told if metrics["budget"] in (plain, told) else f"{metrics['budget']} = {told}"

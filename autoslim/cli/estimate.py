@@ -10,15 +10,15 @@ import typer
 from autoslim.cli.check import known_table
 from autoslim.cli.terminal import Classes, ParamsFile, amounts, described_data, prepared_info, print_facts, print_table
 from autoslim.errors import UserError
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project_with
-from autoslim.resources.budgets import format_amount, named_amount, write_budgets
+from autoslim.resources.budgets import format_amount, format_budgets, format_named_amount
 
 if TYPE_CHECKING:
     import torch
 
     from autoslim.data.prepared import DataInfo
-    from autoslim.pipeline.dry_run import Measured, Rehearsal
+    from autoslim.pipeline.dry_run import DryRun, Measured
     from autoslim.pipeline.estimate import Work
     from autoslim.pipeline.params import Params
     from autoslim.resources.costs import Costs
@@ -32,7 +32,7 @@ petaMACs: forward, in closed form, whatever the machine; training steps take abo
 memory: on CUDA what is allocated at most; with ">" only weights, gradients, momentum and what autograd keeps."""
 
 
-@ending_clearly
+@with_clear_errors
 def estimate_cli(
     file: ParamsFile = Path("params.yaml"),
     images: Annotated[
@@ -117,9 +117,9 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     Raises:
         UserError: the network or the budget does not fit, or a batch the machine's memory.
     """
-    from autoslim.pipeline.assembly import machine, span, traced_network
+    from autoslim.pipeline.assembly import run_context, span, traced_network
     from autoslim.pipeline.checks import check_reach
-    from autoslim.pipeline.dry_run import Rehearsal
+    from autoslim.pipeline.dry_run import DryRun
     from autoslim.pipeline.estimate import Sizes, plan
     from autoslim.resources.costs import Costs
 
@@ -129,13 +129,13 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     levels = span(params.supernet).grid(graph)
     counts = info.counts
     works = plan(params, costs, levels, Sizes(counts["train"], counts["search"], counts.get("test")))
-    rehearsal = Rehearsal(params, network, graph, levels, len(info.classes), machine(params.runtime))
+    rehearsal = DryRun(params, network, graph, levels, len(info.classes), run_context(params.runtime))
     measured = _measured(rehearsal, works, batch, seconds)
     splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     facts = [
-        ("device", _named(rehearsal.machine.device)),
+        ("device", _named(rehearsal.context.device)),
         ("network", f"{params.model.name}, {amounts(costs.all(graph.default))}"),
-        ("budget", write_budgets(params.budgets) + _stand_in(params, costs)),
+        ("budget", format_budgets(params.budgets) + _stand_in(params, costs)),
         ("images", f"{'x'.join(map(str, graph.input_shape))}, {len(info.classes)} classes; {splits}"),
         ("measured", "at full size" if batch is None else f"with at most {batch} images at once, and scaled linearly"),
     ]
@@ -152,17 +152,17 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
 
 def _stand_in(params: "Params", costs: "Costs") -> str:
     """What is taken in the place of a latency that nobody has measured yet."""
-    from autoslim.pipeline.estimate import stand_in_limits
+    from autoslim.pipeline.estimate import proxy_limits
 
     if "latency" not in params.budgets or costs.table is not None:
         return ""
     why = "latency is not known before `dvc repro resources`"
     if len(params.budgets) > 1:
         return f" ({why}: its limit is left out here)"
-    return f" ({why}: {named_amount(stand_in_limits(params, costs)['macs'])} are taken in its place)"
+    return f" ({why}: {format_named_amount(proxy_limits(params, costs)['macs'])} are taken in its place)"
 
 
-def _measured(rehearsal: "Rehearsal", works: Sequence["Work"], batch: int | None, seconds: float) -> "list[Measured]":
+def _measured(rehearsal: "DryRun", works: Sequence["Work"], batch: int | None, seconds: float) -> "list[Measured]":
     """One for each of ``works``; those that run the same are measured once."""
     from autoslim.training.progress import Progress
 
@@ -177,7 +177,7 @@ def _measured(rehearsal: "Rehearsal", works: Sequence["Work"], batch: int | None
     return [found[key] for key in keys]
 
 
-def _row(work: "Work", seen: "Measured", rehearsal: "Rehearsal") -> list[str]:
+def _row(work: "Work", seen: "Measured", rehearsal: "DryRun") -> list[str]:
     from autoslim.pipeline.estimate import TRAINING
 
     kept = 4 * work.kept * math.prod(rehearsal.graph.input_shape)
@@ -203,17 +203,17 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _loading(rehearsal: "Rehearsal", root: Path, training: "Measured", seconds: float) -> str:
+def _loading(rehearsal: "DryRun", root: Path, training: "Measured", seconds: float) -> str:
     from autoslim.data.prepared import PreparedData
     from autoslim.pipeline.assembly import recipe
     from autoslim.pipeline.dry_run import loading_rate
     from autoslim.pipeline.project import PREPARED
 
     data = PreparedData.open(PREPARED, relative_to=root)
-    rate = loading_rate(data, recipe(rehearsal.params.supernet), rehearsal.machine, seconds)
+    rate = loading_rate(data, recipe(rehearsal.params.supernet), rehearsal.context, seconds)
     needed = training.images / training.seconds
     verdict = "loading sets the pace, and the hours are too few" if rate < needed else "loading keeps up"
-    workers = rehearsal.machine.workers
+    workers = rehearsal.context.workers
     return f"{rate:.3g} images a second by {workers} workers; the supernet trains on {needed:.3g} a second: {verdict}"
 
 

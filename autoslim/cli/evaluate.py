@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from autoslim.cli.terminal import percent, print_table
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project
 
 
@@ -16,7 +16,7 @@ class Split(StrEnum):
     TEST = "test"
 
 
-@ending_clearly
+@with_clear_errors
 def evaluate_cli(
     method: Annotated[str, typer.Argument(help="autoslim, uniform or released/NAME.")],
     seed: Annotated[int | None, typer.Option("--seed", help="Of this seed alone. Default: all seeds.")] = None,

@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from autoslim.errors import UserError
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project
 
 
-@ending_clearly
+@with_clear_errors
 def export_cli(
     method: Annotated[str, typer.Argument(help="autoslim, uniform or released/NAME.")],
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Ends in .pt2 or .safetensors.")],

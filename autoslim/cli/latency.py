@@ -9,7 +9,7 @@ import typer
 
 from autoslim.cli.terminal import Classes, ParamsFile, described_data, percent, prepared_info, print_facts, print_table
 from autoslim.errors import UserError
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project_with
 from autoslim.resources.budgets import format_amount
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from autoslim.resources.latency.table import LatencyTable
 
 
-PICTURE_DPI = 150
+FIGURE_DPI = 150
 
 latency_app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +42,7 @@ class Precision(StrEnum):
 
 
 @latency_app.command("measure")
-@ending_clearly
+@with_clear_errors
 def measure_cli(
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The table, as JSON.")],
     file: ParamsFile = Path("params.yaml"),
@@ -170,7 +170,7 @@ def measure(params: "Params", info: "DataInfo", to: Path) -> "LatencyTable":
 
 
 @latency_app.command("show")
-@ending_clearly
+@with_clear_errors
 def show_cli(
     file: Annotated[Path, typer.Argument(help="A table that `autoslim latency measure` wrote.")],
     picture: Annotated[
@@ -197,9 +197,9 @@ def show_cli(
         raise UserError(f"{file} holds no comparison to draw; make it again with `autoslim latency measure`")
     print_latency(table)
     if picture is not None:
-        from autoslim.report.resource_figures import prediction_picture
+        from autoslim.report.resource_figures import prediction_figure
 
-        prediction_picture(picture, table, dpi=PICTURE_DPI)
+        prediction_figure(picture, table, dpi=FIGURE_DPI)
         print(f"\nwrote {picture}")
 
 

@@ -10,7 +10,7 @@ import typer
 from autoslim.channels.groups import Channels
 from autoslim.cli.terminal import input_shape, keyword_values, percent, print_facts, print_table, read_channels
 from autoslim.errors import UserError
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project, find_project
 from autoslim.resources.budgets import format_amount
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from autoslim.channels.graph import ChannelGraph
 
 
-@ending_clearly
+@with_clear_errors
 def profile_cli(
     name: Annotated[
         str | None,

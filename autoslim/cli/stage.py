@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from autoslim.errors import UserError
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import STAGES, enter_project
 
 
@@ -27,7 +27,7 @@ def stage_cli(
 
     autoslim stage retrain autoslim --traceback
     """
-    (run_stage if traceback else ending_clearly(run_stage))(name, method)
+    (run_stage if traceback else with_clear_errors(run_stage))(name, method)
 
 
 def run_stage(name: str, method: str | None) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from autoslim.channels.groups import Channels
 from autoslim.errors import UserError
-from autoslim.resources.budgets import named_amount
+from autoslim.resources.budgets import format_named_amount
 
 if TYPE_CHECKING:
     from autoslim.data.prepared import DataInfo
@@ -107,7 +107,7 @@ class Resource(StrEnum):
 
 def amounts(costs: Mapping[str, float]) -> str:
     """What a configuration takes, of the resources among ``costs``: ``305M MACs, 3.4M parameters, 14.2MB, 12ms``."""
-    return ", ".join(named_amount(costs[resource], resource) for resource in Resource if resource in costs)
+    return ", ".join(format_named_amount(costs[resource], resource) for resource in Resource if resource in costs)
 
 
 def percent(fraction: float, digits: int = 2) -> str:

@@ -8,12 +8,12 @@ import typer
 
 from autoslim.cli.terminal import Resource, amounts, percent, print_facts, print_table
 from autoslim.errors import UserError
-from autoslim.pipeline.entry import ending_clearly
+from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import SEARCH, enter_project, read_output
-from autoslim.resources.budgets import TITLES, UNITS, format_amount, named_amount, parse_budgets
+from autoslim.resources.budgets import TITLES, UNITS, format_amount, format_named_amount, parse_budgets
 
 
-@ending_clearly
+@with_clear_errors
 def trajectory_cli(
     budget: Annotated[
         list[str] | None,
@@ -129,9 +129,9 @@ def _check_reached(trajectory: Mapping[str, Any], text: str, limits: Mapping[str
         least = min(step[name] for step in trajectory["steps"])
         if limit < least or all(limits[other] > widest[other] for other in limits):
             raise UserError(
-                f"budget {text} ({named_amount(limit, name)}) is outside of the trajectory, from "
-                f"{format_amount(least, name)} to {named_amount(widest[name], name)}; choose one between, or change "
-                "search.stop or supernet.width and search again"
+                f"budget {text} ({format_named_amount(limit, name)}) is outside of the trajectory, from "
+                f"{format_amount(least, name)} to {format_named_amount(widest[name], name)}; choose one between, or "
+                "change search.stop or supernet.width and search again"
             )
 
 
@@ -151,7 +151,7 @@ def print_steps(trajectory: dict[str, Any]) -> None:
     share = "% of the limits" if several else f"{TITLES[trajectory['resource']]} (% of default)"
     print_table(["step", *titles, share, "top-1 (%)", "slimmed", "channels"], rows, left=["slimmed", "channels"])
     if several:
-        limits = ", ".join(named_amount(limit, resource) for resource, limit in trajectory["limits"].items())
+        limits = ", ".join(format_named_amount(limit, resource) for resource, limit in trajectory["limits"].items())
         print(f"\nlimits: {limits}; the share is of the one that binds")
     print(f"\n{len(steps) - 1} steps; `autoslim trajectory --budget 50%` shows the channels that a budget gets")
 

@@ -59,7 +59,7 @@ def prepare(
         raise UserError(f"data source {source} has one class only; at least two are needed")
     chosen = _splits(found, search_images, train_images, test_images, seed)
     sample = _sample(chosen["train"])
-    image_size, channels, shorter_side = _look(source, sample, image_size, channels)
+    image_size, channels, shorter_side = _inspect(source, sample, image_size, channels)
     pixels = sum(len(indices) for _, indices in chosen.values()) * channels * image_size**2
     has_files = all(part.paths is not None for part, _ in chosen.values())
     if storage == "files" and not has_files:
@@ -162,7 +162,7 @@ def _sample(train: Chosen) -> Chosen:
     return part, indices
 
 
-def _look(source: str, sample: Chosen, image_size: int | None, channels: int | None) -> tuple[int, int, int]:
+def _inspect(source: str, sample: Chosen, image_size: int | None, channels: int | None) -> tuple[int, int, int]:
     """Image size, channels and the shorter side before the crop, decided by the sample where they are not given."""
     part, indices = sample
     images = (part.read(int(index)) for index in indices)

@@ -23,11 +23,11 @@ PATIENCE = timedelta(minutes=30)
 _POLL_S = 0.02
 
 
-class LostProcessError(UserError):
+class LostRankError(UserError):
     """Another process of the run has gone; what it says of itself is the reason."""
 
 
-class Processes:
+class World:
     """This process's place among those of the run. Alone, everything here is the identity.
 
     Args:
@@ -35,27 +35,32 @@ class Processes:
         local_rank: its number on its node, which has ``local_size``.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1) -> None:
-        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
+    def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, local_world_size: int = 1) -> None:
+        self.rank, self.world_size, self.local_rank, self.local_world_size = (
+            rank,
+            world_size,
+            local_rank,
+            local_world_size,
+        )
         self._store: Any = None  # a few named values on the first node
         self._told = 0
 
     @property
-    def first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         return self.rank == 0
 
     @property
-    def alone(self) -> bool:
-        return self.size == 1
+    def is_single(self) -> bool:
+        return self.world_size == 1
 
     @contextlib.contextmanager
-    def joined(self, device: torch.device) -> Iterator[None]:
+    def process_group(self, device: torch.device) -> Iterator[None]:
         """The process group of torch, with NCCL where the device is CUDA's and gloo elsewhere, until the block ends.
 
         Raises:
-            LostProcessError: not all processes came.
+            LostRankError: not all processes came.
         """
-        if self.alone:
+        if self.is_single:
             yield
             return
         import torch.distributed as dist
@@ -63,12 +68,12 @@ class Processes:
 
         cuda = device.type == "cuda"
         try:
-            self._store, _, _ = next(iter(rendezvous("env://", self.rank, self.size, timeout=PATIENCE)))
+            self._store, _, _ = next(iter(rendezvous("env://", self.rank, self.world_size, timeout=PATIENCE)))
             dist.init_process_group(
                 "nccl" if cuda else "gloo",
                 store=self._store,
                 rank=self.rank,
-                world_size=self.size,
+                world_size=self.world_size,
                 timeout=PATIENCE,
                 device_id=device if cuda else None,
             )
@@ -85,12 +90,12 @@ class Processes:
         """The first process goes last, for it may be the one that holds what the others still read."""
         with self._together():
             self._store.set(f"done/{self.rank}", b"")
-            if self.first:
-                self._store.wait([f"done/{rank}" for rank in range(self.size)], PATIENCE)
+            if self.is_rank_zero:
+                self._store.wait([f"done/{rank}" for rank in range(self.world_size)], PATIENCE)
 
     def add(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place; the same bits on each."""
-        if not self.alone:
+        if not self.is_single:
             import torch.distributed as dist
 
             with self._together():
@@ -99,26 +104,26 @@ class Processes:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """(n, ...) -> (size, n, ...): each process's tensor, all of this shape, by rank."""
-        if self.alone:
+        if self.is_single:
             return tensor[None]
         import torch.distributed as dist
 
-        parts = tensor.new_empty((self.size * len(tensor), *tensor.shape[1:]))
+        parts = tensor.new_empty((self.world_size * len(tensor), *tensor.shape[1:]))
         with self._together():
             dist.all_gather_into_tensor(parts, tensor.contiguous())
-        return parts.view(self.size, *tensor.shape)
+        return parts.view(self.world_size, *tensor.shape)
 
-    def from_first(self, act: Callable[[], Any]) -> Any:
+    def on_rank_zero(self, act: Callable[[], Any]) -> Any:
         """What ``act`` gives, run by the first process alone; the others wait, however long that takes.
 
         It crosses over pickled, so it should be a small value.
         """
-        if self.alone:
+        if self.is_single:
             return act()
         self._told += 1
         key = f"told/{self._told}"
         with self._together():
-            if not self.first:
+            if not self.is_rank_zero:
                 while not self._store.check([key]):
                     time.sleep(_POLL_S)
                 return pickle.loads(self._store.get(key))
@@ -128,21 +133,21 @@ class Processes:
         return value
 
     @contextlib.contextmanager
-    def first_in(self, own: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+    def entered_on_rank_zero(self, own: contextlib.AbstractContextManager[None]) -> Iterator[None]:
         """The first process enters ``own`` (a lock, say) for all; the others wait until it has, however long."""
         with contextlib.ExitStack() as stack:
-            self.from_first(lambda: stack.enter_context(own))
+            self.on_rank_zero(lambda: stack.enter_context(own))
             yield
 
     def agree(self, value: object, what: str) -> None:
         """Raises:
         UserError: ``value`` is another one than that of the first process.
         """
-        theirs = self.from_first(lambda: value)
+        theirs = self.on_rank_zero(lambda: value)
         if theirs != value:
             raise UserError(
-                f"process {self.rank} of {self.size} has other {what} ({value}) than the first one ({theirs}); let all "
-                "processes see the same files, on a file system that they share, and run the same code"
+                f"process {self.rank} of {self.world_size} has other {what} ({value}) than the first one ({theirs}); "
+                "let all processes see the same files, on a file system that they share, and run the same code"
             )
 
     @contextlib.contextmanager
@@ -152,23 +157,28 @@ class Processes:
         except RuntimeError as error:  # of torch.distributed, whose own kinds are all of this one
             raise self._lost(error) from error
 
-    def _lost(self, error: RuntimeError) -> LostProcessError:
-        return LostProcessError(
-            f"process {self.rank} of {self.size} lost the others ({first_line(error)}); what ended first says why; "
-            "run it again to go on from the last checkpoint"
+    def _lost(self, error: RuntimeError) -> LostRankError:
+        return LostRankError(
+            f"process {self.rank} of {self.world_size} lost the others ({first_line(error)}); what ended first says "
+            "why; run it again to go on from the last checkpoint"
         )
 
 
-ALONE = Processes()
+SINGLE = World()
 
 
-def assigned(environment: Mapping[str, str]) -> Processes | None:
+def world_from_environment(environment: Mapping[str, str]) -> World | None:
     """This process's place as torchrun or Slurm's srun set it in the environment; None where neither did.
 
     Raises:
         UserError: RANK is set, but what else torchrun sets is missing, or is no number.
     """
-    names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_size": "LOCAL_WORLD_SIZE"}
+    names = {
+        "rank": "RANK",
+        "world_size": "WORLD_SIZE",
+        "local_rank": "LOCAL_RANK",
+        "local_world_size": "LOCAL_WORLD_SIZE",
+    }
     if names["rank"] not in environment:
         if environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":  # of srun alone: a batch script has SLURM_NTASKS too
             return None
@@ -182,7 +192,7 @@ def assigned(environment: Mapping[str, str]) -> Processes | None:
     values = {}
     for name, variable in names.items():
         text = environment.get(variable, "")
-        if name == "local_size":  # not all launchers tell of it
+        if name == "local_world_size":  # not all launchers tell of it
             text = text or environment["WORLD_SIZE"]
         if not text.isdecimal():
             raise UserError(
@@ -190,10 +200,10 @@ def assigned(environment: Mapping[str, str]) -> Processes | None:
                 "unset RANK"
             )
         values[name] = int(text)
-    return Processes(**values)
+    return World(**values)
 
 
-def meeting_point(environment: Mapping[str, str]) -> dict[str, str]:
+def slurm_rendezvous(environment: Mapping[str, str]) -> dict[str, str]:
     """Where the processes of a Slurm step meet, as torch looks for it: its first node, and a port of the job's number.
 
     Nothing where MASTER_ADDR and MASTER_PORT are set already.
@@ -206,9 +216,9 @@ def meeting_point(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in wanted.items() if name not in environment}
 
 
-def here() -> Processes:
+def current_world() -> World:
     """This process's place by its environment: one of several, or alone."""
-    own = assigned(os.environ) or ALONE
-    if not own.alone:
-        os.environ.update(meeting_point(os.environ))
+    own = world_from_environment(os.environ) or SINGLE
+    if not own.is_single:
+        os.environ.update(slurm_rendezvous(os.environ))
     return own

@@ -41,7 +41,7 @@ def check_weights(name: str, weights: str) -> None:
         )
 
 
-def trained_tensors(network: nn.Module, name: str, kwargs: Mapping[str, Any], weights: str) -> dict[str, Tensor]:
+def load_trained_tensors(network: nn.Module, name: str, kwargs: Mapping[str, Any], weights: str) -> dict[str, Tensor]:
     """The tensors of a trained network, by name; they need not fit ``network`` yet.
 
     Args:
@@ -157,7 +157,7 @@ def _unknown(name: str, weights: str, known: Sequence[str]) -> UserError:
     )
 
 
-def with_weights(
+def insert_weights(
     network: nn.Module, graph: ChannelGraph, tensors: Mapping[str, Tensor], seed: int, *, source: str
 ) -> tuple[nn.Module, list[str]]:
     """A copy of ``network`` with trained tensors, and the layers for which there were none of the right shape.
@@ -218,7 +218,7 @@ def _layers_of_other_classes(
         if theirs.shape == ours.shape:
             continue
         layer = name.rpartition(".")[0]
-        if graph.fixed.get(layer) != IS_OUTPUT or theirs.shape[1:] != ours.shape[1:]:
+        if graph.not_prunable.get(layer) != IS_OUTPUT or theirs.shape[1:] != ours.shape[1:]:
             raise UserError(f"{source} {_misfit(name, theirs, ours, graph)}")
         layers.append(layer)
     return list(dict.fromkeys(layers))

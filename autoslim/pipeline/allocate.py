@@ -2,17 +2,17 @@
 
 from autoslim.data.prepared import PreparedData, read_info
 from autoslim.models.released import released_method
-from autoslim.pipeline.artifacts import Allocation, Asked, write_start
-from autoslim.pipeline.assembly import machine, traced_network
+from autoslim.pipeline.artifacts import Allocation, RequestedBudget, write_initial_weights
+from autoslim.pipeline.assembly import run_context, traced_network
 from autoslim.pipeline.checks import check_measured_here, check_reach, check_trajectory
 from autoslim.pipeline.costs import budget_limits, load_costs
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, SEARCH, SUPERNET, repository_root
-from autoslim.resources.budgets import format_amount, parse_budget, write_budgets
+from autoslim.resources.budgets import format_amount, format_budgets, parse_budget
 from autoslim.resources.costs import Costs
 from autoslim.search.methods import allocate
 from autoslim.search.search import read_trajectory
-from autoslim.supernet.extract import load_supernet, subnets_of
+from autoslim.supernet.extract import load_supernet, subnet_extractor
 
 
 def run() -> None:
@@ -33,7 +33,7 @@ def run() -> None:
     if params.retrain.start == "supernet":
         supernet, _ = load_supernet(SUPERNET, network, graph)
         data = PreparedData.open(PREPARED, relative_to=repository_root())
-        cut = subnets_of(supernet, data, machine(params.runtime), seed=params.data.seed)
+        cut = subnet_extractor(supernet, data, run_context(params.runtime), seed=params.data.seed)
     asked = {}
     for method in params.methods:
         channels = allocate(method, costs, configurations, limits, params.supernet.grid.divisor, narrowest)
@@ -42,6 +42,6 @@ def run() -> None:
         # Latency is left to the report: a table measured again must not retrain the same channels.
         taken = Costs(graph).all(channels)
         Allocation(method, channels, taken).write(CHANNELS)
-        write_start(CHANNELS, method, None if cut is None else cut(channels))
-        asked[method] = Asked(write_budgets(budgets), ", ".join(budgets))
-    Asked.write(CHANNELS, asked)
+        write_initial_weights(CHANNELS, method, None if cut is None else cut(channels))
+        asked[method] = RequestedBudget(format_budgets(budgets), ", ".join(budgets))
+    RequestedBudget.write(CHANNELS, asked)

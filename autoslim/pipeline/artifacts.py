@@ -49,19 +49,19 @@ class Allocation:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestedBudget:
     """What a method's channels were chosen for: a budget as people write it, and the resources that it bounds."""
 
     budget: str
     resource: str
 
     @staticmethod
-    def write(folder: Path, methods: Mapping[str, "Asked"]) -> None:
+    def write(folder: Path, methods: Mapping[str, "RequestedBudget"]) -> None:
         """Beside the channels, and not in their files: the same channels for another budget are not retrained."""
         write_json(folder / "budgets.json", {method: dataclasses.asdict(asked) for method, asked in methods.items()})
 
     @classmethod
-    def read(cls, folder: Path, method: str) -> "Asked":
+    def read(cls, folder: Path, method: str) -> "RequestedBudget":
         """Reads what ``write`` wrote.
 
         Raises:
@@ -79,7 +79,7 @@ class Asked:
             raise UserError(f"{path} is damaged ({first_line(error)}); run `dvc repro allocate` again") from error
 
 
-def write_start(folder: Path, method: str, network: nn.Module | None) -> None:
+def write_initial_weights(folder: Path, method: str, network: nn.Module | None) -> None:
     """Writes the weights that a retraining starts from; for new ones, a file that holds none: DVC looks for it."""
     path = folder / f"{method}.safetensors"
     if network is None:
@@ -88,8 +88,8 @@ def write_start(folder: Path, method: str, network: nn.Module | None) -> None:
         save_weights(network, path)
 
 
-def start_file(folder: Path, method: str) -> Path:
-    """What ``write_start`` wrote.
+def initial_weights_file(folder: Path, method: str) -> Path:
+    """What ``write_initial_weights`` wrote.
 
     Raises:
         UserError: it did not.

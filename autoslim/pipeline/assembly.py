@@ -12,15 +12,15 @@ from autoslim.channels.grid import Span
 from autoslim.channels.sort import importance_orders, permute
 from autoslim.data.augmentation import Augmentation
 from autoslim.data.prepared import DataInfo
-from autoslim.distributed.ranks import ALONE, Processes
+from autoslim.distributed.ranks import SINGLE, World
 from autoslim.errors import UserError
 from autoslim.models.building import build_network, check_network
-from autoslim.models.pretrained import trained_tensors, with_weights
+from autoslim.models.pretrained import insert_weights, load_trained_tensors
 from autoslim.pipeline import params as P
 from autoslim.pipeline.project import repository_root
 from autoslim.tracing import trace
 from autoslim.training.checkpoints import Checkpoints, file_digest, run_key
-from autoslim.training.device import Machine, choose_device, choose_workers
+from autoslim.training.device import RunContext, select_device, worker_count
 from autoslim.training.recipe import Recipe
 
 LIBRARY = (
@@ -59,7 +59,7 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
     return network, trace(network, torch.empty(1, *shape), leaves=model.leaves)
 
 
-def starting_network(
+def initial_network(
     model: P.Model, supernet: P.SupernetParams, network: nn.Module, graph: ChannelGraph
 ) -> tuple[nn.Module, str]:
     """The default network as a supernet starts from it, with the trained weights asked for; and a line on these, or "".
@@ -70,8 +70,8 @@ def starting_network(
     if model.weights is None:
         return network, ""
     source = f"model.weights {model.weights!r}"
-    tensors = trained_tensors(network, model.name, model.kwargs, model.weights)
-    start, new = with_weights(network, graph, tensors, supernet.seed, source=source)
+    tensors = load_trained_tensors(network, model.name, model.kwargs, model.weights)
+    start, new = insert_weights(network, graph, tensors, supernet.seed, source=source)
     told = [f"starts from {source}"]
     if new:
         told.append(f"new weights where they are of other classes: {', '.join(new)}")
@@ -122,23 +122,23 @@ def recipe(training: P.Training) -> Recipe:
     )
 
 
-def machine(runtime: P.Runtime, processes: Processes = ALONE) -> Machine:
+def run_context(runtime: P.Runtime, world: World = SINGLE) -> RunContext:
     """The machine that the parameters describe; torch's threads are set to what they ask for."""
     if runtime.threads != "auto":
         torch.set_num_threads(runtime.threads)
-    elif processes.local_size > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // processes.local_size))
-    device, workers = choose_device(runtime.device, processes), choose_workers(runtime.workers, processes)
-    return Machine(device, workers, runtime.checkpoint_minutes * 60, processes)
+    elif world.local_world_size > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // world.local_world_size))
+    device, workers = select_device(runtime.device, world), worker_count(runtime.workers, world)
+    return RunContext(device, workers, runtime.checkpoint_minutes * 60, world)
 
 
 def inputs(model: P.Model, prepared: Path) -> list[Path]:
     """The files, besides earlier outputs, that a run's checkpoints are keyed by: the splits, and the user's network."""
     splits = [path for path in sorted(prepared.iterdir()) if not path.name.endswith(".images.npy")]
-    return splits + own_files(model)
+    return splits + model_files(model)
 
 
-def own_files(model: P.Model) -> list[Path]:
+def model_files(model: P.Model) -> list[Path]:
     """The file of the user's that the network is built from, if it is."""
     place = Path(model.name.rpartition(":")[0])
     return [place] if place.suffix == ".py" else []

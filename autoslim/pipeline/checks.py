@@ -17,11 +17,11 @@ from autoslim.models.building import find_constructor
 from autoslim.models.pretrained import check_covered, check_weights, weights_file
 from autoslim.models.released import released_method
 from autoslim.pipeline.artifacts import Allocation
-from autoslim.pipeline.assembly import span, starting_network, traced_network
+from autoslim.pipeline.assembly import initial_network, span, traced_network
 from autoslim.pipeline.costs import latency_target
 from autoslim.pipeline.params import Model, Params, read_yaml
 from autoslim.pipeline.project import RESOURCES
-from autoslim.resources.budgets import format_amount, named_amount
+from autoslim.resources.budgets import format_amount, format_named_amount
 from autoslim.resources.costs import Costs
 from autoslim.resources.latency.backends import prepared
 from autoslim.resources.latency.kernels import find_kernels
@@ -42,7 +42,7 @@ class Reach:
     several: bool  # there are budgets of other resources beside it
 
     def amount(self, value: float) -> str:
-        return named_amount(value, self.resource)
+        return format_named_amount(value, self.resource)
 
     def bounds(self) -> str:
         return (
@@ -67,7 +67,7 @@ def check_pipeline(params: Params, info: DataInfo) -> None:
     check_smoothing(params, info)
     network, graph = traced_network(params.model, info)
     check_reach(params, graph)
-    starting_network(params.model, params.supernet, network, graph)
+    initial_network(params.model, params.supernet, network, graph)
 
 
 def check_smoothing(params: Params, info: DataInfo) -> None:
@@ -156,7 +156,7 @@ def check_runs(network: nn.Module, graph: ChannelGraph, target: Target) -> None:
     prepared(resize(network, graph, graph.default), [torch.ones(target.batch, *graph.input_shape)], target)
 
 
-def check_trusted(table: LatencyTable) -> None:
+def check_reliable(table: LatencyTable) -> None:
     """Raises:
     UserError: the table's predictions do not rank networks as their measured times do.
     """
@@ -288,7 +288,7 @@ def check_groups(name: str, graph: ChannelGraph) -> None:
     UserError: there is nothing to slim.
     """
     if not graph.groups:
-        layer, reason = next(iter(graph.fixed.items()), ("every layer", "it has no convolution or linear layer"))
+        layer, reason = next(iter(graph.not_prunable.items()), ("every layer", "it has no convolution or linear layer"))
         raise UserError(
             f"model.name {name!r} has no channels that can be slimmed ({layer}: {reason}); "
             "`autoslim profile` lists the reason for each layer; choose another network or mend these"

@@ -8,15 +8,15 @@ from torch import nn
 
 from autoslim.channels.graph import ChannelGraph
 from autoslim.errors import UserError, first_line
-from autoslim.pipeline.assembly import checkpoints, own_files, span
+from autoslim.pipeline.assembly import checkpoints, model_files, span
 from autoslim.pipeline.params import Latency, Params
 from autoslim.pipeline.project import RESOURCES
 from autoslim.resources.costs import Costs, Objective
 from autoslim.resources.latency.backends import check_runtime
-from autoslim.resources.latency.measure import measure_table, this_target
+from autoslim.resources.latency.measure import current_target, measure_table
 from autoslim.resources.latency.table import LatencyTable, Target
 from autoslim.training.checkpoints import read_json, write_json
-from autoslim.training.device import choose_device
+from autoslim.training.device import select_device
 
 
 def load_costs(graph: ChannelGraph) -> Costs:
@@ -73,8 +73,8 @@ def latency_target(asked: Latency) -> Target:
     """
     device = "cpu" if asked.runtime == "onnxruntime" and asked.device == "auto" else asked.device
     check_runtime(asked.runtime, device, asked.precision, asked.channels_last)
-    return this_target(
-        device=choose_device(device, parameter="latency.device"),
+    return current_target(
+        device=select_device(device, parameter="latency.device"),
         runtime=asked.runtime,
         threads=asked.threads,
         batch=asked.batch,
@@ -118,13 +118,13 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
     }
     kept = checkpoints(
         "latency",
-        *own_files(params.model),
+        *model_files(params.model),
         model=params.model.model_dump(),
         target=dataclasses.asdict(target),
         sizes=sizes,
     )
     path = kept.folder / "table.json"
-    with kept.held():
+    with kept.lock():
         if anew and path.exists():
             kept.clear()
         if path.exists():

@@ -23,9 +23,9 @@ from autoslim.pipeline.params import Params
 from autoslim.resources.budgets import format_amount
 from autoslim.supernet.sandwich import sandwich_rule
 from autoslim.supernet.supernet import Supernet
-from autoslim.supernet.train import first_supernet, subnet_scorer
+from autoslim.supernet.train import initial_supernet, subnet_scorer
 from autoslim.tasks.classification import evaluate, smoothed_cross_entropy
-from autoslim.training.device import Machine, autocast, to_device
+from autoslim.training.device import RunContext, autocast, to_device
 from autoslim.training.loop import Step, label_step
 from autoslim.training.recipe import Recipe
 
@@ -44,7 +44,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """The stages' own steps and scores, on new weights that no step changes."""
 
     params: Params
@@ -52,7 +52,7 @@ class Rehearsal:
     graph: ChannelGraph
     levels: Mapping[str, tuple[int, ...]]
     classes: int
-    machine: Machine
+    context: RunContext
 
     def measure(self, work: Work, images: int, limit_s: float) -> Measured:
         """Runs a pass of ``work`` with ``images`` again and again, after a first one, for about ``limit_s`` seconds.
@@ -62,7 +62,7 @@ class Rehearsal:
         """
         gc.collect()  # the networks of earlier passes, which hold on to themselves
         least = self.least_bytes(work, images) if work.kind in TRAINING else 0
-        if least > (there := device_bytes(self.machine.device)):
+        if least > (there := device_bytes(self.context.device)):
             raise _too_many(work, images, f"needs {_gigabytes(least)} at least, of {_gigabytes(there)} there are")
         try:
             return self._timed(self._act(work), images, limit_s)
@@ -78,13 +78,13 @@ class Rehearsal:
         supernet = work.kind == "supernet"
         recipe = assembly.recipe(self.params.supernet if supernet else self.params.retrain)
         network = self._supernet(recipe.channels_last) if supernet else self._plain(work, recipe)
-        few, more = (kept_bytes(network, recipe.autocast(self.machine), *self._batch(count)) for count in (2, 4))
+        few, more = (kept_bytes(network, recipe.autocast(self.context), *self._batch(count)) for count in (2, 4))
         each = (more - few) // 2
         weights = sum(parameter.nbytes for parameter in network.parameters())
         return 3 * weights + few + (images - 2) * each
 
     def _timed(self, act: Act, images: int, limit_s: float) -> Measured:
-        batch, device = self._batch(images), self.machine.device
+        batch, device = self._batch(images), self.context.device
         act(*batch)  # memory is taken, kernels are chosen
         _wait(device)
         if device.type == "cuda":
@@ -112,35 +112,35 @@ class Rehearsal:
                     seed=asked.seed,
                     label_smoothing=asked.label_smoothing,
                     distillation=asked.distillation,
-                    autocast=supernet.autocast(self.machine),
+                    autocast=supernet.autocast(self.context),
                 )
                 return _stepping(shared, supernet, sandwich)
             case "validation":
-                return _scoring(self._supernet(supernet.channels_last), work, supernet.autocast(self.machine))
+                return _scoring(self._supernet(supernet.channels_last), work, supernet.autocast(self.context))
             case "search":
-                precision = autocast(self.machine.device, self.params.search.precision)
+                precision = autocast(self.context.device, self.params.search.precision)
                 return _scoring(self._supernet(channels_last=True), work, precision)
             case "retrain":
                 plain = self._plain(work, retrain)
                 loss = partial(smoothed_cross_entropy, smoothing=retrain.label_smoothing)
-                return _stepping(plain, retrain, label_step(plain, loss, retrain.autocast(self.machine)))
+                return _stepping(plain, retrain, label_step(plain, loss, retrain.autocast(self.context)))
             case "evaluation":
                 plain = self._plain(work, retrain)
-                return lambda images, labels: evaluate(plain, [(images, labels)], retrain.autocast(self.machine))
+                return lambda images, labels: evaluate(plain, [(images, labels)], retrain.autocast(self.context))
 
     def _supernet(self, channels_last: bool) -> Supernet:
         widest = {name: options[0] for name, options in self.levels.items()}
-        supernet = first_supernet(self.network, self.graph, widest, self.params.supernet.seed, trained=False)
-        to_device(supernet, self.machine.device, channels_last)
+        supernet = initial_supernet(self.network, self.graph, widest, self.params.supernet.seed, trained=False)
+        to_device(supernet, self.context.device, channels_last)
         return supernet
 
     def _plain(self, work: Work, recipe: Recipe) -> nn.Module:
         plain = resize(self.network, self.graph, work.configurations[0])
         initialise(plain, self.params.retrain.seeds[0])
-        return to_device(plain, self.machine.device, recipe.channels_last)
+        return to_device(plain, self.context.device, recipe.channels_last)
 
     def _batch(self, count: int) -> tuple[Tensor, Tensor]:
-        device = self.machine.device
+        device = self.context.device
         images = torch.randn(count, *self.graph.input_shape, device=device)  # (n, C, S, S)
         return images, torch.arange(count, device=device) % self.classes
 
@@ -168,10 +168,10 @@ def _scoring(supernet: Supernet, work: Work, precision: Callable[[], torch.autoc
     return act
 
 
-def loading_rate(data: PreparedData, recipe: Recipe, machine: Machine, limit_s: float) -> float:
+def loading_rate(data: PreparedData, recipe: Recipe, context: RunContext, limit_s: float) -> float:
     """Images a second that come from the train split to the device, augmented; the start of the workers included."""
     started, count = time.perf_counter(), 0
-    for images, _ in replace(recipe, batch_size=LOADED_AT_ONCE).batches(data, 0, machine)(0, 0):
+    for images, _ in replace(recipe, batch_size=LOADED_AT_ONCE).batches(data, 0, context)(0, 0):
         count += len(images)
         if time.perf_counter() - started > limit_s:
             break

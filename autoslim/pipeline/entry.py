@@ -19,7 +19,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
 
 
-class WrongParametersError(UserError):
+class InvalidParametersError(UserError):
     """All that is wrong with a file of parameters: as text one line, on the terminal one line for each."""
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
@@ -27,7 +27,7 @@ class WrongParametersError(UserError):
         self.source, self.problems = source, tuple(problems)
 
 
-def ending_clearly(command: Callable[..., Any]) -> Callable[..., None]:
+def with_clear_errors(command: Callable[..., Any]) -> Callable[..., None]:
     """``command`` with a ``UserError`` turned into one line on stderr and exit code 1, an interrupt into code 130."""
 
     @functools.wraps(command)
@@ -47,7 +47,7 @@ def ending_clearly(command: Callable[..., Any]) -> Callable[..., None]:
 
 
 def _told(error: UserError) -> str:
-    if isinstance(error, WrongParametersError) and len(error.problems) > 1:
+    if isinstance(error, InvalidParametersError) and len(error.problems) > 1:
         return "\n".join(
             [
                 f"{error.source} has {len(error.problems)} wrong parameters:",

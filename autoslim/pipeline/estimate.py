@@ -14,7 +14,7 @@ from autoslim.data.batches import even_chunk
 from autoslim.pipeline.params import Params, Training
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search.methods import allocate
-from autoslim.supernet.train import VALIDATION_CHUNK, VALIDATION_IMAGES, subnets_watched
+from autoslim.supernet.train import VALIDATION_CHUNK, VALIDATION_IMAGES, validated_subnets
 from autoslim.training.retrain import EVALUATION_BATCH
 
 Cost = Callable[[Channels], float]
@@ -61,7 +61,7 @@ class Work:
 
 def plan(params: Params, costs: Costs, levels: Mapping[str, tuple[int, ...]], sizes: Sizes) -> list[Work]:
     """The work of supernet, search, retrain and report (of report only where the test split's size is known)."""
-    limits = stand_in_limits(params, costs)
+    limits = proxy_limits(params, costs)
     resource = params.resource if params.resource in limits else next(iter(limits))
     lowered = Objective(costs, resource, limits if len(limits) > 1 else {})
     return [
@@ -71,7 +71,7 @@ def plan(params: Params, costs: Costs, levels: Mapping[str, tuple[int, ...]], si
     ]
 
 
-def stand_in_limits(params: Params, costs: Costs) -> dict[str, float]:
+def proxy_limits(params: Params, costs: Costs) -> dict[str, float]:
     """The budgets in their resources' units. What bounds latency is left out where that is not known; if nothing else
     is bounded, so many percent of the default network's MACs stand in for it, or (of milliseconds) all of them."""
     known = {name: b for name, b in params.budgets.items() if name != "latency" or costs.table is not None}
@@ -86,7 +86,7 @@ def _supernet_work(
 ) -> list[Work]:
     asked = params.supernet
     steps, batch = training_steps(asked, sizes.train)
-    subnets = subnets_watched(graph, levels)
+    subnets = validated_subnets(graph, levels)
     fixed = graph.macs(subnets["widest"]) + graph.macs(subnets["narrowest"])
     drawn = asked.random_widths * expected_macs(graph, levels)
     looked_at = min(VALIDATION_IMAGES, sizes.search)

@@ -14,17 +14,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoslim.distributed.ranks import LostProcessError, assigned, here
+from autoslim.distributed.ranks import LostRankError, current_world, world_from_environment
 from autoslim.errors import UserError
-from autoslim.pipeline.assembly import machine
+from autoslim.pipeline.assembly import run_context
 from autoslim.pipeline.params import Runtime
-from autoslim.training.device import Machine
+from autoslim.training.device import RunContext
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _REPORT = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for what ended a process
 
 
-def process_count(runtime: Runtime) -> int:
+def rank_count(runtime: Runtime) -> int:
     """How many processes ``runtime.processes`` asks for on this node.
 
     Raises:
@@ -49,7 +49,7 @@ def process_count(runtime: Runtime) -> int:
     return asked
 
 
-def launched(runtime: Runtime, stage: str, *arguments: str) -> bool:
+def launch(runtime: Runtime, stage: str, *arguments: str) -> bool:
     """Runs a stage in as many processes as are asked for and waits for them, or gives False: run it here.
 
     That is where one is asked for, or this process is one of several already.
@@ -57,9 +57,9 @@ def launched(runtime: Runtime, stage: str, *arguments: str) -> bool:
     Raises:
         UserError: one of them failed, for the reason it told; the others were stopped.
     """
-    if assigned(os.environ) is not None:
+    if world_from_environment(os.environ) is not None:
         return False
-    count = process_count(runtime)
+    count = rank_count(runtime)
     if count == 1:
         return False
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -95,17 +95,17 @@ def launched(runtime: Runtime, stage: str, *arguments: str) -> bool:
 
 
 @contextlib.contextmanager
-def joined(runtime: Runtime) -> Iterator[Machine]:
+def distributed_context(runtime: Runtime) -> Iterator[RunContext]:
     """The machine of ``machine``, together with the other processes of this run; the first one alone speaks."""
-    processes = here()
-    place = machine(runtime, processes)
+    world = current_world()
+    context = run_context(runtime, world)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(processes.joined(place.device))
-        if not processes.first:
+        stack.enter_context(world.process_group(context.device))
+        if not world.is_rank_zero:
             silence = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(silence))
             stack.enter_context(contextlib.redirect_stderr(silence))
-        yield place
+        yield context
 
 
 def _reason(failures: Any, count: int) -> str:
@@ -138,7 +138,7 @@ def _work(stage: str, arguments: Sequence[str]) -> None:
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would be told as a defect of what is ending
         sys.exit(130)
-    except LostProcessError as error:
+    except LostRankError as error:
         _report("lost", str(error))
     except UserError as error:
         _report("mistake", str(error))

@@ -8,8 +8,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from autoslim.errors import UserError
-from autoslim.pipeline.entry import WrongParametersError
-from autoslim.pipeline.validation import complaints
+from autoslim.pipeline.entry import InvalidParametersError
+from autoslim.pipeline.validation import validation_messages
 from autoslim.resources.budgets import Amount, Budget, parse_budgets
 from autoslim.search.methods import check_method
 
@@ -203,7 +203,7 @@ class Latency(Section):
 
 
 class Report(Section):
-    picture_dpi: Positive = Field(description="pixels an inch of the pictures")
+    figure_dpi: Positive = Field(description="pixels an inch of the pictures")
 
 
 class Tracking(Section):
@@ -321,9 +321,9 @@ def read_yaml(path: Path) -> Any:
 
 def check_params(values: Any, source: str) -> Params:
     """Raises:
-    WrongParametersError: naming every wrong parameter with its value, what was expected, and the file.
+    InvalidParametersError: naming every wrong parameter with its value, what was expected, and the file.
     """
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise WrongParametersError(source, complaints(error, Params, values)) from error
+        raise InvalidParametersError(source, validation_messages(error, Params, values)) from error

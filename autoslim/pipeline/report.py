@@ -5,15 +5,15 @@ import rich
 from autoslim.channels.resize import resize
 from autoslim.data.prepared import PreparedData
 from autoslim.pipeline.artifacts import Allocation
-from autoslim.pipeline.assembly import machine, recipe, traced_network
+from autoslim.pipeline.assembly import recipe, run_context, traced_network
 from autoslim.pipeline.costs import budget_limits, load_costs, report_target
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, REPORT, RETRAIN, SEARCH, SUPERNET, repository_root
 from autoslim.pipeline.tracking import lineage, numbers, tracked
-from autoslim.report.figures import channels_picture, curves_picture, last_by_seed, read_curves, trajectory_picture
-from autoslim.report.resource_figures import resources_picture
+from autoslim.report.figures import channels_figure, curves_figure, last_by_seed, read_curves, trajectory_figure
+from autoslim.report.resource_figures import resources_figure
 from autoslim.report.table import Result, compare, csv_table, describe_budgets, markdown_table, metrics, terminal_table
-from autoslim.resources.budgets import write_budgets
+from autoslim.resources.budgets import format_budgets
 from autoslim.resources.measure import measure_network
 from autoslim.search.search import read_trajectory
 from autoslim.training.checkpoints import write_json
@@ -25,7 +25,7 @@ def run() -> None:
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
-    place = machine(params.runtime)
+    context = run_context(params.runtime)
     trajectory = read_trajectory(SEARCH / "trajectory.json")
     methods = params.methods
     found = {method: Allocation.read(CHANNELS, method).channels for method in methods}
@@ -40,7 +40,7 @@ def run() -> None:
             channels,
             data,
             recipe(params.retrain),
-            place,
+            context,
             seeds=params.retrain.seeds,
             folder=RETRAIN / method / "weights",
         )
@@ -57,25 +57,25 @@ def run() -> None:
         predicted_on=elsewhere,
         from_supernet=params.retrain.start == "supernet",
     )
-    dpi = params.report.picture_dpi
+    dpi = params.report.figure_dpi
     REPORT.mkdir(parents=True, exist_ok=True)
     shown = params.resource
     told = describe_budgets({shown: params.budgets[shown]}, limits)
-    trajectory_picture(REPORT / "trajectory.png", trajectory, results, shown, {told: limits[shown]}, dpi)
-    channels_picture(REPORT / "channels.png", graph.default, found, dpi)
-    resources_picture(REPORT / "resources.png", results, costs.table, target, dpi)
-    curves_picture(REPORT / "curves.png", read_curves(SUPERNET / "curves.csv"), retrained, dpi)
+    trajectory_figure(REPORT / "trajectory.png", trajectory, results, shown, {told: limits[shown]}, dpi)
+    channels_figure(REPORT / "channels.png", graph.default, found, dpi)
+    resources_figure(REPORT / "resources.png", results, costs.table, target, dpi)
+    curves_figure(REPORT / "curves.png", read_curves(SUPERNET / "curves.csv"), retrained, dpi)
     (REPORT / "comparison.csv").write_text(csv_table(comparison))
     (REPORT / "table.md").write_text(markdown_table(comparison))
     figures = metrics(comparison)
     write_json(REPORT / "metrics.json", figures)
     with tracked(
         "report",
-        run_name=f"report {write_budgets(params.budgets)}",
-        params={"budget": write_budgets(params.budgets), "resource": params.resource, "methods": params.methods},
+        run_name=f"report {format_budgets(params.budgets)}",
+        params={"budget": format_budgets(params.budgets), "resource": params.resource, "methods": params.methods},
         tags={
             "source": params.data.source,
-            "budget": write_budgets(params.budgets),
+            "budget": format_budgets(params.budgets),
             "resource": params.resource,
             **lineage(SUPERNET / "weights.safetensors"),
         },

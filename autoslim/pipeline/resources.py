@@ -5,7 +5,7 @@ from pathlib import Path
 
 from autoslim.data.prepared import read_info
 from autoslim.pipeline.assembly import span, traced_network
-from autoslim.pipeline.checks import check_kernels, check_reach, check_runs, check_table, check_trusted
+from autoslim.pipeline.checks import check_kernels, check_reach, check_reliable, check_runs, check_table
 from autoslim.pipeline.costs import latency_target, measured_table, objective, read_table
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, RESOURCES
@@ -28,7 +28,7 @@ def run() -> None:
         check_kernels(table, network, graph, span(params.supernet).grid(graph))
     elif "latency" in params.budgets:
         table = measured_table(params, network, graph)
-        check_trusted(table)
+        check_reliable(table)
     costs = Costs(graph, table)
     if table is not None:
         print(f"resources: {table.summary()}", file=sys.stderr)

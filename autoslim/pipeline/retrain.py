@@ -10,10 +10,10 @@ from autoslim.channels.resize import resize
 from autoslim.data.batches import eval_batches
 from autoslim.data.prepared import DataInfo, PreparedData, read_info
 from autoslim.errors import UserError
-from autoslim.pipeline.artifacts import Allocation, Asked, start_file
-from autoslim.pipeline.assembly import checkpoints, inputs, machine, recipe, traced_network
+from autoslim.pipeline.artifacts import Allocation, RequestedBudget, initial_weights_file
+from autoslim.pipeline.assembly import checkpoints, inputs, recipe, run_context, traced_network
 from autoslim.pipeline.checks import check_allocation, check_smoothing
-from autoslim.pipeline.launch import joined, launched
+from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import Params, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
 from autoslim.pipeline.tracking import lineage, numbers, tracked
@@ -31,7 +31,7 @@ class Retrained:
     seed: int
     network: nn.Module
     chosen: Allocation
-    asked: Asked
+    asked: RequestedBudget
     info: DataInfo
 
 
@@ -66,15 +66,15 @@ def load_retrained(params: Params, method: str, seed: int) -> Retrained:
     check_allocation(chosen, params, graph)
     plain = resize(network, graph, chosen.channels)
     load_weights(plain, RETRAIN / method / "weights" / f"seed-{seed}.safetensors")
-    return Retrained(seed, plain.eval(), chosen, Asked.read(CHANNELS, method), info)
+    return Retrained(seed, plain.eval(), chosen, RequestedBudget.read(CHANNELS, method), info)
 
 
 def score(retrained: Retrained, params: Params, split: str) -> Score:
     """Top-1 error and cross-entropy on a split, on the device and in the precision that ``params`` ask for."""
     data = PreparedData.open(PREPARED, relative_to=repository_root())
-    place, asked = machine(params.runtime), recipe(params.retrain)
-    to_device(retrained.network, place.device, asked.channels_last)
-    return split_score(retrained.network, data, split, asked, place)
+    context, asked = run_context(params.runtime), recipe(params.retrain)
+    to_device(retrained.network, context.device, asked.channels_last)
+    return split_score(retrained.network, data, split, asked, context)
 
 
 def run(
@@ -84,16 +84,16 @@ def run(
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
-    chosen, told = Allocation.read(CHANNELS, method), Asked.read(CHANNELS, method)
+    chosen, told = Allocation.read(CHANNELS, method), RequestedBudget.read(CHANNELS, method)
     check_smoothing(params, data.info)
     check_allocation(chosen, params, graph)
-    if launched(params.runtime, "retrain", method):
+    if launch(params.runtime, "retrain", method):
         return
     channels = chosen.channels
     asked = params.retrain
     folder = RETRAIN / method
     weights = folder / "weights"
-    start = start_file(CHANNELS, method)
+    start = initial_weights_file(CHANNELS, method)
     kept = checkpoints(
         f"retrain-{method.replace('/', '-')}",
         *inputs(params.model, PREPARED),
@@ -103,8 +103,8 @@ def run(
         retrain=asked.model_dump(),
     )
     with (
-        joined(params.runtime) as place,
-        place.processes.first_in(kept.held()),
+        distributed_context(params.runtime) as context,
+        context.world.entered_on_rank_zero(kept.lock()),
         tracked(
             "retrain",
             run_name=f"retrain {method} {told.budget}",
@@ -122,7 +122,7 @@ def run(
                 "resource": told.resource,
                 **lineage(SUPERNET / "weights.safetensors"),
             },
-            enabled=params.tracking.enabled and place.processes.first,
+            enabled=params.tracking.enabled and context.world.is_rank_zero,
             experiment=params.tracking.experiment,
         ) as tracker,
     ):
@@ -132,7 +132,7 @@ def run(
             channels,
             data,
             recipe(asked),
-            place,
+            context,
             seeds=asked.seeds,
             start=start if asked.start == "supernet" else None,
             label=f"{method} {told.budget}",
@@ -142,7 +142,7 @@ def run(
                 {f"seed_{seed}.{name}": value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
             ),
         )
-        if not place.processes.first:
+        if not context.world.is_rank_zero:
             return
         write_rows(folder / "curves.csv", [{"seed": seed, **row} for seed, own in rows.items() for row in own])
         figures = {**chosen.costs, **over_seeds(rows)}
@@ -152,6 +152,6 @@ def run(
         if params.tracking.log_network:
             plain = resize(network, graph, channels)
             load_weights(plain, weights / f"seed-{asked.seeds[0]}.safetensors")
-            images, _ = next(iter(eval_batches(data, "search", batch_size=4, device=place.device)))
+            images, _ = next(iter(eval_batches(data, "search", batch_size=4, device=context.device)))
             tracker.network(plain, images.cpu())
         kept.clear()

@@ -4,7 +4,7 @@ from autoslim.data.prepared import PreparedData
 from autoslim.pipeline.assembly import checkpoints, inputs, traced_network
 from autoslim.pipeline.checks import check_measured_here, check_reach
 from autoslim.pipeline.costs import load_costs, load_objective
-from autoslim.pipeline.launch import joined, launched
+from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, RESOURCES, SEARCH, SUPERNET, repository_root
 from autoslim.pipeline.tracking import fingerprint, tracked
@@ -23,7 +23,7 @@ def run() -> None:
     check_reach(params, graph, costs.table)
     lowered = load_objective(costs)
     supernet, file = load_supernet(SUPERNET, network, graph)
-    if launched(params.runtime, "search"):
+    if launch(params.runtime, "search"):
         return
     asked = params.search
     sections = {"search": asked.model_dump(), "resource": lowered.resource, "limits": dict(lowered.limits)}
@@ -37,23 +37,23 @@ def run() -> None:
         **sections,
     )
     with (
-        joined(params.runtime) as place,
-        place.processes.first_in(kept.held()),
+        distributed_context(params.runtime) as context,
+        context.world.entered_on_rank_zero(kept.lock()),
         tracked(
             "search",
             run_name=f"search {lowered.resource}",
             params=sections,
             tags={"source": params.data.source, "supernet": fingerprint(weights), "resource": lowered.resource},
-            enabled=params.tracking.enabled and place.processes.first,
+            enabled=params.tracking.enabled and context.world.is_rank_zero,
             experiment=params.tracking.experiment,
         ) as tracker,
     ):
-        to_device(supernet, place.device, channels_last=True)  # the faster layout for convolutions, on CPUs too
+        to_device(supernet, context.device, channels_last=True)  # the faster layout for convolutions, on CPUs too
         trajectory = search(
             supernet,
             file.grid,
             data,
-            place,
+            context,
             objective=lowered,
             stop=asked.stop,
             images=asked.images,
@@ -67,7 +67,7 @@ def run() -> None:
             folder=SEARCH,
             checkpoints=kept,
         )
-        if not place.processes.first:
+        if not context.world.is_rank_zero:
             return
         for step in trajectory["steps"]:
             shown = ("macs", "params", "memory", "latency", "error", "cross_entropy")

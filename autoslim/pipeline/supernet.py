@@ -3,11 +3,11 @@
 import sys
 
 from autoslim.data.prepared import PreparedData
-from autoslim.distributed.ranks import here
+from autoslim.distributed.ranks import current_world
 from autoslim.models.pretrained import weights_file
-from autoslim.pipeline.assembly import checkpoints, inputs, recipe, span, starting_network, traced_network
+from autoslim.pipeline.assembly import checkpoints, initial_network, inputs, recipe, span, traced_network
 from autoslim.pipeline.checks import check_model, check_reach, check_smoothing
-from autoslim.pipeline.launch import joined, launched
+from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, SUPERNET, repository_root
 from autoslim.pipeline.tracking import fingerprint, tracked
@@ -24,23 +24,23 @@ def run() -> None:
     network, graph = traced_network(params.model, data.info)
     check_smoothing(params, data.info)
     check_reach(params, graph)
-    if launched(params.runtime, "supernet"):
+    if launch(params.runtime, "supernet"):
         return
-    start, told = starting_network(params.model, params.supernet, network, graph)
-    if told and here().first:
+    start, told = initial_network(params.model, params.supernet, network, graph)
+    if told and current_world().is_rank_zero:
         print(f"supernet: {told}", file=sys.stderr)
     trained = weights_file(params.model.weights)
     sections = {"model": params.model.model_dump(), "supernet": params.supernet.model_dump()}
     kept = checkpoints("supernet", *inputs(params.model, PREPARED), *([trained] if trained else []), **sections)
     with (
-        joined(params.runtime) as place,
-        place.processes.first_in(kept.held()),
+        distributed_context(params.runtime) as context,
+        context.world.entered_on_rank_zero(kept.lock()),
         tracked(
             "supernet",
             run_name=f"supernet {params.model.name.rpartition(':')[2]} x{params.supernet.width}",
             params=sections | {"data": params.data.model_dump()},
             tags={"source": params.data.source},
-            enabled=params.tracking.enabled and place.processes.first,
+            enabled=params.tracking.enabled and context.world.is_rank_zero,
             experiment=params.tracking.experiment,
         ) as tracker,
     ):
@@ -50,7 +50,7 @@ def run() -> None:
             data,
             span(params.supernet),
             recipe(params.supernet),
-            place,
+            context,
             trained=params.model.weights is not None,
             random_widths=params.supernet.random_widths,
             random_widths_per=params.supernet.random_widths_per,
@@ -64,7 +64,7 @@ def run() -> None:
                 {name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
             ),
         )
-        if not place.processes.first:
+        if not context.world.is_rank_zero:
             return
         write_rows(SUPERNET / "curves.csv", rows)
         figures = {

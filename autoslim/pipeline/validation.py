@@ -14,13 +14,13 @@ from pydantic.fields import FieldInfo
 _LONGEST_VALUE = 60  # characters of a value that are shown
 
 
-def complaints(error: ValidationError, schema: type[BaseModel], values: Any) -> list[str]:
+def validation_messages(error: ValidationError, schema: type[BaseModel], values: Any) -> list[str]:
     """One line for each wrong parameter of ``values``, which ``schema`` refused.
 
     Rules are read off the schema: a parameter that fits none of several types (an integer, or "auto") is named once.
     What a section's own validators say begins with the parameter's name within the section.
     """
-    return list(dict.fromkeys(_complaint(dict(problem), schema, values) for problem in error.errors()))
+    return list(dict.fromkeys(_validation_message(dict(problem), schema, values) for problem in error.errors()))
 
 
 def rule(annotation: Any, metadata: Sequence[Any] = ()) -> str:
@@ -56,7 +56,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
-def _complaint(problem: Mapping[str, Any], schema: type[BaseModel], values: Any) -> str:
+def _validation_message(problem: Mapping[str, Any], schema: type[BaseModel], values: Any) -> str:
     kind = problem["type"]
     name, expected, purpose, value = _place(problem["loc"], schema, values)
     if kind == "value_error":

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from autoslim.report.table import Result
-from autoslim.resources.budgets import TITLES, format_amount, named_amount
+from autoslim.resources.budgets import TITLES, format_amount, format_named_amount
 
 _FIXED = {"autoslim": ("#D55E00", "o"), "uniform": ("#0072B2", "s")}
 _OTHERS = (("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
@@ -42,7 +42,7 @@ _STYLE = {
 }
 
 
-def looks(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Method -> its colour and its marker, from a palette that the colour-blind can tell apart (Okabe and Ito's).
 
     The same in every picture of the same methods; ``autoslim`` and ``uniform`` look the same in all pictures.
@@ -52,7 +52,7 @@ def looks(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {method: _FIXED.get(method) or rest[method] for method in methods}
 
 
-def write_picture(path: Path, draw: Callable[[], Figure], dpi: int) -> Path:
+def write_figure(path: Path, draw: Callable[[], Figure], dpi: int) -> Path:
     """The figure that ``draw`` makes, as a PNG: the same bytes for the same figure, whatever the user's own style."""
     with matplotlib.style.context(["default", _STYLE]):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def over_seeds(curves: Columns, quantity: str) -> Band:
     return Band(epochs, [sum(v) / len(v) for v in values], [min(v) for v in values], [max(v) for v in values])
 
 
-def trajectory_picture(
+def trajectory_figure(
     path: Path,
     trajectory: Mapping[str, Any],
     results: Sequence[Result],
@@ -127,7 +127,7 @@ def trajectory_picture(
         marker = "." if len(steps) <= 80 else ""
         axes.plot(amounts, accuracies, marker=marker, color="#555555", label="subnets of the supernet, search split")
         for result in results:
-            colour, shape = looks([r.method for r in results])[result.method]
+            colour, shape = method_styles([r.method for r in results])[result.method]
             axes.errorbar(
                 result.costs[resource],
                 100 * result.mean,
@@ -147,13 +147,13 @@ def trajectory_picture(
         )
         axes.legend(loc="best")
         lines = [(f"budget {text}", limit, "--") for text, limit in budgets.items()]
-        _mark(axes, [*lines, (f"default {named_amount(default, resource)}", default, ":")])
+        _mark(axes, [*lines, (f"default {format_named_amount(default, resource)}", default, ":")])
         return figure
 
-    return write_picture(path, draw, dpi)
+    return write_figure(path, draw, dpi)
 
 
-def channels_picture(
+def channels_figure(
     path: Path, default: Mapping[str, int], found: Mapping[str, Mapping[str, int]], dpi: int = 150
 ) -> Path:
     """Channels of each group, from the input (top) to the output, and their share of the default network's.
@@ -163,7 +163,7 @@ def channels_picture(
         found: method -> the configuration it gives.
     """
     groups = list(default)
-    look = looks(list(found))
+    look = method_styles(list(found))
 
     def draw() -> Figure:
         figure = Figure(figsize=(9.5, 1.3 + 0.27 * len(groups)), layout="constrained")
@@ -192,10 +192,10 @@ def channels_picture(
         figure.legend(loc="outside upper left", ncols=1 + len(found))
         return figure
 
-    return write_picture(path, draw, dpi)
+    return write_figure(path, draw, dpi)
 
 
-def curves_picture(path: Path, supernet: Columns, retrained: Mapping[str, Columns], dpi: int = 150) -> Path:
+def curves_figure(path: Path, supernet: Columns, retrained: Mapping[str, Columns], dpi: int = 150) -> Path:
     """Top-1 on the search split by epoch: of the supernet's widest, default and narrowest, and of each method's seeds.
 
     Args:
@@ -209,7 +209,7 @@ def curves_picture(path: Path, supernet: Columns, retrained: Mapping[str, Column
         for name, line in (("widest", "-"), ("default", "--"), ("narrowest", ":")):
             band = over_seeds(supernet, f"{name}_top1")
             left.plot(band.epochs, _percent(band.mean), line, color="#555555", label=name)
-        for method, (colour, _) in looks(list(retrained)).items():
+        for method, (colour, _) in method_styles(list(retrained)).items():
             band = over_seeds(retrained[method], "search_top1")
             right.plot(band.epochs, _percent(band.mean), color=colour, label=method)
             right.fill_between(
@@ -225,7 +225,7 @@ def curves_picture(path: Path, supernet: Columns, retrained: Mapping[str, Column
             axes.legend(loc="best")
         return figure
 
-    return write_picture(path, draw, dpi)
+    return write_figure(path, draw, dpi)
 
 
 def _mark(axes: Axes, marks: Sequence[tuple[str, float, str]]) -> None:

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from autoslim.report.figures import INK, looks, write_picture
+from autoslim.report.figures import INK, method_styles, write_figure
 from autoslim.report.table import Result
 from autoslim.resources.budgets import format_amount
 from autoslim.resources.latency.table import LatencyTable, Target
@@ -25,7 +25,7 @@ _OPEN: dict[str, Any] = {
 }
 
 
-def prediction_picture(path: Path, table: LatencyTable, results: Sequence[Result] = (), dpi: int = 150) -> Path:
+def prediction_figure(path: Path, table: LatencyTable, results: Sequence[Result] = (), dpi: int = 150) -> Path:
     """Predicted against measured latency of the table's random networks and, marked, of the methods'.
 
     Args:
@@ -38,10 +38,10 @@ def prediction_picture(path: Path, table: LatencyTable, results: Sequence[Result
         _scatter(figure.subplots(), table, results)
         return figure
 
-    return write_picture(path, draw, dpi)
+    return write_figure(path, draw, dpi)
 
 
-def resources_picture(
+def resources_figure(
     path: Path, results: Sequence[Result], table: LatencyTable | None, target: Target, dpi: int = 150
 ) -> Path:
     """Each method's latency and memory, measured and predicted; and how good a latency table's predictions are.
@@ -74,12 +74,12 @@ def resources_picture(
             _scatter(panels[2], table, results if same else (), named=False)
         return figure
 
-    return write_picture(path, draw, dpi)
+    return write_figure(path, draw, dpi)
 
 
 def _bars(axes: Axes, results: Sequence[Result], resource: str) -> None:
     """A row for each result: a bar and quartiles as measured, an open mark as predicted, and both in figures."""
-    look = looks([result.method for result in results])
+    look = method_styles([result.method for result in results])
     for row, result in enumerate(results):
         told, end = [], 0.0
         if (measured := result.measured) is not None:
@@ -125,7 +125,7 @@ def _scatter(axes: Axes, table: LatencyTable, results: Sequence[Result], *, name
         [least, most], [least, most], color=INK, linewidth=1, linestyle=":", zorder=1, label="predicted as measured"
     )
     axes.plot(check.measured, check.predicted, ".", color="#777777", label=f"{len(check.measured)} random networks")
-    for method, (colour, shape) in looks([result.method for result in results]).items():
+    for method, (colour, shape) in method_styles([result.method for result in results]).items():
         if method in marked:
             axes.plot(
                 *marked[method],

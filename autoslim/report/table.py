@@ -13,7 +13,7 @@ from rich.table import Table
 
 from autoslim.errors import UserError
 from autoslim.models.released import released_method
-from autoslim.resources.budgets import TITLES, Budget, format_amount, named_amount, write_budgets
+from autoslim.resources.budgets import TITLES, Budget, format_amount, format_budgets, format_named_amount
 from autoslim.resources.measure import Measured
 
 BASELINE = "uniform"
@@ -139,7 +139,7 @@ def describe_budgets(budgets: Mapping[str, Budget], limits: Mapping[str, float])
     """As written, with the value where that is written otherwise: ``305M MACs``, ``25% = 1.42M MACs, 20MB``."""
     told = []
     for resource, budget in budgets.items():
-        value = named_amount(limits[resource], resource)
+        value = format_named_amount(limits[resource], resource)
         same = budget.text == format_amount(limits[resource], resource)
         told.append(value if same else f"{budget.text} = {value}")
     return ", ".join(told)
@@ -189,7 +189,7 @@ def csv_table(comparison: Comparison) -> str:
 def metrics(comparison: Comparison) -> dict[str, Any]:
     """For ``dvc metrics show``: the budget, each method's numbers, and the gains; what does not exist is left out."""
     return {
-        "budget": write_budgets(comparison.budgets),
+        "budget": format_budgets(comparison.budgets),
         **{f"budget_{resource}": limit for resource, limit in comparison.limits.items()},
         **{result.method: _numbers(result) for result in comparison.results},
         "gain": {method: _gain_numbers(found) for method, found in comparison.gains.items()},

@@ -83,7 +83,7 @@ def format_amount(value: float, resource: str = "macs") -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{name}"
 
 
-def named_amount(value: float, resource: str = "macs") -> str:
+def format_named_amount(value: float, resource: str = "macs") -> str:
     """The same with what it is where the unit does not tell: ``305M MACs``, ``3.4M parameters``, ``12.3ms``."""
     return f"{format_amount(value, resource)} {NAMES[resource]}".rstrip()
 
@@ -104,7 +104,7 @@ def parse_budgets(budget: Amount | Mapping[Any, Amount], resource: str) -> dict[
     return {name: parse_budget(amount, name, several=True) for name, amount in budget.items()}
 
 
-def write_budgets(budgets: Mapping[str, Budget]) -> str:
+def format_budgets(budgets: Mapping[str, Budget]) -> str:
     """The budgets as people write them: ``305M``; several: ``305M MACs, 3.5M parameters``."""
     if len(budgets) == 1:
         return next(iter(budgets.values())).text

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from autoslim.resources.latency.measure import latency_of
+from autoslim.resources.latency.measure import measure_latency
 from autoslim.resources.latency.table import Target
 
 
@@ -27,13 +27,13 @@ class Measured:
 def measure_network(network: nn.Module, input_shape: tuple[int, ...], target: Target) -> Measured:
     """A plain network's latency and memory on the machine at hand, which ``target`` is."""
     images = torch.ones(target.batch, *input_shape)
-    time = latency_of(network, [images], target)
+    time = measure_latency(network, [images], target)
     device = next(network.parameters()).device
-    held = memory_of(network.float(), torch.ones(1, *input_shape, device=device))
+    held = measure_memory(network.float(), torch.ones(1, *input_shape, device=device))
     return Measured(time.median, time.low, time.high, held)
 
 
-def memory_of(network: nn.Module, images: Tensor) -> int:
+def measure_memory(network: nn.Module, images: Tensor) -> int:
     """Bytes of weights, buffers, ``images`` (N, C, H, W) and of the activations alive at once, at the peak of a pass.
 
     On CUDA the allocator's own peak, with kernels' workspaces; elsewhere the tensors that the pass holds, which are

@@ -45,7 +45,7 @@ def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]
             "memory": graph.memory(channels),
             "slimmable_share": slimmable_share(graph, channels),
         },
-        "fixed": {name: graph.fixed[name] for name, _ in plain.named_modules() if name in graph.fixed},
+        "fixed": {name: graph.not_prunable[name] for name, _ in plain.named_modules() if name in graph.not_prunable},
     }
 
 

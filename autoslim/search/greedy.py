@@ -39,7 +39,7 @@ class SlimmingStep:
         return [candidate.score for candidate in self.candidates.values()] or [self.score]
 
 
-Judge = Callable[[SlimmingStep, Mapping[str, Option]], tuple[str, Mapping[str, Score]]]
+SelectionRule = Callable[[SlimmingStep, Mapping[str, Option]], tuple[str, Mapping[str, Score]]]
 """From the current step and the options by group: the group to slim, and the options' scores."""
 
 By = Literal["error", "cross_entropy"]
@@ -53,7 +53,7 @@ def greedy_slim(
     *,
     by: By = "error",
     per_cost: bool = False,
-    judge: Judge | None = None,
+    rule: SelectionRule | None = None,
     done: Sequence[SlimmingStep] = (),
 ) -> Iterator[SlimmingStep]:
     """Slims one group by one level at a time, always the one whose removal scores best, down to the cost ``stop``.
@@ -81,7 +81,7 @@ def greedy_slim(
         widest = {name: levels[0] for name, levels in grid.items()}
         current = SlimmingStep(None, widest, cost(widest), score(widest))
         yield current
-    judge = judge or exhaustive_judge(score, by, per_cost)
+    rule = rule or exhaustive_rule(score, by, per_cost)
     while current.cost > stop:
         options: dict[str, Option] = {}
         for name, levels in grid.items():
@@ -90,7 +90,7 @@ def greedy_slim(
                 options[name] = Option(levels[level], cost(current.channels | {name: levels[level]}))
         if not options:
             return
-        best, scores = judge(current, options)
+        best, scores = rule(current, options)
         current = SlimmingStep(
             best,
             current.channels | {best: options[best].channels},
@@ -101,14 +101,14 @@ def greedy_slim(
         yield current
 
 
-def exhaustive_judge(score: Callable[[Mapping[str, int]], Score], by: By, per_cost: bool) -> Judge:
+def exhaustive_rule(score: Callable[[Mapping[str, int]], Score], by: By, per_cost: bool) -> SelectionRule:
     """Scores every option by itself, and takes the best."""
 
-    def judge(current: SlimmingStep, options: Mapping[str, Option]) -> tuple[str, Mapping[str, Score]]:
+    def rule(current: SlimmingStep, options: Mapping[str, Option]) -> tuple[str, Mapping[str, Score]]:
         scores = {name: score({**current.channels, name: option.channels}) for name, option in options.items()}
         return min(options, key=lambda name: rank(scores[name], options[name], current, by, per_cost)), scores
 
-    return judge
+    return rule
 
 
 def rank(new: Score, option: Option, current: SlimmingStep, by: By, per_cost: bool) -> tuple[float, ...]:

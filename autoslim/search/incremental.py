@@ -18,7 +18,7 @@ from autoslim.tracing.capture import symbolic_graph
 from autoslim.tracing.operations import is_local, may_view, overwritten
 
 
-class Tails:
+class IncrementalEvaluator:
     """The operations of a supernet in order, and where each group begins to matter.
 
     A subnet with one group slimmed differs from the current one only from the group's first consumer on. Up to there
@@ -188,8 +188,8 @@ class _Memory:
 FLOOR = 1e-3  # of the largest output: rounding in another order makes about 1e-6 in float32
 
 
-def trusted_tails(supernet: Supernet, images: Tensor) -> tuple[Tails | None, str]:
-    """``Tails`` of the supernet, or None and the reason where they do not give what it gives.
+def verified_evaluator(supernet: Supernet, images: Tensor) -> tuple[IncrementalEvaluator | None, str]:
+    """``IncrementalEvaluator`` of the supernet, or None and the reason where they do not give what it gives.
 
     Code that looks at shapes, or at its modules' sizes, cannot be run from a record of its operations. So one search
     step is run both ways, from a configuration below the widest.
@@ -214,7 +214,7 @@ def trusted_tails(supernet: Supernet, images: Tensor) -> tuple[Tails | None, str
         noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
         tolerance = max(FLOOR, 1000 * _distance(expected, whole(current, images * (1 + digit * noise))))
         try:
-            tails = Tails(supernet)
+            tails = IncrementalEvaluator(supernet)
             runs = [(name, _tensors(output)) for name, output in tails.run(images.clone(), current, slimmer)]
         except Exception as error:  # whatever the user's code raises where sizes are others than it was traced with
             return None, first_line(error)

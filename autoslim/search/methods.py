@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from autoslim.channels.groups import ChannelGroup, Channels
 from autoslim.errors import UserError
 from autoslim.models.released import released_lists, released_method
-from autoslim.resources.budgets import named_amount
+from autoslim.resources.budgets import format_named_amount
 from autoslim.resources.costs import Costs
 
 Holds = Callable[[Channels], bool]
@@ -60,8 +60,8 @@ def allocate(
             return from_trajectory(configurations, holds)
         return uniform(graph.groups, holds, widest, divisor if measured else 1, between=between, monotone=not measured)
     except UserError as error:
-        asked = ", ".join(named_amount(limit, resource) for resource, limit in limits.items())
-        last = ", ".join(named_amount(costs.of(configurations[-1], resource), resource) for resource in limits)
+        asked = ", ".join(format_named_amount(limit, resource) for resource, limit in limits.items())
+        last = ", ".join(format_named_amount(costs.of(configurations[-1], resource), resource) for resource in limits)
         raise UserError(f"{error} (it is {asked}; the search ended at {last})") from error
 
 

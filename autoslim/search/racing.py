@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoslim.channels.copying import evaluating
-from autoslim.distributed.ranks import ALONE, Processes
-from autoslim.search.greedy import By, Judge, Option, SlimmingStep, rank, saving
-from autoslim.search.incremental import Tails, trusted_tails
+from autoslim.channels.copying import inference_mode
+from autoslim.distributed.ranks import SINGLE, World
+from autoslim.search.greedy import By, Option, SelectionRule, SlimmingStep, rank, saving
+from autoslim.search.incremental import IncrementalEvaluator, verified_evaluator
 from autoslim.supernet.supernet import Supernet
 from autoslim.supernet.train import check_finite
 from autoslim.tasks.classification import Chunk, Score
@@ -33,11 +33,13 @@ class Outcome:
     nats: Tensor
 
 
-Lap = Callable[[SlimmingStep, Mapping[str, Option], Collection[str]], Mapping[str, Outcome]]
+ChunkRunner = Callable[[SlimmingStep, Mapping[str, Option], Collection[str]], Mapping[str, Outcome]]
 """Runs the configurations that slim these groups, or ``CURRENT``, on one chunk of images."""
 
 
-def race_judge(laps: Sequence[Lap], images: int, by: By, per_cost: bool, risk: float | None, seed: int) -> Judge:
+def racing_rule(
+    runners: Sequence[ChunkRunner], images: int, by: By, per_cost: bool, risk: float | None, seed: int
+) -> SelectionRule:
     """Chooses as if each option were scored on all images, but lets those drop out on the way that are far behind.
 
     After each lap an option is dropped where its mean is above the leader's by more than chance explains: the
@@ -53,23 +55,23 @@ def race_judge(laps: Sequence[Lap], images: int, by: By, per_cost: bool, risk: f
         seed: of the lap that each step begins with.
     """
 
-    def judge(current: SlimmingStep, options: Mapping[str, Option]) -> tuple[str, Mapping[str, Score]]:
-        course = _Course(current, options, images, by, per_cost)
-        first = random.Random(f"{seed}/{current.cost}").randrange(len(laps))  # the same when a search goes on
-        for number in range(len(laps)):
-            wanted = set(course.running)
+    def rule(current: SlimmingStep, options: Mapping[str, Option]) -> tuple[str, Mapping[str, Score]]:
+        race = _Race(current, options, images, by, per_cost)
+        first = random.Random(f"{seed}/{current.cost}").randrange(len(runners))  # the same when a search goes on
+        for number in range(len(runners)):
+            wanted = set(race.running)
             if per_cost and len(wanted) > 1:
                 wanted.add(CURRENT)
-            course.add(laps[(first + number) % len(laps)](current, options, wanted))
-            if risk is not None and len(course.running) > 1 and number + 1 < len(laps):
-                course.drop(least_z=NormalDist().inv_cdf(1 - risk))
-        return course.leader(), course.scores()
+            race.add(runners[(first + number) % len(runners)](current, options, wanted))
+            if risk is not None and len(race.running) > 1 and number + 1 < len(runners):
+                race.drop(least_z=NormalDist().inv_cdf(1 - risk))
+        return race.leader(), race.scores()
 
-    return judge
+    return rule
 
 
 @dataclass
-class _Course:
+class _Race:
     """The state of one step's race. ``losses`` are of the kind that is ranked first."""
 
     current: SlimmingStep
@@ -134,63 +136,67 @@ def _score(outcomes: Sequence[Outcome]) -> Score:
 TRIED = 8  # images
 
 
-def search_laps(
+def chunk_runners(
     supernet: Supernet,
     chunks: Sequence[Chunk],
     autocast: Callable[[], torch.autocast],
     *,
     incremental: bool,
     say: Callable[[str], None],
-    processes: Processes = ALONE,
-) -> list[Lap]:
+    world: World = SINGLE,
+) -> list[ChunkRunner]:
     """One lap for each chunk of images, under the batch statistics of that chunk.
 
     Of several processes each runs some of the configurations, on the whole chunk, and all get all outcomes: the very
     numbers that one process would have had.
 
     Args:
-        incremental: run only what a candidate changes (see ``Tails``), not each candidate as a whole. It is tried
-            first; a network that it does not work on is run whole.
+        incremental: run only what a candidate changes (see ``IncrementalEvaluator``), not each candidate as a whole. It
+            is tried first; a network that it does not work on is run whole.
         say: is told of that.
     """
     tails = None
     if incremental:
-        with evaluating(supernet):
-            tails, reason = trusted_tails(supernet, chunks[0][0][:TRIED])
+        with inference_mode(supernet):
+            tails, reason = verified_evaluator(supernet, chunks[0][0][:TRIED])
         if tails is None:
             say(f"search: each candidate is run whole, because the network does not run in parts: {reason}")
-    return [_lap(supernet, tails, chunk, autocast, processes) for chunk in chunks]
+    return [_chunk_runner(supernet, tails, chunk, autocast, world) for chunk in chunks]
 
 
-def _lap(
-    supernet: Supernet, tails: Tails | None, chunk: Chunk, autocast: Callable[[], torch.autocast], processes: Processes
-) -> Lap:
+def _chunk_runner(
+    supernet: Supernet,
+    tails: IncrementalEvaluator | None,
+    chunk: Chunk,
+    autocast: Callable[[], torch.autocast],
+    world: World,
+) -> ChunkRunner:
     images, labels = chunk
 
-    def lap(current: SlimmingStep, options: Mapping[str, Option], wanted: Collection[str]) -> dict[str, Outcome]:
+    def run_chunk(current: SlimmingStep, options: Mapping[str, Option], wanted: Collection[str]) -> dict[str, Outcome]:
         names = [name for name in (*options, CURRENT) if name in wanted]
-        own = names[processes.rank :: processes.size]  # in the network's order: each gets long tails and short ones
+        own = names[world.rank :: world.world_size]  # in the network's order: each gets long tails and short ones
         slimmer = {name: options[name].channels for name in own if name != CURRENT}
         shared = torch.zeros(len(names), 2, len(labels), device=labels.device)
-        with evaluating(supernet), autocast():
+        with inference_mode(supernet), autocast():
             if tails is not None and len(names) > 1:
                 runs = _branching(tails, images, current, own, slimmer)
             else:
                 runs = _one_by_one(supernet, images, current, own, slimmer)
             for name, logits in runs:
                 shared[names.index(name)] = _judged(logits, labels)
-        table = processes.add(shared).cpu().double()  # the others' rows are zero; the host waits once a lap
+        table = world.add(shared).cpu().double()  # the others' rows are zero; the host waits once a lap
         for name, (_, nats) in zip(names, table, strict=True):
             if not bool(nats.isfinite().all()):
                 slimmed = f"{options[name].channels} channels of {name}" if name != CURRENT else "no group slimmed"
                 check_finite(float(nats.mean()), f"the subnet of cost {current.cost:,} with {slimmed}")
         return {name: Outcome(*rows.unbind()) for name, rows in zip(names, table, strict=True)}
 
-    return lap
+    return run_chunk
 
 
 def _branching(
-    tails: Tails, images: Tensor, current: SlimmingStep, own: Sequence[str], slimmer: Mapping[str, int]
+    tails: IncrementalEvaluator, images: Tensor, current: SlimmingStep, own: Sequence[str], slimmer: Mapping[str, int]
 ) -> Iterator[tuple[str, Tensor]]:
     left = len(own)
     runs = tails.run(images, current.channels, slimmer)

@@ -14,12 +14,12 @@ from autoslim.errors import UserError
 from autoslim.resources.budgets import format_amount
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search.greedy import By, Candidate, SlimmingStep, greedy_slim
-from autoslim.search.racing import race_judge, search_laps
+from autoslim.search.racing import chunk_runners, racing_rule
 from autoslim.supernet.supernet import Supernet
 from autoslim.supernet.train import check_finite, subnet_scorer
 from autoslim.tasks.classification import Score
 from autoslim.training.checkpoints import Checkpoints, read_json, write_atomically, write_json
-from autoslim.training.device import Machine, Precision, autocast
+from autoslim.training.device import Precision, RunContext, autocast
 from autoslim.training.progress import Progress
 
 
@@ -27,7 +27,7 @@ def search(
     supernet: Supernet,
     grid: dict[str, tuple[int, ...]],
     data: PreparedData,
-    machine: Machine,
+    context: RunContext,
     *,
     objective: Objective,
     stop: float,
@@ -65,15 +65,15 @@ def search(
             "lower search.chunk or raise data.search_images"
         )
     started = time.monotonic()
-    chunks = search_chunks(data, images=images, chunk=chunk, seed=seed, device=machine.device, workers=machine.workers)
-    cast = autocast(machine.device, precision)
-    processes = machine.processes
+    chunks = search_chunks(data, images=images, chunk=chunk, seed=seed, device=context.device, workers=context.workers)
+    cast = autocast(context.device, precision)
+    world = context.world
 
     def say(text: str) -> None:
-        if processes.first:
+        if world.is_rank_zero:
             print(text, file=sys.stderr)
 
-    laps = search_laps(supernet, chunks, cast, incremental=incremental, say=say, processes=processes)
+    runners = chunk_runners(supernet, chunks, cast, incremental=incremental, say=say, world=world)
     unchecked = subnet_scorer(supernet, chunks, cast)
 
     def score(channels: Mapping[str, int]) -> Score:
@@ -84,7 +84,7 @@ def search(
     scored = sum(len(labels) for _, labels in chunks)
     limit = objective.stop(stop, graph.default)
     path = checkpoints.folder / "steps.jsonl"
-    written = processes.from_first(lambda: _kept(path))
+    written = world.on_rank_zero(lambda: _kept(path))
     steps: list[SlimmingStep] = [step_from_dict(step) for step in written]
     before = float(written[-1]["seconds"]) if written else 0.0  # of runs that were killed
     most = sum(len(levels) - 1 for levels in grid.values())
@@ -92,9 +92,9 @@ def search(
         for step in greedy_slim(
             grid,
             objective.cost,
-            lambda c: processes.from_first(lambda: score(c)),
+            lambda c: world.on_rank_zero(lambda: score(c)),
             limit,
-            judge=race_judge(laps, scored, by, per_cost, risk, seed),
+            rule=racing_rule(runners, scored, by, per_cost, risk, seed),
             done=steps,
         ):
             steps.append(step)
@@ -107,7 +107,7 @@ def search(
                 top1=1 - step.score.error,
                 cost=f"{objective.written(step.cost)}, down to {objective.written(limit)}",
             )
-            if processes.first:
+            if world.is_rank_zero:
                 seconds = round(before + time.monotonic() - started, 1)
                 with path.open("a") as file:
                     file.write(json.dumps(step_to_dict(step, costs) | {"seconds": seconds}) + "\n")
@@ -134,7 +134,7 @@ def search(
         "risk": risk,
         "steps": [{"step": number, **step_to_dict(step, costs)} for number, step in enumerate(steps)],
     }
-    if not processes.first:
+    if not world.is_rank_zero:
         return trajectory
     write_json(folder / "trajectory.json", trajectory)
     evaluations = sum(max(1, len(step.candidates)) for step in steps)

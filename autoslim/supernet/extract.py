@@ -18,7 +18,7 @@ from autoslim.data.prepared import PreparedData
 from autoslim.errors import UserError, first_line
 from autoslim.supernet.supernet import Supernet
 from autoslim.training.checkpoints import load_weights, read_json, write_json
-from autoslim.training.device import Machine, to_device
+from autoslim.training.device import RunContext, to_device
 
 
 @dataclass(frozen=True)
@@ -126,18 +126,18 @@ STATISTICS_IMAGES = 2048  # of the search split: training images with the evalua
 STATISTICS_CHUNK = 256
 
 
-def subnets_of(
-    supernet: Supernet, data: PreparedData, machine: Machine, *, seed: int
+def subnet_extractor(
+    supernet: Supernet, data: PreparedData, context: RunContext, *, seed: int
 ) -> Callable[[Channels], nn.Module]:
     """A function that cuts networks out of ``supernet`` (moved to the device), with running statistics of their own."""
-    to_device(supernet, machine.device, channels_last=True)
+    to_device(supernet, context.device, channels_last=True)
     chunks = search_chunks(
         data,
         images=STATISTICS_IMAGES,
         chunk=STATISTICS_CHUNK,
         seed=seed,
-        device=machine.device,
-        workers=machine.workers,
+        device=context.device,
+        workers=context.workers,
     )
 
     def cut(channels: Channels) -> nn.Module:

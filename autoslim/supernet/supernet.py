@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from autoslim.channels.copying import copy_with, named_tensors
 from autoslim.channels.graph import Attribute, ChannelGraph
 from autoslim.channels.groups import Axis, Channels
-from autoslim.channels.resize import kept, present_channels, resize
+from autoslim.channels.resize import current_channels, kept, resize
 from autoslim.errors import UserError
 
 
@@ -33,7 +33,7 @@ class Supernet(nn.Module):
         super().__init__()
         self.network = network
         self.graph = graph
-        self.widest: Channels = present_channels(network, graph)
+        self.widest: Channels = current_channels(network, graph)
         self.selected: Channels = dict(self.widest)
         # The structure with running statistics, for extract(); in a tuple, so that it is no submodule.
         names = {name for name, _ in network.named_parameters()}

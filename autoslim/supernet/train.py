@@ -20,7 +20,7 @@ from autoslim.supernet.sandwich import Per, sandwich_rule
 from autoslim.supernet.supernet import Supernet
 from autoslim.tasks.classification import Chunk, Score, evaluate
 from autoslim.training.checkpoints import Checkpoints, save_weights
-from autoslim.training.device import Machine, seed_everything, to_device
+from autoslim.training.device import RunContext, seed_everything, to_device
 from autoslim.training.loop import Row, train
 from autoslim.training.recipe import Recipe
 
@@ -52,7 +52,7 @@ VALIDATION_IMAGES = 2048  # of the search split, kept on the device
 VALIDATION_CHUNK = 256  # images that share their batch statistics
 
 
-def subnets_watched(graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]]) -> dict[str, Channels]:
+def validated_subnets(graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]]) -> dict[str, Channels]:
     """The configurations whose accuracy is shown at each epoch; the default one as far as the supernet is that wide."""
     return {
         "widest": {name: options[0] for name, options in levels.items()},
@@ -61,7 +61,9 @@ def subnets_watched(graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]]) 
     }
 
 
-def first_supernet(network: nn.Module, graph: ChannelGraph, widest: Channels, seed: int, *, trained: bool) -> Supernet:
+def initial_supernet(
+    network: nn.Module, graph: ChannelGraph, widest: Channels, seed: int, *, trained: bool
+) -> Supernet:
     """The supernet before its first step: with new weights, or with those of ``network``, which it keeps as they are.
 
     Raises:
@@ -75,7 +77,7 @@ def first_supernet(network: nn.Module, graph: ChannelGraph, widest: Channels, se
     return Supernet(wide, graph)
 
 
-def drawing_seed(seed: int, rank: int) -> int:
+def random_width_seed(seed: int, rank: int) -> int:
     """The seed of a process's own random widths; the first one's are those of a process alone."""
     return seed + (rank << 64)
 
@@ -86,7 +88,7 @@ def train_supernet(
     data: PreparedData,
     span: Span,
     recipe: Recipe,
-    machine: Machine,
+    context: RunContext,
     *,
     trained: bool = False,
     random_widths: int,
@@ -111,20 +113,20 @@ def train_supernet(
         on the search split under batch statistics.
     """
     levels = span.grid(graph)
-    watched = subnets_watched(graph, levels)
-    supernet = first_supernet(network, graph, watched["widest"], seed, trained=trained)
+    watched = validated_subnets(graph, levels)
+    supernet = initial_supernet(network, graph, watched["widest"], seed, trained=trained)
     seed_everything(seed)
-    to_device(supernet, machine.device, recipe.channels_last)
-    plan = recipe.plan(data, machine)
+    to_device(supernet, context.device, recipe.channels_last)
+    plan = recipe.plan(data, context)
     chunks = search_chunks(
         data,
         images=VALIDATION_IMAGES,
         chunk=VALIDATION_CHUNK,
         seed=seed,
-        device=machine.device,
-        workers=machine.workers,
+        device=context.device,
+        workers=context.workers,
     )
-    score = subnet_scorer(supernet, chunks, recipe.autocast(machine))
+    score = subnet_scorer(supernet, chunks, recipe.autocast(context))
 
     def validate() -> Row:
         return {f"{which}_top1": 1 - score(channels).error for which, channels in watched.items()}
@@ -134,28 +136,28 @@ def train_supernet(
         levels,
         random_widths=random_widths,
         random_widths_per=random_widths_per,
-        seed=drawing_seed(seed, machine.processes.rank) if widths_by_rank else seed,
+        seed=random_width_seed(seed, context.world.rank) if widths_by_rank else seed,
         label_smoothing=recipe.label_smoothing,
         distillation=distillation,
-        autocast=recipe.autocast(machine),
+        autocast=recipe.autocast(context),
     )
     rows = train(
         supernet,
         recipe.optimiser(supernet),
         plan,
         step=step,
-        batches=recipe.batches(data, seed, machine),
+        batches=recipe.batches(data, seed, context),
         learning_rate=recipe.rate(plan),
         validate=validate,
         observe=observe,
         checkpoints=checkpoints,
         name="supernet",
         label="supernet",
-        processes=machine.processes,
+        world=context.world,
         alike=not widths_by_rank,
     )
     supernet.select(supernet.widest)
-    if machine.processes.first:
+    if context.world.is_rank_zero:
         save_weights(supernet.network, folder / "weights.safetensors")
         SupernetFile(name, graph.input_shape, levels, graph.default).write(folder)
-    return rows, machine.processes.from_first(lambda: {which: score(channels) for which, channels in watched.items()})
+    return rows, context.world.on_rank_zero(lambda: {which: score(channels) for which, channels in watched.items()})

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autoslim.channels.copying import evaluating
+from autoslim.channels.copying import inference_mode
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -42,7 +42,7 @@ def evaluate(network: nn.Module, chunks: Iterable[Chunk], autocast: Callable[[],
     wrong: list[Tensor] = []
     entropy: list[Tensor] = []
     count = 0
-    with evaluating(network):
+    with inference_mode(network):
         for images, labels in chunks:
             with autocast():
                 logits = network(images)  # (N, classes)

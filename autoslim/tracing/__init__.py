@@ -13,7 +13,7 @@ from autoslim.tracing.interpreter import for_shapes
 from autoslim.tracing.propagate import Propagation
 from autoslim.tracing.record import Record
 from autoslim.tracing.storage import operations_of
-from autoslim.tracing.verify import BATCH, Runs, tried_graph
+from autoslim.tracing.verify import BATCH, VerificationRuns, verified_graph
 
 
 def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) -> ChannelGraph:
@@ -21,9 +21,9 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
 
     The network is traced by torch.fx in evaluation and in training mode (auxiliary heads run in one of them only), on
     meta tensors; it is neither run nor changed itself. Its code may choose by shapes; channels that it chooses by keep
-    their number. What has no slimming rule keeps its size and is named in ``ChannelGraph.fixed``. The result is tried:
-    the network is resized on the meta device and run, and groups that it does not survive (sizes written as numbers in
-    ``forward``) become fixed too.
+    their number. What has no slimming rule keeps its size and is named in ``ChannelGraph.not_prunable``. The
+    result is verified: the network is resized on the meta device and run, and groups for which that fails (sizes
+    written as numbers in ``forward``) keep their size too.
 
     Args:
         network: any network of torch modules, on any device.
@@ -54,7 +54,7 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
             with for_shapes(device):
                 propagation = Propagation(fx.GraphModule(prototype, graph), record, BATCH)
                 propagation.run(images)
-                propagation.fix_chosen_by(choices or {})
+                propagation.mark_choices_not_prunable(choices or {})
         except Exception as error:
             raise UserError(
                 f"{type(network).__name__} does not run on an input of shape {tuple(example.shape)}: "
@@ -66,7 +66,9 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
             record.outputs = propagation.outputs()
     del record.calls[inference_calls:]  # costs are those of inference
     at_one_size = any(choices is not None for _, choices in modes.values())
-    return tried_graph(prototype, record, input_shape, Runs(device, tuple(modes), whole, counted=at_one_size))
+    return verified_graph(
+        prototype, record, input_shape, VerificationRuns(device, tuple(modes), whole, counted=at_one_size)
+    )
 
 
 def _traced_modes(

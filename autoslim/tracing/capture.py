@@ -26,7 +26,7 @@ def place(frames: Iterable[tuple[str, int]]) -> str:
     return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
 
 
-def place_in(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """The line that an error comes from."""
     return place((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__))
 
@@ -104,7 +104,7 @@ def traced_by(tracer: "ModuleTracer", network: nn.Module) -> fx.Graph:
     try:
         return tracer.trace(network)
     except Exception as error:  # whatever the user's code raises when it is given proxies
-        where = place_in(error)
+        where = error_line(error)
         raise UserError(
             f"torch.fx cannot trace module {tracer.inside or type(network).__name__!r} of {type(network).__name__}"
             f"{f' ({where})' if where else ''}: {first_line(error)}; take the choice that depends on data out of its "

@@ -194,7 +194,7 @@ def elementwise(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
             carrier.record.labels.unite(leader.vector, other, _joined_to_fixed(carrier, node))
         elif not flow.is_constant:
             reason = f"{describe(node, carrier.modules)} broadcasts channels against channels"
-            carrier.fix([leader, flow], reason)
+            carrier.freeze([leader, flow], reason)
     return Flow(shape, axis, leader.vector)
 
 

@@ -42,7 +42,7 @@ class Grouping:
     def __init__(self, record: Record, layers: set[str]) -> None:
         self.record = record
         self.roots = {source: record.labels.roots(vector) for source, vector in record.labels.sources.items()}
-        self.reasons = record.labels.fixed_roots()  # root -> why it must stay
+        self.reasons = record.labels.not_prunable_roots()  # root -> why it must stay
         self.groups: dict[str, RootGroup] = {}
         self._group_of: dict[int, str] = {}  # root -> group
         self._axes: dict[bytes, Axis] = {}
@@ -130,11 +130,11 @@ class Grouping:
         while at < len(runs):
             name = self._group_of.get(runs[at][0])
             if name is None:
-                fixed = 0
+                count = 0
                 while at < len(runs) and runs[at][0] not in self._group_of:
-                    fixed += runs[at][1]
+                    count += runs[at][1]
                     at += 1
-                yield Segment(None, fixed), None
+                yield Segment(None, count), None
                 continue
             group, count = self.groups[name], runs[at][1]
             if runs[at : at + len(group.roots)] != [(root, count) for root in group.roots]:
@@ -173,7 +173,7 @@ def build_graph(
         tensors=tensors,
         attributes=tuple(_attributes(modules, grouping, record)),
         layers=tuple(_layer(grouping, call) for call in record.calls),
-        fixed={source: reason for source, reason in reasons.items() if reason is not None} | record.fixed,
+        not_prunable={source: reason for source, reason in reasons.items() if reason is not None} | record.not_prunable,
         activations=dict(_activations(grouping, record)),
         operations=tuple(_operation(grouping, record, operation) for operation in record.operations),
         input_shape=input_shape,

@@ -24,7 +24,7 @@ class Labels:
         self.sources: dict[str, Vector] = {}  # layer or parameter -> the labels of the channels it produces
         self._count = 1
         self._ties: list[Vector] = []  # (2, n), the labels at their ends
-        self._fixed: list[tuple[Vector, str]] = []  # labels, and why they must stay, in the order found
+        self._frozen: list[tuple[Vector, str]] = []  # labels, and why they must stay, in the order found
         self._roots: Vector | None = None  # of every label; None after a new tie
 
     def produce(self, source: str, size: int) -> Vector:
@@ -59,17 +59,17 @@ class Labels:
         both = (first != 0) & (second != 0)
         self._ties.append(np.stack([first[both], second[both]]))
         self._roots = None
-        self.fix((first + second)[~both], reason)
+        self.freeze((first + second)[~both], reason)
 
-    def fix(self, vector: Vector, reason: str) -> None:
+    def freeze(self, vector: Vector, reason: str) -> None:
         """These channels must stay, for the reason given (the first reason is kept)."""
         if vector.any():
-            self._fixed.append((vector[vector != 0], reason))
+            self._frozen.append((vector[vector != 0], reason))
 
-    def fixed_roots(self) -> dict[int, str]:
+    def not_prunable_roots(self) -> dict[int, str]:
         """Root label -> why it must stay."""
         fixed: dict[int, str] = {}
-        for vector, reason in self._fixed:
+        for vector, reason in self._frozen:
             for root in np.unique(self.roots(vector)).tolist():
                 fixed.setdefault(root, reason)
         return fixed

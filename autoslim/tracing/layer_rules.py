@@ -57,7 +57,7 @@ def _over_channels(carrier: Carrier, node: fx.Node, flow: Flow, value: Tensor) -
     name, module = str(node.target), carrier.modules[str(node.target)]
     if flow.axis is None or value.shape[flow.axis] != flow.shape[flow.axis]:
         raise NoRuleError
-    carrier.record.fixed.setdefault(name, "it slides over the channels")
+    carrier.record.not_prunable.setdefault(name, "it slides over the channels")
     outputs = value.numel() // (carrier.batch * len(flow.vector))  # for each channel
     weight = module.get_parameter("weight")
     carrier.call(node, "conv", outputs * weight[0].numel(), None, flow.vector, outputs)
@@ -83,7 +83,7 @@ def _linear(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     produced = carrier.record.labels.produce(name, module.out_features)
     if flow.axis is not None and flow.axis != last:
         # It mixes positions; the channels on another axis only pass through.
-        carrier.record.labels.fix(produced, "it mixes positions, not channels")
+        carrier.record.labels.freeze(produced, "it mixes positions, not channels")
         outputs = value.numel() // (carrier.batch * len(flow.vector))  # for each channel
         carrier.call(node, "linear", outputs * module.in_features, None, flow.vector, outputs)
         return flow.reshaped_like(value.shape)

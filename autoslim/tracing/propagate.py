@@ -37,12 +37,12 @@ class Propagation(GraphRunner):
             self.carrier.record.flows.setdefault(n.name, flow)
         return value
 
-    def fix_chosen_by(self, choices: Mapping[Origin, str]) -> None:
+    def mark_choices_not_prunable(self, choices: Mapping[Origin, str]) -> None:
         """Channels whose number the code chose by must stay: with another number it might do other things."""
         flows = {node.name: flow for node, flow in self.carrier.flows.items() if isinstance(flow, Flow)}
         for (name, axis), where in choices.items():
             if name in flows and axis in flows[name].varying():
-                self.carrier.fix([flows[name]], f"the code at {where} depends on its number")
+                self.carrier.freeze([flows[name]], f"the code at {where} depends on its number")
 
     def outputs(self) -> dict[str, Flow]:
         """The flow of each operation's output; where that is not one tensor, of its parts."""
@@ -61,7 +61,7 @@ class Propagation(GraphRunner):
         if node.op == "get_attr":
             return read_tensor(self.carrier, str(node.target), value)
         if node.op == "output":
-            self.carrier.fix(self.carrier.all_given(node), IS_OUTPUT)
+            self.carrier.freeze(self.carrier.all_given(node), IS_OUTPUT)
             return None
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
             return None
@@ -84,10 +84,10 @@ class Propagation(GraphRunner):
         """Everything that the operation reads must stay; what it computes holds no channels."""
         record, name = self.carrier.record, str(node.target)
         reason = f"{describe(node, self.carrier.modules)} has no slimming rule"
-        self.carrier.fix(self.carrier.all_given(node), reason)
+        self.carrier.freeze(self.carrier.all_given(node), reason)
         if node.op == "call_module" and any(True for _ in self.carrier.modules[name].parameters()):
-            record.fixed.setdefault(name, reason)
-            record.labels.fix(record.labels.sources.get(name, np.zeros(0, np.int64)), reason)
+            record.not_prunable.setdefault(name, reason)
+            record.labels.freeze(record.labels.sources.get(name, np.zeros(0, np.int64)), reason)
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         with torch.no_grad():
             macs = macs_of(lambda: getattr(self, node.op)(node.target, args, kwargs)) // self.carrier.batch

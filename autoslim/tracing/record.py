@@ -14,7 +14,7 @@ from autoslim.tracing.labels import Flow, Labels, Vector
 from autoslim.tracing.operations import operation
 
 
-def place_of(node: fx.Node) -> str:
+def source_line(node: fx.Node) -> str:
     """The line of a ``forward`` that made this node."""
     return place((file, int(line)) for file, line in _FRAME.findall(node.stack_trace or ""))
 
@@ -46,7 +46,7 @@ class Record:
     calls: list[Call] = field(default_factory=list)
     depthwise: set[str] = field(default_factory=set)
     feeds: dict[str, Vector] = field(default_factory=dict)  # dense 1x1 convolution -> labels of its input
-    fixed: dict[str, str] = field(default_factory=dict)  # layers without a rule, and why
+    not_prunable: dict[str, str] = field(default_factory=dict)  # layers without a rule, and why
     flows: dict[str, Flow] = field(default_factory=dict)  # operation -> where its output's channels lie
     operations: tuple[Operation, ...] = ()  # in evaluation mode, without their axes
     outputs: dict[str, Flow] = field(default_factory=dict)  # the flows of their outputs, and of the parts of these
@@ -97,13 +97,13 @@ class Carrier:
         """The labels along ``axis``; where the tensor has its channels elsewhere, these must stay."""
         vector = flow.along(axis)
         if vector is None:
-            self.fix([flow], f"{describe(node, self.modules)} reads its channels along another axis")
+            self.freeze([flow], f"{describe(node, self.modules)} reads its channels along another axis")
             return np.zeros(flow.shape[axis], np.int64)
         return vector
 
-    def fix(self, flows: Sequence[Flow], reason: str) -> None:
+    def freeze(self, flows: Sequence[Flow], reason: str) -> None:
         for flow in flows:
-            self.record.labels.fix(flow.labels(), reason)
+            self.record.labels.freeze(flow.labels(), reason)
 
     def call(
         self, node: fx.Node, kind: str, factor: int, inputs: Vector | None, outputs: Vector, positions: int
@@ -133,5 +133,5 @@ def describe(node: fx.Node, modules: dict[str, nn.Module]) -> str:
         what = f"{type(modules[str(node.target)]).__name__} `{node.target}`"
     else:
         what = f"`{operation(node)}`"
-    place = place_of(node)
+    place = source_line(node)
     return f"{what} at {place}" if place else what

@@ -11,7 +11,7 @@ from autoslim.channels.copying import copy_with, named_tensors
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Channels, axis_size
 from autoslim.errors import UserError, first_line
-from autoslim.tracing.capture import place_in
+from autoslim.tracing.capture import error_line
 from autoslim.tracing.groups import build_graph
 from autoslim.tracing.interpreter import for_shapes, macs_of
 from autoslim.tracing.record import Record
@@ -22,7 +22,7 @@ SLIMMED_EIGHTHS = ((4,), (4, 6, 2))
 
 
 @dataclass(frozen=True)
-class Runs:
+class VerificationRuns:
     """How a network is run to try it: the device, and the modes (training or not) in which it does different things."""
 
     device: torch.device
@@ -31,23 +31,27 @@ class Runs:
     counted: bool = False  # whether its costs are tried too: it was traced at one size, and may do more at another
 
 
-def tried_graph(prototype: nn.Module, record: Record, input_shape: tuple[int, ...], runs: Runs) -> ChannelGraph:
+def verified_graph(
+    prototype: nn.Module, record: Record, input_shape: tuple[int, ...], runs: VerificationRuns
+) -> ChannelGraph:
     """The graph of what was recorded, less the groups that the network's code does not let change."""
     while True:
         graph = build_graph(prototype, record, input_shape, runs.leaves)
-        trial = _Trial(prototype, graph, runs)
+        trial = _Verification(prototype, graph, runs)
         culprits = next(filter(None, map(trial.culprits, SLIMMED_EIGHTHS)), None)
         if culprits is None:
-            return replace(graph, capped=trial.capped())
+            return replace(graph, not_widenable=trial.not_widenable())
         for name, reason in culprits.items():
             for member in graph.groups[name].members:
-                record.labels.fix(record.labels.sources[member], f"its size is written in the network's code: {reason}")
+                record.labels.freeze(
+                    record.labels.sources[member], f"its size is written in the network's code: {reason}"
+                )
 
 
-class _Trial:
+class _Verification:
     """The network run at other sizes than its own."""
 
-    def __init__(self, prototype: nn.Module, graph: ChannelGraph, runs: Runs) -> None:
+    def __init__(self, prototype: nn.Module, graph: ChannelGraph, runs: VerificationRuns) -> None:
         self.graph, self.runs = graph, runs
         self.network = copy_with(prototype, lambda _, tensor: tensor.clone())
         try:
@@ -62,13 +66,15 @@ class _Trial:
         """Groups that cannot have these eighths of their channels (given in turn), and what goes wrong."""
         return self._culprits(self._of(eighths))
 
-    def capped(self) -> dict[str, str]:
+    def not_widenable(self) -> dict[str, str]:
         """Groups that cannot have more channels, all others having more, and what goes wrong."""
         wider = self._of((12,))
-        capped: dict[str, str] = {}
-        while found := self._culprits({name: count for name, count in wider.items() if name not in capped}):
-            capped |= {name: f"its size is written in the network's code: {reason}" for name, reason in found.items()}
-        return capped
+        not_widenable: dict[str, str] = {}
+        while found := self._culprits({name: count for name, count in wider.items() if name not in not_widenable}):
+            not_widenable |= {
+                name: f"its size is written in the network's code: {reason}" for name, reason in found.items()
+            }
+        return not_widenable
 
     def _of(self, eighths: Sequence[int]) -> Channels:
         channels = {}
@@ -100,7 +106,7 @@ class _Trial:
             self._resize(channels)
             found = self._output_shapes()
         except Exception as error:  # whatever the user's code raises at another size
-            where = place_in(error)
+            where = error_line(error)
             return f"{first_line(error)} ({where})" if where else first_line(error)
         if found != self.expected:
             return "the output changes its shape"

@@ -128,7 +128,7 @@ class Checkpoints:
         return self.folder / f"{name}.pt"
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """The run is this process's alone: another one of the same key (in DVC's queue, say) waits for it to end."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{self.folder}.lock")

@@ -9,25 +9,23 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from autoslim.distributed.ranks import ALONE, Processes
+from autoslim.distributed.ranks import SINGLE, World
 from autoslim.errors import UserError, first_line
 
 Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
-class Machine:
+class RunContext:
     """Where the work runs. Nothing here is part of a result's identity."""
 
     device: torch.device
     workers: int
     checkpoint_every_s: float = 300.0
-    processes: Processes = ALONE
+    world: World = SINGLE
 
 
-def choose_device(
-    name: str = "auto", processes: Processes = ALONE, *, parameter: str = "runtime.device"
-) -> torch.device:
+def select_device(name: str = "auto", world: World = SINGLE, *, parameter: str = "runtime.device") -> torch.device:
     """``auto`` is the first CUDA device, else the CPU. Several processes on a node have one CUDA device each.
 
     Raises:
@@ -35,14 +33,14 @@ def choose_device(
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    devices = torch.cuda.device_count() if name == "cuda" and not processes.alone else 0
+    devices = torch.cuda.device_count() if name == "cuda" and not world.is_single else 0
     if devices > 1:  # if one is visible, it is this one's
-        if processes.local_size > devices:
+        if world.local_world_size > devices:
             raise UserError(
-                f"there are {processes.local_size} processes on this node, but {devices} CUDA devices are visible; "
+                f"there are {world.local_world_size} processes on this node, but {devices} CUDA devices are visible; "
                 f"start {devices}, or set {parameter} to cpu"
             )
-        name = f"cuda:{processes.local_rank}"
+        name = f"cuda:{world.local_rank}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -57,11 +55,11 @@ def choose_device(
     return device
 
 
-def choose_workers(number: int | Literal["auto"], processes: Processes = ALONE) -> int:
-    """Processes that decode images; ``auto`` leaves one core to the training, and shares the node's with the others."""
+def worker_count(number: int | Literal["auto"], world: World = SINGLE) -> int:
+    """World that decode images; ``auto`` leaves one core to the training, and shares the node's with the others."""
     if number == "auto":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(16, max(1, cores // processes.local_size - 1))
+        return min(16, max(1, cores // world.local_world_size - 1))
     return number
 
 

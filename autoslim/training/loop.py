@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from autoslim.distributed.ranks import ALONE, Processes
-from autoslim.distributed.sync import SharedGradients, shared_statistics
+from autoslim.distributed.ranks import SINGLE, World
+from autoslim.distributed.sync import GradientSynchronizer, synchronised_batch_norm
 from autoslim.errors import UserError
 from autoslim.training.checkpoints import Checkpoints, write_atomically
 from autoslim.training.device import rng_state, seed_step, set_rng_state
@@ -53,7 +53,7 @@ def train(
     checkpoints: Checkpoints,
     name: str,
     label: str,
-    processes: Processes = ALONE,
+    world: World = SINGLE,
     alike: bool = True,
 ) -> list[Row]:
     """Trains ``network`` in place, going on from its last checkpoint, and returns one row of figures for each epoch.
@@ -89,14 +89,14 @@ def train(
         for earlier in rows:
             observe(earlier)
 
-    if not processes.alone:
-        processes.agree(f"step {number}, weights {_digest(network)}", "state")
-    gradients = SharedGradients(network, processes)
+    if not world.is_single:
+        world.agree(f"step {number}, weights {_digest(network)}", "state")
+    gradients = GradientSynchronizer(network, world)
     divergence = _Divergence(plan, checkpoints.path(name))
 
     def save() -> None:
         divergence.check_weights(network, number)
-        if not processes.first:
+        if not world.is_rank_zero:
             return
         kept = torch.stack(losses).cpu() if losses else torch.empty(0)
         checkpoints.save(
@@ -119,9 +119,9 @@ def train(
                 rate = learning_rate(number)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-                if not processes.alone:
-                    seed_step(root, number, processes.rank)
-                with shared_statistics(processes if alike else ALONE):
+                if not world.is_single:
+                    seed_step(root, number, world.rank)
+                with synchronised_batch_norm(world if alike else SINGLE):
                     loss = step(images, labels, number)
                 losses.append(gradients.share(loss, len(images)))
                 optimiser.step()
@@ -135,7 +135,7 @@ def train(
                     saved_at = time.monotonic()
                 progress.advance()
             mean = divergence.mean(losses, number)
-            figures = processes.from_first(validate)
+            figures = world.on_rank_zero(validate)
             row: Row = {"epoch": epoch + 1, "learning_rate": learning_rate(number - 1), "loss": mean, **figures}
             rows.append(row)
             losses = []

@@ -11,7 +11,7 @@ from torch import nn
 from autoslim.data.augmentation import Augmentation
 from autoslim.data.batches import batches_per_epoch, train_batches
 from autoslim.data.prepared import PreparedData
-from autoslim.training.device import Machine, Precision, autocast
+from autoslim.training.device import Precision, RunContext, autocast
 from autoslim.training.loop import Batches, Plan
 
 Schedule = Literal["linear", "cosine", "multistep"]
@@ -67,8 +67,8 @@ class Recipe:
     precision: Precision
     channels_last: bool
 
-    def plan(self, data: PreparedData, machine: Machine) -> Plan:
-        return Plan(self.epochs, batches_per_epoch(data, self.batch_size), machine.checkpoint_every_s)
+    def plan(self, data: PreparedData, context: RunContext) -> Plan:
+        return Plan(self.epochs, batches_per_epoch(data, self.batch_size), context.checkpoint_every_s)
 
     def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
         return sgd(
@@ -86,19 +86,19 @@ class Recipe:
             step, plan.steps, base=self.learning_rate, schedule=self.schedule, warmup=warmup, milestones=self.milestones
         )
 
-    def batches(self, data: PreparedData, seed: int, machine: Machine) -> Batches:
+    def batches(self, data: PreparedData, seed: int, context: RunContext) -> Batches:
         return lambda epoch, skip: train_batches(
             data,
             batch_size=self.batch_size,
             augmentation=self.augmentation,
             seed=seed,
             epoch=epoch,
-            device=machine.device,
-            workers=machine.workers,
-            rank=machine.processes.rank,
-            world_size=machine.processes.size,
+            device=context.device,
+            workers=context.workers,
+            rank=context.world.rank,
+            world_size=context.world.world_size,
             skip=skip,
         )
 
-    def autocast(self, machine: Machine) -> Callable[[], torch.autocast]:
-        return autocast(machine.device, self.precision)
+    def autocast(self, context: RunContext) -> Callable[[], torch.autocast]:
+        return autocast(context.device, self.precision)

@@ -14,7 +14,7 @@ from autoslim.data.batches import eval_batches
 from autoslim.data.prepared import PreparedData
 from autoslim.tasks.classification import Score, evaluate, smoothed_cross_entropy
 from autoslim.training.checkpoints import Checkpoints, load_weights, save_weights
-from autoslim.training.device import Machine, seed_everything, to_device
+from autoslim.training.device import RunContext, seed_everything, to_device
 from autoslim.training.loop import Row, label_step, train
 from autoslim.training.recipe import Recipe
 
@@ -27,7 +27,7 @@ def retrain(
     channels: Channels,
     data: PreparedData,
     recipe: Recipe,
-    machine: Machine,
+    context: RunContext,
     *,
     seeds: Sequence[int],
     start: Path | None = None,
@@ -48,7 +48,7 @@ def retrain(
     """
     return {
         seed: _retrain_once(
-            resize(network, graph, channels), start, data, recipe, machine, seed, label, folder, checkpoints, observe
+            resize(network, graph, channels), start, data, recipe, context, seed, label, folder, checkpoints, observe
         )
         for seed in seeds
     }
@@ -59,7 +59,7 @@ def _retrain_once(
     start: Path | None,
     data: PreparedData,
     recipe: Recipe,
-    machine: Machine,
+    context: RunContext,
     seed: int,
     label: str,
     folder: Path,
@@ -71,8 +71,8 @@ def _retrain_once(
     else:
         load_weights(network, start)
     seed_everything(seed)
-    to_device(network, machine.device, recipe.channels_last)
-    plan = recipe.plan(data, machine)
+    to_device(network, context.device, recipe.channels_last)
+    plan = recipe.plan(data, context)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return smoothed_cross_entropy(logits, labels, recipe.label_smoothing)
@@ -81,17 +81,17 @@ def _retrain_once(
         network,
         recipe.optimiser(network),
         plan,
-        step=label_step(network, loss, recipe.autocast(machine)),
-        batches=recipe.batches(data, seed, machine),
+        step=label_step(network, loss, recipe.autocast(context)),
+        batches=recipe.batches(data, seed, context),
         learning_rate=recipe.rate(plan),
-        validate=lambda: {"search_top1": 1 - split_score(network, data, "search", recipe, machine).error},
+        validate=lambda: {"search_top1": 1 - split_score(network, data, "search", recipe, context).error},
         observe=lambda row: observe(seed, row),
         checkpoints=checkpoints,
         name=f"seed-{seed}",
         label=f"retrain {label}, seed {seed}",
-        processes=machine.processes,
+        world=context.world,
     )
-    if machine.processes.first:
+    if context.world.is_rank_zero:
         save_weights(network, folder / f"seed-{seed}.safetensors")
     return rows
 
@@ -106,10 +106,10 @@ def over_seeds(rows: Mapping[int, Sequence[Row]]) -> dict[str, dict[str, float]]
     return figures
 
 
-def split_score(network: nn.Module, data: PreparedData, split: str, recipe: Recipe, machine: Machine) -> Score:
+def split_score(network: nn.Module, data: PreparedData, split: str, recipe: Recipe, context: RunContext) -> Score:
     """Top-1 error and cross-entropy of a plain network on a split, in the recipe's precision."""
-    chunks = eval_batches(data, split, batch_size=EVALUATION_BATCH, device=machine.device, workers=machine.workers)
-    return evaluate(network, chunks, recipe.autocast(machine))
+    chunks = eval_batches(data, split, batch_size=EVALUATION_BATCH, device=context.device, workers=context.workers)
+    return evaluate(network, chunks, recipe.autocast(context))
 
 
 def retrained_top1(
@@ -118,7 +118,7 @@ def retrained_top1(
     channels: Channels,
     data: PreparedData,
     recipe: Recipe,
-    machine: Machine,
+    context: RunContext,
     *,
     seeds: Sequence[int],
     folder: Path,
@@ -128,6 +128,6 @@ def retrained_top1(
     for seed in seeds:
         plain = resize(network, graph, channels)
         load_weights(plain, folder / f"seed-{seed}.safetensors")
-        to_device(plain, machine.device, recipe.channels_last)
-        accuracies[seed] = 1 - split_score(plain, data, "test", recipe, machine).error
+        to_device(plain, context.device, recipe.channels_last)
+        accuracies[seed] = 1 - split_score(plain, data, "test", recipe, context).error
     return accuracies

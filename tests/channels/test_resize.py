@@ -9,7 +9,7 @@ from specimens import MAIN, build, random_channels, shuffle_weights, specimen
 from torch import Tensor, nn
 
 from autoslim import resize, trace
-from autoslim.channels.resize import initialise, present_channels
+from autoslim.channels.resize import current_channels, initialise
 from autoslim.errors import UserError
 
 
@@ -86,7 +86,7 @@ def test_leading_channels_keep_their_weights_and_new_ones_are_neutral() -> None:
             assert torch.equal(after[len(before) :], before.mean().expand(max(0, len(after) - len(before)))), name
         else:
             assert after.count_nonzero() == before[common].count_nonzero(), name
-    assert present_channels(resize(network, sample.graph, channels), sample.graph) == channels
+    assert current_channels(resize(network, sample.graph, channels), sample.graph) == channels
 
 
 def test_new_channels_beside_a_single_one_are_neutral_too() -> None:
@@ -125,9 +125,9 @@ def test_resizing_there_and_back_keeps_what_was_kept() -> None:
     wide = sample.real(sample.graph.scaled(1.5, 8))
     narrow = resize(wide, sample.graph, random_channels(sample.graph, 3, 0.3, 1.0))
     back = resize(
-        resize(narrow, sample.graph, present_channels(wide, sample.graph)),
+        resize(narrow, sample.graph, current_channels(wide, sample.graph)),
         sample.graph,
-        present_channels(narrow, sample.graph),
+        current_channels(narrow, sample.graph),
     )
     assert all(torch.equal(a, b) for a, b in zip(narrow.state_dict().values(), back.state_dict().values(), strict=True))
 

@@ -23,7 +23,7 @@ from autoslim import trace
 from autoslim.channels.graph import ChannelGraph
 from autoslim.cli.main import app
 from autoslim.models.building import build_network
-from autoslim.resources.budgets import format_amount, named_amount
+from autoslim.resources.budgets import format_amount, format_named_amount
 
 MOBILENET = "torchvision.models:mobilenet_v2"
 
@@ -548,7 +548,7 @@ def test_check_says_what_the_budget_comes_to(project: Path) -> None:
     assert said["search"] == "from the widest down to 4.88K MACs"
     spans = [f"{trajectory[which]['macs'] / 1000:.3g}K" for which in ("narrowest", "widest")]
     assert said["supernet"] == f"from {spans[0]} to {spans[1]} MACs"
-    amounts = (named_amount(trajectory["default"][name], name) for name in ("macs", "params", "memory"))
+    amounts = (format_named_amount(trajectory["default"][name], name) for name in ("macs", "params", "memory"))
     assert said["network"].endswith(f" groups, {', '.join(amounts)}")
     assert "will be measured on " in said["latency"]
 
@@ -601,7 +601,7 @@ def test_check_downloads_no_weights(project: Path, tmp_path: Path, monkeypatch: 
     def download(*_: object, **__: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("autoslim.pipeline.assembly.trained_tensors", download)
+    monkeypatch.setattr("autoslim.pipeline.assembly.load_trained_tensors", download)
     copy = shutil.copytree(project, tmp_path / "project")
     monkeypatch.chdir(copy)
     info = copy / "data/prepared/data.json"
@@ -642,4 +642,4 @@ def test_stage_calls_what_dvc_calls(project: Path, tmp_path: Path, monkeypatch: 
     (copy / "params.yaml").write_text("budget: 3")
     assert refused("stage", "search").startswith("params.yaml has ")
     result = CliRunner().invoke(app, ["stage", "search", "--traceback"])
-    assert type(result.exception).__name__ == "WrongParametersError"
+    assert type(result.exception).__name__ == "InvalidParametersError"

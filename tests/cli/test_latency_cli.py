@@ -23,7 +23,7 @@ from autoslim.models.building import build_network
 from autoslim.resources.budgets import format_amount
 from autoslim.resources.latency import measure as measuring
 from autoslim.resources.latency.kernels import find_kernels
-from autoslim.resources.latency.measure import this_target
+from autoslim.resources.latency.measure import current_target
 from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
 
 TARGET = Target("a phone", "onnxruntime", "cpu", 4, 1, "fp32", False, "torch 3")
@@ -276,7 +276,7 @@ def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None
 
 def test_check_takes_what_the_stage_measured_where_it_is_still_asked_for(project: Path) -> None:
     graph = tiny_graph()
-    here = this_target(
+    here = current_target(
         device=torch.device("cpu"), runtime="eager", threads=1, batch=1, precision="fp32", channels_last=False
     )
     here = dataclasses.replace(here, versions="torch 1")  # an upgrade makes no other machine
@@ -351,7 +351,7 @@ def test_a_measurement_that_ranks_nothing_ends_the_stage_and_is_not_kept(
     change_params(project, {"resource": "latency", "budget": "60%", "latency": {"points": 2, "checked_on": 10}})
     draw = random.Random(0)
     noise = lambda *_: measuring.Latency(1 + draw.random(), 1, 2)  # noqa: E731
-    monkeypatch.setattr(measuring, "latency_of", noise)
+    monkeypatch.setattr(measuring, "measure_latency", noise)
     told = mistake("resources")
     assert "too low to search by" in told
     assert "write it with `autoslim latency measure --to FILE`, and name FILE in latency.table" in told
@@ -361,7 +361,7 @@ def test_a_measurement_that_ranks_nothing_ends_the_stage_and_is_not_kept(
     def work(network: nn.Module, values: Sequence[Tensor], target: Target, seconds: float = 0) -> measuring.Latency:
         return measuring.Latency(sum(value.numel() for value in network.parameters()) + 1.0, 0, 0)
 
-    monkeypatch.setattr(measuring, "latency_of", work)
+    monkeypatch.setattr(measuring, "measure_latency", work)
     stage("resources")
     assert json.loads(Path("outputs/resources/latency.json").read_text())["check"]["rank_correlation"] > 0.9
 

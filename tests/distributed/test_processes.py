@@ -25,17 +25,17 @@ from torch import Tensor, nn
 
 from autoslim import Supernet, resize
 from autoslim.data.prepared import PreparedData
-from autoslim.distributed.ranks import ALONE, Processes, assigned, here, meeting_point
-from autoslim.distributed.sync import SharedGradients
+from autoslim.distributed.ranks import SINGLE, World, current_world, slurm_rendezvous, world_from_environment
+from autoslim.distributed.sync import GradientSynchronizer
 from autoslim.errors import UserError
-from autoslim.pipeline.launch import _reason, process_count
+from autoslim.pipeline.launch import _reason, rank_count
 from autoslim.pipeline.params import Runtime
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search.search import search
 from autoslim.supernet.sandwich import sandwich_rule
-from autoslim.supernet.train import drawing_seed, train_supernet
+from autoslim.supernet.train import random_width_seed, train_supernet
 from autoslim.training.checkpoints import Checkpoints, load_weights
-from autoslim.training.device import Machine, autocast, choose_device
+from autoslim.training.device import RunContext, autocast, select_device
 from autoslim.training.loop import Plan, label_step, train
 from autoslim.training.recipe import sgd
 from autoslim.training.retrain import retrain
@@ -56,31 +56,31 @@ class KilledError(Exception):
 # What each of the processes does, and one process alone, to compare
 
 
-def everything(processes: Processes, folder: Path, prepared: Path) -> dict[str, Any]:
+def everything(world: World, folder: Path, prepared: Path) -> dict[str, Any]:
     """Figures of each job, by name."""
     torch.set_num_threads(1)
     data = PreparedData.open(prepared)
-    machine = Machine(torch.device("cpu"), workers=0, processes=processes)
+    machine = RunContext(torch.device("cpu"), workers=0, world=world)
     return {
-        "supernet, even batches": double_supernet(processes, folder / "even", 12),
-        "supernet, odd batches": double_supernet(processes, folder / "odd", 13),
-        "plain network, even batches": double_network(processes, folder / "plain-even", 12),
-        "plain network, odd batches": double_network(processes, folder / "plain-odd", 13),
-        "widths by rank": widths_by_rank(processes, folder / "by-rank"),
+        "supernet, even batches": double_supernet(world, folder / "even", 12),
+        "supernet, odd batches": double_supernet(world, folder / "odd", 13),
+        "plain network, even batches": double_network(world, folder / "plain-even", 12),
+        "plain network, odd batches": double_network(world, folder / "plain-odd", 13),
+        "widths by rank": widths_by_rank(world, folder / "by-rank"),
         "digits": digits(machine, data, folder / "digits"),
         "digits by rank": digits(machine, data, folder / "digits-by-rank", widths_by_rank=True),
         "searches": searches(machine, data, folder / "searches"),
-        "whole run": mortal_run(processes, folder / "whole", None),
-        "resumed run": mortal_run(processes, folder / "torn", 4),
-        "unused": unused_parameter(processes),
-        "late": told(lambda: late_gradient(processes)),
-        "disagreement": told(lambda: processes.agree(min(processes.rank, 1), "weights")),
-        "told": [processes.from_first(partial(long_value, processes, n)) for n in (1, 100_000)],
+        "whole run": mortal_run(world, folder / "whole", None),
+        "resumed run": mortal_run(world, folder / "torn", 4),
+        "unused": unused_parameter(world),
+        "late": told(lambda: late_gradient(world)),
+        "disagreement": told(lambda: world.agree(min(world.rank, 1), "weights")),
+        "told": [world.on_rank_zero(partial(long_value, world, n)) for n in (1, 100_000)],
     }
 
 
-def long_value(processes: Processes, length: int) -> tuple[int, str]:
-    return processes.rank, "x" * length
+def long_value(world: World, length: int) -> tuple[int, str]:
+    return world.rank, "x" * length
 
 
 def told(act: Callable[[], object]) -> str:
@@ -92,7 +92,7 @@ def told(act: Callable[[], object]) -> str:
 
 
 def run(
-    processes: Processes,
+    world: World,
     network: nn.Module,
     step: Any,
     folder: Path,
@@ -108,8 +108,8 @@ def run(
             images = torch.randn(batch, 1, 8, 8, generator=generator, dtype=torch.float64)
             labels = torch.randint(10, (batch,), generator=generator)
             yield (
-                images.tensor_split(processes.size)[processes.rank],
-                labels.tensor_split(processes.size)[processes.rank],
+                images.tensor_split(world.world_size)[world.rank],
+                labels.tensor_split(world.world_size)[world.rank],
             )
 
     rows = train(
@@ -119,12 +119,12 @@ def run(
         step=step,
         batches=batches,
         learning_rate=lambda step: 0.1 / (step + 1),
-        validate=lambda: {"validated_by": processes.rank},
+        validate=lambda: {"validated_by": world.rank},
         observe=lambda row: None,
         checkpoints=Checkpoints(folder, label, "key"),
         name="run",
         label=label,
-        processes=processes,
+        world=world,
         alike=alike,
     )
     return {"state": network.state_dict(), "rows": rows}
@@ -149,15 +149,15 @@ def sandwich(supernet: Supernet, seed: int = 0) -> Any:
     )
 
 
-def double_supernet(processes: Processes, folder: Path, batch: int) -> dict[str, Any]:
+def double_supernet(world: World, folder: Path, batch: int) -> dict[str, Any]:
     supernet = start_supernet()
-    return run(processes, supernet, sandwich(supernet), folder, batch)
+    return run(world, supernet, sandwich(supernet), folder, batch)
 
 
-def widths_by_rank(processes: Processes, folder: Path) -> dict[str, Any]:
+def widths_by_rank(world: World, folder: Path) -> dict[str, Any]:
     """One process does what several would: it adds up, for each, the gradients of its images at its widths."""
     supernet = start_supernet()
-    steps = [sandwich(supernet, drawing_seed(0, rank)) for rank in range(SIZE)]
+    steps = [sandwich(supernet, random_width_seed(0, rank)) for rank in range(SIZE)]
 
     def all_in_one(images: Tensor, labels: Tensor, number: int) -> Tensor:
         shares = zip(images.chunk(SIZE), labels.chunk(SIZE), strict=True)
@@ -167,19 +167,19 @@ def widths_by_rank(processes: Processes, folder: Path) -> dict[str, Any]:
             parameter.grad /= SIZE
         return torch.stack(losses).mean()
 
-    step = all_in_one if processes.alone else steps[processes.rank]
-    return run(processes, supernet, step, folder, 12, alike=False)
+    step = all_in_one if world.is_single else steps[world.rank]
+    return run(world, supernet, step, folder, 12, alike=False)
 
 
-def double_network(processes: Processes, folder: Path, batch: int) -> dict[str, Any]:
+def double_network(world: World, folder: Path, batch: int) -> dict[str, Any]:
     network, graph = small_network()
     plain = resize(network, graph, graph.default)
     shuffle_weights(plain)
     step = label_step(plain.double(), F.cross_entropy, autocast(torch.device("cpu"), "fp32"))
-    return run(processes, plain, step, folder, batch)
+    return run(world, plain, step, folder, batch)
 
 
-def digits(machine: Machine, data: PreparedData, folder: Path, widths_by_rank: bool = False) -> dict[str, Any]:
+def digits(machine: RunContext, data: PreparedData, folder: Path, widths_by_rank: bool = False) -> dict[str, Any]:
     """The two trainings as the stages call them, in single precision."""
     network, graph = small_network()
     rows, scores = train_supernet(
@@ -215,7 +215,7 @@ def digits(machine: Machine, data: PreparedData, folder: Path, widths_by_rank: b
     return {"supernet": rows, "scores": errors, "retrain": retrained[0]}
 
 
-def searches(machine: Machine, data: PreparedData, folder: Path) -> dict[str, Any]:
+def searches(machine: RunContext, data: PreparedData, folder: Path) -> dict[str, Any]:
     network, graph = small_network()
     levels = SPAN.grid(graph)
     wide = resize(network, graph, {name: options[0] for name, options in levels.items()})
@@ -241,7 +241,7 @@ def searches(machine: Machine, data: PreparedData, folder: Path) -> dict[str, An
     }
 
 
-def mortal_run(processes: Processes, folder: Path, kill_at: int | None) -> dict[str, Any]:
+def mortal_run(world: World, folder: Path, kill_at: int | None) -> dict[str, Any]:
     """A training with dropout that is killed once, perhaps, and goes on; and the draws of its last epoch."""
     draws: list[Tensor] = []
 
@@ -264,25 +264,25 @@ def mortal_run(processes: Processes, folder: Path, kill_at: int | None) -> dict[
     if kill_at is not None:
         first = network()
         with contextlib.suppress(KilledError):
-            run(processes, first, mortal(first, kill_at), folder, 12)
+            run(world, first, mortal(first, kill_at), folder, 12)
         draws.clear()
     again = network()
-    return run(processes, again, mortal(again, None), folder, 12) | {"draws": torch.stack(draws)}
+    return run(world, again, mortal(again, None), folder, 12) | {"draws": torch.stack(draws)}
 
 
-def unused_parameter(processes: Processes) -> dict[str, Any]:
+def unused_parameter(world: World) -> dict[str, Any]:
     """Gradients where a parameter has one in the second process alone (of several), and one has none at all."""
     network = nn.ParameterDict({name: nn.Parameter(torch.zeros(2)) for name in ("both", "last", "none")})
-    network["both"].grad = torch.full((2,), float(processes.rank + 1))
-    if processes.rank == processes.size - 1:
+    network["both"].grad = torch.full((2,), float(world.rank + 1))
+    if world.rank == world.world_size - 1:
         network["last"].grad = torch.ones(2)
-    loss = SharedGradients(network, processes).share(torch.tensor(float(processes.rank)), images=processes.rank + 1)
+    loss = GradientSynchronizer(network, world).share(torch.tensor(float(world.rank)), images=world.rank + 1)
     return {"loss": loss, "grads": {name: parameter.grad for name, parameter in network.items()}}
 
 
-def late_gradient(processes: Processes) -> None:
+def late_gradient(world: World) -> None:
     network = nn.ParameterDict({name: nn.Parameter(torch.zeros(2)) for name in ("early", "late")})
-    shared = SharedGradients(network, processes)
+    shared = GradientSynchronizer(network, world)
     network["early"].grad = torch.ones(2)
     shared.share(torch.zeros(()), 1)
     network["late"].grad = torch.ones(2)
@@ -293,9 +293,9 @@ def work(rank: int, port: int, folder: Path, prepared: Path) -> None:
     """One of the processes: it finds its place as torchrun tells it."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(SIZE), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(SIZE))
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
-    processes = here()
-    with processes.joined(torch.device("cpu")):
-        torch.save(everything(processes, folder, prepared), folder / f"rank-{rank}.pt")
+    world = current_world()
+    with world.process_group(torch.device("cpu")):
+        torch.save(everything(world, folder, prepared), folder / f"rank-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -328,7 +328,7 @@ def alone_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(prepared: Path, alone_in: Path) -> dict[str, Any]:
-    return everything(ALONE, alone_in, prepared)
+    return everything(SINGLE, alone_in, prepared)
 
 
 @pytest.mark.parametrize(
@@ -437,8 +437,8 @@ def test_the_first_process_tells_the_others_and_differences_are_found(ranks: lis
 
 def test_a_place_is_read_as_torchrun_and_slurm_write_it() -> None:
     def place(**environment: str) -> list[int] | None:
-        found = assigned(environment)
-        return found and [found.rank, found.size, found.local_rank, found.local_size]
+        found = world_from_environment(environment)
+        return found and [found.rank, found.size, found.local_rank, found.local_world_size]
 
     assert place() is None
     assert place(SLURM_NTASKS="4", SLURM_PROCID="0") is None  # a batch script, which is one process
@@ -460,9 +460,9 @@ def test_a_place_is_read_as_torchrun_and_slurm_write_it() -> None:
     [("big1", "big1"), ("gpu[003-006,009],big1", "gpu003"), ("a1,b[1-2]", "a1"), ("r[1,3]n", "r1n")],
 )
 def test_the_processes_of_a_slurm_step_meet_at_its_first_node(nodes: str, first: str) -> None:
-    at = meeting_point({"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "61234"})
+    at = slurm_rendezvous({"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "61234"})
     assert at == {"MASTER_ADDR": first, "MASTER_PORT": "21234"}
-    assert meeting_point({"MASTER_ADDR": "x", "MASTER_PORT": "1"}) == {}
+    assert slurm_rendezvous({"MASTER_ADDR": "x", "MASTER_PORT": "1"}) == {}
 
 
 @pytest.mark.parametrize(
@@ -483,12 +483,12 @@ def test_as_many_processes_as_asked_for_or_as_devices(
     device: str, asked: Any, visible: int, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    runtime = Runtime(device=device, processes=asked, threads=1, workers=0, checkpoint_minutes=5)
+    runtime = Runtime(device=device, world=asked, threads=1, workers=0, checkpoint_minutes=5)
     if isinstance(expected, int):
-        assert process_count(runtime) == expected
+        assert rank_count(runtime) == expected
     else:
         with pytest.raises(UserError) as error:
-            process_count(runtime)
+            rank_count(runtime)
         assert str(error.value).startswith(expected)
 
 
@@ -499,7 +499,7 @@ def test_a_launcher_that_starts_more_processes_than_devices_is_told_so(monkeypat
         with pytest.raises(
             UserError, match=r"^there are 4 processes on this node, but 2 CUDA devices are visible; sta"
         ):
-            choose_device("auto", Processes(rank, 4, rank, 4))
+            select_device("auto", World(rank, 4, rank, 4))
 
 
 def test_what_failed_first_is_told_not_what_followed(capsys: pytest.CaptureFixture[str]) -> None:

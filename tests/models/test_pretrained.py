@@ -21,11 +21,11 @@ from autoslim.channels.sort import channel_importance
 from autoslim.data.prepared import read_info
 from autoslim.errors import UserError
 from autoslim.models.building import build_network
-from autoslim.models.pretrained import check_weights, trained_tensors, with_weights
+from autoslim.models.pretrained import check_weights, insert_weights, load_trained_tensors
 from autoslim.pipeline.assembly import traced_network
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED
-from autoslim.supernet.train import first_supernet, train_supernet
+from autoslim.supernet.train import initial_supernet, train_supernet
 from autoslim.training.checkpoints import Checkpoints
 
 NAME = "autoslim.models.architectures:mobilenet_v2"
@@ -46,7 +46,7 @@ def trained_network() -> nn.Module:
 
 def started(file: Path, name: str = NAME) -> tuple[nn.Module, list[str]]:
     network, graph = small_network()
-    return with_weights(network, graph, trained_tensors(network, name, {}, str(file)), 0, source="model.weights")
+    return insert_weights(network, graph, load_trained_tensors(network, name, {}, str(file)), 0, source="model.weights")
 
 
 def told(act: Callable[[], object]) -> str:
@@ -103,8 +103,8 @@ def test_a_network_whose_own_names_begin_with_module(tmp_path: Path) -> None:
 
     trained, network = Holds(), Holds()
     torch.save(trained.state_dict(), tmp_path / "w.pt")
-    tensors = trained_tensors(network, NAME, {}, str(tmp_path / "w.pt"))
-    start, _ = with_weights(network, trace(network, torch.zeros(1, 1, 8, 8)), tensors, 0, source="w")
+    tensors = load_trained_tensors(network, NAME, {}, str(tmp_path / "w.pt"))
+    start, _ = insert_weights(network, trace(network, torch.zeros(1, 1, 8, 8)), tensors, 0, source="w")
     assert torch.equal(start(IMAGES), trained(IMAGES))
 
 
@@ -119,7 +119,7 @@ def test_a_tensor_of_two_names_may_be_given_under_one(tmp_path: Path) -> None:
     trained, network = shares(), shares()
     state = trained.state_dict()
     del state["1.weight"]
-    start, _ = with_weights(network, trace(network, torch.zeros(1, 1, 8, 8)), state, 0, source="w")
+    start, _ = insert_weights(network, trace(network, torch.zeros(1, 1, 8, 8)), state, 0, source="w")
     assert torch.equal(start(IMAGES), trained(IMAGES))
 
 
@@ -226,7 +226,7 @@ def test_the_layers_of_the_classes_are_those_that_change_with_their_number(name:
     changed = {key for key, tensor in state.items() if tensor.shape != shapes[key]}
     assert changed
     network = sample.real(sample.graph.default)
-    start, new = with_weights(network, sample.graph, state, 0, source="w")
+    start, new = insert_weights(network, sample.graph, state, 0, source="w")
     assert {key.rpartition(".")[0] for key in changed} == set(new)
     halves = {key for key, tensor in start.state_dict().items() if bool((tensor == tensor.new_tensor(0.5)).all())}
     assert {key for key in state if not key.endswith("num_batches_tracked")} - halves == changed
@@ -245,7 +245,7 @@ def keep_for_torchvision(folder: Path, monkeypatch: pytest.MonkeyPatch, file: st
 def fitted(name: str, kwargs: dict[str, Any], weights: str, classes: int, side: int) -> tuple[nn.Module, list[str]]:
     network = build_network(name, kwargs, classes)
     graph = trace(network, torch.zeros(1, 3, side, side))
-    return with_weights(network, graph, trained_tensors(network, name, kwargs, weights), 0, source="w")
+    return insert_weights(network, graph, load_trained_tensors(network, name, kwargs, weights), 0, source="w")
 
 
 @pytest.mark.parametrize("weights", ["DEFAULT", "IMAGENET1K_V1"])
@@ -319,10 +319,10 @@ def test_input_channels_that_timm_would_change(tmp_path: Path, monkeypatch: pyte
     timm = pytest.importorskip("timm")
     monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *args, **kwargs: None)
     network = build_network("timm:resnet10t", {"in_chans": 1}, 10)
-    tensors = trained_tensors(network, "timm:resnet10t", {"in_chans": 1}, "pretrained")
+    tensors = load_trained_tensors(network, "timm:resnet10t", {"in_chans": 1}, "pretrained")
     graph = trace(network, torch.zeros(1, 1, 32, 32))
     assert "have conv1.0.weight of 24x3x3x3, this network of 24x1x3x3; they are for images of 3 channels" in told(
-        lambda: with_weights(network, graph, tensors, 0, source="w")
+        lambda: insert_weights(network, graph, tensors, 0, source="w")
     )
 
 
@@ -387,7 +387,7 @@ def in_batches(network: nn.Module, images: Tensor) -> Tensor:
 def test_a_supernet_starts_as_the_trained_network() -> None:
     _, graph = small_network()
     trained = trained_network()
-    supernet = first_supernet(trained, graph, graph.default, 5, trained=True).eval()
+    supernet = initial_supernet(trained, graph, graph.default, 5, trained=True).eval()
     with torch.no_grad():
         assert torch.equal(supernet(IMAGES), in_batches(trained, IMAGES))
 
@@ -398,7 +398,7 @@ def test_a_narrower_supernet_starts_from_the_channels_that_matter_most() -> None
     ordered = sort_channels(trained, graph, "l1")
     widest = graph.scaled(0.75, 2)
     assert any(widest[name] < group.size for name, group in graph.groups.items())
-    supernet = first_supernet(ordered, graph, widest, 5, trained=True).eval()
+    supernet = initial_supernet(ordered, graph, widest, 5, trained=True).eval()
     best = channel_importance(trained, graph, "l1")["features.0.0"].argsort(descending=True)[: widest["features.0.0"]]
     stem = "features.0.0.weight"
     assert torch.equal(supernet.network.get_parameter(stem), trained.get_parameter(stem)[best])
@@ -408,7 +408,7 @@ def test_a_narrower_supernet_starts_from_the_channels_that_matter_most() -> None
 
 def test_a_supernet_without_trained_weights_starts_from_its_seed() -> None:
     network, graph = small_network()
-    supernets = [first_supernet(n, graph, graph.default, 5, trained=False) for n in (network, trained_network())]
+    supernets = [initial_supernet(n, graph, graph.default, 5, trained=False) for n in (network, trained_network())]
     one, other = (supernet.network.state_dict() for supernet in supernets)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
@@ -480,7 +480,7 @@ def test_the_stage_starts_from_the_file(project: Path, sort: Any) -> None:
     expected = sort_channels(network, graph, sort) if sort else network
     for name, parameter in expected.named_parameters():
         assert torch.equal(left[name], parameter.detach()), name
-    result = first_supernet(network, graph, graph.default, 0, trained=True)
+    result = initial_supernet(network, graph, graph.default, 0, trained=True)
     result.network.load_state_dict(left)
     with torch.no_grad():
         torch.testing.assert_close(result.eval()(IMAGES), in_batches(network, IMAGES), rtol=1e-4, atol=1e-4)

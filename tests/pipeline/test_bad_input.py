@@ -20,7 +20,7 @@ from autoslim.channels.resize import resize
 from autoslim.data.prepared import read_info
 from autoslim.errors import UserError
 from autoslim.pipeline.assembly import span, traced_network
-from autoslim.pipeline.entry import WrongParametersError
+from autoslim.pipeline.entry import InvalidParametersError
 from autoslim.pipeline.params import check_params, load_params
 from autoslim.pipeline.project import PREPARED
 from autoslim.resources.budgets import format_amount
@@ -59,7 +59,7 @@ def with_value(name: str, value: Any) -> dict[str, Any]:
 
 
 def problems(values: Any) -> tuple[str, ...]:
-    with pytest.raises(WrongParametersError) as caught:
+    with pytest.raises(InvalidParametersError) as caught:
         check_params(values, "params.yaml")
     return caught.value.problems
 
@@ -98,7 +98,7 @@ def problems(values: Any) -> tuple[str, ...]:
             "retrain.augment.area is [0.5]; set it to a list of 2, each a number from 0 to 1",
         ),
         ("model.kwargs", ["a"], 'model.kwargs is ["a"]; set it to a mapping of names to values'),
-        ("report", None, "report is null; set it to a section with picture_dpi"),
+        ("report", None, "report is null; set it to a section with figure_dpi"),
         ("search", "fast", 'search is "fast"; set it to a section with stop, images, chunk'),
         (
             "budget",
@@ -169,7 +169,7 @@ def test_a_missing_parameter_is_named_with_what_it_may_be() -> None:
     del values["search"]["stop"]
     missing_stop, missing_report = problems(values)
     assert missing_stop.startswith("search.stop is missing; add it, a number above 0 and at most 1 (the search ends at")
-    assert missing_report == "report is missing; add it, a section with picture_dpi"
+    assert missing_report == "report is missing; add it, a section with figure_dpi"
 
 
 def test_all_wrong_parameters_are_told_at_once(empty: Path) -> None:
@@ -620,7 +620,7 @@ def test_stages_as_dvc_calls_them(empty: Path) -> None:
 
 
 def test_library_users_catch_a_value_error() -> None:
-    assert issubclass(WrongParametersError, UserError)
+    assert issubclass(InvalidParametersError, UserError)
     assert issubclass(UserError, ValueError)
 
 

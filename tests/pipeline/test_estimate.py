@@ -25,8 +25,8 @@ from autoslim.models.building import build_network
 from autoslim.models.released import FAMILIES, released, released_lists
 from autoslim.pipeline import assembly
 from autoslim.pipeline import dry_run as rehearsing
-from autoslim.pipeline.dry_run import Rehearsal
-from autoslim.pipeline.estimate import Sizes, Work, even_path, expected_macs, expected_search, plan, stand_in_limits
+from autoslim.pipeline.dry_run import DryRun
+from autoslim.pipeline.estimate import Sizes, Work, even_path, expected_macs, expected_search, plan, proxy_limits
 from autoslim.pipeline.params import Params, check_params, load_params
 from autoslim.resources.costs import Costs
 
@@ -165,7 +165,7 @@ def test_other_resources_are_planned_as_they_are_searched(resource: str, budget:
     costs, levels = Costs(graph), assembly.span(params.supernet).grid(graph)
     works = {work.name: work for work in plan(params, costs, levels, Sizes(100, 64, 50))}
     (chosen,) = works["retrain uniform: training"].configurations
-    for name, limit in stand_in_limits(params, costs).items():
+    for name, limit in proxy_limits(params, costs).items():
         assert costs.of(chosen, name) <= limit
     assert works["search"].passes > 10
 
@@ -177,7 +177,7 @@ def test_latency_that_is_not_known_has_a_stand_in() -> None:
     costs, levels = Costs(graph), assembly.span(params.supernet).grid(graph)
 
     def limits(budget: Any) -> dict[str, float]:
-        return stand_in_limits(check_params(tiny_params({"resource": "latency", "budget": budget}), "test"), costs)
+        return proxy_limits(check_params(tiny_params({"resource": "latency", "budget": budget}), "test"), costs)
 
     assert limits("60%") == {"macs": 0.6 * graph.macs()}
     assert limits("12ms") == {"macs": graph.macs()}
@@ -200,11 +200,11 @@ class Small(nn.Module):
         return out
 
 
-def small_rehearsal(**changes: Any) -> tuple[Rehearsal, Work]:
+def small_rehearsal(**changes: Any) -> tuple[DryRun, Work]:
     params = check_params(tiny_params(changes), "test")
     network = Small(10)
     graph = trace(network, torch.empty(1, 1, 8, 8))
-    rehearsal = Rehearsal(params, network, graph, SPAN.grid(graph), 10, machine())
+    rehearsal = DryRun(params, network, graph, SPAN.grid(graph), 10, machine())
     return rehearsal, Work("retrain", "retrain", 1, 64, 64, 0, 1.0, (graph.default,))
 
 

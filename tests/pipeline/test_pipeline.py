@@ -98,7 +98,7 @@ def test_metrics_and_plots_are_registered(project: Path) -> None:
         ({"tracking": {"enabled": False}}, set()),
         ({"runtime": {"device": "cpu"}}, set()),
         ({"runtime": {"processes": 2}}, set()),
-        ({"report": {"picture_dpi": 80}}, {"report"}),
+        ({"report": {"figure_dpi": 80}}, {"report"}),
     ],
 )
 def test_only_affected_stages_rerun(project: Path, tmp_path: Path, changes: dict[str, Any], stages: set[str]) -> None:

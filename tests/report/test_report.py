@@ -19,15 +19,15 @@ from autoslim.errors import UserError
 from autoslim.report import figures as pictures
 from autoslim.report import resource_figures as resource_pictures
 from autoslim.report.figures import (
-    channels_picture,
-    curves_picture,
+    channels_figure,
+    curves_figure,
     last_by_seed,
-    looks,
+    method_styles,
     over_seeds,
     read_curves,
-    trajectory_picture,
+    trajectory_figure,
 )
-from autoslim.report.resource_figures import prediction_picture, resources_picture
+from autoslim.report.resource_figures import prediction_figure, resources_figure
 from autoslim.report.table import (
     Result,
     compare,
@@ -267,11 +267,11 @@ def draw_all(folder: Path, results: list[Result], dpi: int = 60) -> list[Path]:
     budgets = {"25% = 1.42M MACs": 1_420_000.0}
     halves = {name: size // 2 for name, size in GROUPS.items()}
     return [
-        trajectory_picture(folder / "trajectory.png", TRAJECTORY, results, "macs", budgets, dpi),
-        channels_picture(folder / "channels.png", GROUPS, dict.fromkeys(methods, halves), dpi),
-        curves_picture(folder / "curves.png", SUPERNET, {r.method: retrained(len(r.top1)) for r in results}, dpi),
-        resources_picture(folder / "resources.png", [timed(r, 2.0, 2.2) for r in results], TABLE, TARGET, dpi),
-        prediction_picture(folder / "prediction.png", TABLE, [timed(r, 2.0, 2.2) for r in results], dpi),
+        trajectory_figure(folder / "trajectory.png", TRAJECTORY, results, "macs", budgets, dpi),
+        channels_figure(folder / "channels.png", GROUPS, dict.fromkeys(methods, halves), dpi),
+        curves_figure(folder / "curves.png", SUPERNET, {r.method: retrained(len(r.top1)) for r in results}, dpi),
+        resources_figure(folder / "resources.png", [timed(r, 2.0, 2.2) for r in results], TABLE, TARGET, dpi),
+        prediction_figure(folder / "prediction.png", TABLE, [timed(r, 2.0, 2.2) for r in results], dpi),
     ]
 
 
@@ -309,14 +309,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         return path
 
     for module in (pictures, resource_pictures):
-        monkeypatch.setattr(module, "write_picture", keep)
+        monkeypatch.setattr(module, "write_figure", keep)
     return figures
 
 
 def test_the_trajectory_shows_budgets_default_and_retrained_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     figures = drawn(monkeypatch)
     budgets = {"25% = 1.42M MACs": 1_420_000.0, "26% = 1.48M MACs": 1_476_800.0}
-    trajectory_picture(tmp_path / "t.png", TRAJECTORY, [AUTOSLIM, UNIFORM], "macs", budgets)
+    trajectory_figure(tmp_path / "t.png", TRAJECTORY, [AUTOSLIM, UNIFORM], "macs", budgets)
     (axes,) = figures[0].axes
     names = {text.get_text(): text for text in axes.texts}
     assert set(names) == {"budget 25% = 1.42M MACs", "budget 26% = 1.48M MACs", "default 5.68M MACs"}
@@ -333,7 +333,7 @@ def test_the_trajectory_shows_budgets_default_and_retrained_networks(monkeypatch
 
 def test_a_trajectory_is_drawn_over_any_resource_that_it_has_recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     figures = drawn(monkeypatch)
-    trajectory_picture(tmp_path / "t.png", TRAJECTORY, [UNIFORM], "params", {"150K parameters": 150_000.0})
+    trajectory_figure(tmp_path / "t.png", TRAJECTORY, [UNIFORM], "params", {"150K parameters": 150_000.0})
     (axes,) = figures[0].axes
     assert axes.get_xlabel() == "parameters"
     assert [text.get_text() for text in axes.texts] == ["budget 150K parameters", "default 500K parameters"]
@@ -342,7 +342,7 @@ def test_a_trajectory_is_drawn_over_any_resource_that_it_has_recorded(monkeypatc
 
 def test_resources_are_drawn_as_measured_and_as_predicted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     figures = drawn(monkeypatch)
-    resources_picture(tmp_path / "r.png", TIMED, TABLE, TARGET)
+    resources_figure(tmp_path / "r.png", TIMED, TABLE, TARGET)
     times, sizes, scatter = figures[0].axes
     assert [bar.get_width() for bar in times.patches] == [2.5, 2.3]
     assert [text.get_text() for text in times.texts] == ["2.5ms, predicted 2.4ms", "2.3ms, predicted 2.45ms"]
@@ -360,7 +360,7 @@ def test_resources_are_drawn_as_measured_and_as_predicted(monkeypatch: pytest.Mo
 
 def test_predictions_of_another_target_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     figures = drawn(monkeypatch)
-    resources_picture(tmp_path / "r.png", TIMED, TABLE, dataclasses.replace(TARGET, machine="another", batch=8))
+    resources_figure(tmp_path / "r.png", TIMED, TABLE, dataclasses.replace(TARGET, machine="another", batch=8))
     times, _, scatter = figures[0].axes
     assert times.get_title() == "latency of a forward pass, 8 images"
     assert len(scatter.lines) == 2  # the diagonal and the random networks, no method
@@ -370,8 +370,8 @@ def test_predictions_of_another_target_are_told_apart(monkeypatch: pytest.Monkey
 
 def test_resources_without_a_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     figures = drawn(monkeypatch)
-    resources_picture(tmp_path / "r.png", [timed(UNIFORM, None, 2.3)], None, TARGET)
-    resources_picture(tmp_path / "r.png", [UNIFORM], None, TARGET)
+    resources_figure(tmp_path / "r.png", [timed(UNIFORM, None, 2.3)], None, TARGET)
+    resources_figure(tmp_path / "r.png", [UNIFORM], None, TARGET)
     assert [text.get_text() for axes in figures[0].axes for text in axes.texts] == ["2.3ms", "900kB, predicted 692kB"]
     assert [text.get_text() for axes in figures[1].axes for text in axes.texts] == ["", "predicted 692kB"]
 
@@ -381,7 +381,7 @@ def test_group_names_of_the_channels_do_not_touch(monkeypatch: pytest.MonkeyPatc
     figures = drawn(monkeypatch)
     default = {f"stages.{n}.blocks.0.conv": 8 * (n + 1) for n in range(count)}
     found = {"autoslim": dict.fromkeys(default, 8), "uniform": {name: size // 2 for name, size in default.items()}}
-    channels_picture(tmp_path / "c.png", default, found)
+    channels_figure(tmp_path / "c.png", default, found)
     figures[0].draw_without_rendering()
     bars, shares = figures[0].axes
     labels = bars.get_yticklabels()
@@ -394,8 +394,8 @@ def test_group_names_of_the_channels_do_not_touch(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_method_looks_the_same_whoever_it_is_compared_with():
-    assert looks(["uniform"])["uniform"] == looks(["autoslim", "uniform", "other"])["uniform"]
-    many = looks(["autoslim", "uniform", "a", "b", "c", "d"])
+    assert method_styles(["uniform"])["uniform"] == method_styles(["autoslim", "uniform", "other"])["uniform"]
+    many = method_styles(["autoslim", "uniform", "a", "b", "c", "d"])
     assert len(set(many.values())) == 6
 
 

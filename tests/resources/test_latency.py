@@ -26,9 +26,9 @@ from autoslim.resources.latency import backends as runtimes
 from autoslim.resources.latency import measure as measuring
 from autoslim.resources.latency.backends import check_runtime, prepared
 from autoslim.resources.latency.kernels import described, find_kernels
-from autoslim.resources.latency.measure import checked_against, fitted_line, measure_table, random_configurations
+from autoslim.resources.latency.measure import fit_line, measure_table, prediction_check, random_configurations
 from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
-from autoslim.resources.measure import measure_network, memory_of
+from autoslim.resources.measure import measure_memory, measure_network
 from autoslim.tracing.capture import symbolic_graph
 
 TARGET = Target("a machine", "eager", "cpu", 1, 1, "fp32", False, "torch")
@@ -393,20 +393,18 @@ def test_a_table_survives_its_file() -> None:
 
 def test_the_line_and_the_errors_are_those_of_closed_forms() -> None:
     sums = [1.0, 2.0, 3.0, 7.0]
-    assert fitted_line(sums, [3 * total + 0.5 for total in sums]) == pytest.approx((3, 0.5))
-    assert fitted_line([1.0, 2.0, 3.0], [2.0, 2.0, 1.0]) == pytest.approx(
-        (0, (1 / 2 + 1 / 2 + 1) / (1 / 4 + 1 / 4 + 1))
-    )
-    check = checked_against([1.1, 2.0, 2.7, 4.0], [1.0, 2.0, 3.0, 4.0])
+    assert fit_line(sums, [3 * total + 0.5 for total in sums]) == pytest.approx((3, 0.5))
+    assert fit_line([1.0, 2.0, 3.0], [2.0, 2.0, 1.0]) == pytest.approx((0, (1 / 2 + 1 / 2 + 1) / (1 / 4 + 1 / 4 + 1)))
+    check = prediction_check([1.1, 2.0, 2.7, 4.0], [1.0, 2.0, 3.0, 4.0])
     assert check.median_error == pytest.approx(0.05)
     assert check.error_95 == pytest.approx(0.1)
     assert check.rank_correlation == pytest.approx(1)
-    assert checked_against([2.0, 1.0, 3.0], [1.0, 2.0, 3.0]).rank_correlation == pytest.approx(0.5)
+    assert prediction_check([2.0, 1.0, 3.0], [1.0, 2.0, 3.0]).rank_correlation == pytest.approx(0.5)
 
 
 def test_equal_times_rank_nothing() -> None:
-    assert checked_against([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]).rank_correlation == 0
-    assert checked_against([1.0, 2.0, 3.0], [1.0, 1.0, 1.0]).rank_correlation == 0
+    assert prediction_check([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]).rank_correlation == 0
+    assert prediction_check([1.0, 2.0, 3.0], [1.0, 1.0, 1.0]).rank_correlation == 0
 
 
 def test_random_configurations_lie_on_the_grid_from_end_to_end() -> None:
@@ -433,7 +431,7 @@ def test_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         seen.append(macs)
         return measuring.Latency(1e-3 * macs + 0.01, 0, 0)
 
-    monkeypatch.setattr(measuring, "latency_of", clock)
+    monkeypatch.setattr(measuring, "measure_latency", clock)
     arguments: dict[str, Any] = {"name": "small", "points": None, "checked_on": 10, "kept": tmp_path / "kept.json"}
     table = measure_table(network, graph, grid, TARGET, **arguments)
     for channels in random_configurations(grid, 5, seed=9):
@@ -475,7 +473,7 @@ def test_each_runtime_runs_what_it_is_given(runtime: str) -> None:
     result = run()
     output = result[0] if isinstance(result, list) else result
     torch.testing.assert_close(torch.as_tensor(output), expected.detach(), rtol=1e-4, atol=1e-5)
-    found = measuring.latency_of(network, [images], target, seconds=0.02)
+    found = measuring.measure_latency(network, [images], target, seconds=0.02)
     assert 0 < found.low <= found.median <= found.high
 
 
@@ -529,7 +527,7 @@ def test_measuring_leaves_torchs_threads_as_they_were() -> None:
             seen.append(torch.get_num_threads())
             return x
 
-    measuring.latency_of(Looks(), [torch.rand(1)], dataclasses.replace(TARGET, threads=before + 1), seconds=0)
+    measuring.measure_latency(Looks(), [torch.rand(1)], dataclasses.replace(TARGET, threads=before + 1), seconds=0)
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
 
@@ -540,11 +538,11 @@ def test_memory_measured_is_what_the_pass_holds() -> None:
     images = torch.rand(1, 3, 10, 10)
     weights, plane = 4 * (3 * 8 + 8 * 4), 4 * 100
     # The caller keeps the input; the hidden tensor lives while the second layer runs.
-    assert memory_of(network, images) == weights + (3 + 8 + 4) * plane
+    assert measure_memory(network, images) == weights + (3 + 8 + 4) * plane
     in_place = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU(inplace=True)).eval()
-    assert memory_of(in_place, images) == 4 * 24 + (3 + 8) * plane
+    assert measure_memory(in_place, images) == 4 * 24 + (3 + 8) * plane
     graph = trace(network, images)
-    assert memory_of(network, images) >= graph.memory()
+    assert measure_memory(network, images) >= graph.memory()
 
 
 def test_what_the_report_measures_is_of_one_image(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,12 @@ from specimens import MAIN, OTHERS, random_channels, specimen
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autoslim.search.incremental import Tails, trusted_tails
+from autoslim.search.incremental import IncrementalEvaluator, verified_evaluator
 from autoslim.supernet.supernet import Supernet
 from autoslim.tracing import trace
 
 
-def tails_of(name: str) -> tuple[Supernet, Tails, Tensor, dict[str, int], dict[str, int]]:
+def tails_of(name: str) -> tuple[Supernet, IncrementalEvaluator, Tensor, dict[str, int], dict[str, int]]:
     """A supernet in float64, images, a configuration, and each group's channels with a quarter less."""
     found = specimen(name)
     supernet = Supernet(found.real(found.graph.default, torch.float64), found.graph).eval()
@@ -21,7 +21,7 @@ def tails_of(name: str) -> tuple[Supernet, Tails, Tensor, dict[str, int], dict[s
     groups = found.graph.groups.items()
     less = {n: max(g.unit, current[n] // g.unit * 3 // 4 * g.unit) for n, g in groups}
     slimmer = {n: count for n, count in less.items() if count < current[n]}
-    return supernet, Tails(supernet), found.images().double(), current, slimmer
+    return supernet, IncrementalEvaluator(supernet), found.images().double(), current, slimmer
 
 
 def whole(supernet: Supernet, images: Tensor, channels: dict[str, int]) -> Tensor:
@@ -102,7 +102,7 @@ def test_operations_in_place_do_not_reach_other_subnets() -> None:
     current = graph.default
     slimmer = {name: size - 2 for name, size in current.items()}
     assert slimmer
-    for group, output in Tails(supernet).run(images, current, slimmer):
+    for group, output in IncrementalEvaluator(supernet).run(images, current, slimmer):
         channels = current if group is None else {**current, group: slimmer[group]}
         torch.testing.assert_close(output, whole(supernet, images, channels))
 
@@ -129,7 +129,7 @@ def test_operations_over_the_channels_are_run_again() -> None:
     graph = trace(network, torch.empty(1, 3, 8, 8))
     supernet = Supernet(network.double(), graph).eval()
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
-    tails = Tails(supernet)
+    tails = IncrementalEvaluator(supernet)
     (group,) = graph.groups
     assert str(tails.nodes[tails.start[group]].target) == "norm"
     found = dict(tails.run(images, graph.default, {group: 5}))
@@ -227,7 +227,7 @@ def test_code_that_writes_over_values_or_mixes_channels_in_its_own_way(
     supernet, images = supernet_of(Parts(forward))
     current = {n: g.size - g.unit for n, g in supernet.graph.groups.items()}
     slimmer = {n: count - supernet.graph.groups[n].unit for n, count in current.items()}
-    for group, output in Tails(supernet).run(images.clone(), current, slimmer):
+    for group, output in IncrementalEvaluator(supernet).run(images.clone(), current, slimmer):
         channels = current if group is None else {**current, group: slimmer[group]}
         torch.testing.assert_close(output, whole(supernet, images.clone(), channels))
 
@@ -253,7 +253,7 @@ def test_what_cannot_be_run_in_parts_is_noticed(forward: Callable[[Parts, Tensor
     torch.manual_seed(0)
     supernet, images = supernet_of(Parts(forward))
     expected = whole(supernet, images, supernet.widest)
-    tails, reason = trusted_tails(supernet, images)
+    tails, reason = verified_evaluator(supernet, images)
     if tails is None:
         assert reason
     else:  # a later torch, or tracing, may manage: then it must be right
@@ -267,7 +267,7 @@ def test_what_cannot_be_run_in_parts_is_noticed(forward: Callable[[Parts, Tensor
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "densenet121", "efficientnet_b0", "shufflenet_v2_x0_5"])
 def test_ordinary_networks_are_run_in_parts(name: str) -> None:
     supernet, _, images, *_ = tails_of(name)
-    tails, reason = trusted_tails(supernet, torch.cat([images, images.flip(3)]))
+    tails, reason = verified_evaluator(supernet, torch.cat([images, images.flip(3)]))
     assert tails is not None, reason
 
 
@@ -276,7 +276,7 @@ def test_the_supernet_is_left_as_it_was() -> None:
     supernet.train().select(current)
     next(iter(supernet.network.modules())).eval()
     before = [supernet.selected, [m.training for m in supernet.modules()], whole(supernet, images, current).detach()]
-    tails = Tails(supernet)
+    tails = IncrementalEvaluator(supernet)
     assert before[:2] == [current, [m.training for m in supernet.modules()]]
     with torch.no_grad():
         list(tails.run(images, current, slimmer))

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 import pytest
 import torch
 
-from autoslim.search.greedy import By, Option, SlimmingStep, exhaustive_judge
-from autoslim.search.racing import CURRENT, Lap, Outcome, race_judge
+from autoslim.search.greedy import By, Option, SlimmingStep, exhaustive_rule
+from autoslim.search.racing import CURRENT, ChunkRunner, Outcome, racing_rule
 from autoslim.tasks.classification import Score
 
 LAPS, LAP = 8, 64
@@ -33,8 +33,8 @@ class Field:
     def score(self, name: str) -> Score:
         return Score(float(self.wrong[name].mean()), float(self.nats[name].mean()), IMAGES)
 
-    def laps(self) -> list[Lap]:
-        def lap(number: int) -> Lap:
+    def runners(self) -> list[ChunkRunner]:
+        def run_chunk(number: int) -> ChunkRunner:
             part = slice(number * LAP, (number + 1) * LAP)
 
             def run(_: SlimmingStep, __: Mapping[str, Option], wanted: Collection[str]) -> dict[str, Outcome]:
@@ -42,13 +42,13 @@ class Field:
 
             return run
 
-        return [lap(number) for number in range(LAPS)]
+        return [run_chunk(number) for number in range(LAPS)]
 
     def exhaustive(self, by: By, per_cost: bool) -> str:
         def score(channels: Mapping[str, int]) -> Score:
             return self.score(next(name for name in self.names if channels[name] == 1))
 
-        return exhaustive_judge(score, by, per_cost)(self.current, self.options)[0]
+        return exhaustive_rule(score, by, per_cost)(self.current, self.options)[0]
 
 
 WAYS = [(by, per_cost) for by in ("error", "cross_entropy") for per_cost in (False, True)]
@@ -58,7 +58,7 @@ WAYS = [(by, per_cost) for by in ("error", "cross_entropy") for per_cost in (Fal
 def test_without_risk_every_option_sees_every_image(by: By, per_cost: bool) -> None:
     for seed in range(20):
         field = Field(seed, options=9, spread=0.1)
-        best, scores = race_judge(field.laps(), IMAGES, by, per_cost, None, 0)(field.current, field.options)
+        best, scores = racing_rule(field.runners(), IMAGES, by, per_cost, None, 0)(field.current, field.options)
         assert best == field.exhaustive(by, per_cost)
         for name, score in scores.items():
             assert score.images == IMAGES
@@ -74,7 +74,7 @@ def test_the_exhaustive_choice_is_dropped_no_more_often_than_stated(by: By, per_
     others = evaluated = 0
     for seed in range(300):
         field = Field(seed, options=10, spread=0.05)
-        best, scores = race_judge(field.laps(), IMAGES, by, per_cost, risk, 0)(field.current, field.options)
+        best, scores = racing_rule(field.runners(), IMAGES, by, per_cost, risk, 0)(field.current, field.options)
         others += best != field.exhaustive(by, per_cost)
         evaluated += sum(score.images for score in scores.values())
         assert scores[best].images == IMAGES
@@ -88,7 +88,9 @@ def test_more_risk_sees_fewer_images() -> None:
         races = []
         for seed in range(30):
             field = Field(seed, options=10, spread=0.05)
-            _, scores = race_judge(field.laps(), IMAGES, "cross_entropy", False, risk, 0)(field.current, field.options)
+            _, scores = racing_rule(field.runners(), IMAGES, "cross_entropy", False, risk, 0)(
+                field.current, field.options
+            )
             races.append(sum(score.images for score in scores.values()))
         return sum(races)
 
@@ -101,7 +103,7 @@ def test_what_is_far_behind_drops_out_after_one_lap(by: By, per_cost: bool) -> N
     for name in field.names[1:]:
         field.nats[name] += 5.0
         field.wrong[name][:] = 1.0
-    best, scores = race_judge(field.laps(), IMAGES, by, per_cost, 0.05, 0)(field.current, field.options)
+    best, scores = racing_rule(field.runners(), IMAGES, by, per_cost, 0.05, 0)(field.current, field.options)
     assert best == field.names[0]
     assert {scores[name].images for name in field.names[1:]} == {LAP}
     assert scores[best].images == IMAGES
@@ -111,22 +113,22 @@ def test_the_first_lap_differs_from_step_to_step_and_is_the_same_when_a_step_is_
     field = Field(0, options=3, spread=0.1)
     starts: list[int] = []
 
-    def laps() -> list[Lap]:
-        def noted(number: int, lap: Lap) -> Lap:
+    def runners() -> list[ChunkRunner]:
+        def noted(number: int, run_chunk: ChunkRunner) -> ChunkRunner:
             def run(current: SlimmingStep, options: Mapping[str, Option], wanted: Collection[str]) -> object:
                 starts.append(number)
-                return lap(current, options, wanted)
+                return run_chunk(current, options, wanted)
 
             return run  # type: ignore[return-value]
 
-        return [noted(number, lap) for number, lap in enumerate(field.laps())]
+        return [noted(number, run_chunk) for number, run_chunk in enumerate(field.runners())]
 
     firsts = []
     for cost in range(1000, 1040):
         step = SlimmingStep(None, field.current.channels, cost, field.current.score)
         for _ in range(2):
             starts.clear()
-            race_judge(laps(), IMAGES, "error", False, None, 0)(step, field.options)
+            racing_rule(runners(), IMAGES, "error", False, None, 0)(step, field.options)
             assert sorted(starts) == list(range(LAPS))
             firsts.append(starts[0])
     assert firsts[::2] == firsts[1::2]

@@ -16,7 +16,7 @@ from autoslim.data.prepared import PreparedData
 from autoslim.errors import UserError
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search import search as searching
-from autoslim.search.racing import Lap
+from autoslim.search.racing import ChunkRunner
 from autoslim.search.search import read_trajectory, search
 from autoslim.training.checkpoints import Checkpoints
 
@@ -144,22 +144,22 @@ def test_a_resumed_search_gives_the_identical_trajectory(
     supernet: Supernet, data: PreparedData, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(supernet, data, tmp_path / "whole", **changes)
-    laps_of, run_laps = searching.search_laps, 0
+    laps_of, run_laps = searching.chunk_runners, 0
 
     def mortal(*arguments: Any, **options: Any) -> Any:
-        def counted(lap: Lap) -> Lap:
+        def counted(run_chunk: ChunkRunner) -> ChunkRunner:
             def run_lap(*given: Any) -> Any:
                 nonlocal run_laps
                 run_laps += 1
                 if run_laps in (1, 9, 17, 30):  # before the first step, then in the middle of choosing one
                     raise KilledError
-                return lap(*given)
+                return run_chunk(*given)
 
             return run_lap
 
-        return [counted(lap) for lap in laps_of(*arguments, **options)]
+        return [counted(run_chunk) for run_chunk in laps_of(*arguments, **options)]
 
-    monkeypatch.setattr(searching, "search_laps", mortal)
+    monkeypatch.setattr(searching, "chunk_runners", mortal)
     kills = 0
     for _ in range(20):
         try:

@@ -39,11 +39,11 @@ def supernet(sample: Specimen) -> Supernet:
 
 
 def test_costs_equal_an_independent_count(sample: Specimen) -> None:
-    groups, capped = sample.graph.groups, sample.graph.capped
+    groups, not_widenable = sample.graph.groups, sample.graph.not_widenable
     drawn = random_channels(sample.graph, 1, 0.1, 1.5)
     for channels in (
         sample.graph.default,
-        {name: min(count, groups[name].size) if name in capped else count for name, count in drawn.items()},
+        {name: min(count, groups[name].size) if name in not_widenable else count for name, count in drawn.items()},
     ):
         network = resize(sample.network, sample.graph, channels)
         assert sample.graph.macs(channels) == counted(network, sample.graph.input_shape)

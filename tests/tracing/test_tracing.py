@@ -15,7 +15,7 @@ from torchvision.ops import StochasticDepth
 
 from autoslim import Supernet, resize, trace
 from autoslim.channels.copying import on_meta
-from autoslim.channels.graph import ChannelGraph, layers_that_stay, slimmable_share
+from autoslim.channels.graph import ChannelGraph, layers_not_prunable, slimmable_share
 from autoslim.errors import UserError
 from autoslim.tracing.capture import symbolic_graph
 from autoslim.tracing.operations import is_local
@@ -75,7 +75,7 @@ def test_number_of_groups(name: str, groups: int) -> None:
 
 @pytest.mark.parametrize("name", [*MAIN, *(name for name in OTHERS if name not in ("shufflenet_v2_x0_5", "googlenet"))])
 def test_only_the_classes_are_fixed(name: str) -> None:
-    fixed = specimen(name).graph.fixed
+    fixed = specimen(name).graph.not_prunable
     assert list(fixed.values()) == ["it is the network's output"]
 
 
@@ -114,14 +114,14 @@ def test_grouped_convolutions_have_units() -> None:
 
 def test_shuffled_channels_stay_and_say_why() -> None:
     graph = specimen("shufflenet_v2_x0_5").graph
-    assert "interleaved" in graph.fixed["stage2.0.branch2.5"]
+    assert "interleaved" in graph.not_prunable["stage2.0.branch2.5"]
     assert "stage2.0.branch2.0" in graph.groups  # what lies between shuffles can be slimmed
 
 
 def test_auxiliary_heads_are_traced_though_they_run_in_training_only() -> None:
     graph = specimen("googlenet").graph
     assert {"aux1.conv.conv", "aux1.fc1", "aux2.conv.conv", "aux2.fc1"} <= graph.groups.keys()
-    assert graph.fixed == dict.fromkeys(["fc", "aux1.fc2", "aux2.fc2"], "it is the network's output")
+    assert graph.not_prunable == dict.fromkeys(["fc", "aux1.fc2", "aux2.fc2"], "it is the network's output")
     assert not [layer for layer in graph.layers if layer.name.startswith("aux")]  # costs are those of inference
 
 
@@ -673,7 +673,7 @@ def test_what_must_keep_its_size_is_named_with_the_reason(case: str) -> None:
     make, layer, reason = FIXED[case]
     network = make()
     graph = trace(network, EXAMPLE)
-    assert reason in graph.fixed[layer]
+    assert reason in graph.not_prunable[layer]
     assert layer not in graph.groups
     survives(network, graph, widest=1.0)
 
@@ -694,7 +694,7 @@ def test_what_can_be_slimmed_but_not_widened() -> None:
     network = CutOff()
     graph = trace(network, EXAMPLE)
     assert graph.groups.keys() == {"stem", "again.0", "again.1"}
-    assert graph.capped.keys() == {"stem"}
+    assert graph.not_widenable.keys() == {"stem"}
     survives(network, graph, widest=1.0)
     assert resize(network, graph, graph.default | {"again.0": 20})(EXAMPLE).shape == (1, 4)
     with pytest.raises(UserError, match=r"channels of group stem are 24, and it can have 16 at most: .*; keep"):
@@ -706,7 +706,7 @@ def test_leaves_keep_what_passes_through_them() -> None:
     assert trace(network, EXAMPLE).groups.keys() == {"stem", "middle.0", "middle.2"}
     graph = trace(network, EXAMPLE, leaves=["middle"])
     assert not graph.groups
-    assert graph.fixed["middle"].startswith("Sequential `middle` at test_tracing.py:")
+    assert graph.not_prunable["middle"].startswith("Sequential `middle` at test_tracing.py:")
     assert graph.macs() == trace(network, EXAMPLE).macs()
 
 
@@ -714,11 +714,11 @@ def test_share_that_can_be_slimmed_and_layers_that_stay() -> None:
     graph = trace(transposed(), EXAMPLE)
     stem, up, last, head = 64 * 27 * 16, 64 * 16 * 4 * 12, 256 * 9 * 12 * 8, 8 * 4
     assert slimmable_share(graph, graph.default) == (last + head) / (stem + up + last + head)
-    assert layers_that_stay(graph).keys() == {"stem", "middle.0"}  # not the head, which makes the classes
-    assert layers_that_stay(trace(Functional(), EXAMPLE))["conv2d"] == "it has no slimming rule"
+    assert layers_not_prunable(graph).keys() == {"stem", "middle.0"}  # not the head, which makes the classes
+    assert layers_not_prunable(trace(Functional(), EXAMPLE))["conv2d"] == "it has no slimming rule"
     graph = trace(Residual(), EXAMPLE)
     assert slimmable_share(graph, graph.default) == 1
-    assert not layers_that_stay(trace(Residual(), EXAMPLE))
+    assert not layers_not_prunable(trace(Residual(), EXAMPLE))
 
 
 # What is refused
@@ -767,7 +767,7 @@ def test_a_leaf_is_the_remedy_for_what_depends_on_data() -> None:
     network = Body(nn.Sequential(Wide(), conv(16, 12)), 12)
     graph = trace(network, EXAMPLE, leaves=["middle.0"])
     assert graph.groups.keys() == {"middle.1"}
-    assert "Wide `middle.0` at test_tracing.py:" in graph.fixed["stem"]
+    assert "Wide `middle.0` at test_tracing.py:" in graph.not_prunable["stem"]
     assert graph.macs() == 64 * 9 * (3 * 16 + 16 * 16 + 16 * 12) + 12 * 4
     survives(network, graph)
 

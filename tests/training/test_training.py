@@ -23,9 +23,9 @@ from autoslim.data.batches import even_chunk, search_chunks
 from autoslim.data.prepared import PreparedData
 from autoslim.errors import UserError
 from autoslim.models.architectures import mobilenet_v2
-from autoslim.pipeline.artifacts import start_file, write_start
-from autoslim.supernet.extract import subnets_of
-from autoslim.supernet.train import first_supernet, train_supernet
+from autoslim.pipeline.artifacts import initial_weights_file, write_initial_weights
+from autoslim.supernet.extract import subnet_extractor
+from autoslim.supernet.train import initial_supernet, train_supernet
 from autoslim.tasks.classification import evaluate
 from autoslim.training.checkpoints import Checkpoints, file_digest, load_weights, run_key, write_atomically, write_json
 from autoslim.training.device import autocast
@@ -414,9 +414,9 @@ def test_a_network_cut_from_the_supernet_computes_what_the_supernet_does(data: P
     """The first channels of each layer; running statistics are those of the search images."""
     network, graph = small_network()
     levels = SPAN.grid(graph)
-    supernet = first_supernet(network, graph, {name: counts[0] for name, counts in levels.items()}, 0, trained=False)
+    supernet = initial_supernet(network, graph, {name: counts[0] for name, counts in levels.items()}, 0, trained=False)
     channels = {name: counts[len(counts) // 2] for name, counts in levels.items()}
-    cut = subnets_of(supernet, data, machine(), seed=0)(channels)
+    cut = subnet_extractor(supernet, data, machine(), seed=0)(channels)
     wide = dict(supernet.network.named_parameters())
     for name, parameter in cut.named_parameters():
         assert torch.equal(parameter, wide[name][tuple(slice(size) for size in parameter.shape)])
@@ -432,7 +432,7 @@ def test_a_network_cut_from_the_supernet_computes_what_the_supernet_does(data: P
 
 def test_a_network_wider_than_the_supernet_is_not_cut_out_of_it() -> None:
     network, graph = small_network()
-    supernet = first_supernet(network, graph, graph.default, 0, trained=False)
+    supernet = initial_supernet(network, graph, graph.default, 0, trained=False)
     name = next(iter(graph.groups))
     wider = {**graph.default, name: graph.default[name] + 1}
     with pytest.raises(UserError, match=f"group {name} has at most {graph.default[name]} channels in this supernet"):
@@ -445,7 +445,7 @@ def test_retraining_starts_from_the_weights_it_is_given(tmp_path: Path, data: Pr
     channels = graph.scaled(0.75, 2)
     given = resize(network, graph, channels)
     initialise(given, 7)
-    write_start(tmp_path, "start", given)
+    write_initial_weights(tmp_path, "start", given)
     retrain(
         network,
         graph,
@@ -454,7 +454,7 @@ def test_retraining_starts_from_the_weights_it_is_given(tmp_path: Path, data: Pr
         dataclasses.replace(recipe(), learning_rate=1e-30),
         machine(),
         seeds=[0, 1],
-        start=start_file(tmp_path, "start"),
+        start=initial_weights_file(tmp_path, "start"),
         label="test",
         folder=tmp_path,
         checkpoints=Checkpoints(tmp_path, "run", "key"),
@@ -464,7 +464,7 @@ def test_retraining_starts_from_the_weights_it_is_given(tmp_path: Path, data: Pr
         load_weights(network := resize(network, graph, channels), tmp_path / f"seed-{seed}.safetensors")
         for name, parameter in given.named_parameters():
             assert torch.allclose(parameter, network.get_parameter(name), rtol=0, atol=1e-20)
-    write_start(tmp_path, "nothing", None)
+    write_initial_weights(tmp_path, "nothing", None)
     assert load_file(tmp_path / "nothing.safetensors") == {}
 
 
@@ -606,10 +606,10 @@ def test_runs_of_the_same_key_take_turns(tmp_path: Path) -> None:
     inside: list[str] = []
 
     def second() -> None:
-        with Checkpoints(tmp_path, "stage", "key").held():
+        with Checkpoints(tmp_path, "stage", "key").lock():
             inside.append("second")
 
-    with Checkpoints(tmp_path, "stage", "key").held(), Checkpoints(tmp_path, "stage", "other").held():
+    with Checkpoints(tmp_path, "stage", "key").lock(), Checkpoints(tmp_path, "stage", "other").lock():
         thread = threading.Thread(target=second)
         thread.start()
         thread.join(0.3)

@@ -41,7 +41,9 @@ class Latency:
     high: float
 
 
-def latency_of(network: nn.Module, values: Sequence[Tensor], target: Target, seconds: float | None = None) -> Latency:
+def measure_latency(
+    network: nn.Module, values: Sequence[Tensor], target: Target, seconds: float | None = None
+) -> Latency:
     """How long ``network`` takes on ``values`` (one tensor for each input), run again and again for ``seconds``."""
     # Before the network is compiled: it is compiled for a number of threads.
     before = torch.get_num_threads()
@@ -105,7 +107,7 @@ def measure_table(
                 module, values = kernel.at({**row, **column})
                 does = hashlib.sha256(described(module, values).encode()).hexdigest()[:16]
                 if does not in known:  # networks repeat their blocks
-                    known[does] = latency_of(module, values, target, KERNEL_SECONDS).median
+                    known[does] = measure_latency(module, values, target, KERNEL_SECONDS).median
                 ms.append(known[does])
                 bar.advance()
             write_json(kept, known)
@@ -170,17 +172,17 @@ def _checked(
     measured = []
     with Progress("latency of networks", len(chosen), unit="network") as bar:
         for channels in chosen:
-            measured.append(latency_of(resize(network, graph, channels), [images], table.target).median)
+            measured.append(measure_latency(resize(network, graph, channels), [images], table.target).median)
             bar.advance()
     sums = [table.kernels_ms(channels) for channels in chosen]
-    slope, intercept = fitted_line(sums[:FITTED_ON], measured[:FITTED_ON])
+    slope, intercept = fit_line(sums[:FITTED_ON], measured[:FITTED_ON])
     predicted = [intercept + slope * total for total in sums[FITTED_ON:]]
     return dataclasses.replace(
-        table, slope=slope, intercept=intercept, check=checked_against(predicted, measured[FITTED_ON:])
+        table, slope=slope, intercept=intercept, check=prediction_check(predicted, measured[FITTED_ON:])
     )
 
 
-def fitted_line(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
+def fit_line(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
     """Slope and intercept of the line with the least squared relative errors; level where it would fall.
 
     It falls where the time hardly depends on the channels and chance decides: more work must not be said to be faster.
@@ -192,7 +194,7 @@ def fitted_line(sums: Sequence[float], measured: Sequence[float]) -> tuple[float
     return float(slope), float(intercept)
 
 
-def checked_against(predicted: Sequence[float], measured: Sequence[float]) -> Check:
+def prediction_check(predicted: Sequence[float], measured: Sequence[float]) -> Check:
     """The errors of predictions, and Spearman's rank correlation (0 where either are all the same)."""
     errors = np.abs(np.asarray(predicted) / np.asarray(measured) - 1)
     return Check(
@@ -204,7 +206,7 @@ def checked_against(predicted: Sequence[float], measured: Sequence[float]) -> Ch
     )
 
 
-def this_target(
+def current_target(
     *, device: torch.device, runtime: str, threads: int, batch: int, precision: str, channels_last: bool
 ) -> Target:
     """The machine at hand, by its processor's or its GPU's name."""

@@ -10,8 +10,8 @@ from typing import Any
 from autoslim.errors import UserError, first_line
 
 FORMAT = 1
-LEAST_CORRELATION = 0.8
-MISTRUST = (
+MIN_CORRELATION = 0.8
+UNRELIABLE = (
     ": too low to search by. Either other work kept the machine busy meanwhile, or the time of so small a network "
     "hardly depends on its channels (raise latency.batch)"
 )
@@ -116,7 +116,7 @@ class Check:
 
     @property
     def trusted(self) -> bool:
-        return self.rank_correlation >= LEAST_CORRELATION
+        return self.rank_correlation >= MIN_CORRELATION
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class LatencyTable:
         return (
             f"{told}: over {len(self.check.measured)} random networks the prediction is off by "
             f"{self.check.median_error:.1%} (median; 95 % are within {self.check.error_95:.1%}), "
-            f"rank correlation {self.check.rank_correlation:.3f}{'' if self.check.trusted else MISTRUST}"
+            f"rank correlation {self.check.rank_correlation:.3f}{'' if self.check.trusted else UNRELIABLE}"
         )
 
     def to_dict(self) -> dict[str, Any]:
