@@ -34,7 +34,7 @@ from autoslim.channels.resize import initialise, resize
 from autoslim.data.batches import train_batches
 from autoslim.data.prepared import FILE_NAME, SPLITS, DataInfo, PreparedData, images_path, labels_path
 from autoslim.models.building import build_network
-from autoslim.pipeline.assembly import recipe, span
+from autoslim.pipeline.assembly import grid_spec, recipe
 from autoslim.pipeline.params import load_params
 from autoslim.search.incremental import IncrementalEvaluator
 from autoslim.supernet.sandwich import random_subnet, sandwich_step
@@ -54,7 +54,7 @@ class Bench:
         size, colours = asked.data.image_size or 32, asked.data.channels or 3
         plain = build_network(asked.model.name, asked.model.kwargs, CLASSES)
         graph = trace(plain, torch.empty(1, colours, size, size))
-        self.grid = span(asked.supernet).grid(graph)
+        self.grid = graph.grid(grid_spec(asked.supernet))
         wide = resize(plain, graph, {name: levels[0] for name, levels in self.grid.items()})
         initialise(wide, 0)
         self.device = select_device(device)

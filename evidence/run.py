@@ -30,11 +30,11 @@ from safetensors.torch import save
 from studies import ROOT, Params, Pieces, changed, load_yaml, read, screening
 
 from autoslim.channels.graph import ChannelGraph
-from autoslim.channels.grid import Span
+from autoslim.channels.grid import GridSpec
 from autoslim.channels.groups import Channels
 from autoslim.data.batches import eval_batches, search_chunks
 from autoslim.data.prepared import PreparedData
-from autoslim.pipeline.assembly import recipe, span, traced_network
+from autoslim.pipeline.assembly import grid_spec, recipe, traced_network
 from autoslim.pipeline.params import check_params
 from autoslim.resources.budgets import parse_budget
 from autoslim.resources.costs import Costs
@@ -244,7 +244,7 @@ def _trained(pieces: Pieces, params: Params, files: Files, seed: int) -> Row:
     return values
 
 
-def _random_network(graph: ChannelGraph, budget: str, spread: float, span: Span, seed: int) -> Channels:
+def _random_network(graph: ChannelGraph, budget: str, spread: float, spec: GridSpec, seed: int) -> Channels:
     """Each group's width drawn around a common one (log-normal), which is set so that the budget is just held.
 
     In multiples of the grid's divisor from the narrowest to the widest that the supernet has, not on the grid.
@@ -253,8 +253,8 @@ def _random_network(graph: ChannelGraph, budget: str, spread: float, span: Span,
     widths = {name: math.exp(draw.gauss(0, spread)) for name in graph.groups}
     limit = parse_budget(budget).absolute(graph.macs())
     options = {
-        name: [count for count in range(0, grid[0] + 1, span.divisor) if grid[-1] <= count <= grid[0]]
-        for name, grid in span.grid(graph).items()
+        name: [count for count in range(0, grid[0] + 1, spec.divisor) if grid[-1] <= count <= grid[0]]
+        for name, grid in graph.grid(spec).items()
     }
 
     def at(common: float) -> Channels:
@@ -263,7 +263,7 @@ def _random_network(graph: ChannelGraph, budget: str, spread: float, span: Span,
 
     channels = at(max(number / 1000 for number in range(100, 3000) if graph.macs(at(number / 1000)) <= limit))
     for name in draw.sample(sorted(options), len(options)):  # what one step of all left over
-        wider = channels | {name: channels[name] + span.divisor}
+        wider = channels | {name: channels[name] + spec.divisor}
         if wider[name] in options[name] and graph.macs(wider) <= limit:
             channels = wider
     return channels
@@ -278,7 +278,7 @@ def _networks(
     pieces: Pieces, params: Params, graph: ChannelGraph, study: Params, budget: str
 ) -> dict[tuple[str, int], Channels]:
     """The networks of the study ``ranking``: random ones, and those along the search of the first supernet."""
-    reach = span(check_params(changed(params, study["within"]), "params.yaml").supernet)
+    reach = grid_spec(check_params(changed(params, study["within"]), "params.yaml").supernet)
     drawn = {
         ("random", seed): _random_network(graph, budget, study["spread"], reach, seed)
         for seed in range(study["networks"])

@@ -32,8 +32,8 @@ from autoslim.pipeline.launch import _reason, rank_count
 from autoslim.pipeline.params import Runtime
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search.search import search
-from autoslim.supernet.sandwich import sandwich_rule
-from autoslim.supernet.train import random_width_seed, train_supernet
+from autoslim.supernet.sandwich import Sandwich, random_width_seed, sandwich_rule
+from autoslim.supernet.train import train_supernet
 from autoslim.training.checkpoints import Checkpoints, load_weights
 from autoslim.training.device import RunContext, autocast, select_device
 from autoslim.training.loop import Plan, label_step, train
@@ -132,7 +132,7 @@ def run(
 
 def start_supernet() -> Supernet:
     network, graph = small_network()
-    wide = resize(network, graph, {name: options[0] for name, options in SPAN.grid(graph).items()})
+    wide = resize(network, graph, {name: options[0] for name, options in graph.grid(SPAN).items()})
     shuffle_weights(wide)
     return Supernet(wide.double(), graph)
 
@@ -140,11 +140,9 @@ def start_supernet() -> Supernet:
 def sandwich(supernet: Supernet, seed: int = 0) -> Any:
     return sandwich_rule(
         supernet,
-        SPAN.grid(supernet.graph),
-        random_widths=2,
-        seed=seed,
+        supernet.graph.grid(SPAN),
+        Sandwich(random_widths=2, seed=seed),
         label_smoothing=0.1,
-        distillation=True,
         autocast=autocast(torch.device("cpu"), "fp32"),
     )
 
@@ -189,10 +187,7 @@ def digits(machine: RunContext, data: PreparedData, folder: Path, widths_by_rank
         SPAN,
         recipe(epochs=1),
         machine,
-        random_widths=1,
-        widths_by_rank=widths_by_rank,
-        distillation=True,
-        seed=0,
+        sandwich=Sandwich(random_widths=1, widths_by_rank=widths_by_rank),
         name="net",
         folder=folder / "supernet",
         checkpoints=Checkpoints(folder, "supernet", "key"),
@@ -217,7 +212,7 @@ def digits(machine: RunContext, data: PreparedData, folder: Path, widths_by_rank
 
 def searches(machine: RunContext, data: PreparedData, folder: Path) -> dict[str, Any]:
     network, graph = small_network()
-    levels = SPAN.grid(graph)
+    levels = graph.grid(SPAN)
     wide = resize(network, graph, {name: options[0] for name, options in levels.items()})
     shuffle_weights(wide, seed=3)
     supernet = Supernet(wide, graph)

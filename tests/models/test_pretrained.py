@@ -9,14 +9,14 @@ import torch
 import torchvision.models as tv
 from safetensors.torch import load_file, save_file
 from small_data import machine, prepared_digits, recipe, small_network
-from small_project import _main, change_params, stage, start_project
+from small_project import change_params, stage, start_project
 from specimens import batch_statistics, shuffle_weights, specimen
 from torch import Tensor, nn
 
 from autoslim import resize, sort_channels, trace
 from autoslim.channels.copying import copy_with
 from autoslim.channels.graph import ChannelGraph
-from autoslim.channels.grid import Span
+from autoslim.channels.grid import GridSpec
 from autoslim.channels.sort import channel_importance
 from autoslim.data.prepared import read_info
 from autoslim.errors import UserError
@@ -25,6 +25,7 @@ from autoslim.models.pretrained import check_weights, insert_weights, load_train
 from autoslim.pipeline.assembly import traced_network
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED
+from autoslim.supernet.sandwich import Sandwich
 from autoslim.supernet.train import initial_supernet, train_supernet
 from autoslim.training.checkpoints import Checkpoints
 
@@ -420,13 +421,11 @@ def test_a_supernet_wider_than_the_trained_network_is_refused(tmp_path: Path) ->
             network,
             graph,
             prepared_digits(tmp_path / "data"),
-            Span(width=1.1, narrowest=0.25, steps=4, divisor=2),
+            GridSpec(width=1.1, narrowest=0.25, steps=4, divisor=2),
             recipe(),
             machine(),
             trained=True,
-            random_widths=1,
-            distillation=True,
-            seed=0,
+            sandwich=Sandwich(random_widths=1),
             name="test",
             folder=tmp_path,
             checkpoints=Checkpoints(tmp_path, "run", "key"),
@@ -506,7 +505,7 @@ def test_another_file_is_another_run(project: Path, monkeypatch: pytest.MonkeyPa
         folders.append(checkpoints.folder)
         raise UserError("stop here")
 
-    monkeypatch.setitem(_main("supernet").__wrapped__.__globals__, "train_supernet", stop)  # type: ignore[attr-defined]
+    monkeypatch.setattr("autoslim.pipeline.supernet.train_supernet", stop)
     for _ in range(2):
         with pytest.raises(SystemExit):
             stage("supernet")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from closure import ROOT
+from paths import ROOT
 from specimens import OTHERS, random_channels, specimen
 from torch import Tensor, fx, nn
 
 from autoslim import trace
 from autoslim.channels.graph import ChannelGraph
-from autoslim.channels.grid import Span
+from autoslim.channels.grid import GridSpec
 from autoslim.errors import UserError
 from autoslim.models.architectures import mobilenet_v2
 from autoslim.pipeline.costs import latency_target, report_target
@@ -409,7 +409,7 @@ def test_equal_times_rank_nothing() -> None:
 
 def test_random_configurations_lie_on_the_grid_from_end_to_end() -> None:
     _, graph = small()
-    grid = Span(1.5, 0.25, 12, 1).grid(graph)
+    grid = graph.grid(GridSpec(1.5, 0.25, 12, 1))
     found = random_configurations(grid, 40, seed=0)
     assert all(channels[name] in levels for channels in found for name, levels in grid.items())
     assert found == random_configurations(grid, 40, seed=0) != random_configurations(grid, 40, seed=1)
@@ -423,7 +423,7 @@ def test_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """With a clock that tells the kernel's multiply-adds, predictions are exact wherever they are measured, and an
     interrupted measurement goes on."""
     network, graph = small()
-    grid = Span(1.5, 0.25, 4, 1).grid(graph)
+    grid = graph.grid(GridSpec(1.5, 0.25, 4, 1))
     seen: list[int] = []
 
     def clock(module: nn.Module, values: list[Tensor], target: Target, seconds: float = 0) -> measuring.Latency:

@@ -25,6 +25,7 @@ from autoslim.errors import UserError
 from autoslim.models.architectures import mobilenet_v2
 from autoslim.pipeline.artifacts import initial_weights_file, write_initial_weights
 from autoslim.supernet.extract import subnet_extractor
+from autoslim.supernet.sandwich import Sandwich
 from autoslim.supernet.train import initial_supernet, train_supernet
 from autoslim.tasks.classification import evaluate
 from autoslim.training.checkpoints import Checkpoints, file_digest, load_weights, run_key, write_atomically, write_json
@@ -240,9 +241,7 @@ def test_supernet_training_resumes_bitwise(
             SPAN,
             recipe(epochs=2, channels_last=True),
             machine(every),
-            random_widths=2,
-            distillation=True,
-            seed=1,
+            sandwich=Sandwich(random_widths=2, seed=1),
             name="test",
             folder=tmp_path / name,
             checkpoints=Checkpoints(tmp_path / "checkpoints", name, "key"),
@@ -339,9 +338,7 @@ def test_a_learning_rate_far_too_high_says_so(tmp_path: Path, data: PreparedData
             SPAN,
             recipe(learning_rate=1e30),
             machine(),
-            random_widths=1,
-            distillation=True,
-            seed=0,
+            sandwich=Sandwich(random_widths=1),
             name="test",
             folder=tmp_path,
             checkpoints=Checkpoints(tmp_path, "run", "key"),
@@ -364,9 +361,7 @@ def test_a_supernet_learns_the_digits(tmp_path: Path, data: PreparedData) -> Non
         SPAN,
         recipe(epochs=15),
         machine(),
-        random_widths=1,
-        distillation=True,
-        seed=0,
+        sandwich=Sandwich(random_widths=1),
         name="test",
         folder=tmp_path,
         checkpoints=Checkpoints(tmp_path, "run", "key"),
@@ -413,7 +408,7 @@ def test_retrained_networks_are_tested_from_their_files(tmp_path: Path, data: Pr
 def test_a_network_cut_from_the_supernet_computes_what_the_supernet_does(data: PreparedData) -> None:
     """The first channels of each layer; running statistics are those of the search images."""
     network, graph = small_network()
-    levels = SPAN.grid(graph)
+    levels = graph.grid(SPAN)
     supernet = initial_supernet(network, graph, {name: counts[0] for name, counts in levels.items()}, 0, trained=False)
     channels = {name: counts[len(counts) // 2] for name, counts in levels.items()}
     cut = subnet_extractor(supernet, data, machine(), seed=0)(channels)
