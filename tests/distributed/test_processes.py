@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from autoslim import Supernet, resize
 from autoslim.data.prepared import PreparedData
-from autoslim.distributed.ranks import SINGLE, World, current_world, slurm_rendezvous, world_from_environment
+from autoslim.distributed.ranks import SINGLE, World, current_world, world_from_environment
 from autoslim.distributed.sync import GradientSynchronizer
 from autoslim.errors import UserError
 from autoslim.pipeline.launch import _reason, rank_count
@@ -429,40 +429,36 @@ def test_the_first_process_tells_the_others_and_differences_are_found(ranks: lis
         for job in ("supernet, even batches", "whole run"):
             assert {row["validated_by"] for row in rank[job]["rows"]} == {0}
     assert ranks[0]["disagreement"] == ""
-    assert ranks[1]["disagreement"].startswith("process 1 of 2 has other weights (1) than the first one (0); let all")
+    assert ranks[1]["disagreement"].startswith("rank 1 of 2 differs from rank 0 in its weights: 1 instead of 0; start")
 
 
 # A process's place
 
 
-def test_a_place_is_read_as_torchrun_and_slurm_write_it() -> None:
-    def place(**environment: str) -> list[int] | None:
-        found = world_from_environment(environment)
-        return found and [found.rank, found.size, found.local_rank, found.local_world_size]
+def test_ranks_are_read_from_torchruns_variables() -> None:
+    def ranks_of(**environment: str) -> list[int] | None:
+        world = world_from_environment(environment)
+        return world and [world.rank, world.world_size, world.local_rank, world.local_world_size]
 
-    assert place() is None
-    assert place(SLURM_NTASKS="4", SLURM_PROCID="0") is None  # a batch script, which is one process
-    assert place(SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0") is None  # one task with several devices, perhaps
-    assert place(RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", LOCAL_WORLD_SIZE="4") == [5, 8, 1, 4]
-    slurm = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
-    assert place(**slurm, SLURM_STEP_TASKS_PER_NODE="4(x2)") == [5, 8, 1, 4]
-    assert place(**slurm, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1") == [0, 1, 0, 1]
-    assert place(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1") == [1, 2, 1, 2]
+    assert ranks_of() is None
+    assert ranks_of(RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", LOCAL_WORLD_SIZE="4") == [5, 8, 1, 4]
+    assert ranks_of(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1") == [1, 2, 1, 2]
     for missing in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"} | {missing: ""}
-        told = rf"^the environment has RANK, but {missing} is ''; start the processes with"
-        with pytest.raises(UserError, match=told):
-            place(**environment)
+        with pytest.raises(UserError, match=rf"^RANK is set, but {missing} is ''; .* torchrun"):
+            ranks_of(**environment)
 
 
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [("big1", "big1"), ("gpu[003-006,009],big1", "gpu003"), ("a1,b[1-2]", "a1"), ("r[1,3]n", "r1n")],
-)
-def test_the_processes_of_a_slurm_step_meet_at_its_first_node(nodes: str, first: str) -> None:
-    at = slurm_rendezvous({"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "61234"})
-    assert at == {"MASTER_ADDR": first, "MASTER_PORT": "21234"}
-    assert slurm_rendezvous({"MASTER_ADDR": "x", "MASTER_PORT": "1"}) == {}
+def test_several_tasks_of_srun_need_torchrun() -> None:
+    """Without it, each task would be a run of its own that writes the same files."""
+    assert world_from_environment({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a batch script: one process
+    assert world_from_environment({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
+    with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS is 8, .* srun .*torchrun .*stages/supernet\.py$"):
+        world_from_environment({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"})
+    by_torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    world = world_from_environment({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"} | by_torchrun)
+    assert world is not None
+    assert (world.rank, world.world_size) == (5, 8)
 
 
 @pytest.mark.parametrize(
@@ -483,7 +479,7 @@ def test_as_many_processes_as_asked_for_or_as_devices(
     device: str, asked: Any, visible: int, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    runtime = Runtime(device=device, world=asked, threads=1, workers=0, checkpoint_minutes=5)
+    runtime = Runtime(device=device, processes=asked, threads=1, workers=0, checkpoint_minutes=5)
     if isinstance(expected, int):
         assert rank_count(runtime) == expected
     else:
