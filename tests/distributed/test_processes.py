@@ -1,10 +1,10 @@
 """Several processes against one: the same weights, the same search, and a clear end when one of them fails."""
 
 import contextlib
+import faulthandler
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,10 +21,11 @@ from small_data import SPAN, prepared_digits, recipe, small_network
 from small_project import change_params, finished_project, mistake, stage, start_project
 from specimens import shuffle_weights
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure, record
 
 from autoslim import Supernet, resize
 from autoslim.data.prepared import PreparedData
-from autoslim.distributed.ranks import SINGLE, World, current_world, world_from_environment
+from autoslim.distributed.ranks import SINGLE, LostRankError, World, current_world, world_from_environment
 from autoslim.distributed.sync import GradientSynchronizer
 from autoslim.errors import UserError
 from autoslim.pipeline.launch import _reason, rank_count
@@ -498,20 +498,53 @@ def test_a_launcher_that_starts_more_processes_than_devices_is_told_so(monkeypat
             select_device("auto", World(rank, 4, rank, 4))
 
 
-def test_what_failed_first_is_told_not_what_followed(capsys: pytest.CaptureFixture[str]) -> None:
-    def failure(rank: int, kind: str | None, at: int, message: str = "", code: int = 1) -> SimpleNamespace:
-        data = {"kind": kind} if kind else {}
-        told = SimpleNamespace(error_file_data=data, timestamp=at, local_rank=rank, message=message, exitcode=code)
-        told.signal_name = lambda: signal.Signals(-code).name
-        return told
+class TestReason:
+    """Which of several failures the parent process reports."""
 
-    lost = failure(0, "lost", 1, "process 0 of 3 lost the others")
-    assert _reason([lost, failure(1, "mistake", 2, "weights are infinite")], 3) == "weights are infinite"
-    assert _reason([lost, failure(2, None, 3, code=-9)], 3).startswith("process 2 of 3 was killed (SIGKILL), and the")
-    assert _reason([lost, failure(2, None, 3, code=7)], 3).startswith("process 2 of 3 ended with exit code 7, and the")
-    assert _reason([lost], 3) == "process 0 of 3 lost the others"
-    assert _reason([lost, failure(1, "defect", 4, "Traceback: it\n")], 3).startswith("process 1 of 3 failed as told")
-    assert capsys.readouterr().err == "Traceback: it\n"
+    @pytest.fixture
+    def failure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ProcessFailure]:
+        def make(rank: int, at: int, error: Exception | None = None, exitcode: int = 1) -> ProcessFailure:
+            """A rank that raised ``error`` under @record, or that ended without an error file."""
+            file = tmp_path / f"{rank}.json"
+            monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+            monkeypatch.setattr(time, "time", lambda: float(at))
+            monkeypatch.setattr(faulthandler, "enable", lambda **_: None)  # pytest has its own
+
+            def work() -> None:
+                if error is not None:
+                    raise error
+
+            with contextlib.suppress(Exception):
+                record(work)()
+            return ProcessFailure(local_rank=rank, pid=1, exitcode=exitcode, error_file=str(file))
+
+        return make
+
+    def test_another_ranks_error_comes_before_a_lost_connection(self, failure: Callable[..., ProcessFailure]) -> None:
+        lost = failure(0, 1, LostRankError("rank 0 lost the others"))
+        assert _reason([lost, failure(1, 2, UserError("weights are infinite: no"))], 3) == "weights are infinite: no"
+        assert _reason([lost, failure(2, 3, exitcode=-9)], 3).startswith("rank 2 of 3 was killed (SIGKILL)")
+        assert _reason([lost, failure(2, 3, exitcode=7)], 3).startswith("rank 2 of 3 ended with exit code 7")
+        assert _reason([lost], 3) == "rank 0 lost the others"
+
+    def test_the_first_error_is_reported(self, failure: Callable[..., ProcessFailure]) -> None:
+        assert _reason([failure(0, 5, UserError("later")), failure(1, 4, UserError("earlier"))], 2) == "earlier"
+
+    def test_a_defects_traceback_is_printed_once(
+        self, failure: Callable[..., ProcessFailure], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert _reason([failure(1, 4, ZeroDivisionError("by 0"))], 3).startswith("rank 1 of 3 failed")
+        printed = capsys.readouterr().err
+        assert printed.count("Traceback") == 1
+        assert printed.endswith("\nZeroDivisionError: by 0\n")
+
+    def test_another_librarys_user_error_is_a_defect(
+        self, failure: Callable[..., ProcessFailure], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """torch._dynamo has a class of this name."""
+        other = type("UserError", (Exception,), {"__module__": "torch._dynamo.exc"})
+        assert _reason([failure(0, 1, other("no"))], 2).startswith("rank 0 of 2 failed")
+        assert capsys.readouterr().err.endswith("torch._dynamo.exc.UserError: no\n")
 
 
 # The stages
@@ -588,7 +621,7 @@ def test_a_process_that_dies_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     lasted = time.time() - float(Path("died").read_text())
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [
-        "error: process 1 of 2 ended with exit code 7, and the others were stopped; run it again to go on from "
+        "error: rank 1 of 2 ended with exit code 7, and the others were stopped; run it again to continue from "
         "the last checkpoint"
     ]
     assert lasted < 10
