@@ -584,9 +584,11 @@ def test_rows_are_written_as_csv(tmp_path: Path) -> None:
 def test_a_digest_is_of_all_files_in_their_order(tmp_path: Path) -> None:
     for name, text in (("a", "one"), ("b", "two"), ("c", "onetwo")):
         (tmp_path / name).write_text(text)
-    a, b = tmp_path / "a", tmp_path / "b"
-    digests = {file_digest(a), file_digest(b), file_digest(a, b), file_digest(b, a)}
-    assert len(digests) == 4
+    a, b, c = (tmp_path / name for name in "abc")
+    digests = {file_digest(*files) for files in ((a,), (b,), (c,), (a, b), (b, a))}
+    assert len(digests) == 5
+    (tmp_path / "copy").write_text("one")
+    assert file_digest(tmp_path / "copy", b) == file_digest(a, b)
 
 
 def test_a_damaged_checkpoint_starts_anew_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
