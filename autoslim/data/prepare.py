@@ -14,7 +14,6 @@ import numpy as np
 from autoslim.data.images import evaluation_pixels, is_grey, shorter_side_for
 from autoslim.data.prepared import FILE_NAME, DataInfo, channel_moments, write_arrays, write_manifest
 from autoslim.data.sources import Part, Source, check_folder, load_digits_source, load_folder_source, located
-from autoslim.data.torchvision_sets import check_torchvision, load_torchvision_source
 from autoslim.errors import UserError
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -246,6 +245,8 @@ def check_source(source: str, *, relative_to: Path = Path()) -> None:
     """
     scheme, rest = _parse(source)
     if scheme == "torchvision":
+        from autoslim.data.torchvision_sets import check_torchvision  # imports torchvision: only for this source
+
         check_torchvision(rest)
     elif scheme == "folder":
         check_folder(located(rest, relative_to))
@@ -255,6 +256,8 @@ def load_source(source: str, *, raw: Path, relative_to: Path = Path()) -> Source
     """Find (torchvision: download into ``raw``) the images of a source, decoding few. Raises ``UserError``."""
     scheme, rest = _parse(source)
     if scheme == "torchvision":
+        from autoslim.data.torchvision_sets import load_torchvision_source
+
         return load_torchvision_source(rest, raw, relative_to)
     if scheme == "folder":
         return load_folder_source(rest, located(rest, relative_to))

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from autoslim.data.images import open_image
 from autoslim.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Those of torchvision's ImageFolder, written out because torchvision takes seconds to import."""
 
 
 def located(path: str, relative_to: Path) -> Path:
@@ -102,7 +104,7 @@ def check_folder(folder: Path) -> tuple[tuple[str, ...], str]:
     for part in ("train", test):
         for name in classes:
             if next(_images(folder / part / name), None) is None:
-                endings = " ".join(IMG_EXTENSIONS)
+                endings = " ".join(IMAGE_SUFFIXES)
                 raise UserError(f"{folder / part / name} holds no image ({endings}); add some or remove the class")
     return classes, test
 
@@ -136,5 +138,5 @@ def _images(folder: Path) -> Iterator[str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         below = Path(where).relative_to(folder)
         for name in files:
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield (below / name).as_posix()
