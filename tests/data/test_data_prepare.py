@@ -142,7 +142,7 @@ def test_paths_may_be_relative_to_a_place_and_hold_any_name(make_folder: Make, t
     assert len(images) == 4
     assert labels.tolist() == [0, 0, 1, 1]
     assert data.info.classes == names
-    with pytest.raises(UserError, match="lie in my images, which does not exist; run the prepare stage again"):
+    with pytest.raises(UserError, match="are in my images, which does not exist; run the prepare stage again"):
         PreparedData.open(tmp_path / "prepared")
 
 
@@ -231,10 +231,10 @@ def test_too_many_images_asked_for(pets: Path, tmp_path: Path) -> None:
     )
     assert run(source, tmp_path / "p", search_images=30).counts["train"] == 30
     assert "search_images 0 is not possible" in error(source, tmp_path / "p", search_images=0)
-    expected = "train_images 52 is not possible: the split has 51 images, 3 are the least"
+    expected = "train_images 52 is not possible; use 3 to 51, the number of images in the split"
     assert error(source, tmp_path / "p", train_images=52) == expected
     assert error(source, tmp_path / "p", train_images=2).startswith("train_images 2 is not possible")
-    expected = "test_images 19 is not possible: the split has 18 images, 1 are the least"
+    expected = "test_images 19 is not possible; use 1 to 18, the number of images in the split"
     assert error(source, tmp_path / "p", test_images=19) == expected
 
 
@@ -245,7 +245,7 @@ def test_values_that_mean_nothing_are_refused(tmp_path: Path) -> None:
     assert error("digits", destination, image_size=0).startswith("image_size 0 is not possible")
     expected = "storage 'disk' is unknown; expected one of auto, arrays, files"
     assert error("digits", destination, storage="disk") == expected
-    expected = "storage files: the images of digits are no files; use storage auto or arrays"
+    expected = "storage files: the images of digits are not files; use storage auto or arrays"
     assert error("digits", destination, storage="files") == expected
     assert not destination.exists()
 
@@ -291,9 +291,7 @@ def test_a_manifest_that_lost_rows_is_refused(pets: Path, tmp_path: Path) -> Non
     run(f"folder:{pets}", tmp_path / "prepared", storage="files")
     manifest = tmp_path / "prepared" / "manifest.csv"
     manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(
-        UserError, match=r"is incomplete \(images .*'test': 17}, data.json says .*'test': 18}\); prepare"
-    ):
+    with pytest.raises(UserError, match=r"is incomplete \(images .*'test': 17}, data.json has .*'test': 18}\); run"):
         PreparedData.open(tmp_path / "prepared")
 
 

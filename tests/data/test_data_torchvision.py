@@ -250,7 +250,7 @@ def test_torchvisions_imagenette_is_listed_as_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Captions", "torchvision:Captions does not give (image, class) pairs; use an image classification set"),
+        ("Captions", "torchvision:Captions does not return (image, class) pairs; use an image classification set"),
         (
             "NoNetwork",
             "torchvision:NoNetwork could not be loaded (URLError: <urlopen error Name or service not known); check the "
@@ -272,6 +272,6 @@ def test_sets_that_cannot_be_used(tmp_path: Path, name: str, message: str) -> No
 
 def test_images_in_memory_cannot_be_listed_as_files(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"^storage files: the images of torchvision:InMemory are no files; use storage"
+        UserError, match=r"^storage files: the images of torchvision:InMemory are not files; use storage"
     ):
         run("InMemory", tmp_path, storage="files")
