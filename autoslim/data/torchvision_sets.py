@@ -124,7 +124,7 @@ def _build(cls: type, options: dict[str, Any]) -> Any:
     except Exception as error:  # a missing package, no network, a damaged archive: of any class
         raise UserError(
             f"torchvision:{cls.__name__} could not be loaded ({type(error).__name__}: {first_line(error)}); "
-            f"check the network connection, or put its files into {options.get('root', 'the raw folder')}"
+            f"check the network, or put its files into {options.get('root', 'the raw folder')}"
         ) from error
 
 

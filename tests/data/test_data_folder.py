@@ -78,7 +78,7 @@ def test_val_is_the_test_split_where_there_is_no_test(pets: Path, caplog: pytest
     assert not caplog.records
 
 
-def test_test_goes_before_val_and_it_is_said(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_test_is_preferred_to_val_with_a_warning(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copytree(pets / "test", pets / "val")
     with caplog.at_level(logging.WARNING):
         source = load_folder_source("images", pets)
