@@ -53,7 +53,7 @@ def train(
     name: str,
     label: str,
     world: World = SINGLE,
-    alike: bool = True,
+    synchronise_batch_norm: bool = True,
 ) -> list[Row]:
     """Trains ``network`` in place, continuing from its last checkpoint, and returns one row of metrics per epoch.
 
@@ -71,7 +71,8 @@ def train(
         observe: called with each new row, for tracking. A resumed run calls it again with the earlier rows.
         checkpoints: stores the state as ``name``.
         label: name of the run in the progress display.
-        alike: all ranks run the same layers in a step. Otherwise each uses the batch statistics of its own images.
+        synchronise_batch_norm: compute batch statistics over the images of all ranks, which must then run the same
+            layers in each step. Otherwise each rank uses those of its own images.
 
     Raises:
         UserError: the loss or a weight is no longer finite. The last checkpoint has the last finite weights.
@@ -120,7 +121,7 @@ def train(
                     group["lr"] = rate
                 if not world.is_single:
                     seed_step(root, number, world.rank)
-                with synchronised_batch_norm(world if alike else SINGLE):
+                with synchronised_batch_norm(world if synchronise_batch_norm else SINGLE):
                     loss = step(images, labels, number)
                 losses.append(gradients.share(loss, len(images)))
                 optimiser.step()

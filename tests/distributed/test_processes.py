@@ -98,7 +98,7 @@ def run(
     folder: Path,
     batch: int,
     label: str = "run",
-    alike: bool = True,
+    synchronise_batch_norm: bool = True,
 ) -> dict[str, Any]:
     """Trains in double precision on random images; returns weights, running statistics and rows."""
 
@@ -125,7 +125,7 @@ def run(
         name="run",
         label=label,
         world=world,
-        alike=alike,
+        synchronise_batch_norm=synchronise_batch_norm,
     )
     return {"state": network.state_dict(), "rows": rows}
 
@@ -168,7 +168,7 @@ def widths_by_rank(world: World, folder: Path) -> dict[str, Any]:
         return torch.stack(losses).mean()
 
     step = all_in_one if world.is_single else steps[world.rank]
-    return run(world, supernet, step, folder, 12, alike=False)
+    return run(world, supernet, step, folder, 12, synchronise_batch_norm=False)
 
 
 def double_network(world: World, folder: Path, batch: int) -> dict[str, Any]:
