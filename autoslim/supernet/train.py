@@ -98,7 +98,7 @@ def train_supernet(
         name="supernet",
         label="supernet",
         world=context.world,
-        alike=not sandwich.widths_by_rank,
+        synchronise_batch_norm=not sandwich.widths_by_rank,
     )
     supernet.select(supernet.widest)
     if context.world.is_rank_zero:
