@@ -1,6 +1,5 @@
 """Incremental evaluation: running only the part of a supernet that a candidate changes."""
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from autoslim.channels.resize import kept
 from autoslim.errors import first_line
 from autoslim.supernet.supernet import Supernet
 from autoslim.tracing.capture import symbolic_graph
+from autoslim.tracing.interpreter import GraphRunner
 from autoslim.tracing.operations import is_local, may_view, overwritten
 
 
@@ -34,12 +34,11 @@ class IncrementalEvaluator:
 
     def __init__(self, supernet: Supernet) -> None:
         self.supernet = supernet
-        self.nodes = _operations(supernet)
-        self._modules = dict(supernet.network.named_modules())
-        self._last_use = {used: position for position, node in enumerate(self.nodes) for used in node.all_input_nodes}
-        self._done: list[list[fx.Node]] = [[] for _ in self.nodes]
-        for node, position in self._last_use.items():
-            self._done[position].append(node)
+        graph = _traced(supernet)
+        self.nodes = list(graph.nodes)
+        self._runner = GraphRunner(supernet.network, graph)
+        self._modules = self._runner.submodules
+        self._last_use = {read: position for position, node in enumerate(self.nodes) for read in node.all_input_nodes}
         self._memory = _Memory(self.nodes, self._modules)
         self.start = {group: self._unshared(self._first_mixing(group)) for group in supernet.graph.groups}
         """Group -> the position of the first operation that mixes its channels; all before it are not run again."""
@@ -59,43 +58,21 @@ class IncrementalEvaluator:
         for group in slimmer:
             branches.setdefault(self.start[group], []).append(group)
         self.supernet.select(current)
-        values: dict[fx.Node, Any] = {}
-        for position in range(len(self.nodes)):
+        values: dict[fx.Node, Any] = {self.nodes[0]: images}
+        for position, node in enumerate(self.nodes[1:], start=1):
             for group in branches.get(position, ()):
                 narrow = {**current, group: slimmer[group]}
                 self.supernet.select(narrow)
-                yield group, self._finish(position, self._sliced(values, position, group, current, narrow), images)
+                yield group, self._finish(position, self._sliced(values, position, group, current, narrow))
                 self.supernet.select(current)
-            self._step(position, values, images)
+            self._runner.step(node, values)
         yield None, values[self.nodes[-1]]
 
-    def _finish(self, start: int, values: dict[fx.Node, Any], images: Tensor) -> Tensor:
-        for position in range(start, len(self.nodes)):
-            self._step(position, values, images)
+    def _finish(self, start: int, values: dict[fx.Node, Any]) -> Tensor:
+        for node in self.nodes[start:]:
+            self._runner.step(node, values)
         output: Tensor = values[self.nodes[-1]]
         return output
-
-    def _step(self, position: int, values: dict[fx.Node, Any], images: Tensor) -> None:
-        """Runs one operation, and lets go of what no later one reads."""
-        node = self.nodes[position]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-        if node.op == "placeholder":
-            values[node] = images if position == 0 else args[0]
-        elif node.op == "get_attr":
-            values[node] = operator.attrgetter(str(node.target))(self.supernet.network)
-        elif node.op == "call_module":
-            values[node] = self._modules[str(node.target)](*args, **kwargs)
-        elif node.op == "call_method":
-            values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        elif node.op == "output":
-            values[node] = args[0]
-        else:
-            assert callable(node.target)
-            values[node] = node.target(*args, **kwargs)
-        for done in self._done[position]:
-            del values[done]
-        if node not in self._last_use and node.op != "output":
-            del values[node]  # nobody reads it
 
     def _sliced(
         self,
@@ -135,13 +112,13 @@ class IncrementalEvaluator:
         return start
 
 
-def _operations(supernet: Supernet) -> list[fx.Node]:
-    """Those of the network in evaluation mode; the supernet is left as it was."""
+def _traced(supernet: Supernet) -> fx.Graph:
+    """The graph of the network in evaluation mode. The supernet's mode and selection are restored."""
     selected = dict(supernet.selected)
     supernet.select(supernet.widest)  # views of weights would hide the parameters from tracing
     try:
         with evaluation_mode(supernet):
-            return list(symbolic_graph(supernet.network, supernet.graph.leaves).nodes)
+            return symbolic_graph(supernet.network, supernet.graph.leaves)
     finally:
         supernet.select(selected)
 

@@ -52,7 +52,7 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
         prototype.train(mode)
         try:
             with for_shapes(device):
-                propagation = Propagation(fx.GraphModule(prototype, graph), record, BATCH)
+                propagation = Propagation(prototype, graph, record, images)
                 propagation.run(images)
                 propagation.mark_choices_not_prunable(choices or {})
         except Exception as error:

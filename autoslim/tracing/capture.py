@@ -1,10 +1,10 @@
 """Captures the operations of a user's network with torch.fx."""
 
-import operator
 import os
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autoslim.errors import UserError, first_line
-from autoslim.tracing.interpreter import for_shapes
+from autoslim.tracing.interpreter import GraphRunner, for_shapes
 from autoslim.tracing.operations import LEAVES
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
@@ -189,23 +189,21 @@ class _ShapedTracer(ModuleTracer):
             stack = traceback.extract_stack()
             self.choices[origin] = place((frame.filename, frame.lineno or 0) for frame in stack)
 
+    @cached_property
+    def _runner(self) -> GraphRunner:  # the tracer has a root and a graph only once ``trace`` has begun
+        runner = GraphRunner(self.root, self.graph, self.images.device)
+        runner.args_iter = iter([self.images])
+        runner.env = self.values
+        return runner
+
     def _value(self, node: fx.Node) -> Any:
         for constant in node.all_input_nodes:  # torch.fx makes no proxies for tensors that the code has at hand
             if constant not in self.values:
                 self.values[constant] = self._value(constant)
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
         self.running = True
         try:
             with for_shapes(self.images.device):
-                if node.op == "placeholder":
-                    return args[0] if args else self.images
-                if node.op == "get_attr":
-                    return operator.attrgetter(str(node.target))(self.root).to(self.images.device)
-                if node.op == "call_module":
-                    return self.root.get_submodule(str(node.target))(*args, **kwargs)
-                if node.op == "call_method":
-                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+                return self._runner.run_node(node)
         finally:
             self.running = False
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.graph import IS_OUTPUT
@@ -25,9 +25,9 @@ from autoslim.tracing.storage import part_name
 class Propagation(GraphRunner):
     """Runs a traced network and carries labels beside the values."""
 
-    def __init__(self, module: fx.GraphModule, record: Record, batch: int) -> None:
-        super().__init__(module)
-        self.carrier = Carrier(dict(module.named_modules()), record, batch)
+    def __init__(self, network: nn.Module, graph: fx.Graph, record: Record, images: Tensor) -> None:
+        super().__init__(network, graph, images.device)
+        self.carrier = Carrier(self.submodules, record, len(images))
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

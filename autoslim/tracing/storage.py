@@ -32,10 +32,10 @@ def operations_of(
     try:
         single = shaped_graph(network, whole, image)[0] if at_one_size else graph
         if _names(single) == _names(graph):
-            return _run(fx.GraphModule(network, single), image)
+            return _run(network, single, image)
     except Exception:  # whatever the user's code raises on one image
         pass
-    return _run(fx.GraphModule(network, graph), images)
+    return _run(network, graph, images)
 
 
 def part_name(operation: str, index: int) -> str:
@@ -47,8 +47,8 @@ def _names(graph: fx.Graph) -> list[str]:
     return [node.name for node in graph.nodes]
 
 
-def _run(module: fx.GraphModule, images: Tensor) -> tuple[Operation, ...]:
-    watch = _Watch(module, len(images))
+def _run(network: nn.Module, graph: fx.Graph, images: Tensor) -> tuple[Operation, ...]:
+    watch = _Watch(network, graph, images)
     with for_shapes(images.device):
         watch.run(images)
     return tuple(watch.operations)
@@ -57,12 +57,12 @@ def _run(module: fx.GraphModule, images: Tensor) -> tuple[Operation, ...]:
 class _Watch(GraphRunner):
     """Writes down each operation's output as it runs."""
 
-    def __init__(self, module: fx.GraphModule, batch: int) -> None:
-        super().__init__(module)
-        self.batch = batch
+    def __init__(self, network: nn.Module, graph: fx.Graph, images: Tensor) -> None:
+        super().__init__(network, graph, images.device)
+        self.batch = len(images)
         self.operations: list[Operation] = []
         # A weak reference lets the memory go, and keeps its address from being given to another.
-        self.owners = {StorageWeakRef(tensor.untyped_storage()): "" for tensor in named_tensors(module).values()}
+        self.owners = {StorageWeakRef(tensor.untyped_storage()): "" for tensor in named_tensors(network).values()}
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = super().get_attr(target, args, kwargs)

@@ -138,7 +138,7 @@ def _shapes(
     # Leaves may depend on data, which the meta device has none of.
     prototype, device = (zeroed(network), "cpu") if graph.leaves else (on_meta(network), "meta")
     number_format = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-    runner = _Shapes(fx.GraphModule(prototype, operations))
+    runner = _Shapes(prototype, operations, torch.device(device))
     try:
         with for_shapes(torch.device(device)):
             runner.run(torch.zeros(batch, *graph.input_shape, dtype=number_format))
@@ -151,8 +151,8 @@ def _shapes(
 
 
 class _Shapes(GraphRunner):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
+    def __init__(self, network: nn.Module, graph: fx.Graph, device: torch.device) -> None:
+        super().__init__(network, graph, device)
         self.found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
