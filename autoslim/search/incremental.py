@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.copying import evaluation_mode
+from autoslim.channels.equivalence import FLOAT32_FLOOR, output_tensors, relative_difference, rounding_tolerance
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Axis
 from autoslim.channels.resize import kept
@@ -162,52 +162,44 @@ class _Memory:
         return self._place[node] == self._place[other]
 
 
-FLOOR = 1e-3  # of the largest output: rounding in another order makes about 1e-6 in float32
-
-
 def verified_evaluator(supernet: Supernet, images: Tensor) -> tuple[IncrementalEvaluator | None, str]:
-    """``IncrementalEvaluator`` of the supernet, or None and the reason where they do not give what it gives.
+    """Returns an ``IncrementalEvaluator`` if it agrees with whole runs of the supernet, otherwise None and the reason.
 
-    Code that looks at shapes, or at its modules' sizes, cannot be run from a record of its operations. So one search
-    step is run both ways, from a configuration below the widest.
+    Code that depends on shapes or on its modules' sizes cannot be reproduced from a traced graph. Therefore one search
+    step is run both ways, from a configuration just below the widest one, and the outputs are compared.
 
     Args:
-        supernet: in evaluation mode. It is left at that configuration.
-        images: (N, C, H, W), a few.
+        supernet: A supernet in evaluation mode. Afterwards another configuration than before may be selected.
+        images: A few images, (N, C, H, W).
     """
     current = dict(supernet.widest)
     for name, group in supernet.graph.groups.items():
         current[name] = max(group.unit, current[name] - group.unit)
     slimmer = {name: max(group.unit, current[name] - group.unit) for name, group in supernet.graph.groups.items()}
 
-    def whole(channels: dict[str, int], given: Tensor) -> list[Tensor]:
+    def run_whole(channels: Mapping[str, int], batch: Tensor) -> list[Tensor]:
         supernet.select(channels)
-        return _tensors(supernet(given.clone()))
+        return output_tensors(supernet(batch.clone()))  # the network may overwrite its input
 
     with torch.no_grad():
-        expected = whole(current, images)
-        # Networks that are not trained can magnify the last digit beyond any bound.
-        digit = 4 * torch.finfo(images.dtype).eps
-        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
-        tolerance = max(FLOOR, 1000 * _distance(expected, whole(current, images * (1 + digit * noise))))
+        expected = run_whole(current, images)
+        generator = torch.Generator().manual_seed(0)
+        tolerance = rounding_tolerance(
+            lambda noisy: run_whole(current, noisy), images, expected, FLOAT32_FLOOR, generator
+        )
         try:
-            tails = IncrementalEvaluator(supernet)
-            runs = [(name, _tensors(output)) for name, output in tails.run(images.clone(), current, slimmer)]
-        except Exception as error:  # whatever the user's code raises where sizes are others than it was traced with
+            evaluator = IncrementalEvaluator(supernet)
+            outputs = [
+                (name, output_tensors(output)) for name, output in evaluator.run(images.clone(), current, slimmer)
+            ]
+        except Exception as error:  # whatever the network's code raises at sizes other than those it was traced with
             return None, first_line(error)
-        for slimmed, outputs in runs:
+        for slimmed, tensors in outputs:
             channels = current if slimmed is None else {**current, slimmed: slimmer[slimmed]}
-            distance = _distance(whole(channels, images), outputs)
-            if not distance <= tolerance:
-                return None, f"with fewer channels of {slimmed} it gives something else (by {distance:.1g})"
-    return tails, ""
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _distance(expected: list[Tensor], found: list[Tensor]) -> float:
-    """The largest difference of any output, in units of its largest number."""
-    pairs = zip(expected, found, strict=True)
-    return max(float((a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(a.dtype).tiny)) for a, b in pairs)
+            difference = relative_difference(run_whole(channels, images), tensors)
+            if not difference <= tolerance:  # also if it is NaN
+                return (
+                    None,
+                    f"with fewer channels of {slimmed} the outputs differ (relative difference {difference:.1g})",
+                )
+    return evaluator, ""

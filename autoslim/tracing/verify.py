@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.channels.copying import copy_with, named_tensors
+from autoslim.channels.equivalence import find_failing
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Channels, axis_size
 from autoslim.errors import UserError, first_line
@@ -64,13 +65,13 @@ class _Verification:
 
     def culprits(self, eighths: Sequence[int]) -> dict[str, str]:
         """Groups that cannot have these eighths of their channels (given in turn), and what goes wrong."""
-        return self._culprits(self._of(eighths))
+        return self._failing(self._of(eighths))
 
     def not_widenable(self) -> dict[str, str]:
         """Groups that cannot have more channels, all others having more, and what goes wrong."""
         wider = self._of((12,))
         not_widenable: dict[str, str] = {}
-        while found := self._culprits({name: count for name, count in wider.items() if name not in not_widenable}):
+        while found := self._failing({name: count for name, count in wider.items() if name not in not_widenable}):
             not_widenable |= {
                 name: f"its size is written in the network's code: {reason}" for name, reason in found.items()
             }
@@ -83,19 +84,9 @@ class _Verification:
             channels[group.name] = max(1, units * eighths[index % len(eighths)] // 8) * group.unit
         return channels
 
-    def _culprits(self, resized: Channels) -> dict[str, str]:
-        """Those of the resized groups that fail even with others at their size, by bisection."""
-        failure = self._failure(resized)
-        if failure is None:
-            return {}
-        names = list(resized)
-        if len(names) == 1:
-            return {names[0]: failure}
-        halves = names[: len(names) // 2], names[len(names) // 2 :]
-        found: dict[str, str] = {}
-        for half in halves:
-            found |= self._culprits({name: resized[name] for name in half})
-        return found or {names[0]: failure}  # they only fail together
+    def _failing(self, resized: Channels) -> dict[str, str]:
+        """Those of the resized groups that fail even if the others keep their size, with the reasons."""
+        return find_failing(list(resized), lambda names: self._failure({name: resized[name] for name in names}))
 
     def _failure(self, resized: Channels) -> str | None:
         """What goes wrong when the network is run with some groups resized, or None."""
