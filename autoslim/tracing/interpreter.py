@@ -1,7 +1,6 @@
 """Runs traced graphs for the shapes of their tensors, and counts multiply-adds on the way."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @contextlib.contextmanager
@@ -79,37 +78,21 @@ def _batch_norm(
     return torch.empty_like(input)
 
 
-_aten = torch.ops.aten
+# FlopCounterMode also counts products of activations (bmm, scaled_dot_product_attention), which belong to no layer.
+_LAYER_OPERATIONS = (torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
 def macs_of(run: Callable[[], object]) -> int:
-    """The multiply-adds of the convolutions and linear layers that ``run`` calls, biases not counted.
+    """Returns the multiply-adds of the convolutions and linear layers that ``run`` executes.
 
-    Products of activations (attention) do not count: they belong to no layer. Works on meta tensors.
+    Biases and products of activations (as in attention) are not counted. Works on meta tensors.
     """
-    attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it hides the layers inside
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it hides the linear layers of an attention block
     try:
-        counter = _Counter()
-        with counter:
+        with FlopCounterMode(display=False) as counter:
             run()
     finally:
-        torch.backends.mha.set_fastpath_enabled(attention)
-    return counter.macs
-
-
-class _Counter(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket is _aten.convolution:
-            images, weight, transposed = args[0], args[1], args[6]
-            positions = (images if transposed else result).shape[2:]
-            self.macs += images.shape[0] * math.prod(weight.shape) * math.prod(positions)
-        elif func._overloadpacket in (_aten.mm, _aten.addmm):
-            left, right = args[-2:]
-            self.macs += math.prod(left.shape) * right.shape[1]
-        return result
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
+    flops: dict[object, int] = counter.get_flop_counts().get("Global", {})
+    return sum(flops.get(operation, 0) for operation in _LAYER_OPERATIONS) // 2
