@@ -72,11 +72,13 @@ def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     if node.op == "call_module":
         moved = carrier.modules[str(node.target)](*args, **kwargs)
     elif node.op == "call_method":
-        # The labels of a tensor are a view that repeats, which cannot always be viewed again.
+        if name == "view" and isinstance(args[1], torch.dtype):
+            raise NoRuleError("it reinterprets the elements as another dtype")
+        # The labels are an expanded tensor, which ``view`` cannot always handle.
         moved = getattr(args[0], "reshape" if name == "view" else name)(*args[1:], **kwargs)
     else:
         if name == "getitem" and any(isinstance(index, Tensor) for index in tree_leaves(args[1])):
-            raise NoRuleError  # which elements are taken stands in the data
+            raise NoRuleError("it selects elements by an index tensor")
         moved = node.target(*args, **kwargs)  # type: ignore[operator]
     if isinstance(moved, Tensor):
         return Flow.of(moved)

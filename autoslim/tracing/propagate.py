@@ -5,6 +5,7 @@ network may then be slimmed less, but never wrongly.
 """
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ from autoslim.tracing.function_rules import operation_rule, passing_module_rule,
 from autoslim.tracing.interpreter import GraphRunner, macs_of
 from autoslim.tracing.labels import Flow
 from autoslim.tracing.layer_rules import layer_rule
-from autoslim.tracing.record import Carrier, Record, Rule, blank, describe
+from autoslim.tracing.record import Carrier, NoRuleError, Record, Rule, blank, describe
 from autoslim.tracing.storage import part_name
+
+STRICT: ContextVar[bool] = ContextVar("strict_rules", default=False)
+"""Whether an unforeseen error in a rule is raised. Otherwise the operation counts as one without a rule."""
 
 
 class Propagation(GraphRunner):
@@ -67,12 +71,17 @@ class Propagation(GraphRunner):
             return None
         rule = self._rule(node)
         calls = len(self.carrier.record.calls)
+        detail = ""
         if rule is not None:
             try:
                 return rule(self.carrier, node, value)
-            except Exception:  # NoRuleError, or an operation that is used in a way its rule does not know
-                del self.carrier.record.calls[calls:]
-        return self._unknown(node, value)
+            except NoRuleError as error:
+                detail = str(error)
+            except Exception:  # a use of the operation that its rule does not foresee
+                if STRICT.get():
+                    raise
+            del self.carrier.record.calls[calls:]
+        return self._unknown(node, value, detail)
 
     def _rule(self, node: fx.Node) -> Rule | None:
         if node.op != "call_module":
@@ -80,10 +89,10 @@ class Propagation(GraphRunner):
         module = self.carrier.modules[str(node.target)]
         return layer_rule(module) or passing_module_rule(module)
 
-    def _unknown(self, node: fx.Node, value: Any) -> Any:
-        """Everything that the operation reads must stay; what it computes holds no channels."""
+    def _unknown(self, node: fx.Node, value: Any, detail: str) -> Any:
+        """Makes all channels that the operation reads not prunable; its output holds none."""
         record, name = self.carrier.record, str(node.target)
-        reason = f"{describe(node, self.carrier.modules)} has no slimming rule"
+        reason = f"{describe(node, self.carrier.modules)} has no slimming rule{f': {detail}' if detail else ''}"
         self.carrier.freeze(self.carrier.all_given(node), reason)
         if node.op == "call_module" and any(True for _ in self.carrier.modules[name].parameters()):
             record.not_prunable.setdefault(name, reason)

@@ -17,8 +17,10 @@ from autoslim import Supernet, resize, trace
 from autoslim.channels.copying import on_meta
 from autoslim.channels.graph import ChannelGraph, layers_not_prunable, slimmable_share
 from autoslim.errors import UserError
+from autoslim.tracing import propagate
 from autoslim.tracing.capture import symbolic_graph
 from autoslim.tracing.operations import is_local
+from autoslim.tracing.record import Carrier
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, **options: Any) -> nn.Conv2d:
@@ -572,6 +574,11 @@ class Gather(Body):
         return maps[:, self.picked]
 
 
+class Reinterprets(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        return maps.view(torch.int32).view(torch.float32)
+
+
 class PositionMixer(Body):
     def __init__(self) -> None:
         super().__init__()
@@ -648,6 +655,7 @@ FIXED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "transposed convolution itself": (transposed, "middle.0", "has no slimming rule"),
     "pooling with indices": (Indices, "stem", "MaxPool2d `pool` at test_tracing.py:"),
     "gather": (Gather, "stem", "`getitem` at test_tracing.py:"),
+    "view as another dtype": (Reinterprets, "stem", "has no slimming rule: it reinterprets the elements"),
     "norm of all": (NormOfAll, "stem", "`norm` at test_tracing.py:"),
     "local response norm": (lambda: Body(nn.LocalResponseNorm(5)), "stem", "LocalResponseNorm `middle`"),
     "channel shuffle": (lambda: Body(nn.ChannelShuffle(4)), "stem", "its channels are interleaved or cut apart"),
@@ -676,6 +684,23 @@ def test_what_must_keep_its_size_is_named_with_the_reason(case: str) -> None:
     assert reason in graph.not_prunable[layer]
     assert layer not in graph.groups
     survives(network, graph, widest=1.0)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_unforeseen_error_in_a_rule_is_raised_only_on_request(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(carrier: Carrier, *_: Any) -> None:
+        raise ZeroDivisionError("in the rule")
+
+    monkeypatch.setattr(propagate, "operation_rule", lambda node: faulty)
+    token = propagate.STRICT.set(strict)
+    try:
+        if strict:
+            with pytest.raises(UserError, match="in the rule"):
+                trace(Body(), EXAMPLE)
+        else:
+            assert "`mean` at test_tracing.py:" in trace(Body(), EXAMPLE).not_prunable["stem"]
+    finally:
+        propagate.STRICT.reset(token)
 
 
 class CutOff(Body):
