@@ -1,4 +1,4 @@
-"""Incremental evaluation: running only the part of a supernet that a candidate changes."""
+"""Incremental evaluation: runs only the part of a supernet that a candidate changes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,17 +19,19 @@ from autoslim.tracing.operations import is_local, may_view, overwritten
 
 
 class IncrementalEvaluator:
-    """The operations of a supernet in order, and where each group begins to matter.
+    """Evaluates the current subnet and all subnets with one group slimmed, without repeating common operations.
 
-    A subnet with one group slimmed differs from the current one only from the group's first consumer on. Up to there
-    its values are the current ones, less the channels taken away: a convolution's other outputs stay, and batch
-    normalisation works channel by channel, on its own batch. So the current network runs once, and at the first
-    operation that mixes a group's channels the subnet branches off and runs to its end (its *tail*), on slices.
+    A subnet with one group slimmed differs from the current subnet only from the group's first consumer on. Before it,
+    the values are those of the current subnet without the removed channels: the other outputs of a convolution do not
+    change, and batch norm normalises each channel on its own, with the statistics of the batch. The current subnet
+    therefore runs once. At the first operation that mixes the channels of a group, the slimmed subnet continues from
+    slices of the current values, up to its output.
 
-    No more is held than the values that the current network still needs at that operation.
+    Only values that a later operation of the current subnet reads are held in memory.
 
     Args:
-        supernet: in evaluation mode, where ``forward`` must do the same for any data and any channels.
+        supernet: A supernet in evaluation mode. Its ``forward`` must run the same operations for all data and all
+            channels (see ``verified_evaluator``).
     """
 
     def __init__(self, supernet: Supernet) -> None:
@@ -41,18 +43,21 @@ class IncrementalEvaluator:
         self._last_use = {read: position for position, node in enumerate(self.nodes) for read in node.all_input_nodes}
         self._memory = _Memory(self.nodes, self._modules)
         self.start = {group: self._unshared(self._first_mixing(group)) for group in supernet.graph.groups}
-        """Group -> the position of the first operation that mixes its channels; all before it are not run again."""
+        """Group -> the position of the first operation that mixes its channels. Operations before it run only once."""
 
     def run(
         self, images: Tensor, current: Mapping[str, int], slimmer: Mapping[str, int]
     ) -> Iterator[tuple[str | None, Tensor]]:
-        """Runs ``current`` on ``images`` (N, C, H, W), and each subnet with one group less.
+        """Runs the subnet ``current`` and, for each group in ``slimmer``, the subnet with only this group slimmed.
 
         Args:
-            slimmer: group -> its channels in the subnet that only it is slimmed in.
+            images: A batch, (N, C, H, W).
+            current: The current configuration.
+            slimmer: The groups to slim, with their number of channels.
 
         Yields:
-            (group, output) for each of ``slimmer``, in the order of the operations; then (None, output) of ``current``.
+            (group, output) for each group in ``slimmer``, in the order of the operations; then (None, output) of
+            ``current``.
         """
         branches: dict[int, list[str]] = {}
         for group in slimmer:
@@ -82,15 +87,15 @@ class IncrementalEvaluator:
         current: Mapping[str, int],
         narrow: Mapping[str, int],
     ) -> dict[fx.Node, Any]:
-        """The values at hand as the narrower subnet has them; those that its tail writes to are copies."""
+        """Returns the present values as the narrower subnet has them; values that it overwrites later are copied."""
         activations = self.supernet.graph.activations
-        own = {}
+        sliced = {}
         for node, value in values.items():
-            where = activations.get(node.name)
-            if where is not None and any(segment.group == group for segment in where[1]):
-                value = _narrowed(value, *where, current, narrow)
-            own[node] = value.clone() if self._memory.written(node) >= start else value
-        return own
+            channels = activations.get(node.name)
+            if channels is not None and any(segment.group == group for segment in channels[1]):
+                value = _narrowed(value, *channels, current, narrow)
+            sliced[node] = value.clone() if self._memory.written(node) >= start else value
+        return sliced
 
     def _first_mixing(self, group: str) -> int:
         graph = self.supernet.graph
@@ -103,8 +108,10 @@ class IncrementalEvaluator:
         return len(self.nodes) - 1
 
     def _unshared(self, start: int) -> int:
-        """The last position up to ``start`` where no memory that is written to later has two names: copies would part
-        them."""
+        """Returns the last position up to ``start`` where no two live values share memory that is overwritten later.
+
+        Copies of such values would no longer share it.
+        """
         alive = [node for node in self.nodes[:start] if self._last_use.get(node, -1) >= start]
         for number, node in enumerate(alive):
             if self._memory.written(node) >= start and any(self._memory.shared(node, o) for o in alive[:number]):
@@ -124,7 +131,7 @@ def _traced(supernet: Supernet) -> fx.Graph:
 
 
 def _reads(node: fx.Node, group: str, graph: ChannelGraph) -> bool:
-    """Whether the operation's own tensors have channels of the group."""
+    """Returns whether a parameter or buffer of the operation depends on the group."""
     own = f"{node.target}."
     names = [name for name in graph.tensors if node.op == "call_module" and name.startswith(own)]
     if node.op == "get_attr":
@@ -138,28 +145,29 @@ def _narrowed(value: Tensor, dim: int, axis: Axis, current: Mapping[str, int], n
 
 
 class _Memory:
-    """Which values may lie in the same memory, and when it is last written to."""
+    """Tracks which values may share memory, and which operation overwrites it last."""
 
     def __init__(self, nodes: Sequence[fx.Node], modules: Mapping[str, nn.Module]) -> None:
-        self._place: dict[fx.Node, int] = {}
+        self._storage: dict[fx.Node, int] = {}
         self._written: dict[int, int] = {}
         for position, node in enumerate(nodes):
             over = overwritten(node, modules)
-            shown = {self._place[other] for other in (node.all_input_nodes if may_view(node, modules) else over)}
-            place = self._place[node] = min(shown, default=position)
-            for other, known in self._place.items():
-                if known in shown:
-                    self._place[other] = place
+            aliased = {self._storage[other] for other in (node.all_input_nodes if may_view(node, modules) else over)}
+            storage = self._storage[node] = min(aliased, default=position)
+            for other, known in self._storage.items():
+                if known in aliased:
+                    self._storage[other] = storage
             if over:
-                self._written.update({self._place[other]: position for other in over})
-            self._written[place] = max([-1, *(self._written.get(known, -1) for known in {place, *shown})])
+                self._written.update({self._storage[other]: position for other in over})
+            self._written[storage] = max([-1, *(self._written.get(known, -1) for known in {storage, *aliased})])
 
     def written(self, node: fx.Node) -> int:
-        """The last position of an operation that may write where the node's value lies."""
-        return self._written[self._place[node]]
+        """Returns the last position of an operation that may overwrite the node's value; -1 if there is none."""
+        return self._written[self._storage[node]]
 
     def shared(self, node: fx.Node, other: fx.Node) -> bool:
-        return self._place[node] == self._place[other]
+        """Returns whether the values of two nodes may share memory."""
+        return self._storage[node] == self._storage[other]
 
 
 def verified_evaluator(supernet: Supernet, images: Tensor) -> tuple[IncrementalEvaluator | None, str]:

@@ -1,4 +1,4 @@
-"""Runs traced graphs for the shapes of their tensors, and counts multiply-adds on the way."""
+"""Executes traced graphs, and counts multiply-adds."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @contextlib.contextmanager
 def for_shapes(device: torch.device) -> Iterator[None]:
-    """New tensors are made on ``device`` and no gradients kept; on the meta device batch norm is not worked out."""
-    quick = _BatchNormByShape() if device.type == "meta" else contextlib.nullcontext()
-    with torch.no_grad(), device, quick:
+    """Creates new tensors on ``device`` without gradients; on the meta device, batch norm only checks its shapes."""
+    shapes_only = _BatchNormByShape() if device.type == "meta" else contextlib.nullcontext()
+    with torch.no_grad(), device, shapes_only:
         yield
 
 
@@ -57,7 +57,7 @@ class GraphRunner(fx.Interpreter):
 
 
 class _BatchNormByShape(TorchFunctionMode):
-    """Most of a meta run of a CNN is its batch norms, which torch takes apart into a dozen operations there."""
+    """Replaces batch norm, which torch decomposes into a dozen operations and which dominates a CNN's meta run."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))

@@ -641,7 +641,7 @@ FIXED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "halves at a computed place": (Halves, "stem", "its size is written in the network's code: "),
     "choice by channels": (ChoosesByChannels, "stem", "the code at test_tracing.py:"),
     "choice by other channels": (ChoosesByChannels, "wide", "the code at test_tracing.py:"),
-    "loop by channels": (LoopsByChannels, "stem", "its code does other things at another size"),
+    "loop by channels": (LoopsByChannels, "stem", "its code runs other operations at another size"),
     "channels made on the way": (MakesChannels, "stem", "`add` at test_tracing.py:"),
     "batch norm with constants": (
         HiddenConstants,
