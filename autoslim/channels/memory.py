@@ -66,13 +66,13 @@ def memory_model(
     other_bytes: int,
 ) -> MemoryModel:
     """Returns the memory model of a network. The arguments are fields of ``ChannelGraph``."""
-    place: dict[Axis, int] = {}
+    index_of: dict[Axis, int] = {}
     weights: Counter[tuple[int, ...]] = Counter({(): other_bytes})
     for name, size in element_bytes.items():
-        fixed = [axis for axis in tensors[name] if all(segment.group is None for segment in axis)]
-        slimmable = [axis for axis in tensors[name] if axis not in fixed]
-        indices = tuple(place.setdefault(axis, len(place) + 1) for axis in slimmable)
-        weights[indices] += size * math.prod(axis_size(axis, {}) for axis in fixed)
+        constant = [axis for axis in tensors[name] if all(segment.group is None for segment in axis)]
+        slimmable = [axis for axis in tensors[name] if axis not in constant]
+        indices = tuple(index_of.setdefault(axis, len(index_of) + 1) for axis in slimmable)
+        weights[indices] += size * math.prod(axis_size(axis, {}) for axis in constant)
     terms: list[Counter[int]] = []
     for outputs in live_outputs(operations):
         term: Counter[int] = Counter()
@@ -83,12 +83,12 @@ def memory_model(
             else:
                 dimension, axis = output.axis
                 rest = math.prod(output.shape[:dimension]) * math.prod(output.shape[dimension + 1 :])
-                term[place.setdefault(axis, len(place) + 1)] += output.bytes * rest
+                term[index_of.setdefault(axis, len(index_of) + 1)] += output.bytes * rest
         terms.append(term)
-    rows = np.array([[term[index] for index in range(len(place) + 1)] for term in terms], np.int64)
+    rows = np.array([[term[index] for index in range(len(index_of) + 1)] for term in terms], np.int64)
     rows = np.unique(rows, axis=0)
-    highest = [row for row in rows if (rows >= row).all(1).sum() == 1]  # no other is as high in every term
-    return MemoryModel(tuple(place), tuple(weights.items()), np.array(highest))
+    highest = [row for row in rows if (rows >= row).all(1).sum() == 1]  # no other row is at least as large everywhere
+    return MemoryModel(tuple(index_of), tuple(weights.items()), np.array(highest))
 
 
 def live_outputs(operations: Sequence[Operation]) -> Iterator[list[Operation]]:

@@ -38,6 +38,7 @@ class GraphRunner(fx.Interpreter):
         """Executes one operation on ``values``, stores its output there, and deletes what no later operation reads."""
         self.env = values
         values[node] = self.run_node(node)
+        self.env = {}  # hold no values between steps
         for read in self.user_to_last_uses.get(node, ()):
             del values[read]
         if not node.users and node.op != "output":
@@ -53,7 +54,7 @@ class GraphRunner(fx.Interpreter):
         return value.to(self.device) if isinstance(value, Tensor) and self.device is not None else value
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return self.submodules[target](*args, **kwargs)  # faster than to follow the path from the root
+        return self.submodules[target](*args, **kwargs)  # faster than following the path from the root
 
 
 class _BatchNormByShape(TorchFunctionMode):

@@ -42,9 +42,7 @@ class Record:
     first_name: dict[str, str]  # a parameter's or buffer's name -> the first name of the same tensor
     labels: Labels = field(default_factory=Labels)
     tensors: dict[str, dict[int, Vector]] = field(default_factory=dict)  # tensor -> dimension -> labels of its entries
-    modules: dict[str, tuple[Vector, Vector | None]] = field(
-        default_factory=dict
-    )  # path -> labels of its outputs, of its inputs
+    modules: dict[str, tuple[Vector, Vector | None]] = field(default_factory=dict)  # path -> output and input labels
     calls: list[Call] = field(default_factory=list)
     depthwise: set[str] = field(default_factory=set)
     feeds: dict[str, Vector] = field(default_factory=dict)  # dense 1x1 convolution -> labels of its input
