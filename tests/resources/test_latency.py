@@ -180,7 +180,7 @@ def test_kernels_of_an_awkward_network(batch: int) -> None:
     names = [kernel.name for kernel in kernels]
     assert names.count("pair") == 1
     assert not any("getitem" in name for name in names)
-    formats = {reading.number_format for kernel in kernels for reading in kernel.reads}
+    formats = {reading.dtype for kernel in kernels for reading in kernel.reads}
     assert torch.bool in formats
     assert () in {reading.shape for kernel in kernels for reading in kernel.reads}
 
