@@ -2,7 +2,7 @@
 
 import csv
 import io
-import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from statistics import fmean, stdev
@@ -125,14 +125,14 @@ def gain(result: Result, baseline: Result) -> Gain:
     difference = result.mean - baseline.mean
     if result.std is None or baseline.std is None or result.std == baseline.std == 0:
         return Gain(difference, None)
-    n, m = len(result.top1), len(baseline.top1)
-    a, b = result.std**2 / n, baseline.std**2 / m  # variances of the two means
-    freedom = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1))  # Welch and Satterthwaite
 
-    from scipy.special import stdtrit
+    from scipy.stats import ttest_ind
 
-    half = float(stdtrit(freedom, 0.975)) * math.sqrt(a + b)
-    return Gain(difference, (difference - half, difference + half))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # raised where the seeds of one method do not differ
+        test = ttest_ind([*result.top1.values()], [*baseline.top1.values()], equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    return Gain(difference, (float(low), float(high)))
 
 
 def describe_budgets(budgets: Mapping[str, Budget], limits: Mapping[str, float]) -> str:
