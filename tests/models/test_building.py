@@ -1,5 +1,6 @@
 """Networks by name, and what is said where a name leads nowhere."""
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from closure import ROOT
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
@@ -204,3 +206,17 @@ class Chooses(nn.Module):
 def test_a_network_that_depends_on_data_is_run_for_real() -> None:
     check_network(Chooses(), "net", (3, 8, 8), 10)
     assert "gives 10 outputs for 4 classes" in told(lambda: check_network(Chooses(), "net", (3, 8, 8), 4))
+
+
+# Start-up
+
+
+def test_slow_packages_are_not_imported_before_they_are_needed() -> None:
+    modules = (
+        "autoslim.models.building, autoslim.models.pretrained, autoslim.models.released, "
+        "autoslim.resources.latency.measure, autoslim.report.table"
+    )
+    slow = ("torchvision", "timm", "scipy.stats", "sklearn", "matplotlib", "onnx", "onnxruntime", "mlflow")
+    code = f"import sys, {modules}; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"

@@ -1,5 +1,6 @@
 """The comparison's numbers against scipy and closed forms; the pictures for what they show and for their bytes."""
 
+import ast
 import csv
 import dataclasses
 import io
@@ -11,6 +12,7 @@ from typing import Any
 
 import matplotlib
 import pytest
+from closure import ROOT
 from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
@@ -416,3 +418,14 @@ def test_latency_measured_over_its_budget_is_told():
     assert "measured over the budget" not in markdown_table(
         compare([slower, TIMED[1]], **budget, predicted_on="a phone")
     )
+
+
+def test_only_what_draws_imports_matplotlib() -> None:
+    """``autoslim.report.figures`` and ``resource_figures`` import matplotlib, so only the stage imports these two."""
+    drawing = {"autoslim.report.figures", "autoslim.report.resource_figures"}
+    importers = set()
+    for file in sorted((ROOT / "autoslim").rglob("*.py")):
+        for node in ast.parse(file.read_text()).body:  # imports inside functions do not count
+            if isinstance(node, ast.ImportFrom) and (node.module in drawing or node.module.startswith("matplotlib")):
+                importers.add(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    assert importers <= {*drawing, "autoslim.pipeline.report"}

@@ -14,7 +14,6 @@ from statistics import median
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from autoslim.channels.graph import ChannelGraph
@@ -196,6 +195,8 @@ def fit_line(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, f
 
 def prediction_check(predicted: Sequence[float], measured: Sequence[float]) -> Check:
     """The errors of predictions, and Spearman's rank correlation (0 where either are all the same)."""
+    from scipy.stats import spearmanr
+
     errors = np.abs(np.asarray(predicted) / np.asarray(measured) - 1)
     return Check(
         tuple(predicted),
