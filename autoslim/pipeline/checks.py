@@ -23,7 +23,7 @@ from autoslim.pipeline.params import Model, Params, read_yaml
 from autoslim.pipeline.project import RESOURCES
 from autoslim.resources.budgets import format_amount, format_named_amount
 from autoslim.resources.costs import Costs
-from autoslim.resources.latency.backends import prepared
+from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import find_kernels
 from autoslim.resources.latency.table import LatencyTable, Target
 
@@ -153,14 +153,14 @@ def check_runs(network: nn.Module, graph: ChannelGraph, target: Target) -> None:
     Raises:
         UserError: it cannot.
     """
-    prepared(resize(network, graph, graph.default), [torch.ones(target.batch, *graph.input_shape)], target)
+    prepare_forward(resize(network, graph, graph.default), [torch.ones(target.batch, *graph.input_shape)], target)
 
 
 def check_reliable(table: LatencyTable) -> None:
     """Raises:
     UserError: the table's predictions do not rank networks as their measured times do.
     """
-    if not table.trusted:
+    if not table.reliable:
         raise UserError(
             f"{table.summary()}. Leave the machine to it and run `dvc repro resources` again; to search by such a "
             "table all the same, write it with `autoslim latency measure --to FILE`, and name FILE in latency.table"

@@ -137,9 +137,9 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
             name=params.model.name,
             points=asked.points,
             checked_on=asked.checked_on,
-            kept=kept.folder / "kernels.json",
+            cache=kept.folder / "kernels.json",
         )
-        if table.trusted:
+        if table.reliable:
             write_json(path, table.to_dict())
         else:  # not worth going on from: all of it is measured again
             kept.clear()
