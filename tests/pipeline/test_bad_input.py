@@ -349,7 +349,7 @@ def number():
         ({"name": "torchvision.models:resnet18"}, "does not accept images of 1x8x8: "),
         (
             {"name": "torchvision.models:resnet18"},
-            "; set data.channels and data.image_size, or model.kwargs, to what it",
+            "; set data.channels and data.image_size, or model.kwargs, to what",
         ),
         ({"name": "net.py:NothingToSlim"}, "has no channels that can be slimmed (head: it is the network's output)"),
         (
