@@ -193,10 +193,10 @@ def _gains(rows: pd.DataFrame, score: str = "top1") -> dict[tuple[str, str, str,
         for search in searches[searches.index(over) + 1 :]:
             for regime in rows["regime"].unique():
                 for budget in _budgets(rows):
-                    other, found = _pair(rows, over, search, regime, budget)
-                    if len(other) and len(found):
+                    other, own = _pair(rows, over, search, regime, budget)
+                    if len(other) and len(own):
                         paired = not _same_for_all(rows, over, regime)
-                        gains[search, over, regime, budget] = _gain(found, other, paired=paired, score=score)
+                        gains[search, over, regime, budget] = _gain(own, other, paired=paired, score=score)
     return gains
 
 
@@ -215,9 +215,9 @@ def _same_for_all(rows: pd.DataFrame, search: str, regime: str) -> bool:
     return search == UNIFORM and set(rows[rows["regime"] == regime]["start"]) == {"new"}
 
 
-def _gain(found: pd.DataFrame, other: pd.DataFrame, *, paired: bool, score: str = "top1") -> Gain:
+def _gain(rows: pd.DataFrame, other: pd.DataFrame, *, paired: bool, score: str = "top1") -> Gain:
     """Returns the gain of each supernet's trainings over the others: those of the same supernet, or all."""
-    means = _means(found, score)
+    means = _means(rows, score)
     gains = (means - (_means(other, score) if paired else other[score].mean())).dropna()
     return Gain(list(gains), [(1, list(gains))] if paired else [(1, list(means)), (-1, list(other[score]))])
 
@@ -241,8 +241,10 @@ def _longer(rows: pd.DataFrame, figure_path: Path) -> None:
         heads = ("search", "regime", "autoslim (%)", "gain over uniform for as long (points)", "by supernet")
         print(f"| {' | '.join(heads)} |\n|---|---|---:|---:|---|")
         for search in _searches(table)[1:]:
-            found = {regime: _pair(table, UNIFORM, search, regime, budget)[1] for regime in table["regime"].unique()}
-            for regime, each in (found | {f"scratch, {epochs} epochs": own[own["search"] == search]}).items():
+            by_regime = {
+                regime: _pair(table, UNIFORM, search, regime, budget)[1] for regime in table["regime"].unique()
+            }
+            for regime, each in (by_regime | {f"scratch, {epochs} epochs": own[own["search"] == search]}).items():
                 if len(each):
                     gain = _gain(each, uniform, paired=False)
                     print(f"| {search} | {regime} | {_spread(each['top1'])} | {gain} | {_listed(gain)} |")
@@ -329,15 +331,15 @@ def _truth(figure_path: Path) -> pd.Series:
     return _retrained(figure_path).groupby(["kind", "network"])["top1"].mean()
 
 
-def _partial(one: pd.Series, other: pd.Series, held: pd.Series) -> str:
+def _partial(one: pd.Series, other: pd.Series, control: pd.Series) -> str:
     """Returns the partial rank correlation and its p-value (t test)."""
-    known = pd.DataFrame({"one": one, "other": other, "held": held}).dropna()
-    ranks = known.rank().corr()
-    direct, first, second = ranks.loc["one", "other"], ranks.loc["one", "held"], ranks.loc["other", "held"]
+    complete = pd.DataFrame({"one": one, "other": other, "control": control}).dropna()
+    ranks = complete.rank().corr()
+    direct, first, second = ranks.loc["one", "other"], ranks.loc["one", "control"], ranks.loc["other", "control"]
     if max(abs(first), abs(second)) > 1 - 1e-9:
         return "undefined"
     value = (direct - first * second) / math.sqrt((1 - first**2) * (1 - second**2))
-    freedom = len(known) - 3
+    freedom = len(complete) - 3
     return f"{value:.2f}, p {2 * stats.t.sf(abs(value) * math.sqrt(freedom / (1 - value**2)), freedom):.2f}"
 
 
@@ -360,11 +362,11 @@ def _print_ranks(name: str, scores: pd.DataFrame, truth: pd.Series, difference: 
 
 def _common(truth: pd.Series, *scores: pd.DataFrame) -> list[np.ndarray]:
     """Returns top-1 after retraining and the scores, for the random networks that have all of them."""
-    known = [truth.loc["random"], *(each.loc["random"].dropna() for each in scores)]
-    index = known[0].index
-    for each in known[1:]:
+    series = [truth.loc["random"], *(each.loc["random"].dropna() for each in scores)]
+    index = series[0].index
+    for each in series[1:]:
         index = index.intersection(each.index)
-    return [each.loc[index].to_numpy() for each in known]
+    return [each.loc[index].to_numpy() for each in series]
 
 
 def _correlation(
@@ -401,10 +403,10 @@ def _factors(rows: pd.DataFrame, figure_path: Path) -> None:
     )
     counts = rows.groupby("supernet")["top1"].transform("count")
     whole = rows[counts == 3 * rows["budget"].nunique() * rows["seed"].nunique()]  # two searches and uniform
-    found, uniform = (whole[whole["method"] == method] for method in ("autoslim", UNIFORM))
-    most = found["budget"].map(uniform.groupby("budget")["macs"].first())
-    found = found.assign(filled=100 * (found["macs"] / most - 1))
-    own, base = found.groupby("supernet")[["top1", "filled"]].mean(), _means(uniform, "top1")
+    autoslim, uniform = (whole[whole["method"] == method] for method in ("autoslim", UNIFORM))
+    reference = autoslim["budget"].map(uniform.groupby("budget")["macs"].first())
+    autoslim = autoslim.assign(filled=100 * (autoslim["macs"] / reference - 1))
+    own, base = autoslim.groupby("supernet")[["top1", "filled"]].mean(), _means(uniform, "top1")
     outcomes = {
         "top-1 of autoslim": own["top1"],
         "top-1 of uniform": base,
@@ -413,9 +415,9 @@ def _factors(rows: pd.DataFrame, figure_path: Path) -> None:
     }
     if len(ranks := _ranks(figure_path)):
         outcomes["Spearman by cross-entropy"] = ranks.reindex(own.index).dropna()
-    settings = _levels(found.groupby("supernet")[[*training]].first(), training)
-    ways = found.groupby(["supernet", *search])[["top1", "filled"]].mean().reset_index()
-    change = _levels(ways, search).join(ways[["top1", "filled"]]).groupby(ways["supernet"]).diff().dropna()
+    settings = _levels(autoslim.groupby("supernet")[[*training]].first(), training)
+    searches = autoslim.groupby(["supernet", *search])[["top1", "filled"]].mean().reset_index()
+    change = _levels(searches, search).join(searches[["top1", "filled"]]).groupby(searches["supernet"]).diff().dropna()
     effects = {name: _effects(settings.loc[each.index], each, intercept=True) for name, each in outcomes.items()}
     within = {name: _effects(change[[*search]], change[name], intercept=False) for name in ("top1", "filled")}
     if not all([*effects.values(), *within.values()]):
