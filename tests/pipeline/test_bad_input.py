@@ -663,7 +663,8 @@ TRAINED: dict[str, Any] = {"model": {"weights": "weights/trained.pt"}, "supernet
         (
             {"model": {"weights": "DEFAULT"}, "supernet": {"width": 1.0}},
             "model.weights 'DEFAULT' is not a file (.safetensors, .pt, .pth, .bin), and "
-            "'autoslim.models.architectures:mobilenet_v2' has no named weights; set model.weights to the path of a file",
+            "'autoslim.models.architectures:mobilenet_v2' has no named weights; set model.weights to the path "
+            "of a file",
         ),
     ],
 )
