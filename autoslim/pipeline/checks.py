@@ -23,7 +23,7 @@ from autoslim.pipeline.params import Model, Params, read_yaml
 from autoslim.pipeline.project import RESOURCES
 from autoslim.resources.budgets import format_amount, format_named_amount
 from autoslim.resources.costs import Costs
-from autoslim.resources.latency.backends import prepared
+from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import find_kernels
 from autoslim.resources.latency.table import LatencyTable, Target
 
@@ -137,12 +137,12 @@ def check_kernels(
 
 def check_runs(network: nn.Module, graph: ChannelGraph, target: Target) -> None:
     """Raises ``UserError`` if the runtime that the report measures in cannot run the network."""
-    prepared(resize(network, graph, graph.default), [torch.ones(target.batch, *graph.input_shape)], target)
+    prepare_forward(resize(network, graph, graph.default), [torch.ones(target.batch, *graph.input_shape)], target)
 
 
 def check_reliable(table: LatencyTable) -> None:
     """Raises ``UserError`` if the table's predictions and the measured latencies do not agree in rank."""
-    if not table.trusted:
+    if not table.reliable:
         raise UserError(
             f"{table.summary()}. Stop other work on this machine and run `dvc repro resources` again. To use such a "
             "table nevertheless, write it with `autoslim latency measure --to FILE`, and set latency.table to FILE"

@@ -138,9 +138,9 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
             name=params.model.name,
             points=latency.points,
             checked_on=latency.checked_on,
-            kept=state.folder / "kernels.json",
+            cache=state.folder / "kernels.json",
         )
-        if table.trusted:
+        if table.reliable:
             write_json(path, table.to_dict())
         else:  # all of it has to be measured again
             state.clear()

@@ -343,13 +343,13 @@ def number():
         ({"name": "net.py:Chooses"}, "name the module in model.leaves to keep its size"),
         (
             {"name": "net.py:Plain", "kwargs": {"num_classes": 7}},
-            "gives 7 outputs for 10 classes of data; set model.kwargs",
+            "returns 7 outputs for 10 classes of data; set model.kwargs",
         ),
-        ({"name": "net.py:Twice"}, "gives tuple outputs for 10 classes"),
-        ({"name": "torchvision.models:resnet18"}, "does not take images of 1x8x8: "),
+        ({"name": "net.py:Twice"}, "returns tuple outputs for 10 classes"),
+        ({"name": "torchvision.models:resnet18"}, "does not accept images of 1x8x8: "),
         (
             {"name": "torchvision.models:resnet18"},
-            "; set data.channels and data.image_size, or model.kwargs, to what it",
+            "; set data.channels and data.image_size, or model.kwargs, to what",
         ),
         ({"name": "net.py:NothingToSlim"}, "has no channels that can be slimmed (head: it is the network's output)"),
         (
@@ -532,10 +532,10 @@ def test_a_retraining_needs_no_weights_of_the_supernet(done: Path) -> None:
     ("method", "told"),
     [
         ("random", "method 'random' is unknown; methods are autoslim, uniform, and released/mobilenet_v1-150M, "),
-        ("released/resnet50-1M", "there is no released list 'resnet50-1M'; there are mobilenet_v1-150M, "),
+        ("released/resnet50-1M", "there is no released list 'resnet50-1M'; the lists are mobilenet_v1-150M, "),
         (
             "released/resnet50-1G",
-            "resnet50-1G is a list of torchvision.models:resnet50; this network has no layer conv1",
+            "resnet50-1G is a list for torchvision.models:resnet50; this network has no layer conv1",
         ),
     ],
 )
@@ -662,8 +662,9 @@ TRAINED: dict[str, Any] = {"model": {"weights": "weights/trained.pt"}, "supernet
         ),
         (
             {"model": {"weights": "DEFAULT"}, "supernet": {"width": 1.0}},
-            "model.weights 'DEFAULT' is no file (.safetensors, .pt, .pth, .bin), and "
-            "'autoslim.models.architectures:mobilenet_v2' has no weights with a name; give the path of a file",
+            "model.weights 'DEFAULT' is not a file (.safetensors, .pt, .pth, .bin), and "
+            "'autoslim.models.architectures:mobilenet_v2' has no named weights; set model.weights to the path "
+            "of a file",
         ),
     ],
 )
@@ -693,8 +694,8 @@ def test_trained_weights_of_another_network(done: Path, watched: str, stage: str
     watch(watched)
     change_params(done, TRAINED)
     assert mistake(stage) == (
-        "model.weights 'weights/trained.pt' have features.0.0.weight of 8x3x3x3, this network of 8x1x3x3; they are for "
-        "images of 3 channels: set data.channels and model.kwargs so"
+        "model.weights 'weights/trained.pt' have features.0.0.weight of shape 8x3x3x3, but this network has 8x1x3x3; "
+        "the weights are for images of 3 channels: set data.channels and model.kwargs accordingly"
     )
 
 
