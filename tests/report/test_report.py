@@ -12,7 +12,7 @@ from typing import Any
 
 import matplotlib
 import pytest
-from closure import ROOT
+from paths import ROOT
 from matplotlib.figure import Figure
 from rich.console import Console
 from scipy import stats
