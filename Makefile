@@ -19,7 +19,7 @@ lint: setup
 
 # The documentation, in site/. A broken link or reference fails; no network is needed.
 docs: setup
-	mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 ui: setup
 	mlflow ui --backend-store-uri sqlite:///mlflow.db

@@ -104,20 +104,20 @@ def main() -> None:
     TABLE.write_text(_ABOVE.format(python=platform.python_version(), versions=versions) + "\n".join(lines) + "\n")
 
 
-_ABOVE = """# Networks
+_ABOVE = """# Supported networks
 
-Every classification CNN of torchvision, and some of timm's most used, as `autoslim` traces them: written by
-`python benchmarks/networks.py` with {versions},
-Python {python}, on one of 2 cores. `tests/tracing/test_contract.py` compares all but the last column with the code, and
-shows for each network that what is cut out of its supernet computes what the supernet does there, and costs what is
-counted when it runs.
+autoslim traces every classification CNN of torchvision, and some of timm's most used. `python benchmarks/networks.py`
+wrote this table with {versions},
+Python {python}, on one of 2 cores. `tests/tracing/test_contract.py` compares all but the last column with the code. It
+also shows for each network that a network extracted from its supernet computes what the supernet computes there, and
+costs what is counted when it runs.
 
-MACs (of one image of 224x224; 299x299 for Inception and Xception) and parameters are in millions. The share is that of
-the MACs in layers whose input or output channels depend on some group; the next column says how much of the MACs is
-left at half the width. A layer stays when some of its output channels cannot be slimmed; those that make the classes
-are not counted. Seconds are those of tracing, on one thread.
+MACs (of one image of 224x224; 299x299 for Inception and Xception) and parameters are in millions. The share is that
+of the MACs in layers whose input or output channels depend on a group. The next column is the share of the MACs that
+is left at half the width. A layer is listed as keeping its size if some of its output channels cannot be slimmed; the
+layers that produce the classes are not counted. Seconds are those of tracing, on one thread.
 
-| network | groups | MACs | parameters | share (%) | at half width (%) | layers that stay, and why | seconds |
+| network | groups | MACs | parameters | share (%) | at half width (%) | layers that keep their size: why | seconds |
 |---|---:|---:|---:|---:|---:|---|---:|
 """
 

@@ -8,7 +8,7 @@
     python evidence/run.py factors mobilenet_v2
 
 Runs the stages themselves with the params files of this folder, and what evidence/studies.yaml varies. CIFAR-10 lies in
-data/raw/cifar10, as the README says. A study that was stopped goes on where it was: what is done is kept in
+data/raw/cifar10, as in docs/guide/data.md. A study that was stopped goes on where it was: what is done is kept in
 outputs/evidence. Its rows go to evidence/results, with those of the trainings that are done so far.
 """
 

@@ -158,6 +158,12 @@ def test_readme_is_short() -> None:
     assert len(text("README.md").splitlines()) <= 150
 
 
+def test_the_architecture_page_lists_every_folder() -> None:
+    listed = re.findall(r"^\| `autoslim/(\w+)(?:/|\.py)` \|", text("docs/architecture.md"), re.M)
+    there = [path.stem for path in (ROOT / "autoslim").iterdir() if not path.name.startswith(("_", "."))]
+    assert sorted(listed) == sorted(there)
+
+
 # Commands
 
 
