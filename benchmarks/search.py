@@ -3,7 +3,7 @@
     python benchmarks/search.py --seeds 0,1,2 --to benchmarks/results/search.json
     python benchmarks/search.py --quick
 
-Trains one supernet a seed from benchmarks/search.yaml (CIFAR-10 in data/raw/cifar10, as in docs/guide/data.md) and searches
+Trains one supernet a seed from benchmarks/search.yaml (CIFAR-10 in data/raw/cifar10: docs/guide/data.md) and searches
 it in each way by the stage itself, in one run on one machine. What is found at each budget is scored in the supernet on
 the test split, and compared image by image with what the first way found. Done parts are kept, and not run again while
 code and parameters stay. ``--quick`` takes some minutes and no data: scikit-learn's digits at 16x16, and a dozen steps

@@ -69,7 +69,7 @@ def greedy_slim(
         stop: yields no further step once the cost is at most this. Ends too when every group is at its narrowest.
         by: what is ranked first. ``error`` is the paper's.
         per_cost: rank by the increase of the score for each unit of cost saved, not by the score.
-        judge: chooses among the candidates of a step; without it each is scored by ``score``, and the best is taken.
+        rule: chooses among the candidates of a step; without it each is scored by ``score``, and the best is taken.
         done: steps of an earlier run of the same search, to go on from; they are not yielded again.
 
     Yields:
