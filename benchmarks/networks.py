@@ -104,7 +104,7 @@ def main() -> None:
     TABLE.write_text(_ABOVE.format(python=platform.python_version(), versions=versions) + "\n".join(lines) + "\n")
 
 
-_ABOVE = """# Networks
+_ABOVE = """# Supported networks
 
 This table lists all classification CNNs of torchvision and some of timm's most used ones, as `autoslim` traces them.
 `python benchmarks/networks.py` wrote it with {versions},

@@ -3,8 +3,8 @@
     python benchmarks/search.py --seeds 0,1,2 --to benchmarks/results/search.json
     python benchmarks/search.py --quick
 
-For each seed, it trains one supernet from benchmarks/search.yaml (CIFAR-10 in data/raw/cifar10, see the README) and
-runs the stage ``search`` on it with each variant. The network found at each budget is scored in the supernet on the
+For each seed, it trains one supernet from benchmarks/search.yaml (CIFAR-10 in data/raw/cifar10, see docs/guide/data.md)
+and runs the stage ``search`` on it with each variant. The network found at each budget is scored in the supernet on the
 test split and compared, image by image, with the one of the first variant. Finished parts are reused as long as code
 and parameters do not change. ``--quick`` takes some minutes and needs no data: it uses scikit-learn's digits at 16x16
 and a dozen steps from a supernet a tenth wider than the default network. It checks the speed, not the networks found.

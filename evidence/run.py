@@ -8,8 +8,8 @@
     python evidence/run.py factors mobilenet_v2
 
 Each study runs the stages with a params file of this folder and the changes in evidence/studies.yaml. CIFAR-10 has to
-be in data/raw/cifar10 (see the README). Finished runs are cached in outputs/evidence; an interrupted study continues
-from them. The rows of all trainings finished so far are written to evidence/results.
+be in data/raw/cifar10 (see docs/guide/data.md). Finished runs are cached in outputs/evidence; an interrupted study
+continues from them. The rows of all trainings finished so far are written to evidence/results.
 """
 
 import json

@@ -99,7 +99,8 @@ def _read(path: Path) -> pd.DataFrame:
 def _table(all_rows: pd.DataFrame, figure_path: Path) -> None:
     rows = _whole(all_rows)
     gains, search_gains = _gains(rows), _gains(rows, "search_top1")
-    heads = ("regime", "budget", "MACs", "parameters", "uniform (%)", "autoslim (%)", "gain (points)", "by supernet")
+    costs = ("MACs: uniform / autoslim", "parameters: uniform / autoslim")
+    heads = ("regime", "budget", *costs, "uniform (%)", "autoslim (%)", "gain (points)", "by supernet")
     print(f"| search | {' | '.join((*heads, 'gain of the choice'))} |\n|---|---|{'---:|' * 6}---|---:|")
     for (search, over, regime, budget), gain in gains.items():
         if over == UNIFORM:
