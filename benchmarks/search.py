@@ -139,7 +139,7 @@ def _compare(folder: Path, rows: list[dict[str, Any]], budgets: list[str]) -> No
     device = torch.device("cpu")
     size = even_chunk(data.info.counts["test"], params.search.chunk)
     chunks = list(eval_batches(data, "test", batch_size=size, device=device, shuffled_by=0))
-    runners = chunk_runners(supernet, chunks, autocast(device, "fp32"), incremental=False, say=print)
+    runners = chunk_runners(supernet, chunks, autocast(device, "fp32"), incremental=False, report=print)
 
     def score(channels: dict[str, int]) -> Outcome:
         name = next(iter(channels))

@@ -35,7 +35,7 @@ from autoslim.channels.resize import initialise, resize
 from autoslim.data.batches import train_batches
 from autoslim.data.prepared import FILE_NAME, SPLITS, DataInfo, PreparedData, images_path, labels_path
 from autoslim.models.building import build_network
-from autoslim.pipeline.assembly import recipe, span
+from autoslim.pipeline.assembly import grid_spec, recipe
 from autoslim.pipeline.params import load_params
 from autoslim.search.incremental import IncrementalEvaluator
 from autoslim.supernet.sandwich import random_subnet, sandwich_step
@@ -55,7 +55,7 @@ class Bench:
         size, channels = loaded.data.image_size or 32, loaded.data.channels or 3
         plain = build_network(loaded.model.name, loaded.model.kwargs, CLASSES)
         graph = trace(plain, torch.empty(1, channels, size, size))
-        self.grid = span(loaded.supernet).grid(graph)
+        self.grid = graph.grid(grid_spec(loaded.supernet))
         wide = resize(plain, graph, {name: levels[0] for name, levels in self.grid.items()})
         initialise(wide, 0)
         self.device = select_device(device)

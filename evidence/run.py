@@ -30,11 +30,11 @@ from safetensors.torch import save
 from studies import ROOT, Params, StageCache, changed, load_yaml, read, screening
 
 from autoslim.channels.graph import ChannelGraph
-from autoslim.channels.grid import Span
+from autoslim.channels.grid import GridSpec
 from autoslim.channels.groups import Channels
 from autoslim.data.batches import eval_batches, search_chunks
 from autoslim.data.prepared import PreparedData
-from autoslim.pipeline.assembly import recipe, span, traced_network
+from autoslim.pipeline.assembly import grid_spec, recipe, traced_network
 from autoslim.pipeline.params import check_params
 from autoslim.resources.budgets import parse_budget
 from autoslim.resources.costs import Costs
@@ -247,7 +247,7 @@ def _trained(cache: StageCache, params: Params, files: Files, seed: int) -> Row:
     return values
 
 
-def _random_network(graph: ChannelGraph, budget: str, spread: float, span: Span, seed: int) -> Channels:
+def _random_network(graph: ChannelGraph, budget: str, spread: float, spec: GridSpec, seed: int) -> Channels:
     """Draws each group's width around a common width (log-normal), chosen so that the network fills the budget.
 
     Channels are multiples of the grid's divisor between the supernet's narrowest and widest, not on the grid itself.
@@ -256,8 +256,8 @@ def _random_network(graph: ChannelGraph, budget: str, spread: float, span: Span,
     widths = {name: math.exp(generator.gauss(0, spread)) for name in graph.groups}
     limit = parse_budget(budget).absolute(graph.macs())
     options = {
-        name: [count for count in range(0, grid[0] + 1, span.divisor) if grid[-1] <= count <= grid[0]]
-        for name, grid in span.grid(graph).items()
+        name: [count for count in range(0, grid[0] + 1, spec.divisor) if grid[-1] <= count <= grid[0]]
+        for name, grid in graph.grid(spec).items()
     }
 
     def configuration(common: float) -> Channels:
@@ -267,7 +267,7 @@ def _random_network(graph: ChannelGraph, budget: str, spread: float, span: Span,
     common = max(n / 1000 for n in range(100, 3000) if graph.macs(configuration(n / 1000)) <= limit)
     channels = configuration(common)
     for name in generator.sample(sorted(options), len(options)):  # fills the rest of the budget group by group
-        wider = channels | {name: channels[name] + span.divisor}
+        wider = channels | {name: channels[name] + spec.divisor}
         if wider[name] in options[name] and graph.macs(wider) <= limit:
             channels = wider
     return channels
@@ -282,7 +282,7 @@ def _networks(
     cache: StageCache, params: Params, graph: ChannelGraph, study: Params, budget: str
 ) -> dict[tuple[str, int], Channels]:
     """Returns the networks of the study ``ranking``: random ones, and those along the search of the first supernet."""
-    reach = span(check_params(changed(params, study["within"]), "params.yaml").supernet)
+    reach = grid_spec(check_params(changed(params, study["within"]), "params.yaml").supernet)
     random_networks = {
         ("random", seed): _random_network(graph, budget, study["spread"], reach, seed)
         for seed in range(study["networks"])

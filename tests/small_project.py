@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from closure import ROOT
+from paths import ROOT
 from tiny import merged, tiny_params, write_params
 
 SMALLER: dict[str, Any] = {

@@ -13,7 +13,7 @@ import run
 import studies
 import summary
 import torch
-from closure import ROOT
+from paths import ROOT
 from small_project import SMALLER
 from studies import StageCache, changed, load_yaml
 from tiny import tiny_params
@@ -21,7 +21,7 @@ from tiny import tiny_params
 from autoslim import trace
 from autoslim.channels.graph import ChannelGraph
 from autoslim.models.building import build_network
-from autoslim.pipeline.assembly import span
+from autoslim.pipeline.assembly import grid_spec
 from autoslim.pipeline.params import check_params
 from autoslim.resources.budgets import parse_budget
 from autoslim.resources.costs import Costs
@@ -63,7 +63,7 @@ def test_every_study_has_valid_parameters(params: dict[str, Any]) -> None:
         check_params(own, str(changes))
         assert {**again, "search": None} == {**own, "search": None}  # the same supernet
         assert all(again["search"][name] != own["search"][name] for name in ("score", "images", "per_cost"))
-        narrow, supernet = (span(check_params(each, "").supernet) for each in (changed(params, within), own))
+        narrow, supernet = (grid_spec(check_params(each, "").supernet) for each in (changed(params, within), own))
         assert narrow.width <= supernet.width  # every supernet contains the random networks
     with pytest.raises(SystemExit, match=r"there is no parameter search\.scores"):
         changed(params, {"search.scores": "error"})
@@ -72,7 +72,7 @@ def test_every_study_has_valid_parameters(params: dict[str, Any]) -> None:
 def test_uniform_networks_just_fill_the_budgets(name: str, params: dict[str, Any]) -> None:
     """Otherwise a network of the search, which fills them in smaller steps, would be larger."""
     graph = graph_of(params)
-    widest = {group: options[0] for group, options in span(check_params(params, "base").supernet).grid(graph).items()}
+    widest = graph.grid(grid_spec(check_params(params, "base").supernet)).widest
     for study in ("table", "longer", "factors"):
         for budget in STUDIES[study]["budgets"][name]:
             limit = parse_budget(budget).absolute(graph.macs())
@@ -101,14 +101,14 @@ def test_runs_are_shared_if_their_inputs_are_equal(tmp_path: Path, params: dict[
 
 def test_random_networks_fill_the_budget_within_the_supernet(name: str, params: dict[str, Any]) -> None:
     within = changed(params, STUDIES["ranking"]["within"])
-    graph, limits = graph_of(params), span(check_params(within, "base").supernet)
+    graph, limits = graph_of(params), grid_spec(check_params(within, "base").supernet)
     budget, spread = STUDIES["ranking"]["budget"][name], STUDIES["ranking"]["spread"]
     drawn = [run._random_network(graph, budget, spread, limits, seed) for seed in range(6)]
     assert drawn[0] == run._random_network(graph, budget, spread, limits, 0)
     for channels in drawn:
         graph.check(channels)
         assert 0.98 < graph.macs(channels) / parse_budget(budget).absolute(graph.macs()) <= 1
-        assert all(options[-1] <= channels[group] <= options[0] for group, options in limits.grid(graph).items())
+        assert all(options[-1] <= channels[group] <= options[0] for group, options in graph.grid(limits).items())
     assert len({tuple(channels.values()) for channels in drawn}) == 6
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from closure import ROOT
+from paths import ROOT
 from pydantic import BaseModel
 from typer.testing import CliRunner
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from autoslim.channels.grid import scaled
+from autoslim.channels.grid import Grid, GridSpec, make_grid, scaled
 from autoslim.channels.groups import Axis, ChannelGroup, Channels, axis_size
 from autoslim.channels.memory import MemoryModel, Operation, memory_model
 from autoslim.errors import UserError
@@ -97,6 +97,12 @@ class ChannelGraph:
     def scaled(self, width: float, divisor: int = 8) -> Channels:
         """The configuration of a uniform width multiplier (see ``vocabulary.channels.scaled``)."""
         return scaled(self.groups, width, divisor)
+
+    def grid(self, spec: GridSpec) -> Grid:
+        """The numbers of channels that ``spec`` gives each group of this network."""
+        floor = {name: max(1, round(spec.narrowest * group.size)) for name, group in self.groups.items()}
+        widest = self.scaled(spec.width, spec.divisor)
+        return make_grid(self.groups, widest, floor, spec.steps, spec.divisor, spec.anchor)
 
     def macs(self, channels: Mapping[str, int] | None = None, *, pooling: bool = False) -> int:
         """Multiply-adds for one image."""

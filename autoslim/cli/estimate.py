@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from autoslim.data.prepared import DataInfo
-    from autoslim.pipeline.dry_run import DryRun, Measured
+    from autoslim.pipeline.dry_run import DryRun, PassTiming
     from autoslim.pipeline.estimate import Work
     from autoslim.pipeline.params import Params
     from autoslim.resources.costs import Costs
@@ -117,7 +117,7 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     Raises:
         UserError: the network or the budget does not fit, or a batch the machine's memory.
     """
-    from autoslim.pipeline.assembly import run_context, span, traced_network
+    from autoslim.pipeline.assembly import grid_spec, run_context, traced_network
     from autoslim.pipeline.checks import check_reach
     from autoslim.pipeline.dry_run import DryRun
     from autoslim.pipeline.estimate import Sizes, plan
@@ -126,10 +126,10 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     network, graph = traced_network(params.model, info)
     costs = Costs(graph, known_table(params, network, graph))
     check_reach(params, graph, costs.table)
-    levels = span(params.supernet).grid(graph)
+    grid = graph.grid(grid_spec(params.supernet))
     counts = info.counts
-    works = plan(params, costs, levels, Sizes(counts["train"], counts["search"], counts.get("test")))
-    rehearsal = DryRun(params, network, graph, levels, len(info.classes), run_context(params.runtime))
+    works = plan(params, costs, grid, Sizes(counts["train"], counts["search"], counts.get("test")))
+    rehearsal = DryRun(params, network, graph, grid, len(info.classes), run_context(params.runtime))
     measured = _measured(rehearsal, works, batch, seconds)
     splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     facts = [
@@ -162,11 +162,11 @@ def _stand_in(params: "Params", costs: "Costs") -> str:
     return f" ({why}: {format_named_amount(proxy_limits(params, costs)['macs'])} are taken in its place)"
 
 
-def _measured(rehearsal: "DryRun", works: Sequence["Work"], batch: int | None, seconds: float) -> "list[Measured]":
+def _measured(rehearsal: "DryRun", works: Sequence["Work"], batch: int | None, seconds: float) -> "list[PassTiming]":
     """One for each of ``works``; those that run the same are measured once."""
     from autoslim.training.progress import Progress
 
-    found: dict[str, Measured] = {}
+    found: dict[str, PassTiming] = {}
     keys = [f"{work.kind} {work.configurations}" for work in works]
     with Progress("measuring", len(set(keys)), unit="kind") as progress:
         for work, key in zip(works, keys, strict=True):
@@ -177,7 +177,7 @@ def _measured(rehearsal: "DryRun", works: Sequence["Work"], batch: int | None, s
     return [found[key] for key in keys]
 
 
-def _row(work: "Work", seen: "Measured", rehearsal: "DryRun") -> list[str]:
+def _row(work: "Work", seen: "PassTiming", rehearsal: "DryRun") -> list[str]:
     from autoslim.pipeline.estimate import TRAINING
 
     kept = 4 * work.kept * math.prod(rehearsal.graph.input_shape)
@@ -203,7 +203,7 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _loading(rehearsal: "DryRun", root: Path, training: "Measured", seconds: float) -> str:
+def _loading(rehearsal: "DryRun", root: Path, training: "PassTiming", seconds: float) -> str:
     from autoslim.data.prepared import PreparedData
     from autoslim.pipeline.assembly import recipe
     from autoslim.pipeline.dry_run import loading_rate

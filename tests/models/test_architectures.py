@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from closure import ROOT
+from paths import ROOT
 from ruamel.yaml import YAML
 from torch import nn
 from torchvision.models import mobilenet_v2
@@ -18,7 +18,7 @@ from autoslim.models.architectures import mobilenet_v2 as cifar_mobilenet_v2
 from autoslim.models.architectures import resnet
 from autoslim.models.building import build_network
 from autoslim.models.released import FAMILIES, released, released_lists
-from autoslim.pipeline.assembly import span
+from autoslim.pipeline.assembly import grid_spec
 from autoslim.pipeline.params import load_params
 from autoslim.tracing import on_meta, trace
 
@@ -100,7 +100,7 @@ def test_released_channels_are_on_the_presets_grid(name: str) -> None:
     listed = released(name)
     graph = family(listed.family)[1]
     supernet = load_params(ROOT / f"presets/imagenet-{listed.family}.yaml").supernet
-    levels = span(supernet).grid(graph)
+    levels = graph.grid(grid_spec(supernet))
     channels = listed.channels(graph)
     assert {group: count for group, count in channels.items() if count not in levels[group]} == {}
 

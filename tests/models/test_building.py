@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from closure import ROOT
+from paths import ROOT
 from torch import Tensor, nn
 from torchvision.models import ResNet
 

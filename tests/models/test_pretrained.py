@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autoslim import resize, sort_channels, trace
 from autoslim.channels.copying import copy_with
 from autoslim.channels.graph import ChannelGraph
-from autoslim.channels.grid import Span
+from autoslim.channels.grid import GridSpec
 from autoslim.channels.sort import channel_importance
 from autoslim.data.prepared import read_info
 from autoslim.errors import UserError
@@ -25,6 +25,7 @@ from autoslim.models.pretrained import check_weights, insert_weights, load_train
 from autoslim.pipeline.assembly import traced_network
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED
+from autoslim.supernet.sandwich import Sandwich
 from autoslim.supernet.train import initial_supernet, train_supernet
 from autoslim.training.checkpoints import Checkpoints
 
@@ -423,13 +424,11 @@ def test_a_supernet_wider_than_the_trained_network_raises(tmp_path: Path) -> Non
             network,
             graph,
             prepared_digits(tmp_path / "data"),
-            Span(width=1.1, narrowest=0.25, steps=4, divisor=2),
+            GridSpec(width=1.1, narrowest=0.25, steps=4, divisor=2),
             recipe(),
             machine(),
             trained=True,
-            random_widths=1,
-            distillation=True,
-            seed=0,
+            sandwich=Sandwich(random_widths=1),
             name="test",
             folder=tmp_path,
             checkpoints=Checkpoints(tmp_path, "run", "key"),

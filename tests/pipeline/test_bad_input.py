@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from autoslim.channels.resize import resize
 from autoslim.data.prepared import read_info
 from autoslim.errors import UserError
-from autoslim.pipeline.assembly import span, traced_network
+from autoslim.pipeline.assembly import grid_spec, traced_network
 from autoslim.pipeline.entry import InvalidParametersError
 from autoslim.pipeline.params import check_params, load_params
 from autoslim.pipeline.project import PREPARED
@@ -233,7 +233,7 @@ def test_a_budget_out_of_reach_is_told_with_both_bounds(
     change_params(done, changes)
     params = load_params()
     network, graph = traced_network(params.model, read_info(PREPARED))
-    levels = span(params.supernet).grid(graph)
+    levels = graph.grid(grid_spec(params.supernet))
     resource = params.resource
 
     def cost(level: int) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 import matplotlib
 import pytest
-from closure import ROOT
 from matplotlib.figure import Figure
+from paths import ROOT
 from rich.console import Console
 from scipy import stats
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from closure import ROOT
+from paths import ROOT
 from specimens import OTHERS, random_channels, specimen
 from torch import Tensor, fx, nn
 
 from autoslim import trace
 from autoslim.channels.graph import ChannelGraph
-from autoslim.channels.grid import Span
+from autoslim.channels.grid import GridSpec
 from autoslim.errors import UserError
 from autoslim.models.architectures import mobilenet_v2
 from autoslim.pipeline.costs import latency_target, report_target
@@ -411,7 +411,7 @@ def test_equal_times_have_no_rank_correlation() -> None:
 
 def test_random_configurations_cover_the_grid() -> None:
     _, graph = small()
-    grid = Span(1.5, 0.25, 12, 1).grid(graph)
+    grid = graph.grid(GridSpec(1.5, 0.25, 12, 1))
     drawn = random_configurations(grid, 40, seed=0)
     assert all(channels[name] in levels for channels in drawn for name, levels in grid.items())
     assert drawn == random_configurations(grid, 40, seed=0) != random_configurations(grid, 40, seed=1)
@@ -424,7 +424,7 @@ def test_random_configurations_cover_the_grid() -> None:
 def test_tables_are_measured_from_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the time is proportional to MACs, predictions are exact. A second measurement continues from the cache."""
     network, graph = small()
-    grid = Span(1.5, 0.25, 4, 1).grid(graph)
+    grid = graph.grid(GridSpec(1.5, 0.25, 4, 1))
     measurements: list[int] = []
 
     def by_macs(module: nn.Module, values: list[Tensor], target: Target, seconds: float = 0) -> measuring.Latency:
