@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import typer
-from closure import ROOT
 from dvc.cli.parser import get_main_parser
+from paths import ROOT
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 from typer.testing import CliRunner

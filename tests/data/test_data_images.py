@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from closure import ROOT
+from paths import ROOT
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as reference
