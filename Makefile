@@ -32,7 +32,7 @@ setup: .venv/installed
 		{ echo "autoslim needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version); run make PYTHON=python3.13"; exit 1; }
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --editable '.[dev]' --constraint constraints.txt || \
+	.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python --editable '.[dev]' --constraint constraints.txt || \
 		.venv/bin/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@
 

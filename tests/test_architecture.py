@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
+from autoslim.pipeline.project import STAGES
+
 LAYERS = (
     "errors",
     "channels",
@@ -95,6 +97,15 @@ def test_torch_is_not_imported_before_it_is_needed(door: str) -> None:
     code = f"import sys, {door}; print(sorted(m for m in ('torch', 'mlflow', 'numpy', 'dvc') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_import_slow_packages_only_where_they_are_used(stage: str) -> None:
+    """A stage starts its work after the imports that every run of it needs: torch, and matplotlib for the report."""
+    slow = ["torchvision", "timm", "scipy", "sklearn", "matplotlib", "mlflow", "dvc", "onnx", "onnxruntime", "pandas"]
+    code = f"import sys, autoslim.pipeline.{stage}; print([m for m in {slow} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == ("['matplotlib']" if stage == "report" else "[]")
 
 
 def test_the_packages_names_are_the_functions_themselves() -> None:

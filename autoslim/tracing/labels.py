@@ -7,8 +7,6 @@ be removed together, such as a residual sum or a depthwise convolution, unite th
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 Vector = np.ndarray  # int64: the labels along one axis
@@ -45,6 +43,9 @@ class Labels:
         """Returns, for each label, the smallest label that is united with it."""
         roots = self._roots
         if roots is None:
+            from scipy.sparse import coo_array
+            from scipy.sparse.csgraph import connected_components
+
             ends = np.concatenate([np.zeros((2, 0), np.int64), *self._ties], 1)
             ties = coo_array((np.ones(ends.shape[1], np.bool_), (ends[0], ends[1])), shape=(self._count, self._count))
             components = connected_components(ties, directed=False)[1]
