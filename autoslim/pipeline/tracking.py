@@ -1,8 +1,8 @@
-"""Runs in MLflow: a view of the files that DVC lists, never an input to anything.
+"""Tracking in MLflow: a view of the files that DVC lists, never an input of a stage.
 
-The only module that imports mlflow, and late, for the import takes seconds. Nothing here can cost a result: the first
-call to the store that fails prints one line on stderr and the run goes on untracked. The caller holds a ``Tracker`` in
-any case, so no code asks whether tracking is on. Of several processes only one should track (``enabled``).
+This is the only module that imports mlflow, and it does so late, because the import takes seconds. A failure of the
+store never costs a result: the first call that fails prints one line on stderr, and the run continues untracked.
+Callers always hold a ``Tracker``, so no code has to check whether tracking is on. Only rank 0 should track.
 """
 
 from __future__ import annotations
@@ -41,34 +41,34 @@ _BATCH = 100  # parameters a call may hold
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",  # what fails is told here, once
-    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",  # the check runs pip, which calls the package index
-    "MLFLOW_UV_AUTO_DETECT": "false",  # or a uv.lock nearby would go into each model
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # MLflow's 7 hold a stage for minutes when a server is gone
+    "MLFLOW_LOGGING_LEVEL": "ERROR",  # this module reports failures itself, once
+    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",  # the check runs pip, which contacts the package index
+    "MLFLOW_UV_AUTO_DETECT": "false",  # otherwise a uv.lock nearby is added to each model
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with MLflow's 7, a lost server delays a stage by minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
 }
-"""What mlflow finds in its environment where the user has set nothing else."""
+"""Environment variables for mlflow that the user has not set."""
 
 
 class Tracker(Protocol):
-    """What a stage tells about its run. No method raises for a failure of the store."""
+    """Records a stage's run. No method raises if the store fails."""
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the run, or None where nothing is tracked."""
+        """MLflow's id of the run, or None if nothing is tracked."""
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Numbers at ``step`` (an epoch, a slimming step), or of the whole run."""
+        """Logs numbers at ``step`` (an epoch or a slimming step), or for the whole run."""
 
     def tag(self, key: str, value: str) -> None: ...
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """A copy of a file, or of what is in a directory."""
+        """Logs a copy of a file, or of the contents of a directory."""
 
     def network(self, network: nn.Module, example: Tensor, name: str = "network") -> None:
-        """A model that ``mlflow.pytorch.load_model`` loads where neither autoslim nor the network's own code is.
+        """Logs a model that ``mlflow.pytorch.load_model`` loads without autoslim and without the network's code.
 
-        ``example`` is a batch of inputs (N, C, H, W); the model takes any batch size. ``network`` is not changed.
+        ``example`` is a batch of inputs (N, C, H, W); the model accepts any batch size. ``network`` is not changed.
         """
 
 
@@ -91,7 +91,7 @@ class NullTracker:
 
 
 class MlflowTracker:
-    """One run in an MLflow store, through a client of its own: MLflow's global state is not touched."""
+    """One run in an MLflow store. It uses its own client and does not touch MLflow's global state."""
 
     def __init__(self, client: MlflowClient, experiment_id: str, run_id: str) -> None:
         self.run_id: str | None = run_id
@@ -122,13 +122,13 @@ class MlflowTracker:
     def network(self, network: nn.Module, example: Tensor, name: str = "network") -> None:
         if self._lost:
             return
-        try:  # apart from the store: a network that cannot be exported says nothing about it
+        try:  # a network that cannot be exported does not mean that the store failed
             with tempfile.TemporaryDirectory() as folder:
                 with _no_warnings(), redirect_stderr(io.StringIO()):  # torch.export prints the graph where it fails
                     _save_network(network, example, Path(folder, "model"))
                 self._attempt(lambda: self._send_model(Path(folder, "model"), name))
         except Exception as error:
-            _warn(f"the network is not logged in MLflow, for it cannot be exported ({_in_one_line(error)})")
+            _warn(f"the network is not logged in MLflow, because it cannot be exported ({_in_one_line(error)})")
 
     def params(self, values: Mapping[str, object]) -> None:
         def send() -> None:
@@ -141,7 +141,7 @@ class MlflowTracker:
         self._attempt(send)
 
     def close(self, error: BaseException | None = None) -> None:
-        """Ends the run, also one whose tracking was lost on the way (and is tagged so), so that none runs for ever."""
+        """Ends the run. A run whose tracking failed is tagged and ended too, so that it does not stay running."""
         if error is not None and _status(error) != "FINISHED":
             self.tag("error", f"{type(error).__name__}: {_in_one_line(error)}")
         if self._lost:
@@ -149,7 +149,7 @@ class MlflowTracker:
         self._attempt(lambda: self._client.set_terminated(self._run, _status(error)), last=True)
 
     def _attempt(self, act: Callable[[], object], last: bool = False) -> None:
-        """Calls ``act``, once the store has failed only where it is the ``last`` that the store hears of the run."""
+        """Calls ``act``. After a failure of the store, only ``last`` calls, which end the run, are still made."""
         if self._lost and not last:
             return
         try:
@@ -157,7 +157,7 @@ class MlflowTracker:
                 act()
         except Exception as failure:
             if not self._lost:
-                _warn(f"MLflow failed, this run goes on untracked ({_in_one_line(failure)})")
+                _warn(f"MLflow failed; this run continues untracked ({_in_one_line(failure)})")
             self._lost = True
 
     def _send_model(self, folder: Path, name: str) -> None:
@@ -186,11 +186,18 @@ def tracked(
     enabled: bool,
     experiment: str = "autoslim",
 ) -> Iterator[Tracker]:
-    """One MLflow run for what the ``with`` block does.
+    """Tracks the ``with`` block as one MLflow run.
 
-    ``params`` may be nested: they become dotted keys. ``tags`` (budget, method, ``supernet``: see ``fingerprint``) are
-    joined by the stage's name, the commit and DVC's experiment. An exception of the block marks the run as failed, an
-    interrupt as killed, and goes on its way.
+    An exception marks the run as failed and an interrupt marks it as killed; both propagate.
+
+    Args:
+        stage: name of the stage, which is also a tag.
+        run_name: name of the run.
+        params: logged parameters. Nested values get dotted keys.
+        tags: tags such as budget, method and ``supernet`` (see ``fingerprint``). The commit and DVC's experiment are
+            added.
+        enabled: whether to track at all.
+        experiment: name of the MLflow experiment.
     """
     tracker = _start(experiment, run_name, {"stage": stage, **origin(), **tags}, params) if enabled else None
     if tracker is None:
@@ -238,31 +245,31 @@ def tracked_stage(
 
 
 def tracking_uri() -> str:
-    """``MLFLOW_TRACKING_URI`` where it is set, else the SQLite file ``mlflow.db`` in the repository's root."""
+    """Returns ``MLFLOW_TRACKING_URI`` if it is set, else the SQLite file ``mlflow.db`` in the repository's root."""
     path = str(repository_root() / "mlflow.db").replace("%", "%25").replace("?", "%3F")
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
 
 
 def fingerprint(weights: Path) -> str:
-    """The first 12 hex digits of a file's SHA-256.
+    """Returns the first 12 hex digits of a file's SHA-256.
 
-    The tag ``supernet`` holds this of the supernet's weights, on the run that trained it and on all that descend from
-    it: the filter ``tags.supernet = "…"`` finds the family, and nothing has to remember run ids.
+    The tag ``supernet`` holds the fingerprint of the supernet's weights, on the run that trained it and on all runs
+    that use it. The filter ``tags.supernet = "…"`` finds them all, so no run ids have to be stored.
     """
     with weights.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def lineage(weights: Path) -> dict[str, str]:
-    """The tag ``supernet`` of a run that descends from these weights; none where they are not here."""
+    """Returns the tag ``supernet`` of a run that uses these weights; no tag if the file does not exist."""
     return {"supernet": fingerprint(weights)} if weights.exists() else {}
 
 
 def origin() -> dict[str, str]:
-    """Tags that say which commit and which DVC experiment a process belongs to, as far as they are known.
+    """Returns tags with the commit and the DVC experiment that this process belongs to, as far as they are known.
 
-    An experiment's commit is the one it starts from. ``-dirty`` says that tracked files differ from it, ``dvc.lock``
-    aside, which DVC rewrites between the stages.
+    An experiment's commit is the one that it starts from. The suffix ``-dirty`` means that tracked files differ from
+    the commit; ``dvc.lock`` is not considered, because DVC rewrites it between stages.
     """
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
     tags = {"dvc_experiment": os.environ.get("DVC_EXP_NAME", "")}
@@ -273,7 +280,7 @@ def origin() -> dict[str, str]:
 
 
 def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested values as ``{"search.stop": "0.2"}``, everything but strings written as in JSON (and YAML)."""
+    """Returns nested values with dotted keys, ``{"search.stop": "0.2"}``; all but strings are written as JSON."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -284,7 +291,7 @@ def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def numbers(values: Mapping[str, object], prefix: str = "") -> dict[str, float]:
-    """The numbers among nested values, as ``{"uniform.top1": 0.93}``: what ``Tracker.metrics`` takes."""
+    """Returns the numbers among nested values with dotted keys, ``{"uniform.top1": 0.93}``, for ``Tracker.metrics``."""
     found: dict[str, float] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -297,7 +304,7 @@ def numbers(values: Mapping[str, object], prefix: str = "") -> dict[str, float]:
 def _start(
     experiment: str, run_name: str, tags: Mapping[str, str], params: Mapping[str, object]
 ) -> MlflowTracker | None:
-    """A run that has just begun, or None (and a warning) where the store cannot be used."""
+    """Starts a run. Returns None, with a warning, if the store cannot be used."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     for chatter in ("alembic", "urllib3.connectionpool"):
@@ -311,7 +318,7 @@ def _start(
             shortened = {key: _shortened(value, _LONGEST_TAG) for key, value in all_tags.items()}
             run = client.create_run(experiment_id, run_name=run_name, tags=shortened)
     except Exception as failure:
-        _warn(f"MLflow at {uri} cannot be used, this run goes untracked ({_in_one_line(failure)})")
+        _warn(f"MLflow at {uri} cannot be used; this run is not tracked ({_in_one_line(failure)})")
         return None
     tracker = MlflowTracker(client, experiment_id, run.info.run_id)
     tracker.params(params)
@@ -319,7 +326,7 @@ def _start(
 
 
 def _user() -> str:
-    """The name, or the number of one that has none (in a container run as some other user)."""
+    """Returns the user's name, or the number of a user without a name (in containers)."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # the latter since Python 3.13
@@ -327,7 +334,7 @@ def _user() -> str:
 
 
 def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
-    """A client of the store at ``uri`` and the id of the experiment, which is made where there is none."""
+    """Returns a client of the store at ``uri`` and the id of the experiment, which is created if it does not exist."""
     from mlflow import MlflowClient
 
     scheme = uri.partition(":")[0].partition("+")[0]
@@ -340,14 +347,16 @@ def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         file = sqlalchemy.make_url(uri).database if scheme == "sqlite" else None
         if file:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-            uri += "" if "?" in uri else "?timeout=60"  # seconds to wait while another stage writes; SQLite's 5 are few
+            uri += (
+                "" if "?" in uri else "?timeout=60"
+            )  # seconds to wait while another stage writes; SQLite's default of 5 is too short
             lock = FileLock(f"{file}.lock", timeout=300)  # two stages must not both create the tables
     with lock:
-        if database:  # MLflow tries for two minutes; asking once tells whether there is hope
+        if database:  # MLflow retries for two minutes; a single query fails fast
             engine = sqlalchemy.create_engine(uri)
             sqlalchemy.inspect(engine)
             engine.dispose()
-        # Where the server does not choose, MLflow's default lies under the working directory, which DVC may delete.
+        # Without a server, MLflow's default is under the working directory, which DVC may delete.
         folder = repository_root() / "mlartifacts" / re.sub(r"[^\w.-]+", "-", experiment)
         client = MlflowClient(uri)
         return client, _experiment_id(client, experiment, folder.as_uri() if database else None)
@@ -357,10 +366,10 @@ def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> st
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # or the page opens on chat traces
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # otherwise MLflow's page opens on chat traces
             return client.create_experiment(name, artifact_location=artifacts, tags=kind)
         except Exception:
-            found = client.get_experiment_by_name(name)  # another process may have been quicker
+            found = client.get_experiment_by_name(name)  # another process may have created it
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
@@ -371,7 +380,7 @@ def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> st
 def _save_network(network: nn.Module, example: Tensor, folder: Path) -> None:
     """Writes ``network`` as an MLflow model: a graph of torch's own operators, in evaluation mode, on the CPU.
 
-    A pickled model would need the code of the network's class where it is loaded; ``torch.export`` leaves it behind.
+    A pickled model could only be loaded with the code of the network's class; an exported graph needs none.
     """
     import mlflow.pytorch
     import numpy as np
@@ -380,7 +389,7 @@ def _save_network(network: nn.Module, example: Tensor, folder: Path) -> None:
     from mlflow.types import Schema, TensorSpec
 
     plain = copy.deepcopy(network).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
-    # Two images: torch.export takes a size of one for a constant. Sixteenths: short numbers in the model's JSON files.
+    # Two images: torch.export treats a size of one as a constant. Sixteenths keep the model's JSON files short.
     images = (example[:2] if len(example) > 1 else example.repeat(2, 1, 1, 1)).detach().to("cpu", torch.float32)
     images = ((images * 16).round() / 16).contiguous()  # (N, C, H, W)
     with torch.inference_mode():
@@ -395,10 +404,12 @@ def _save_network(network: nn.Module, example: Tensor, folder: Path) -> None:
             Schema([TensorSpec(float32, (-1, *logits.shape[1:]))]),
         ),
         input_example=images.numpy(),
-        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # given, so that nothing is looked up
+        pip_requirements=[
+            f"torch=={torch.__version__.partition('+')[0]}"
+        ],  # given, so that MLflow does not look them up
     )
     model = Model.load(str(folder))
-    # An exported graph stays on its device; without this MLflow asks for CUDA on a machine that has it, and fails.
+    # An exported graph stays on its device; without this MLflow would move it to CUDA if available, and fail.
     model.flavors["python_function"]["config"] = {"device": "cpu"}
     model.save(str(folder / "MLmodel"))
 
@@ -417,7 +428,7 @@ def _status(error: BaseException | None) -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git answers in the working directory; empty where it cannot."""
+    """Returns the output of a git command in the working directory; empty if it fails."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -198,7 +198,7 @@ def test_nothing_is_tracked_where_tracking_is_off(repository: Path, capfd: pytes
 
 
 def test_importing_the_module_imports_neither_mlflow_nor_torch():
-    code = "import sys, autoslim.shell.tracking; print({'mlflow', 'torch', 'sqlalchemy'} & set(sys.modules))"
+    code = "import sys, autoslim.pipeline.tracking; print({'mlflow', 'torch', 'sqlalchemy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -234,7 +234,7 @@ def test_a_store_that_cannot_be_used_costs_one_line(
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1, captured.err
     assert captured.err.startswith("warning: MLflow at ")
-    assert "this run goes untracked" in captured.err
+    assert "this run is not tracked" in captured.err
     assert "secret" not in captured.err
 
 
@@ -256,7 +256,7 @@ def test_a_store_that_fails_on_the_way_costs_one_line(
         tracker.artifact(Path("dvc.yaml"))
         tracker.network(Branched(), torch.zeros(1, 3, 8, 8))
     assert len(calls) == 1
-    assert capfd.readouterr().err == "warning: MLflow failed, this run goes on untracked (No space left on device)\n"
+    assert capfd.readouterr().err == "warning: MLflow failed; this run continues untracked (No space left on device)\n"
     found = store.get_run(tracker.run_id)
     assert found.info.status == "FINISHED"
     assert found.data.metrics == {"loss": 2.0}
@@ -284,7 +284,7 @@ def test_a_network_that_cannot_be_exported_costs_a_line_but_not_the_run(
         tracker.network(Unexportable(), torch.ones(1, 3, 8, 8))
         tracker.metrics({"top1": 0.5})
     err = capfd.readouterr().err
-    assert err.startswith("warning: the network is not logged in MLflow, for it cannot be exported (")
+    assert err.startswith("warning: the network is not logged in MLflow, because it cannot be exported (")
     assert len(err.splitlines()) == 1
     found = store.get_run(tracker.run_id)
     assert found.data.metrics == {"top1": 0.5}
