@@ -60,7 +60,7 @@ class _Verification:
             self.expected = self._output_shapes()
         except Exception as error:
             raise UserError(
-                f"{type(prototype).__name__} does not run on meta tensors: {first_line(error)}; "
+                f"{type(prototype).__name__} does not run without real data: {first_line(error)}; "
                 "remove what depends on data from its forward"
             ) from error
 
