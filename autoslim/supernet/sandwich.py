@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +48,7 @@ def sandwich_step(
     *,
     label_smoothing: float = 0.0,
     distillation: bool = True,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Tensor:
     """Accumulates the gradients of the widest network and of ``subnets`` for one batch.
 
@@ -62,23 +64,27 @@ def sandwich_step(
         subnets: the narrowest and the random configurations, in the order in which they are trained.
         label_smoothing: see ``smoothed_cross_entropy``.
         distillation: whether subnets learn from the widest network.
+        autocast: makes the context of each forward pass and its loss. Backward passes run outside it, as torch advises.
 
     Returns:
         The detached loss of the widest network, a scalar on the device.
     """
     supernet.select(supernet.widest)
-    logits = supernet(images)  # (N, classes)
-    loss = smoothed_cross_entropy(logits, labels, label_smoothing)
-    loss.backward()
+    with autocast():
+        logits = supernet(images)  # (N, classes)
+        widest_loss = smoothed_cross_entropy(logits, labels, label_smoothing)
+    widest_loss.backward()
     target = logits.detach().softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
     for channels in subnets:
         supernet.select(channels)
-        logits = supernet(images)
-        if distillation:
-            F.cross_entropy(logits, target).backward()
-        else:
-            smoothed_cross_entropy(logits, labels, label_smoothing).backward()
-    return loss.detach()
+        with autocast():
+            logits = supernet(images)
+            if distillation:
+                loss = F.cross_entropy(logits, target)
+            else:
+                loss = smoothed_cross_entropy(logits, labels, label_smoothing)
+        loss.backward()
+    return widest_loss.detach()
 
 
 def random_subnet(grid: Mapping[str, Sequence[int]], seed: int, step: int, index: int) -> Channels:
@@ -123,14 +129,14 @@ def sandwich_rule(
     def step(images: Tensor, labels: Tensor, number: int) -> Tensor:
         turns = [draw[(number * count + index) % len(draw)] for index in range(count)]
         drawn = [turn(grid, seed, number, index) for index, turn in enumerate(turns)]
-        with autocast():
-            return sandwich_step(
-                supernet,
-                images,
-                labels,
-                [narrowest, *drawn],
-                label_smoothing=label_smoothing,
-                distillation=sandwich.distillation,
-            )
+        return sandwich_step(
+            supernet,
+            images,
+            labels,
+            [narrowest, *drawn],
+            label_smoothing=label_smoothing,
+            distillation=sandwich.distillation,
+            autocast=autocast,
+        )
 
     return step

@@ -197,3 +197,19 @@ def test_mixed_precision_gives_the_gradients_of_plain_networks_in_mixed_precisio
     assert {gradient.dtype for gradient in gradients} == {torch.float32}
     found = torch.cat([gradient.flatten() for gradient in gradients])
     assert float((found - expected).norm() / expected.norm()) < 0.01
+
+
+def test_backward_passes_run_outside_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet, grid = make_supernet("small_mobilenet_v2", torch.float32)
+    mixed = autocast(torch.device("cpu"), "bf16")
+    active: list[bool] = []
+    original = Tensor.backward
+
+    def backward(self: Tensor, *args: Any, **kwargs: Any) -> None:
+        active.append(torch.is_autocast_enabled("cpu"))
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "backward", backward)
+    step = sandwich_rule(supernet, grid, Sandwich(random_widths=2), label_smoothing=0.1, autocast=mixed)
+    step(*batch("small_mobilenet_v2", torch.float32), 0)
+    assert active == [False] * 4
