@@ -212,7 +212,7 @@ def _pair(rows: pd.DataFrame, over: str, search: str, regime: str, budget: str) 
 
 def _same_for_all(rows: pd.DataFrame, search: str, regime: str) -> bool:
     """Uniform from scratch has nothing of a supernet."""
-    return search == UNIFORM and set(rows[rows["regime"] == regime]["start"]) == {"new"}
+    return search == UNIFORM and set(rows[rows["regime"] == regime]["start"]) == {"scratch"}
 
 
 def _gain(found: pd.DataFrame, other: pd.DataFrame, *, paired: bool, score: str = "top1") -> Gain:
@@ -265,7 +265,7 @@ def _ranking(rows: pd.DataFrame, picture: Path) -> None:
     path = RESULTS / picture.with_suffix(".csv").name.replace("ranking", "table")
     if path.exists():
         table = _whole(_read(path))
-        scratch = table[(table["start"] == "new") & table["budget"].isin(rows["budget"].unique())]
+        scratch = table[(table["start"] == "scratch") & table["budget"].isin(rows["budget"].unique())]
         noise = _within(scratch.groupby(["search", "supernet"])["top1"]) / rows["seed"].nunique()
         ceiling = math.sqrt(max(0.0, 1 - noise / top1.var()))
         print(

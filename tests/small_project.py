@@ -67,7 +67,7 @@ def stage(name: str, *arguments: str) -> str:
     return said.getvalue()
 
 
-def mistake(command: Callable[..., Any] | str, *arguments: str, trains: bool = False) -> str:
+def error_of(command: Callable[..., Any] | str, *arguments: str, trains: bool = False) -> str:
     """What a command that must fail says: one line on stderr, exit code 1, before any training (no checkpoint)."""
     run = _main(command) if isinstance(command, str) else command
     out, err = io.StringIO(), io.StringIO()

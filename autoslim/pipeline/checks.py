@@ -223,13 +223,13 @@ def _check_held(method: str, channels: Channels, params: Params, graph: ChannelG
     """Raises:
     UserError: retraining is to start from the supernet's weights, and the supernet has not as many channels.
     """
-    if params.retrain.start == "new":
+    if params.retrain.start == "scratch":
         return
     for name, levels in span(params.supernet).grid(graph).items():
         if channels[name] > levels[0]:
             raise UserError(
                 f"retrain.start is supernet, but method {method} has {channels[name]} channels at {name}, and the "
-                f"supernet {levels[0]}; set retrain.start to new, or raise supernet.width"
+                f"supernet {levels[0]}; set retrain.start to scratch, or raise supernet.width"
             )
 
 

@@ -114,7 +114,7 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
         "input": graph.input_shape,
         "params": graph.params(),  # which tell the number of classes
         "points": asked.points,
-        "checked_on": asked.checked_on,
+        "check_networks": asked.check_networks,
     }
     kept = checkpoints(
         "latency",
@@ -136,7 +136,7 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
             target,
             name=params.model.name,
             points=asked.points,
-            checked_on=asked.checked_on,
+            checked_on=asked.check_networks,
             kept=kept.folder / "kernels.json",
         )
         if table.trusted:

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
-from small_project import change_params, finished_project, mistake
+from small_project import change_params, error_of, finished_project
 from typer.testing import CliRunner
 
 from autoslim import trace
@@ -48,12 +48,12 @@ def printed(*arguments: str) -> str:
 
 
 def refused(*arguments: str) -> str:
-    """What a command says to a mistake: one line on stderr, exit code 1."""
+    """The error message of a command that must fail: one line on stderr, exit code 1."""
 
     def run() -> None:
         app(list(arguments))
 
-    return mistake(run)
+    return error_of(run)
 
 
 def graph_of(name: str) -> ChannelGraph:
@@ -215,7 +215,7 @@ def test_verify_fails_where_a_network_computes_otherwise(net: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["nosuch:thing"], "model.name 'nosuch:thing' cannot be imported"),
         (
@@ -255,10 +255,10 @@ def test_verify_fails_where_a_network_computes_otherwise(net: Path) -> None:
         ([], "no network is named, and this is no autoslim project; name one, such as"),
     ],
 )
-def test_profile_says_what_is_wrong(net: Path, arguments: list[str], told: str) -> None:
+def test_profile_says_what_is_wrong(net: Path, arguments: list[str], message: str) -> None:
     Path("list.json").write_text("[1, 2]")
     Path("few.json").write_text('{"0": 3}')
-    assert told in refused("profile", *arguments)
+    assert message in refused("profile", *arguments)
 
 
 def test_profile_of_a_released_list() -> None:
@@ -266,8 +266,10 @@ def test_profile_of_a_released_list() -> None:
     assert round(values["totals"]["macs_with_pooling"] / 1e6, 2) == 305.17  # the authors' figures
     assert round(values["totals"]["params"] / 1e6, 2) == 5.77
     assert values["ptflops"]["macs"] == values["totals"]["macs"]
-    told = refused("profile", "released/mobilenet_v2-305M", "--width", "0.5")
-    assert told == "released/mobilenet_v2-305M gives the channels, and so does --width or --channels; give one of them"
+    message = refused("profile", "released/mobilenet_v2-305M", "--width", "0.5")
+    assert (
+        message == "released/mobilenet_v2-305M gives the channels, and so does --width or --channels; give one of them"
+    )
 
 
 def test_profile_without_a_name_is_of_the_projects_network(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +315,7 @@ def test_trajectory_shows_what_budgets_get(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget", "told"),
+    ("budget", "message"),
     [
         ("much", "budget 'much' is not an amount of macs; write it like 305M, 0.57G or 50%"),
         ("1", "budget 1 (1 MACs) is outside of the trajectory, from "),
@@ -327,8 +329,8 @@ def test_trajectory_shows_what_budgets_get(project: Path) -> None:
         ("macs=", "budget '' is not an amount of macs; write it like 305M, 0.57G or 50%"),
     ],
 )
-def test_trajectory_refuses_budgets_that_it_does_not_reach(project: Path, budget: str, told: str) -> None:
-    assert refused("trajectory", "--budget", budget).startswith(told)
+def test_trajectory_refuses_budgets_that_it_does_not_reach(project: Path, budget: str, message: str) -> None:
+    assert refused("trajectory", "--budget", budget).startswith(message)
 
 
 def test_budgets_of_any_resource_are_read_off_any_trajectory(project: Path) -> None:
@@ -344,8 +346,8 @@ def test_budgets_of_any_resource_are_read_off_any_trajectory(project: Path) -> N
     (found,) = json.loads(printed("trajectory", "--budget", several, "--json")).values()
     first = next(s for s in steps if all(s[r] <= f * default[r] for r, f in (("params", 0.7), ("memory", 0.8))))
     assert found["step"] == first["step"]
-    told = facts(printed("trajectory", "--budget", several).replace("=", " ").replace("%", " "))
-    assert told["default"].startswith("12.2K MACs, ")
+    message = facts(printed("trajectory", "--budget", several).replace("=", " ").replace("%", " "))
+    assert message["default"].startswith("12.2K MACs, ")
 
 
 def test_a_trajectory_of_several_limits_and_one_without_memory(project: Path, tmp_path: Path) -> None:
@@ -408,10 +410,10 @@ def test_compare_of_several_budgets_with_predicted_latency(project: Path, tmp_pa
     with contextlib.chdir(tmp_path):
         text = printed("compare")
         (folder / "comparison.csv").write_text("method,macs\nuniform,many\n")
-        told = refused("compare")
+        message = refused("compare")
     assert text.startswith("budget 50% of MACs, 12ms = 6.1K MACs, 12ms\n")
     assert [row["latency predicted"] for row in table(text, "method")] == ["11.2ms", "11.2ms"]
-    assert told.startswith("outputs/report/comparison.csv or metrics.json beside it is not a report as this version")
+    assert message.startswith("outputs/report/comparison.csv or metrics.json beside it is not a report as this version")
 
 
 # evaluate and export
@@ -433,7 +435,7 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (
             ["evaluate", "random"],
@@ -448,11 +450,11 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
         (["stage", "train"], "there is no stage 'train'; stages are prepare, resources, supernet, search"),
         (["stage", "retrain"], "stage retrain needs a method; write `autoslim stage retrain autoslim`"),
         (["stage", "search", "uniform"], "stage search takes no method, but 'uniform' is given; leave it out"),
-        (["check", "gone.yaml"], "there is no gone.yaml in "),
+        (["check", "gone.yaml"], "gone.yaml does not exist in "),
     ],
 )
-def test_commands_say_what_is_wrong(project: Path, arguments: list[str], told: str) -> None:
-    assert refused(*arguments).startswith(told)
+def test_commands_say_what_is_wrong(project: Path, arguments: list[str], message: str) -> None:
+    assert refused(*arguments).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -468,7 +470,7 @@ def test_commands_of_a_project_say_so_elsewhere(
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         (["trajectory"], "there is no outputs/search/trajectory.json; run `dvc repro search`"),
         (["compare"], "there is no outputs/report/metrics.json; run `dvc repro report`"),
@@ -477,12 +479,12 @@ def test_commands_of_a_project_say_so_elsewhere(
     ],
 )
 def test_commands_before_anything_has_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], message: str
 ) -> None:
     (tmp_path / "dvc.yaml").touch()
     change_params(tmp_path, {})
     monkeypatch.chdir(tmp_path)
-    assert refused(*command).startswith(told)
+    assert refused(*command).startswith(message)
 
 
 def test_an_exported_network_runs_where_autoslim_is_not(project: Path, tmp_path: Path) -> None:
@@ -577,7 +579,7 @@ def test_check_of_several_budgets_and_of_latency_that_is_not_measured(project: P
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"retrain": {"label_smoothing": 0.95}}, "retrain.label_smoothing is 0.95; with 10 classes at most 0.9 leaves"),
         ({"model": {"weights": "other.safetensors"}, "supernet": {"width": 1.0}}, "lack features.0.0.weight"),
@@ -585,7 +587,7 @@ def test_check_of_several_budgets_and_of_latency_that_is_not_measured(project: P
     ],
 )
 def test_check_tells_what_a_run_would(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     copy = shutil.copytree(project, tmp_path / "project")
     monkeypatch.chdir(copy)
@@ -594,7 +596,7 @@ def test_check_tells_what_a_run_would(
     pipeline = (copy / "dvc.yaml").read_text()
     (copy / "dvc.yaml").write_text(re.sub(r"deps:(\n +- )", r"deps:\1other.safetensors\1", pipeline))
     change_params(copy, changes)
-    assert told in refused("check", str(copy / "params.yaml"))
+    assert message in refused("check", str(copy / "params.yaml"))
 
 
 def test_check_downloads_no_weights(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

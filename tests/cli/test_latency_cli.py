@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_project import change_params, finished_project, mistake, stage, start_project
+from small_project import change_params, error_of, finished_project, stage, start_project
 from test_cli import facts, printed, refused, table
 from tiny import tiny_params
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ def test_show_says_where_the_time_goes(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (None, "there is no latency table at t.json; make one with `autoslim latency measure --to t.json`"),
         ("{", "t.json is no latency table ("),
@@ -115,11 +115,13 @@ def test_show_says_where_the_time_goes(tmp_path: Path, monkeypatch: pytest.Monke
         ('{"format": 1}', "t.json is damaged ("),
     ],
 )
-def test_show_of_what_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, told: str) -> None:
+def test_show_of_what_is_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     if text is not None:
         Path("t.json").write_text(text)
-    assert refused("latency", "show", "t.json").startswith(told)
+    assert refused("latency", "show", "t.json").startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +159,12 @@ def test_show_draws_only_where_it_can(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "t.json", made(tiny_graph(), check=None))
     assert "rank correlation" not in printed("latency", "show", "t.json")
-    for arguments, told in (
+    for arguments, message in (
         (["t.json", "--picture", "t.svg"], "--picture t.svg ends in .svg; end it in .png"),
         (["t.json", "--picture", "gone/t.png"], f"--picture gone/t.png: there is no folder {tmp_path / 'gone'}; make"),
         (["t.json", "--picture", "t.png"], "t.json holds no comparison to draw; make it again with"),
     ):
-        assert refused("latency", "show", *arguments).startswith(told)
+        assert refused("latency", "show", *arguments).startswith(message)
 
 
 # measure
@@ -176,14 +178,14 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_table_is_measured_without_data(hasty: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = start_project(tmp_path / "project", {"latency": {"checked_on": 10}})
+    folder = start_project(tmp_path / "project", {"latency": {"check_networks": 10}})
     monkeypatch.delenv("DVC_ROOT", raising=False)
     asked = "latency", "measure", "--to", "here.json"
     monkeypatch.chdir(folder / "stages")  # files are named from here; a command changes into the project
-    told = refused(*asked)
-    assert told.startswith("how many classes digits has is not known; run `dvc repro prepare`, or give --classes")
-    told = refused(*asked, "--classes", "10")
-    assert told.startswith(
+    message = refused(*asked)
+    assert message.startswith("how many classes digits has is not known; run `dvc repro prepare`, or give --classes")
+    message = refused(*asked, "--classes", "10")
+    assert message.startswith(
         "data.image_size is None and data.channels None: as the source has them, which only prepared"
     )
     sizes = "--classes", "10", "--size", "8", "--channels", "1"
@@ -210,12 +212,12 @@ def test_a_table_is_measured_without_data(hasty: None, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--to", "gone/t.json"], "--to gone/t.json: there is no folder "),
         (["--to", "stages"], "--to stages is a folder; name a file in it, such as stages/latency.json"),
-        (["--to", "t.json", "gone.yaml"], "there is no gone.yaml in "),
-        (["--to", "t.json", "--device", "gpu"], 'the options device: latency.device is "gpu"; set it to text'),
+        (["--to", "t.json", "gone.yaml"], "gone.yaml does not exist in "),
+        (["--to", "t.json", "--device", "gpu"], 'the options device: latency.device is "gpu"; '),
         (["--to", "t.json", "--device", "cuda:40"], "latency.device 'cuda:40' is not available here ("),
         (
             ["--to", "t.json", "--runtime", "onnxruntime", "--precision", "bf16"],
@@ -223,8 +225,8 @@ def test_a_table_is_measured_without_data(hasty: None, tmp_path: Path, monkeypat
         ),
     ],
 )
-def test_measure_says_what_is_wrong_before_it_measures(project: Path, arguments: list[str], told: str) -> None:
-    assert refused("latency", "measure", *arguments).startswith(told)
+def test_measure_says_what_is_wrong_before_it_measures(project: Path, arguments: list[str], message: str) -> None:
+    assert refused("latency", "measure", *arguments).startswith(message)
     assert not Path("t.json").exists()
 
 
@@ -235,8 +237,8 @@ def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None
     graph = tiny_graph()
     write(project / "phone.json", made(graph, tiny_network()))
     change_params(project, {"resource": "latency", "budget": "60%", "latency": {"table": "phone.json"}})
-    told = refused("check")
-    assert "latency.table is the file phone.json, which DVC does not watch" in told
+    message = refused("check")
+    assert "latency.table is the file phone.json, which DVC does not watch" in message
     watch("phone.json")
     said = facts(printed("check"))
     default = latency(list(graph.default.values()))
@@ -256,18 +258,18 @@ def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None
     first, *_ = other.kernels
     times = dataclasses.replace(other.kernels[first], work="Conv2d 8x1x5x5 of 1x1x8x8")
     write(project / "phone.json", dataclasses.replace(other, kernels={**other.kernels, first: times}))
-    told = refused("check")  # the same groups, and other work
-    assert told.startswith(
+    message = refused("check")  # the same groups, and other work
+    assert message.startswith(
         f"the latency table is of another network (a network) than this one: at {first} it has Conv2d"
     )
-    assert "8x1x3x3 of 1x1x8x8" in told
+    assert "8x1x3x3 of 1x1x8x8" in message
     narrow = dataclasses.replace(other.kernels[first], output_sizes=(2, 3))
     write(project / "phone.json", dataclasses.replace(other, kernels={**other.kernels, first: narrow}))
-    told = refused("check")
-    assert told.startswith(
+    message = refused("check")
+    assert message.startswith(
         "the latency table was measured at 2 to 3 channels of features.0.0, and the search goes from 4 "
     )
-    assert "set supernet.width and supernet.grid as they were" in told
+    assert "set supernet.width and supernet.grid as they were" in message
     Path("phone.json").unlink()
     assert refused("check").startswith(
         "latency.table 'phone.json' is not there; make it with `autoslim latency measure"
@@ -338,23 +340,23 @@ def test_outputs_of_another_machine_are_refused(project: Path) -> None:
     write(written, made(tiny_graph(), tiny_network()))
     change_params(project, {"resource": "latency", "budget": "60%"})
     for name in ("search", "allocate"):
-        told = mistake(name)
-        assert told.startswith(
+        message = error_of(name)
+        assert message.startswith(
             "latency.table is null, but outputs/resources/latency.json was measured on a phone, and "
         )
-        assert "copy the file to another place, and name it in latency.table" in told
+        assert "copy the file to another place, and name it in latency.table" in message
 
 
 def test_a_measurement_that_ranks_nothing_ends_the_stage_and_is_not_kept(
     hasty: None, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change_params(project, {"resource": "latency", "budget": "60%", "latency": {"points": 2, "checked_on": 10}})
+    change_params(project, {"resource": "latency", "budget": "60%", "latency": {"points": 2, "check_networks": 10}})
     draw = random.Random(0)
     noise = lambda *_: measuring.Latency(1 + draw.random(), 1, 2)  # noqa: E731
     monkeypatch.setattr(measuring, "measure_latency", noise)
-    told = mistake("resources")
-    assert "too low to search by" in told
-    assert "write it with `autoslim latency measure --to FILE`, and name FILE in latency.table" in told
+    message = error_of("resources")
+    assert "too low to search by" in message
+    assert "write it with `autoslim latency measure --to FILE`, and name FILE in latency.table" in message
     assert not list(Path("checkpoints").glob("latency-*/*"))
     assert json.loads(Path("outputs/resources/latency.json").read_text()) == {}  # of the run before
 
@@ -378,7 +380,7 @@ def test_a_runtime_that_cannot_run_the_network_is_told_before_training(
     monkeypatch.setattr(torch, "compile", compiled)
     change_params(project, {"latency": {"runtime": "compile"}})
     assert refused("check").startswith("torch.compile cannot run this network here (no such operator)")
-    assert mistake("resources").startswith("torch.compile cannot run this network here (no such operator)")
+    assert error_of("resources").startswith("torch.compile cannot run this network here (no such operator)")
 
 
 def test_check_knows_networks_that_latency_cannot_take_apart(project: Path) -> None:
@@ -424,10 +426,10 @@ def test_retraining_starts_from_the_supernet_through_the_stages(project: Path) -
                 assert torch.allclose(value, end[name], rtol=0, atol=1e-20)
                 assert torch.equal(value, wide[name][tuple(slice(size) for size in value.shape)])
     Path("outputs/channels/uniform.safetensors").unlink()
-    told = mistake("retrain", "uniform")
-    assert told.startswith(
+    message = error_of("retrain", "uniform")
+    assert message.startswith(
         "what method 'uniform' starts from is not there (outputs/channels/uniform.safetensors); run "
     )
-    change_params(project, {"retrain": {"start": "new"}})
+    change_params(project, {"retrain": {"start": "scratch"}})
     stage("allocate")
     assert load_file("outputs/channels/uniform.safetensors") == {}

@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_data import SPAN, prepared_digits, recipe, small_network
-from small_project import change_params, finished_project, mistake, stage, start_project
+from small_project import change_params, error_of, finished_project, stage, start_project
 from specimens import shuffle_weights
 from torch import Tensor, nn
 
@@ -604,6 +604,6 @@ def test_a_mistake_is_told_once_as_by_one_process(done: Path) -> None:
     change_params(Path(), wrong | {"runtime": {"processes": 2, "device": "cpu"}})
     ended = run_stage("supernet")
     change_params(Path(), wrong | {"runtime": {"processes": 1, "device": "cpu"}})
-    alone = mistake("supernet", trains=True)
+    alone = error_of("supernet", trains=True)
     assert ended.returncode == 1
     assert [line for line in ended.stderr.splitlines() if not line.startswith("supernet: ")] == [f"error: {alone}"]
