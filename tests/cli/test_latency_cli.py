@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import error_from, facts, printed, table
 from safetensors.torch import load_file
 from small_project import change_params, error_of, finished_project, stage, start_project
-from test_cli import error_from, facts, printed, table
 from tiny import tiny_params
 from torch import Tensor, nn
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from closure import ROOT
+from command_line import error_from, facts, printed, table
 from PIL import Image
 from small_data import SPAN, machine, prepared_digits, small_network
 from small_project import change_params, finished_project, stage, start_project
-from test_cli import error_from, facts, printed, table
 from tiny import merged, tiny_params
 from torch import nn
 
