@@ -68,7 +68,7 @@ def stage(name: str, *arguments: str) -> str:
 
 
 def error_of(command: Callable[..., Any] | str, *arguments: str, trains: bool = False) -> str:
-    """The error of a command that must fail: one line on stderr, exit code 1, and no checkpoint unless it ``trains``."""
+    """The error of a command that must fail: one line on stderr, exit code 1, no checkpoint unless it ``trains``."""
     run = _main(command) if isinstance(command, str) else command
     out, err = io.StringIO(), io.StringIO()
     with (

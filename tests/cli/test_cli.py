@@ -66,9 +66,9 @@ print("imported:", [name for name in {large} if name in sys.modules])
 
 def test_help_names_the_commands() -> None:
     command = [str(Path(sys.executable).with_name("autoslim")), "--help"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for name in ("profile", "check", "trajectory", "compare", "evaluate", "export", "estimate", "stage", "latency"):
-        assert re.search(rf"\b{name}\b", said)
+        assert re.search(rf"\b{name}\b", shown)
 
 
 @pytest.mark.parametrize(
@@ -104,13 +104,13 @@ def test_profile_works_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "unit": "1",
         "members": "features.0.0, features.1.conv.0.0",
     }
-    said = facts(text)
-    assert said["MACs"] == "301M (300,774,272; with average pooling, as the authors count, 300,836,992)"
-    assert said["parameters"] == "3.5M (3,504,872)"
+    shown = facts(text)
+    assert shown["MACs"] == "301M (300,774,272; with average pooling, as the authors count, 300,836,992)"
+    assert shown["parameters"] == "3.5M (3,504,872)"
     values = json.loads(printed("profile", MOBILENET, "--json"))
-    assert said["memory"].endswith(f"({values['totals']['memory']:,} bytes: weights, activations)")
+    assert shown["memory"].endswith(f"({values['totals']['memory']:,} bytes: weights, activations)")
     assert values["totals"]["memory"] == graph_of(MOBILENET).memory()
-    assert said["keeps its size"] == "classifier.1: it is the network's output"
+    assert shown["keeps its size"] == "classifier.1: it is the network's output"
     assert layers[-1] == {"layer": "(total)", "kind": "300,774,272", "in": "100", "out": "3,504,872"}  # its empty cells
     assert list(tmp_path.iterdir()) == []
 
@@ -325,7 +325,7 @@ def test_budgets_of_any_resource_are_read_off_any_trajectory(project: Path) -> N
 
 
 def test_a_trajectory_of_several_limits_and_one_without_memory(project: Path, tmp_path: Path) -> None:
-    """Shares are of the limit that binds; what an older search has not recorded is asked for."""
+    """Shares are of the limit that binds; an older search that lacks a resource must run again."""
     trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
     folder = tmp_path / "outputs/search"
     folder.mkdir(parents=True)
@@ -460,8 +460,8 @@ def test_commands_before_anything_has_run(
 
 
 def test_an_exported_network_runs_where_autoslim_is_not(project: Path, tmp_path: Path) -> None:
-    said = printed("export", "autoslim", "--seed", "1", "--to", str(tmp_path / "net.pt2"))
-    assert "torch.export.load" in said
+    shown = printed("export", "autoslim", "--seed", "1", "--to", str(tmp_path / "net.pt2"))
+    assert "torch.export.load" in shown
     images = np.load(project / "data/prepared/test.images.npy")
     labels = np.load(project / "data/prepared/test.labels.npy")
     np.savez(tmp_path / "test.npz", images=images, labels=labels)
@@ -515,37 +515,37 @@ def test_exported_weights_come_with_what_is_needed_to_use_them(project: Path, tm
 
 def test_check_says_what_the_budget_comes_to(project: Path) -> None:
     trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
-    said = facts(printed("check"))
-    assert said["parameters"] == "params.yaml is complete"
-    assert said["images"] == "1x8x8, 10 classes; 100 train, 32 search, 50 test"
-    assert said["budget"] == "50%: at most 6.1K MACs, 50 % of the default network's"
-    assert said["search"] == "from the widest down to 4.88K MACs"
+    shown = facts(printed("check"))
+    assert shown["parameters"] == "params.yaml is complete"
+    assert shown["images"] == "1x8x8, 10 classes; 100 train, 32 search, 50 test"
+    assert shown["budget"] == "50%: at most 6.1K MACs, 50 % of the default network's"
+    assert shown["search"] == "from the widest down to 4.88K MACs"
     spans = [f"{trajectory[which]['macs'] / 1000:.3g}K" for which in ("narrowest", "widest")]
-    assert said["supernet"] == f"from {spans[0]} to {spans[1]} MACs"
+    assert shown["supernet"] == f"from {spans[0]} to {spans[1]} MACs"
     amounts = (format_named_amount(trajectory["default"][name], name) for name in ("macs", "params", "memory"))
-    assert said["network"].endswith(f" groups, {', '.join(amounts)}")
-    assert "will be measured on " in said["latency"]
+    assert shown["network"].endswith(f" groups, {', '.join(amounts)}")
+    assert "will be measured on " in shown["latency"]
 
 
 def test_check_of_several_budgets_and_of_latency_that_is_not_measured(project: Path, tmp_path: Path) -> None:
     change_params(tmp_path, {"budget": {"macs": "50%", "memory": "80%"}})
-    said = facts(printed("check", str(tmp_path / "params.yaml")))
+    shown = facts(printed("check", str(tmp_path / "params.yaml")))
     trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
-    assert said["budget of MACs"] == "50%: at most 6.1K MACs, 50 % of the default network's"
+    assert shown["budget of MACs"] == "50%: at most 6.1K MACs, 50 % of the default network's"
     least = format_amount(0.8 * trajectory["default"]["memory"], "memory")
-    assert said["budget of memory"] == f"80%: at most {least}, 80 % of the default network's"
+    assert shown["budget of memory"] == f"80%: at most {least}, 80 % of the default network's"
     share = 0.4 * max(1 / 0.5, 1 / 0.8)
-    assert said["search"] == f"from the widest down to {100 * share:.1f} % of the limits"
-    assert said["supernet"].count(" to ") == 2
+    assert shown["search"] == f"from the widest down to {100 * share:.1f} % of the limits"
+    assert shown["supernet"].count(" to ") == 2
     change_params(tmp_path, {"budget": {"macs": "50%", "latency": "1us"}})
-    said = facts(printed("check", str(tmp_path / "params.yaml")))
+    shown = facts(printed("check", str(tmp_path / "params.yaml")))
     wait = "latency is not measured yet; run `dvc repro resources`"
-    assert said["budget of latency"] == f"1us: not checked: {wait}"
-    assert said["search"] == wait
-    assert said["budget of MACs"].startswith("50%: at most 6.1K MACs")
+    assert shown["budget of latency"] == f"1us: not checked: {wait}"
+    assert shown["search"] == wait
+    assert shown["budget of MACs"].startswith("50%: at most 6.1K MACs")
     change_params(tmp_path, {"budget": "50%", "resource": "latency"})
-    said = facts(printed("check", str(tmp_path / "params.yaml")))
-    assert (said["budget"], said["supernet"]) == (f"50%: not checked: {wait}", wait)
+    shown = facts(printed("check", str(tmp_path / "params.yaml")))
+    assert (shown["budget"], shown["supernet"]) == (f"50%: not checked: {wait}", wait)
     change_params(tmp_path, {"budget": {"macs": "50%", "memory": "1kB"}})
     assert "budget.memory 1kB is below the narrowest subnet" in error_from("check", str(tmp_path / "params.yaml"))
 
@@ -597,8 +597,8 @@ def test_a_parameter_changed_after_prepare_is_checked_before_the_work(
 
 def test_check_leaves_the_network_to_later_where_data_are_others(project: Path, tmp_path: Path) -> None:
     change_params(tmp_path, {"data": {"source": "torchvision:CIFAR10"}})
-    said = printed("check", str(tmp_path / "params.yaml"))
-    assert "not checked, because the data are not prepared; run `dvc repro prepare`" in said
+    shown = printed("check", str(tmp_path / "params.yaml"))
+    assert "not checked, because the data are not prepared; run `dvc repro prepare`" in shown
     change_params(tmp_path, {"data": {"source": "torchvision:CIFAR1"}, "runtime": {"device": "cuda:40"}})
     assert "torchvision.datasets has no data set 'CIFAR1'; did you mean CIFAR10?" in error_from(
         "check", str(tmp_path / "params.yaml")

@@ -87,14 +87,14 @@ def test_show_says_where_the_time_goes(tmp_path: Path, monkeypatch: pytest.Monke
     graph = tiny_graph()
     path = write(tmp_path / "phone.json", made(graph, slope=2.0))
     text = printed("latency", "show", str(path), "--figure", "phone.png")
-    said = facts(text)
+    shown = facts(text)
     total = 1 + 0.2 * sum(graph.default.values())
-    assert said["measured on"] == "a phone, onnxruntime, 4 threads, batch 1, fp32 (torch 3)"
-    assert said["network"] == f"a network on 1x8x8 images, {len(graph.groups)} kernels"
-    assert said["default"] == f"{format_amount(total, 'latency')} predicted"
-    assert said["checked on"] == "20 random networks, 5.5ms to 24.5ms"
-    assert said["error"] == "3.0% (median); 95 % are within 9.0%"
-    assert said["rank correlation"] == "0.995"
+    assert shown["measured on"] == "a phone, onnxruntime, 4 threads, batch 1, fp32 (torch 3)"
+    assert shown["network"] == f"a network on 1x8x8 images, {len(graph.groups)} kernels"
+    assert shown["default"] == f"{format_amount(total, 'latency')} predicted"
+    assert shown["checked on"] == "20 random networks, 5.5ms to 24.5ms"
+    assert shown["error"] == "3.0% (median); 95 % are within 9.0%"
+    assert shown["rank correlation"] == "0.995"
     *kernels, between, whole = table(text, "kernel")
     times = [float(row["ms"]) for row in kernels]
     assert times == sorted(times, reverse=True)
@@ -125,7 +125,7 @@ def test_show_of_what_is_no_table(
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("keys", "value"),
     [
         (("kernels", "kernel_0", "ms"), [["slow", 1.0]]),
         (("kernels", "kernel_0", "ms"), []),
@@ -142,15 +142,15 @@ def test_show_of_what_is_no_table(
         (("input_shape",), 3),
     ],
 )
-def test_a_damaged_table_is_told_before_it_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[str, ...], value: Any
+def test_a_damaged_table_is_reported_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: tuple[str, ...], value: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     values = json.loads(json.dumps(made(tiny_graph()).to_dict()))
     part = values
-    for key in place[:-1]:
+    for key in keys[:-1]:
         part = part[key]
-    part[place[-1]] = value
+    part[keys[-1]] = value
     Path("t.json").write_text(json.dumps(values))
     assert error_from("latency", "show", "t.json").startswith("t.json is damaged (")
 
@@ -180,15 +180,15 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_table_is_measured_without_data(hasty: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = start_project(tmp_path / "project", {"latency": {"check_networks": 10}})
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    asked = "latency", "measure", "--to", "here.json"
+    command = "latency", "measure", "--to", "here.json"
     monkeypatch.chdir(folder / "stages")  # files are named from here; a command changes into the project
-    message = error_from(*asked)
+    message = error_from(*command)
     assert message.startswith("the number of classes of digits is not known; run `dvc repro prepare`, or set --classes")
-    message = error_from(*asked, "--classes", "10")
+    message = error_from(*command, "--classes", "10")
     assert message.startswith("data.image_size is None and data.channels is None")
     sizes = "--classes", "10", "--size", "8", "--channels", "1"
     monkeypatch.chdir(folder / "stages")
-    text = printed(*asked, *sizes, "--points", "2", "--batch", "3", "--device", "cpu")
+    text = printed(*command, *sizes, "--points", "2", "--batch", "3", "--device", "cpu")
     assert "latency on " in text
     assert "over 10 random networks the prediction is off by " in text
     assert "wrote here.json " in text
@@ -203,8 +203,10 @@ def test_a_table_is_measured_without_data(hasty: None, tmp_path: Path, monkeypat
     assert not (folder / "data").exists()
 
     monkeypatch.chdir(folder / "stages")
-    assert error_from(*asked, *sizes) == "--to here.json exists; choose another file, or replace it with --force"
-    printed(*asked, *sizes, "--points", "2", "--batch", "3", "--device", "cpu", "--force")  # and not what is kept
+    assert error_from(*command, *sizes) == "--to here.json exists; choose another file, or replace it with --force"
+    printed(
+        *command, *sizes, "--points", "2", "--batch", "3", "--device", "cpu", "--force"
+    )  # measured again, not read from the checkpoint
     again = json.loads((folder / "stages/here.json").read_text())
     assert again["check"]["measured"] != values["check"]["measured"]
 
@@ -238,15 +240,15 @@ def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None
     message = error_from("check")
     assert "latency.table is the file phone.json, which DVC does not watch" in message
     watch("phone.json")
-    said = facts(printed("check"))
+    shown = facts(printed("check"))
     default = latency(list(graph.default.values()))
-    assert said["budget"] == f"60%: at most {format_amount(0.6 * default, 'latency')}, 60 % of the default network's"
-    assert said["network"].endswith(f", {format_amount(default, 'latency')}")
-    narrowest = said["supernet"].removeprefix("from ").partition(" to ")[0]  # more than search.stop, 40 %
-    assert said["search"] == f"from the widest down to {narrowest}"
-    assert said["latency"].startswith("latency on a phone, onnxruntime, 4 threads")
-    said = facts(printed("estimate", "--seconds", "0"))
-    assert said["budget"] == "60%"
+    assert shown["budget"] == f"60%: at most {format_amount(0.6 * default, 'latency')}, 60 % of the default network's"
+    assert shown["network"].endswith(f", {format_amount(default, 'latency')}")
+    narrowest = shown["supernet"].removeprefix("from ").partition(" to ")[0]  # more than search.stop, 40 %
+    assert shown["search"] == f"from the widest down to {narrowest}"
+    assert shown["latency"].startswith("latency on a phone, onnxruntime, 4 threads")
+    shown = facts(printed("estimate", "--seconds", "0"))
+    assert shown["budget"] == "60%"
     write(
         project / "phone.json",
         made(trace(build_network("autoslim.models.architectures:mobilenet_v2", {}, 10), torch.empty(1, 3, 32, 32))),
@@ -279,7 +281,7 @@ def test_check_takes_what_the_stage_measured_where_it_is_still_asked_for(project
     here = current_target(
         device=torch.device("cpu"), runtime="eager", threads=1, batch=1, precision="fp32", channels_last=False
     )
-    here = dataclasses.replace(here, versions="torch 1")  # an upgrade makes no other machine
+    here = dataclasses.replace(here, versions="torch 1")  # an upgrade of torch does not make the table outdated
     write(project / "outputs/resources/latency.json", made(graph, tiny_network(), target=here))
     change_params(project, {"resource": "latency", "budget": "60%"})
     assert facts(printed("check"))["budget"].startswith("60%: at most ")
@@ -326,14 +328,14 @@ def test_check_does_not_promise_what_is_below_the_narrowest(project: Path) -> No
     write(project / "phone.json", made(graph, tiny_network(), intercept=100.0))
     watch("phone.json")
     change_params(project, {"resource": "latency", "budget": "99%", "latency": {"table": "phone.json"}})
-    said = facts(printed("check"))
-    low = said["supernet"].removeprefix("from ").partition(" to ")[0]
-    assert said["search"] == f"from the widest down to {low}"
+    shown = facts(printed("check"))
+    low = shown["supernet"].removeprefix("from ").partition(" to ")[0]
+    assert shown["search"] == f"from the widest down to {low}"
     assert float(low.removesuffix("ms")) > 100
 
 
 def test_outputs_of_another_machine_are_refused(project: Path) -> None:
-    """DVC may have brought them from there: without a table named, latency is that of this machine."""
+    """DVC may have pulled them. Without latency.table, the latency must be that of this machine."""
     written = Path("outputs/resources/latency.json")
     write(written, made(tiny_graph(), tiny_network()))
     change_params(project, {"resource": "latency", "budget": "60%"})
@@ -342,7 +344,7 @@ def test_outputs_of_another_machine_are_refused(project: Path) -> None:
         assert message.startswith(
             "latency.table is null, but outputs/resources/latency.json was measured on a phone, and "
         )
-        assert "copy the file to another place, and name it in latency.table" in message
+        assert "name it in latency.table" in message
 
 
 def test_a_measurement_that_ranks_nothing_ends_the_stage_and_is_not_kept(
@@ -366,7 +368,7 @@ def test_a_measurement_that_ranks_nothing_ends_the_stage_and_is_not_kept(
     assert json.loads(Path("outputs/resources/latency.json").read_text())["check"]["rank_correlation"] > 0.9
 
 
-def test_a_runtime_that_cannot_run_the_network_is_told_before_training(
+def test_a_runtime_that_cannot_run_the_network_is_reported_before_training(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compiled(network: nn.Module) -> Callable[..., Any]:

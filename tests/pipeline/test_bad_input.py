@@ -203,7 +203,7 @@ def test_whole_messages(name: str, value: Any, message: str) -> None:
 def test_a_former_name_is_answered_by_the_present_one(old: str, value: Any, new: str, message: str) -> None:
     values = with_value(old, value)
     assert problems(values) == (message,)
-    if new:  # the usual case: it stands in the place of the present one
+    if new:  # usually the old name replaces the present one
         section, name = new.split(".")
         del values[section][name]
         assert problems(values) == (message,)
@@ -314,7 +314,7 @@ SPANS = "the supernet spans {narrowest} to {widest} {unit}, the default network 
     ],
 )
 @pytest.mark.parametrize("stage", [("supernet",), ("search",), ("allocate",)])
-def test_a_budget_out_of_reach_is_told_with_both_bounds(
+def test_a_budget_out_of_reach_is_reported_with_both_bounds(
     done: Path, stage: tuple[str, ...], changes: dict[str, Any], message: str
 ) -> None:
     change_params(done, changes)
@@ -468,7 +468,7 @@ def test_weights_that_training_would_discard(done: Path) -> None:
     )
 
 
-def test_auxiliary_heads_are_told(done: Path) -> None:
+def test_auxiliary_heads_are_reported(done: Path) -> None:
     kwargs = {"aux_logits": True, "init_weights": False}
     change_params(done, {"data": {"channels": 3}, "model": {"name": "torchvision.models:googlenet", "kwargs": kwargs}})
     (done / "data/prepared/data.json").write_text(
@@ -680,8 +680,8 @@ def test_a_loss_that_is_no_number_any_more(done: Path) -> None:
     message = error_of("supernet", trains=True)
     assert re.match(r"(the loss is (nan|inf) at|weights are no longer finite after) step \d \(epoch \d\); ", message)
     assert message.endswith("; lower learning_rate, or set precision to fp32")
-    if kept := re.search(r"the last good weights are in (\S+);", message):
-        network = torch.load(kept[1], weights_only=True)["network"]
+    if match := re.search(r"the last good weights are in (\S+);", message):
+        network = torch.load(match[1], weights_only=True)["network"]
         assert all(tensor.isfinite().all() for tensor in network.values())
     else:
         assert "no checkpoint was written before it" in message
@@ -715,7 +715,7 @@ def test_library_users_catch_a_value_error() -> None:
 
 
 def watch(file: str) -> None:
-    """Puts a file among the deps of the supernet stage, as the README tells who brings trained weights."""
+    """Puts a file among the deps of the supernet stage, as documented for trained weights."""
     own = "      - autoslim/pipeline/supernet.py\n"
     Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(own, f"{own}      - {file}\n"))
 

@@ -307,12 +307,12 @@ def test_smaller_batches_are_told_and_scaled(project: Path) -> None:
 def test_sizes_can_be_given_where_there_are_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = start_project(tmp_path / "project", {"data": {"image_size": 8, "channels": 1, "train_images": None}})
     monkeypatch.chdir(folder)
-    said = error_from("estimate")
-    assert said.startswith("the number of images and classes of digits is not known; run `dvc repro prepare`")
+    shown = error_from("estimate")
+    assert shown.startswith("the number of images and classes of digits is not known; run `dvc repro prepare`")
     text = printed("estimate", "--images", "1000", "--classes", "10", "--seconds", "0")
     rows = {row["work"]: row for row in table(text, "work")}
     assert rows["supernet: training"]["passes"] == str((1000 - 32) // 64)
-    assert not [name for name in rows if name.startswith("report")]  # nobody said how many test images there are
+    assert not [name for name in rows if name.startswith("report")]  # nobody shown how many test images there are
     assert facts(text)["images"] == "1x8x8, 10 classes; 968 train, 32 search"
     assert list(Path("data").glob("*")) == []
 
@@ -327,11 +327,11 @@ def test_sizes_can_be_given_where_there_are_no_data(tmp_path: Path, monkeypatch:
 
 def test_what_stands_in_for_latency_is_told(project: Path, tmp_path: Path) -> None:
     change_params(tmp_path, {"resource": "latency", "budget": "50%"})
-    said = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
-    assert said == "50% (latency is not known before `dvc repro resources`; 6.1K MACs are assumed instead)"
+    shown = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
+    assert shown == "50% (latency is not known before `dvc repro resources`; 6.1K MACs are assumed instead)"
     change_params(tmp_path, {"budget": {"macs": "50%", "latency": "12ms"}})
-    said = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
-    assert said.endswith("(latency is not known before `dvc repro resources`; its limit is ignored here)")
+    shown = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
+    assert shown.endswith("(latency is not known before `dvc repro resources`; its limit is ignored here)")
 
 
 def test_a_budget_out_of_reach_is_told_at_once(project: Path, tmp_path: Path) -> None:
@@ -349,9 +349,9 @@ def test_loading_is_measured_where_images_are_files(tmp_path: Path, monkeypatch:
     source = {"source": f"folder:{tmp_path / 'images'}", "image_size": 8, "storage": "files", "train_images": None}
     monkeypatch.chdir(start_project(tmp_path / "project", {"data": source | {"test_images": None}}))
     stage("prepare")
-    said = facts(printed("estimate", "--seconds", "0"))["loading"]
+    shown = facts(printed("estimate", "--seconds", "0"))["loading"]
     rate = re.fullmatch(
-        r"([\d.e+]+) images/s with 0 workers; training the supernet needs ([\d.e+]+) images/s; (.*)", said
+        r"([\d.e+]+) images/s with 0 workers; training the supernet needs ([\d.e+]+) images/s; (.*)", shown
     )
     assert rate
     slow = float(rate[1]) < float(rate[2])
