@@ -3,19 +3,23 @@ PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 unexport VIRTUAL_ENV
 
-.PHONY: setup repro test lint ui exps bench clean
+.PHONY: setup repro test lint docs ui exps bench clean
 
 repro: setup
 	dvc repro
 
 # A process a core, each with files of its own and one thread: the tests' networks are small.
-test: setup lint
+test: setup lint docs
 	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	ruff check .
 	ruff format --check .
 	mypy
+
+# The documentation, in site/. A broken link or reference fails; no network is needed.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 ui: setup
 	mlflow ui --backend-store-uri sqlite:///mlflow.db
@@ -43,4 +47,4 @@ bench: setup
 	python benchmarks/search.py --quick
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache site

@@ -13,13 +13,14 @@ FORMATS = (".pt2", ".safetensors")
 
 
 def export(network: nn.Module, info: DataInfo, target: Path, details: Mapping[str, object]) -> None:
-    """Writes ``network`` to ``target`` and its description beside it, as JSON.
+    """Writes ``network`` to ``target`` and its description to a JSON file of the same name.
 
     Args:
-        network: in evaluation mode. It is moved to the CPU.
-        info: the data that it was trained on.
-        target: ends in ``.pt2`` (a graph for any batch size, see ``exported_program``) or ``.safetensors`` (weights).
-        details: written into the JSON file, beside the input and the classes.
+        network: a network in evaluation mode. It is moved to the CPU.
+        info: description of the data that the network was trained on.
+        target: file that ends in ``.pt2`` (a graph for any batch size, see ``exported_program``) or ``.safetensors``
+            (weights).
+        details: further entries of the JSON file.
     """
     if target.suffix == ".pt2":
         program = exported_program(network, info)
@@ -30,21 +31,23 @@ def export(network: nn.Module, info: DataInfo, target: Path, details: Mapping[st
 
 
 def exported_program(network: nn.Module, info: DataInfo) -> torch.export.ExportedProgram:
-    """The network as a graph of torch's own operators: it runs without its class and without autoslim."""
+    """Returns the network as a graph of torch's operators, which runs without the network's class and autoslim."""
     network = network.to("cpu").to(memory_format=torch.contiguous_format)
-    images = torch.zeros(2, info.channels, info.image_size, info.image_size)  # a batch of one would become a constant
+    images = torch.zeros(
+        2, info.channels, info.image_size, info.image_size
+    )  # a batch size of one would become a constant
     batch = torch.export.Dim("batch")
     with torch.no_grad():
         return torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
 
 
 def description(info: DataInfo) -> dict[str, object]:
-    """What a user of the network needs besides the weights: its input and its classes."""
+    """Describes the network's input and classes."""
     return {
         "input": {
             "shape": [info.channels, info.image_size, info.image_size],
-            "range": [0, 1],  # of pixels before normalisation
-            "shorter_side": info.shorter_side,  # resized to, before the centre crop
+            "range": [0, 1],  # of pixels before they are normalised
+            "shorter_side": info.shorter_side,  # images are resized to it before the centre crop
             "mean": list(info.mean),  # of pixels in [0, 1]
             "std": list(info.std),
         },

@@ -1,9 +1,9 @@
-"""What tracing makes of every classification CNN of torchvision and of timm's most used: writes docs/networks.md.
+"""Traces all classification CNNs of torchvision and some of timm's most used ones, and writes docs/networks.md.
 
     python benchmarks/networks.py
 
-Needs timm (it comes with the extra `dev`) and takes some minutes. `tests/tracing/test_contract.py` compares
-all but the seconds with the code.
+It requires timm (part of the extra `dev`) and takes some minutes. `tests/tracing/test_contract.py` compares all columns
+but the seconds with the code.
 """
 
 import platform
@@ -36,7 +36,7 @@ _SIDES = {"inception_v3": 299, "inception_v4": 299, "legacy_xception": 299}
 
 
 def torchvision_names() -> list[str]:
-    """All its classification networks but the transformers."""
+    """Returns torchvision's classification networks without the transformers."""
     transformers = ("vit", "swin", "maxvit")
     names = torchvision.models.list_models(module=torchvision.models)
     return [TORCHVISION + name for name in names if not name.startswith(transformers)]
@@ -51,16 +51,16 @@ def input_side(name: str) -> int:
 
 
 def structure(name: str) -> nn.Module:
-    """A network on the meta device, which takes no time to initialise."""
+    """Builds a network on the meta device, which avoids the time to initialise it."""
     slow = (f"{TORCHVISION}googlenet", f"{TORCHVISION}inception_v3")
-    arguments = {"init_weights": False} if name in slow else {}  # torchvision draws their weights by scipy and warns
+    arguments = {"init_weights": False} if name in slow else {}  # torchvision initialises them with scipy and warns
     with _EmptyOnMeta():
         network: nn.Module = find_constructor(name)(**arguments)
     return network.to("meta")
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Only what is empty is made on meta: some networks compute their widths with tensors."""
+    """Creates only empty tensors on the meta device, because some networks compute their widths with tensors."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
@@ -72,8 +72,8 @@ def traced(name: str) -> tuple[nn.Module, ChannelGraph]:
 
 
 def row(name: str, graph: ChannelGraph) -> str:
-    """A line of the table, but for the seconds."""
-    stay = Counter(_short(reason) for reason in layers_not_prunable(graph).values())
+    """Returns a row of the table without the seconds."""
+    reasons = Counter(_short(reason) for reason in layers_not_prunable(graph).values())
     cells = (
         name.removeprefix(TORCHVISION),
         len(graph.groups),
@@ -81,13 +81,13 @@ def row(name: str, graph: ChannelGraph) -> str:
         f"{graph.params() / 1e6:.2f}",
         f"{100 * slimmable_share(graph, graph.default):.1f}",
         f"{100 * graph.macs(graph.scaled(0.5, 1)) / graph.macs():.1f}",
-        "; ".join(f"{count}: {reason}" for reason, count in stay.most_common()) or "none",
+        "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common()) or "none",
     )
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def _short(reason: str) -> str:
-    """Without places in the source, and without what follows a colon."""
+    """Removes positions in the source, and everything after a colon."""
     return re.sub(r" at \S+:\d+", "", reason).partition(":")[0]
 
 
@@ -95,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(1)
     lines = []
     for name in all_names():
-        structure(name)  # imports, before the clock starts
+        structure(name)  # imports the network before the time is measured
         start = time.process_time()
         _, graph = traced(name)
         lines.append(f"{row(name, graph)} {time.process_time() - start:.1f} |")
@@ -104,20 +104,20 @@ def main() -> None:
     TABLE.write_text(_ABOVE.format(python=platform.python_version(), versions=versions) + "\n".join(lines) + "\n")
 
 
-_ABOVE = """# Networks
+_ABOVE = """# Supported networks
 
-Every classification CNN of torchvision, and some of timm's most used, as `autoslim` traces them: written by
-`python benchmarks/networks.py` with {versions},
-Python {python}, on one of 2 cores. `tests/tracing/test_contract.py` compares all but the last column with the code, and
-shows for each network that what is cut out of its supernet computes what the supernet does there, and costs what is
-counted when it runs.
+This table lists all classification CNNs of torchvision and some of timm's most used ones, as `autoslim` traces them.
+`python benchmarks/networks.py` wrote it with {versions},
+Python {python}, on one of 2 cores. `tests/tracing/test_contract.py` compares all columns but the last with the code.
+It also verifies for each network that an extracted subnet computes the same as the supernet at that configuration, and
+that its counted costs are those measured when it runs.
 
 MACs (of one image of 224x224; 299x299 for Inception and Xception) and parameters are in millions. The share is that of
-the MACs in layers whose input or output channels depend on some group; the next column says how much of the MACs is
-left at half the width. A layer stays when some of its output channels cannot be slimmed; those that make the classes
-are not counted. Seconds are those of tracing, on one thread.
+the MACs in layers whose input or output channels depend on a group. The next column is the share of the MACs that
+remain at half the width. A layer is not prunable if some of its output channels cannot be removed; layers that compute
+the logits are not counted. Seconds are the time of tracing on one thread.
 
-| network | groups | MACs | parameters | share (%) | at half width (%) | layers that stay, and why | seconds |
+| network | groups | MACs | parameters | share (%) | at half width (%) | layers not prunable, and why | seconds |
 |---|---:|---:|---:|---:|---:|---|---:|
 """
 

@@ -1,13 +1,13 @@
-"""The search's ways side by side: time, images evaluated, and what they find, on images that none of them saw.
+"""Compares variants of the search: time, images evaluated, and accuracy of the networks found, on unseen images.
 
     python benchmarks/search.py --seeds 0,1,2 --to benchmarks/results/search.json
     python benchmarks/search.py --quick
 
-Trains one supernet a seed from benchmarks/search.yaml (CIFAR-10 in data/raw/cifar10, as the README says) and searches
-it in each way by the stage itself, in one run on one machine. What is found at each budget is scored in the supernet on
-the test split, and compared image by image with what the first way found. Done parts are kept, and not run again while
-code and parameters stay. ``--quick`` takes some minutes and no data: scikit-learn's digits at 16x16, and a dozen steps
-from a supernet a tenth wider than the default network; a check of the speed, not of what is found.
+For each seed, it trains one supernet from benchmarks/search.yaml (CIFAR-10 in data/raw/cifar10, see docs/guide/data.md)
+and runs the stage ``search`` on it with each variant. The network found at each budget is scored in the supernet on the
+test split and compared, image by image, with the one of the first variant. Finished parts are reused as long as code
+and parameters do not change. ``--quick`` takes some minutes and needs no data: it uses scikit-learn's digits at 16x16
+and a dozen steps from a supernet a tenth wider than the default network. It checks the speed, not the networks found.
 """
 
 import json
@@ -41,7 +41,7 @@ from autoslim.training.device import autocast
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 Changes = dict[str, dict[str, Any]]
-WAYS: Changes = {
+VARIANTS: Changes = {
     "exhaustive": {"incremental": False, "risk": None, "precision": "fp32"},
     "incremental": {"incremental": True, "risk": None, "precision": "fp32"},
     "incremental, bf16": {"incremental": True, "risk": None, "precision": "bf16"},
@@ -65,35 +65,39 @@ QUICK: Changes = {
 
 
 def main(
-    seeds: Annotated[str, typer.Option(help="Of supernets, separated by commas.")] = "0,1,2",
-    budgets: Annotated[str, typer.Option(help="At which what is found is compared.")] = "175%,150%,125%,100%",
-    ways: Annotated[str, typer.Option(help="Separated by semicolons.")] = ";".join(WAYS),
-    to: Annotated[Path, typer.Option(help="JSON of all figures.")] = HERE / "results" / "search.json",
-    work: Annotated[Path, typer.Option(help="Where supernets and trajectories are kept.")] = ROOT / "outputs" / "bench",
-    quick: Annotated[bool, typer.Option("--quick", help="One supernet on the digits, a dozen steps.")] = False,
+    seeds: Annotated[str, typer.Option(help="Seeds of the supernets, separated by commas.")] = "0,1,2",
+    budgets: Annotated[str, typer.Option(help="Budgets at which the networks are compared.")] = "175%,150%,125%,100%",
+    variants: Annotated[str, typer.Option(help="Variants of the search, separated by semicolons.")] = ";".join(
+        VARIANTS
+    ),
+    to: Annotated[Path, typer.Option(help="JSON file for all results.")] = HERE / "results" / "search.json",
+    work: Annotated[Path, typer.Option(help="Folder for supernets and trajectories.")] = ROOT / "outputs" / "bench",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Search one supernet of the digits for a dozen steps.")
+    ] = False,
 ) -> None:
-    """Runs the benchmark and prints a table."""
+    """Run the benchmark and print a table."""
     rows: list[dict[str, Any]] = []
     changes = QUICK if quick else {}
     if quick:
         seeds, budgets, work = "0", "100%", work / "quick"
         to = work / "search.json"
-        ways = "exhaustive;incremental;incremental, bf16;risk 0.01, bf16;risk 0.1, bf16"
+        variants = "exhaustive;incremental;incremental, bf16;risk 0.01, bf16;risk 0.1, bf16"
     for seed in map(int, seeds.split(",")):
         folder = work / f"seed-{seed}-{file_digest(HERE / 'search.yaml')[:8]}"
         _stages(folder, changes, {"supernet": {"seed": seed}}, "prepare", "resources", "supernet")
-        for way in ways.split(";"):
-            rows.append({"seed": seed, "way": way, **_searched(folder, changes, way, seed)})
-            print(f"seed {seed}: {way}: {rows[-1]['seconds']} s", file=sys.stderr)
-        found = [row for row in rows if row["seed"] == seed]
-        _compare(folder, found, budgets.split(","))
+        for variant in variants.split(";"):
+            rows.append({"seed": seed, "way": variant, **_search(folder, changes, variant, seed)})
+            print(f"seed {seed}: {variant}: {rows[-1]['seconds']} s", file=sys.stderr)
+        own = [row for row in rows if row["seed"] == seed]
+        _compare(folder, own, budgets.split(","))
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(json.dumps({"machine": _machine(), "command": " ".join(sys.argv), "rows": rows}, indent=1) + "\n")
     _print(rows, budgets.split(","))
 
 
 def _stages(folder: Path, basis: Changes, changes: Changes, *stages: str) -> None:
-    """Runs stages whose outputs are not there yet, with the parameters changed twice."""
+    """Runs stages whose outputs do not exist yet, with the changes of ``basis`` and then of ``changes``."""
     folder.mkdir(parents=True, exist_ok=True)
     params = YAML(typ="safe").load((HERE / "search.yaml").read_text())
     for section, values in (*basis.items(), *changes.items()):
@@ -110,23 +114,23 @@ def _stages(folder: Path, basis: Changes, changes: Changes, *stages: str) -> Non
             subprocess.run([sys.executable, str(ROOT / "stages" / f"{stage}.py")], cwd=folder, check=True)
 
 
-def _searched(folder: Path, basis: Changes, way: str, seed: int) -> dict[str, Any]:
-    """The search's metrics and trajectory; run now where they are not kept from before."""
-    layers = ("networks", "algorithms", "engine")
-    code = [path for layer in layers for path in sorted((ROOT / "autoslim" / layer).rglob("*.py"))]
-    key = run_key(way=WAYS[way], params=file_digest(HERE / "search.yaml"), code=file_digest(*code))
-    kept = folder / f"{way.replace(', ', '-')}-{key}.json"
-    if not kept.exists():
-        _stages(folder, basis, {"supernet": {"seed": seed}, "search": WAYS[way]}, "search")
+def _search(folder: Path, basis: Changes, variant: str, seed: int) -> dict[str, Any]:
+    """Returns the metrics and the trajectory of a search, after running it if there is no result yet."""
+    folders = ("channels", "tracing", "data", "tasks", "training", "models", "supernet", "search")
+    code = [path for name in folders for path in sorted((ROOT / "autoslim" / name).rglob("*.py"))]
+    key = run_key(way=VARIANTS[variant], params=file_digest(HERE / "search.yaml"), code=file_digest(*code))
+    result = folder / f"{variant.replace(', ', '-')}-{key}.json"
+    if not result.exists():
+        _stages(folder, basis, {"supernet": {"seed": seed}, "search": VARIANTS[variant]}, "search")
         metrics = json.loads((folder / "outputs/search/metrics.json").read_text())
         trajectory = read_trajectory(folder / "outputs/search/trajectory.json")
-        kept.write_text(json.dumps({**metrics, "trajectory": trajectory}))
-    values: dict[str, Any] = json.loads(kept.read_text())
+        result.write_text(json.dumps({**metrics, "trajectory": trajectory}))
+    values: dict[str, Any] = json.loads(result.read_text())
     return values
 
 
 def _compare(folder: Path, rows: list[dict[str, Any]], budgets: list[str]) -> None:
-    """Adds what was found at each budget: top-1 on fresh images, and its difference from the first way's, in points."""
+    """Adds the networks found at each budget, with top-1 on unseen images and the difference to the first variant."""
     params = check_params(YAML(typ="safe").load((folder / "params.yaml").read_text()), "params.yaml")
     data = PreparedData.open(folder / "data/prepared", relative_to=ROOT)
     network, graph = traced_network(params.model, data.info)
@@ -135,9 +139,9 @@ def _compare(folder: Path, rows: list[dict[str, Any]], budgets: list[str]) -> No
     device = torch.device("cpu")
     size = even_chunk(data.info.counts["test"], params.search.chunk)
     chunks = list(eval_batches(data, "test", batch_size=size, device=device, shuffled_by=0))
-    runners = chunk_runners(supernet, chunks, autocast(device, "fp32"), incremental=False, say=print)
+    runners = chunk_runners(supernet, chunks, autocast(device, "fp32"), incremental=False, report=print)
 
-    def fresh(channels: dict[str, int]) -> Outcome:
+    def score(channels: dict[str, int]) -> Outcome:
         name = next(iter(channels))
         step = SlimmingStep(None, channels, 0, Score(0, 0))
         outcomes = [run_chunk(step, {name: Option(channels[name], 0)}, [name])[name] for run_chunk in runners]
@@ -149,7 +153,7 @@ def _compare(folder: Path, rows: list[dict[str, Any]], budgets: list[str]) -> No
         for row in rows:
             configurations = [step["channels"] for step in row["trajectory"]["steps"]]
             channels = from_trajectory(configurations, lambda c, most=limit: graph.macs(c) <= most)
-            outcome = fresh(channels)
+            outcome = score(channels)
             first = first or outcome
             difference = 100 * (first.wrong - outcome.wrong)
             row.setdefault("fresh", {})[budget] = {
@@ -175,19 +179,19 @@ def _machine() -> dict[str, Any]:
 
 
 def _print(rows: list[dict[str, Any]], budgets: list[str]) -> None:
-    ways = list(dict.fromkeys(row["way"] for row in rows))
-    slowest = {row["seed"]: row["seconds"] for row in rows if row["way"] == ways[0]}
+    variants = list(dict.fromkeys(row["way"] for row in rows))
+    slowest = {row["seed"]: row["seconds"] for row in rows if row["way"] == variants[0]}
     print(
-        f"| way | seconds | times faster | images evaluated | {' | '.join(f'gain at {b} (points)' for b in budgets)} |"
+        f"| variant | seconds | speed-up | images evaluated | {' | '.join(f'gain at {b} (points)' for b in budgets)} |"
     )
     print("|---|---:|---:|---:|" + "---:|" * len(budgets))
-    for way in ways:
-        own = [row for row in rows if row["way"] == way]
+    for variant in variants:
+        own = [row for row in rows if row["way"] == variant]
         speed = [slowest[row["seed"]] / row["seconds"] for row in own]
         cells = [_spread([row["seconds"] for row in own], ".0f"), _spread(speed, ".1f")]
         cells.append(_spread([row["images_evaluated"] / 1e6 for row in own], ".2f") + " M")
         cells += [_spread([row["fresh"][budget]["gain"] for row in own], "+.2f") for budget in budgets]
-        print(f"| {way} | {' | '.join(cells)} |")
+        print(f"| {variant} | {' | '.join(cells)} |")
 
 
 def _spread(values: list[float], form: str) -> str:

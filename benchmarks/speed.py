@@ -1,17 +1,18 @@
-"""How fast the library is: ratios to plain networks and to plain ways, measured in turn in one run.
+"""Speed of the library, as ratios to plain networks and simple implementations that are measured in the same run.
 
     python benchmarks/speed.py                                        # on the GPU where there is one
     python benchmarks/speed.py --device cpu --params presets/cifar10.yaml --batch 64 --rounds 10
 
-* step: a sandwich step (widest, narrowest, two random) over the same four configurations as plain networks, each with
-  forward, loss and backward;
-* forward: a configuration in the supernet over the plain network, both under batch statistics;
-* data: making an augmented batch from arrays in memory over the sandwich step that it feeds, the most that can be
-  spent waiting for data;
-* search step: scoring each group's candidate by whole runs over running only what changes (``networks.tails``).
+* step: the time of a sandwich step (widest, narrowest, two random) over that of the same four configurations as plain
+  networks, each with forward, loss and backward;
+* forward: the time of a configuration in the supernet over that of the plain network, both with batch statistics;
+* data: the time to make an augmented batch from arrays in memory over that of the sandwich step that uses it, which is
+  an upper bound of the share spent waiting for data;
+* search step: the time to score each group's candidate by whole forward passes over that of incremental evaluation
+  (``autoslim.search.incremental``).
 
-A round takes each ratio once, at widths drawn anew, after a run that warms up: every width is a new shape, which the
-libraries below prepare when they first see it. The median and the quartiles over all rounds are printed.
+Each round measures every ratio once, at newly drawn widths and after a warm-up, because libraries prepare kernels for
+each new shape. The benchmark prints the median and the quartiles over all rounds.
 """
 
 import json
@@ -34,7 +35,7 @@ from autoslim.channels.resize import initialise, resize
 from autoslim.data.batches import train_batches
 from autoslim.data.prepared import FILE_NAME, SPLITS, DataInfo, PreparedData, images_path, labels_path
 from autoslim.models.building import build_network
-from autoslim.pipeline.assembly import recipe, span
+from autoslim.pipeline.assembly import grid_spec, recipe
 from autoslim.pipeline.params import load_params
 from autoslim.search.incremental import IncrementalEvaluator
 from autoslim.supernet.sandwich import random_subnet, sandwich_step
@@ -47,45 +48,46 @@ BATCHES = 8
 
 
 class Bench:
-    """A supernet of noise on a device, and the plain networks of its configurations."""
+    """A randomly initialised supernet on a device, random images, and plain networks of its configurations."""
 
     def __init__(self, params: Path, device: str, batch: int, chunk: int, precision: Precision) -> None:
-        asked = load_params(params)
-        size, colours = asked.data.image_size or 32, asked.data.channels or 3
-        plain = build_network(asked.model.name, asked.model.kwargs, CLASSES)
-        graph = trace(plain, torch.empty(1, colours, size, size))
-        self.grid = span(asked.supernet).grid(graph)
+        loaded = load_params(params)
+        size, channels = loaded.data.image_size or 32, loaded.data.channels or 3
+        plain = build_network(loaded.model.name, loaded.model.kwargs, CLASSES)
+        graph = trace(plain, torch.empty(1, channels, size, size))
+        self.grid = graph.grid(grid_spec(loaded.supernet))
         wide = resize(plain, graph, {name: levels[0] for name, levels in self.grid.items()})
         initialise(wide, 0)
         self.device = select_device(device)
         self.cast = autocast(self.device, precision)
         self.supernet = Supernet(wide, graph)
         to_device(self.supernet, self.device, channels_last=True)
-        images = torch.randn(max(batch, chunk), colours, size, size, device=self.device)
+        images = torch.randn(max(batch, chunk), channels, size, size, device=self.device)
         self.images = images.to(memory_format=torch.channels_last)
         self.batch, self.chunk = batch, chunk
         self.labels = torch.randint(CLASSES, (batch,), device=self.device)
-        self.tails = IncrementalEvaluator(self.supernet)
-        self.data = made_up_data(Path(tempfile.mkdtemp()), size, colours)
-        self.augmentation = recipe(asked.supernet).augmentation
+        self.evaluator = IncrementalEvaluator(self.supernet)
+        self.data = random_data(Path(tempfile.mkdtemp()), size, channels)
+        self.augmentation = recipe(loaded.supernet).augmentation
 
     def configurations(self, number: int) -> dict[str, Channels]:
-        """The four of a sandwich step."""
+        """Returns the four configurations of a sandwich step."""
         ends = {
             which: {n: levels[i] for n, levels in self.grid.items()} for which, i in (("widest", 0), ("narrowest", -1))
         }
         return ends | {f"random {i}": random_subnet(self.grid, 0, number, i) for i in (0, 1)}
 
     def plain(self, channels: Channels) -> nn.Module:
-        found = self.supernet.extract(channels)
-        for module in found.modules():
+        """Extracts a plain network that uses batch statistics."""
+        network = self.supernet.extract(channels)
+        for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.track_running_stats = False
                 module.running_mean = module.running_var = None
-        return to_device(found, self.device, channels_last=True)
+        return to_device(network, self.device, channels_last=True)
 
     def seconds(self, work: Callable[[], Any]) -> float:
-        """Of the second of two runs."""
+        """Returns the seconds of the second of two runs."""
         work()
         self._wait()
         started = time.perf_counter()
@@ -118,86 +120,86 @@ class Bench:
 
     @torch.inference_mode()
     def search_step(self, current: Channels, *, incremental: bool) -> None:
-        """Scores the candidate of every group that can still be slimmed."""
-        slimmer = {n: next(v for v in s if v < current[n]) for n, s in self.grid.items() if current[n] > s[-1]}
+        """Scores the candidate of every group that is not at its narrowest."""
+        candidates = {n: next(v for v in s if v < current[n]) for n, s in self.grid.items() if current[n] > s[-1]}
         images = self.images[: self.chunk]
         self.supernet.eval()
         with self.cast():
             if incremental:
-                list(self.tails.run(images, current, slimmer))
+                list(self.evaluator.run(images, current, candidates))
                 return
-            for name, count in slimmer.items():
+            for name, count in candidates.items():
                 self.supernet.select({**current, name: count})
                 self.supernet(images)
 
     def round(self, number: int) -> Iterator[tuple[str, float]]:
-        """The ratios, by name."""
-        chosen = self.configurations(number)
-        networks = {which: self.plain(channels) for which, channels in chosen.items()}
+        """Yields the name and the value of each ratio."""
+        configurations = self.configurations(number)
+        networks = {which: self.plain(channels) for which, channels in configurations.items()}
         plain = self.seconds(lambda: self.plain_step([*networks.values()]))
-        subnets = [channels for which, channels in chosen.items() if which != "widest"]
+        subnets = [channels for which, channels in configurations.items() if which != "widest"]
         sandwich = self.seconds(lambda: self.sandwich(subnets))
         yield "step: sandwich / four plain networks", sandwich / plain
         yield "data: making a batch / sandwich step", self.seconds(self.make_batches) / BATCHES / sandwich
         for which in ("widest", "narrowest", "random 0"):
             alone = self.seconds(lambda which=which: self.forward(networks[which]))  # type: ignore[misc]
-            self.supernet.select(chosen[which])
+            self.supernet.select(configurations[which])
             inside = self.seconds(lambda: self.forward(self.supernet))
             yield f"forward, {which.split()[0]}: supernet / plain network", inside / alone
-        whole = self.seconds(lambda: self.search_step(chosen["random 0"], incremental=False))
-        part = self.seconds(lambda: self.search_step(chosen["random 0"], incremental=True))
-        yield "search step: whole runs / only what changes", whole / part
+        whole = self.seconds(lambda: self.search_step(configurations["random 0"], incremental=False))
+        part = self.seconds(lambda: self.search_step(configurations["random 0"], incremental=True))
+        yield "search step: whole forward passes / incremental", whole / part
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
-def made_up_data(folder: Path, size: int, colours: int) -> PreparedData:
-    """Noise as prepared arrays, enough for ``BATCHES``."""
+def random_data(folder: Path, size: int, channels: int) -> PreparedData:
+    """Writes random images as prepared arrays, enough for ``BATCHES`` batches."""
     counts = dict.fromkeys(SPLITS, 8192)
-    draw = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for split, count in counts.items():
-        np.save(images_path(folder, split), draw.integers(0, 256, (count, colours, size, size), np.uint8))
-        np.save(labels_path(folder, split), draw.integers(0, CLASSES, count))
-    moments = (0.5,) * colours, (0.25,) * colours
+        np.save(images_path(folder, split), generator.integers(0, 256, (count, channels, size, size), np.uint8))
+        np.save(labels_path(folder, split), generator.integers(0, CLASSES, count))
+    moments = (0.5,) * channels, (0.25,) * channels
     classes = tuple(str(number) for number in range(CLASSES))
-    info = DataInfo("noise", classes, colours, size, *moments, counts, "arrays")
+    info = DataInfo("noise", classes, channels, size, *moments, counts, "arrays")
     (folder / FILE_NAME).write_text(info.to_json())
     return PreparedData.open(folder)
 
 
 def main(
-    params: Annotated[Path, typer.Option(help="Names the network, the images' size and the grid.")] = Path(
+    params: Annotated[Path, typer.Option(help="Params file with the network, the image size and the grid.")] = Path(
         "benchmarks/search.yaml"
     ),
-    batch: Annotated[int, typer.Option(help="Images of a training step.")] = 32,
-    chunk: Annotated[int, typer.Option(help="Images that are scored together.")] = 256,
-    rounds: Annotated[int, typer.Option(help="How often each ratio is taken.")] = 10,
-    bf16: Annotated[bool, typer.Option(help="Mixed precision.")] = False,
-    device: Annotated[str, typer.Option(help="As runtime.device.")] = "auto",
-    threads: Annotated[int, typer.Option(help="Of torch on the CPU.")] = 1,
-    to: Annotated[Path | None, typer.Option(help="Also write all ratios there, as JSON.")] = None,
+    batch: Annotated[int, typer.Option(help="Number of images of a training step.")] = 32,
+    chunk: Annotated[int, typer.Option(help="Number of images that are scored together.")] = 256,
+    rounds: Annotated[int, typer.Option(help="Number of measurements of each ratio.")] = 10,
+    bf16: Annotated[bool, typer.Option(help="Use mixed precision.")] = False,
+    device: Annotated[str, typer.Option(help="Device, as in runtime.device.")] = "auto",
+    threads: Annotated[int, typer.Option(help="Number of torch's threads on the CPU.")] = 1,
+    to: Annotated[Path | None, typer.Option(help="JSON file for all ratios.")] = None,
 ) -> None:
-    """Runs the benchmark and prints a table."""
+    """Run the benchmark and print a table."""
     torch.set_num_threads(threads)
     bench = Bench(params, device, batch, chunk, "bf16" if bf16 else "fp32")
     ratios: dict[str, list[float]] = {}
     for number in range(rounds):
         for name, ratio in bench.round(number):
             ratios.setdefault(name, []).append(ratio)
-    about = {
+    settings = {
         **{"params": str(params), "batch": batch, "chunk": chunk, "bf16": bf16, "device": str(bench.device)},
         **{"threads": threads, "torch": torch.__version__, "python": platform.python_version()},
     }
-    print(", ".join(f"{key} {value}" for key, value in about.items()))
+    print(", ".join(f"{key} {value}" for key, value in settings.items()))
     print(f"| ratio | median of {rounds} | quartiles |\n|---|---:|---:|")
     for name, values in ratios.items():
         low, _, high = quantiles(values, n=4)
         print(f"| {name} | {median(values):.3g} | {low:.3g} to {high:.3g} |")
     if to is not None:
         to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_text(json.dumps({**about, "ratios": ratios}, indent=1) + "\n")
+        to.write_text(json.dumps({**settings, "ratios": ratios}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Does it help to rank candidates by what they save of the resource asked for? On the default data, by retraining.
+"""Tests whether ranking candidates by score per saved resource (search.per_cost) helps, by retraining on the digits.
 
     python benchmarks/weighting.py --supernets 0,1,2 --to benchmarks/results/weighting.json
 
-For each supernet, each resource and each way of ranking (by the score alone; for each unit saved of that resource),
-searches, takes the channels at the budget and retrains them with every seed of params.yaml; uniform beside it. Latency
-is that of batches of 256 images, so that it depends on the channels of so small a network. Done parts are kept.
+For each supernet, each resource and each ranking (by the score alone, or per unit saved of that resource), it searches
+and retrains the autoslim and uniform networks at the budget with every seed of params.yaml. Latency is measured with
+batches of 256 images, because that of a single image hardly depends on the channels of so small a network. Finished
+parts are reused.
 """
 
 import json
@@ -22,12 +23,12 @@ BUDGETS = {"macs": "20%", "params": "35%", "memory": "45%", "latency": "60%"}
 
 
 def main(
-    supernets: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
-    resources: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(BUDGETS),
-    to: Annotated[Path, typer.Option(help="JSON of all figures.")] = ROOT / "benchmarks/results/weighting.json",
-    work: Annotated[Path, typer.Option(help="Where everything is kept.")] = ROOT / "outputs/weighting",
+    supernets: Annotated[str, typer.Option(help="Seeds of the supernets, separated by commas.")] = "0,1,2",
+    resources: Annotated[str, typer.Option(help="Resources, separated by commas.")] = ",".join(BUDGETS),
+    to: Annotated[Path, typer.Option(help="JSON file for all results.")] = ROOT / "benchmarks/results/weighting.json",
+    work: Annotated[Path, typer.Option(help="Folder for all runs.")] = ROOT / "outputs/weighting",
 ) -> None:
-    """Runs the comparison and prints a table."""
+    """Run the comparison and print a table."""
     rows: list[dict[str, Any]] = []
     for seed in supernets.split(","):
         for resource in resources.split(","):
@@ -62,7 +63,7 @@ def _compared(folder: Path, shared: Path, seed: int, resource: str, per_cost: bo
 
 
 def _run(folder: Path, params: dict[str, Any], *stages: str) -> None:
-    """Runs stages that have not run yet with these parameters."""
+    """Runs the stages that have not run yet in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "params.yaml").open("w") as file:
         YAML(typ="safe").dump(params, file)
@@ -75,7 +76,7 @@ def _run(folder: Path, params: dict[str, Any], *stages: str) -> None:
 
 
 def _print(rows: list[dict[str, Any]]) -> None:
-    print("| resource (budget) | uniform (%) | by the score (%) | for each unit saved (%) |\n|---|---:|---:|---:|")
+    print("| resource (budget) | uniform (%) | by the score (%) | per unit saved (%) |\n|---|---:|---:|---:|")
     for resource in dict.fromkeys(row["resource"] for row in rows):
         own = [row for row in rows if row["resource"] == resource]
         cells = [[row["top1"] for row in own if row["method"] == "uniform" and not row["per_cost"]]]

@@ -1,4 +1,4 @@
-"""The evidence: what the methods gain over uniform widths on real images, by retraining, with all seeds.
+"""The evidence: gains of the methods over uniform widths on real images, by retraining with several seeds.
 
     python evidence/run.py table mobilenet_v2 --jobs 2
     python evidence/run.py networks mobilenet_v2
@@ -7,9 +7,9 @@
     python evidence/run.py scores mobilenet_v2
     python evidence/run.py factors mobilenet_v2
 
-Runs the stages themselves with the params files of this folder, and what evidence/studies.yaml varies. CIFAR-10 lies in
-data/raw/cifar10, as the README says. A study that was stopped goes on where it was: what is done is kept in
-outputs/evidence. Its rows go to evidence/results, with those of the trainings that are done so far.
+Each study runs the stages with a params file of this folder and the changes in evidence/studies.yaml. CIFAR-10 has to
+be in data/raw/cifar10 (see docs/guide/data.md). Finished runs are cached in outputs/evidence; an interrupted study
+continues from them. The rows of all trainings finished so far are written to evidence/results.
 """
 
 import json
@@ -27,14 +27,14 @@ from typing import Annotated, Any
 import torch
 import typer
 from safetensors.torch import save
-from studies import ROOT, Params, Pieces, changed, load_yaml, read, screening
+from studies import ROOT, Params, StageCache, changed, load_yaml, read, screening
 
 from autoslim.channels.graph import ChannelGraph
-from autoslim.channels.grid import Span
+from autoslim.channels.grid import GridSpec
 from autoslim.channels.groups import Channels
 from autoslim.data.batches import eval_batches, search_chunks
 from autoslim.data.prepared import PreparedData
-from autoslim.pipeline.assembly import recipe, span, traced_network
+from autoslim.pipeline.assembly import grid_spec, recipe, traced_network
 from autoslim.pipeline.params import check_params
 from autoslim.resources.budgets import parse_budget
 from autoslim.resources.costs import Costs
@@ -53,23 +53,23 @@ Row = dict[str, Any]
 Files = dict[str, bytes]
 app = typer.Typer(add_completion=False, help=__doc__)
 Network = Annotated[str, typer.Argument(help="A params file of this folder, without .yaml.")]
-Jobs = Annotated[int, typer.Option("--jobs", help="Runs side by side, of one thread each.")]
-Work = Annotated[Path, typer.Option("--work", help="Where everything is kept.")]
-KEPT = ROOT / "outputs/evidence"
+Jobs = Annotated[int, typer.Option("--jobs", help="Number of parallel runs, each with one thread.")]
+Work = Annotated[Path, typer.Option("--work", help="Folder of the cached runs.")]
+CACHE = ROOT / "outputs/evidence"
 
 
 @app.command()
-def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """Uniform and autoslim, by several searches, at several budgets, from scratch and from the supernet's weights."""
+def table(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
+    """Train uniform and autoslim networks for several searches and budgets, from scratch and fine-tuned."""
     study, params = load_yaml(HERE / "studies.yaml")["table"], load_yaml(HERE / f"{network}.yaml")
-    pieces = Pieces(work)
+    cache = StageCache(work)
 
     def rows(regime: str, search: str | None, supernet: int) -> Iterator[Row]:
         changes = study["regimes"][regime] | (study["searches"][search] if search else {})
         own = changed(params, {"supernet.seed": supernet, **changes})
         method, start = "autoslim" if search else "uniform", own["retrain"]["start"]
         seeds = study["seeds_of_uniform" if (method, start) == ("uniform", "scratch") else "seeds"]
-        for row in _compared(pieces, own, study["budgets"][network], method, seeds):
+        for row in _compared(cache, own, study["budgets"][network], method, seeds):
             yield {"regime": regime, "start": start, "method": method, "search": search, "supernet": supernet, **row}
 
     def depends(regime: str, search: str | None) -> bool:
@@ -79,41 +79,41 @@ def table(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
         (regime, search, supernet)
         for supernet in study["supernets"]
         for regime in study["regimes"]
-        for search in (*study["searches"], None)  # none: uniform
+        for search in (*study["searches"], None)  # None: uniform
         if supernet == study["supernets"][0] or depends(regime, search)
     ]
     _collect(rows, parts, HERE / "results" / f"table-{network}.csv", jobs)
 
 
 @app.command()
-def networks(network: Network, work: Work = KEPT) -> None:
-    """The channels that the table's searches found, and what each supernet and search took, of those that are done."""
+def networks(network: Network, work: Work = CACHE) -> None:
+    """List the channels that the finished searches of the study table found, and the time of supernets and searches."""
     study, params = load_yaml(HERE / "studies.yaml")["table"], load_yaml(HERE / f"{network}.yaml")
-    pieces = Pieces(work)
+    cache = StageCache(work)
 
     def rows(supernet: int, search: str) -> Iterator[Row]:
         own = changed(params, {"supernet.seed": supernet, **study["searches"][search]})
-        made = {stage: pieces.done(stage, own) for stage in ("supernet", "search")}
-        for budget in study["budgets"][network] if made["search"] else ():
-            folder = pieces.run("allocate", changed(own, {"budget": budget}))
+        runs = {stage: cache.done(stage, own) for stage in ("supernet", "search")}
+        for budget in study["budgets"][network] if runs["search"] else ():
+            folder = cache.run("allocate", changed(own, {"budget": budget}))
             channels = read(folder / "outputs/channels/autoslim.json")["channels"]
-            took = {f"{stage}_{name}": value for stage, done in made.items() for name, value in (done or {}).items()}
-            yield {"supernet": supernet, "search": search, "budget": budget, **took, **channels}
+            times = {f"{stage}_{name}": value for stage, done in runs.items() for name, value in (done or {}).items()}
+            yield {"supernet": supernet, "search": search, "budget": budget, **times, **channels}
 
     parts = [(supernet, search) for supernet in study["supernets"] for search in study["searches"]]
     _collect(rows, parts, HERE / "results" / f"networks-{network}.csv", jobs=1)
 
 
 @app.command()
-def longer(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """From scratch, uniform and what autoslim found, for as long as supernet, search and retraining take together."""
+def longer(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
+    """Train uniform and autoslim networks from scratch for as long as supernet, search and retraining take together."""
     study, params = load_yaml(HERE / "studies.yaml")["longer"], load_yaml(HERE / f"{network}.yaml")
-    pieces = Pieces(work)
+    cache = StageCache(work)
 
     def rows(budget: str, search: str | None, supernet: int, seed: int) -> Iterator[Row]:
         changes = study["changes"] | (study["searches"][search] if search else {})
         own = changed(params, {"supernet.seed": supernet, **changes})
-        for row in _compared(pieces, own, [budget], "autoslim" if search else "uniform", [seed]):
+        for row in _compared(cache, own, [budget], "autoslim" if search else "uniform", [seed]):
             yield {"epochs": own["retrain"]["epochs"], "search": search, "supernet": supernet, **row}
 
     first, seeds = study["supernets"][0], study["seeds"]
@@ -130,16 +130,16 @@ def longer(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
 
 @app.command()
-def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """Uniform and autoslim, fine-tuned from supernets that are trained in twelve ways, and searched in two."""
+def factors(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
+    """Fine-tune uniform and autoslim networks from supernets trained in twelve ways, each searched in two."""
     study, params = load_yaml(HERE / "studies.yaml")["factors"], load_yaml(HERE / f"{network}.yaml")
-    pieces, screened = Pieces(work), _screened(study, params)
+    cache, screened = StageCache(work), _screened(study, params)
 
     def rows(supernet: int, way: int, method: str) -> Iterator[Row]:
         changes, own = screened[supernet][way]
-        if method == "uniform":  # which no search changes
+        if method == "uniform":  # does not depend on the search
             changes = changes | dict.fromkeys(study["search"])
-        for row in _compared(pieces, own, study["budgets"][network], method, study["seeds"]):
+        for row in _compared(cache, own, study["budgets"][network], method, study["seeds"]):
             yield {"supernet": supernet, "method": method, **changes, **row}
 
     ways = [(0, "autoslim"), (1, "autoslim"), (0, "uniform")]
@@ -148,18 +148,18 @@ def factors(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
 
 @app.command()
-def ranking(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """Random networks of one size, and networks along a search, retrained from scratch."""
+def ranking(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
+    """Train random networks of one size, and networks along a search, from scratch."""
     study, params = load_yaml(HERE / "studies.yaml")["ranking"], load_yaml(HERE / f"{network}.yaml")
-    pieces = Pieces(work)
-    graph = _graph(pieces, params)
+    cache = StageCache(work)
+    graph = _graph(cache, params)
     budget = study["budget"][network]
-    networks = _networks(pieces, params, graph, study, budget)
+    networks = _networks(cache, params, graph, study, budget)
 
     def rows(kind: str, number: int, seed: int) -> Iterator[Row]:
         channels = networks[kind, number]
         costs = {"macs": graph.macs(channels), "params": graph.params(channels)}
-        trained = _trained(pieces, params, _start(channels), seed)
+        trained = _trained(cache, params, _start(channels), seed)
         yield {"kind": kind, "network": number, "budget": budget, **costs, "seed": seed, **trained}
 
     parts = [(kind, number, seed) for seed in study["seeds"] for kind, number in networks]
@@ -167,20 +167,22 @@ def ranking(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
 
 @app.command()
-def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
-    """The networks of the study ``ranking``, scored in its supernets and in those of the study ``factors``."""
+def scores(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
+    """Score the networks of the study ranking in its supernets and in those of the study factors."""
     studies, params = load_yaml(HERE / "studies.yaml"), load_yaml(HERE / f"{network}.yaml")
-    study, pieces = studies["ranking"], Pieces(work)
-    networks = _networks(pieces, params, _graph(pieces, params), study, study["budget"][network])
+    study, cache = studies["ranking"], StageCache(work)
+    networks = _networks(cache, params, _graph(cache, params), study, study["budget"][network])
     screened = _screened(studies["factors"], params)
 
-    def rows(of: str, supernet: int) -> Iterator[Row]:
-        own = changed(params, {"supernet.seed": supernet}) if of == "ranking" else screened[supernet][0][1]
-        score = _scorer(pieces, own, study["images"])
+    def rows(source: str, supernet: int) -> Iterator[Row]:
+        own = changed(params, {"supernet.seed": supernet}) if source == "ranking" else screened[supernet][0][1]
+        score = _scorer(cache, own, study["images"])
         for (kind, number), channels in networks.items():
-            if of == "ranking" or kind == "random":  # narrower supernets lack some along the search
+            if (
+                source == "ranking" or kind == "random"
+            ):  # some networks along the search are too wide for other supernets
                 for scored in score(channels):
-                    yield {"study": of, "supernet": supernet, "kind": kind, "network": number, **scored}
+                    yield {"study": source, "supernet": supernet, "kind": kind, "network": number, **scored}
 
     parts = [("ranking", supernet) for supernet in study["supernets"]]
     parts += [("factors", supernet) for supernet in range(len(screened))]
@@ -188,7 +190,7 @@ def scores(network: Network, jobs: Jobs = 1, work: Work = KEPT) -> None:
 
 
 def _screened(study: Params, params: Params) -> list[list[tuple[Params, Params]]]:
-    """The supernets of the study ``factors``, each searched twice: what is changed, and the parameters."""
+    """Returns the changes and the parameters of the study ``factors``: for each supernet those of its two searches."""
     ways = []
     for seed, changes in enumerate(screening(study["supernet"] | study["search"])):
         other = {
@@ -200,36 +202,37 @@ def _screened(study: Params, params: Params) -> list[list[tuple[Params, Params]]
 
 
 def _compared(
-    pieces: Pieces, params: Params, budgets: Sequence[str], method: str, seeds: Sequence[int]
+    cache: StageCache, params: Params, budgets: Sequence[str], method: str, seeds: Sequence[int]
 ) -> Iterator[Row]:
-    """Trains what a method gives from a supernet at each budget, with each seed."""
+    """Yields the results of a method's networks, trained at each budget with each seed."""
     for budget in budgets:
-        asked = changed(params, {"budget": budget})
-        channels = pieces.run("allocate", asked) / "outputs/channels"
+        own = changed(params, {"budget": budget})
+        channels = cache.run("allocate", own) / "outputs/channels"
         allocation = read(channels / f"{method}.json")
         files = _start(allocation["channels"], (channels / f"{method}.safetensors").read_bytes())
         costs = {name: allocation["costs"][name] for name in ("macs", "params")}
         for seed in seeds:
-            yield {"budget": budget, **costs, "seed": seed, **_trained(pieces, asked, files, seed)}
+            yield {"budget": budget, **costs, "seed": seed, **_trained(cache, own, files, seed)}
 
 
 def _start(channels: Channels, weights: bytes | None = None) -> Files:
-    """What the stage ``retrain`` reads of the stage before, under one name whatever the method."""
-    chosen = {"method": "autoslim", "channels": channels, "costs": {"macs": 0}}
-    asked = {"autoslim": {"budget": "", "resource": ""}}
+    """Returns the files that the stage ``retrain`` reads."""
+    # The method is always named autoslim, so that equal networks share one run.
+    allocation = {"method": "autoslim", "channels": channels, "costs": {"macs": 0}}
+    budgets = {"autoslim": {"budget": "", "resource": ""}}
     return {
-        "outputs/channels/autoslim.json": json.dumps(chosen).encode(),
-        "outputs/channels/budgets.json": json.dumps(asked).encode(),
+        "outputs/channels/autoslim.json": json.dumps(allocation).encode(),
+        "outputs/channels/budgets.json": json.dumps(budgets).encode(),
         "outputs/channels/autoslim.safetensors": save({}) if weights is None else weights,
     }
 
 
-def _trained(pieces: Pieces, params: Params, files: Files, seed: int) -> Row:
-    """Retrains channels with one seed: top-1 on the search split and on the test split, and what that took."""
+def _trained(cache: StageCache, params: Params, files: Files, seed: int) -> Row:
+    """Retrains a network with one seed and returns top-1 on the search and test splits, and the processor seconds."""
     own = changed(params, {"retrain.seeds": [seed]})
-    folder = pieces.run("retrain", own, "autoslim", files=files)
-    kept = folder / "accuracy.json"
-    if not kept.exists():
+    folder = cache.run("retrain", own, "autoslim", files=files)
+    file = folder / "accuracy.json"
+    if not file.exists():
         checked = check_params(own, "params.yaml")
         data = PreparedData.open(folder / "data/prepared", relative_to=ROOT)
         network, graph = traced_network(checked.model, data.info)
@@ -238,62 +241,63 @@ def _trained(pieces: Pieces, params: Params, files: Files, seed: int) -> Row:
         top1 = retrained_top1(
             network, graph, channels, data, recipe(checked.retrain), HOST, seeds=[seed], folder=weights
         )
-        seen = read(folder / "outputs/retrain/autoslim/metrics.json")["search_top1"]["mean"]
-        write_json(kept, {"search_top1": round(seen, 5), "top1": round(top1[seed], 5)})
-    values: Row = read(kept) | read(folder / "done.json")
+        search_top1 = read(folder / "outputs/retrain/autoslim/metrics.json")["search_top1"]["mean"]
+        write_json(file, {"search_top1": round(search_top1, 5), "top1": round(top1[seed], 5)})
+    values: Row = read(file) | read(folder / "done.json")
     return values
 
 
-def _random_network(graph: ChannelGraph, budget: str, spread: float, span: Span, seed: int) -> Channels:
-    """Each group's width drawn around a common one (log-normal), which is set so that the budget is just held.
+def _random_network(graph: ChannelGraph, budget: str, spread: float, spec: GridSpec, seed: int) -> Channels:
+    """Draws each group's width around a common width (log-normal), chosen so that the network fills the budget.
 
-    In multiples of the grid's divisor from the narrowest to the widest that the supernet has, not on the grid.
+    Channels are multiples of the grid's divisor between the supernet's narrowest and widest, not on the grid itself.
     """
-    draw = random.Random(f"network {seed}")
-    widths = {name: math.exp(draw.gauss(0, spread)) for name in graph.groups}
+    generator = random.Random(f"network {seed}")
+    widths = {name: math.exp(generator.gauss(0, spread)) for name in graph.groups}
     limit = parse_budget(budget).absolute(graph.macs())
     options = {
-        name: [count for count in range(0, grid[0] + 1, span.divisor) if grid[-1] <= count <= grid[0]]
-        for name, grid in span.grid(graph).items()
+        name: [count for count in range(0, grid[0] + 1, spec.divisor) if grid[-1] <= count <= grid[0]]
+        for name, grid in graph.grid(spec).items()
     }
 
-    def at(common: float) -> Channels:
+    def configuration(common: float) -> Channels:
         sizes = {name: group.size * common * widths[name] for name, group in graph.groups.items()}
         return {name: min(counts, key=lambda count: abs(count - sizes[name])) for name, counts in options.items()}
 
-    channels = at(max(number / 1000 for number in range(100, 3000) if graph.macs(at(number / 1000)) <= limit))
-    for name in draw.sample(sorted(options), len(options)):  # what one step of all left over
-        wider = channels | {name: channels[name] + span.divisor}
+    common = max(n / 1000 for n in range(100, 3000) if graph.macs(configuration(n / 1000)) <= limit)
+    channels = configuration(common)
+    for name in generator.sample(sorted(options), len(options)):  # fills the rest of the budget group by group
+        wider = channels | {name: channels[name] + spec.divisor}
         if wider[name] in options[name] and graph.macs(wider) <= limit:
             channels = wider
     return channels
 
 
-def _graph(pieces: Pieces, params: Params) -> ChannelGraph:
-    data = PreparedData.open(pieces.run("prepare", params) / "data/prepared", relative_to=ROOT)
+def _graph(cache: StageCache, params: Params) -> ChannelGraph:
+    data = PreparedData.open(cache.run("prepare", params) / "data/prepared", relative_to=ROOT)
     return traced_network(check_params(params, "params.yaml").model, data.info)[1]
 
 
 def _networks(
-    pieces: Pieces, params: Params, graph: ChannelGraph, study: Params, budget: str
+    cache: StageCache, params: Params, graph: ChannelGraph, study: Params, budget: str
 ) -> dict[tuple[str, int], Channels]:
-    """The networks of the study ``ranking``: random ones, and those along the search of the first supernet."""
-    reach = span(check_params(changed(params, study["within"]), "params.yaml").supernet)
-    drawn = {
+    """Returns the networks of the study ``ranking``: random ones, and those along the search of the first supernet."""
+    reach = grid_spec(check_params(changed(params, study["within"]), "params.yaml").supernet)
+    random_networks = {
         ("random", seed): _random_network(graph, budget, study["spread"], reach, seed)
         for seed in range(study["networks"])
     }
     own = changed(params, {"supernet.seed": study["supernets"][0]})
-    steps = read(pieces.run("search", own) / "outputs/search/trajectory.json")["steps"]
+    steps = read(cache.run("search", own) / "outputs/search/trajectory.json")["steps"]
     configurations = [step["channels"] for step in steps]
     limits = [{"macs": parse_budget(budget).absolute(graph.macs())} for budget in study["along"]]
     along = (allocate("autoslim", Costs(graph), configurations, limit) for limit in limits)
-    return drawn | {("trajectory", number): channels for number, channels in enumerate(along)}
+    return random_networks | {("trajectory", number): channels for number, channels in enumerate(along)}
 
 
-def _scorer(pieces: Pieces, params: Params, images: Sequence[int]) -> Callable[[Channels], Iterator[Row]]:
-    """Scores a configuration in the supernet on so many search images, with batch statistics and with running ones."""
-    folder = pieces.run("supernet", params)
+def _scorer(cache: StageCache, params: Params, images: Sequence[int]) -> Callable[[Channels], Iterator[Row]]:
+    """Returns a function that scores a configuration in a supernet, with batch and with running statistics."""
+    folder = cache.run("supernet", params)
     checked = check_params(params, "params.yaml")
     data = PreparedData.open(folder / "data/prepared", relative_to=ROOT)
     network, graph = traced_network(checked.model, data.info)
@@ -303,8 +307,8 @@ def _scorer(pieces: Pieces, params: Params, images: Sequence[int]) -> Callable[[
         count: search_chunks(data, images=count, chunk=chunk, seed=0, device=HOST.device, workers=HOST.workers)
         for count in images
     }
-    shown = eval_batches(data, "train", batch_size=chunk, device=HOST.device, limit=2048, shuffled_by=0)
-    training = [batch for batch, _ in shown]
+    batches = eval_batches(data, "train", batch_size=chunk, device=HOST.device, limit=2048, shuffled_by=0)
+    training = [batch for batch, _ in batches]
 
     def score(channels: Channels) -> Iterator[Row]:
         plain = supernet.extract(channels)
@@ -312,17 +316,17 @@ def _scorer(pieces: Pieces, params: Params, images: Sequence[int]) -> Callable[[
         supernet.select(channels)
         for count in images:
             for statistics, scored in (("batch", supernet), ("running", plain)):
-                found = evaluate(scored, chunks[count], cast)
-                figures = {"top1": round(1 - found.error, 5), "nats": round(found.cross_entropy, 4)}
-                yield {"images": count, "statistics": statistics, **figures}
+                result = evaluate(scored, chunks[count], cast)
+                values = {"top1": round(1 - result.error, 5), "nats": round(result.cross_entropy, 4)}
+                yield {"images": count, "statistics": statistics, **values}
 
     return score
 
 
 def _collect(rows: Callable[..., Iterator[Row]], parts: Sequence[tuple[Any, ...]], to: Path, jobs: int) -> None:
-    """Runs the parts, and writes the rows of all that are done after each training, in the parts' order.
+    """Runs the parts of a study and writes all rows, in the order of the parts, after each training.
 
-    A part that fails ends the study when the others are done.
+    If a part fails, the others are finished before its error is raised.
     """
     done: dict[int, list[Row]] = {number: [] for number in range(len(parts))}
     lock = threading.Lock()
@@ -343,13 +347,13 @@ def _collect(rows: Callable[..., Iterator[Row]], parts: Sequence[tuple[Any, ...]
 
 def _write(path: Path, rows: Sequence[Row]) -> None:
     write_rows(path, rows)
-    machine = {
+    details = {
         "command": " ".join(["python", *sys.argv]),
         "processor": f"{processor()}, {os.cpu_count()} cores, one for a run",
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    write_json(path.with_suffix(".json"), machine)
+    write_json(path.with_suffix(".json"), details)
 
 
 if __name__ == "__main__":

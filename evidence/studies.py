@@ -1,8 +1,7 @@
-"""Pieces of studies: stages run with parameters of their own, each piece once for all studies that ask for it.
+"""Cached runs of stages, shared by all studies.
 
-A piece is a folder, named by its stage and a digest of the parameters that ``dvc.yaml`` says the stage reads, its own
-and those of the pieces that it follows. What is done is kept, whatever the study that asked first: of several budgets,
-methods, or factors, only what differs is run.
+A run is a folder whose name contains the stage and a digest of the parameters that the stage and the stages before it
+read, according to ``dvc.yaml``. Studies of several budgets, methods or factors therefore run only what differs.
 """
 
 import copy
@@ -23,7 +22,7 @@ from autoslim.training.checkpoints import run_key, write_json
 
 ROOT = Path(__file__).parent.parent
 Params = dict[str, Any]
-FOLLOWS = {
+DEPENDS_ON = {
     "prepare": (),
     "resources": ("prepare",),
     "supernet": ("prepare", "resources"),
@@ -31,7 +30,7 @@ FOLLOWS = {
     "allocate": ("prepare", "resources", "supernet", "search"),
     "retrain": ("prepare",),
 }
-PLACES = {
+OUTPUTS = {
     "prepare": "data/prepared",
     "resources": "outputs/resources",
     "supernet": "outputs/supernet",
@@ -45,28 +44,28 @@ def load_yaml(path: Path) -> Params:
 
 
 def changed(params: Params, changes: Mapping[str, Any]) -> Params:
-    """A copy with values replaced; ``supernet.epochs`` names a value as ``dvc exp run -S`` does."""
-    new = copy.deepcopy(params)
+    """Returns a copy of ``params`` with values replaced. Names have the form ``supernet.epochs``."""
+    copied = copy.deepcopy(params)
     for name, value in changes.items():
         *sections, last = name.split(".")
-        place = new
-        for section in sections:
-            place = place[section]
-        if last not in place:
+        section = copied
+        for part in sections:
+            section = section[part]
+        if last not in section:
             raise SystemExit(f"there is no parameter {name}")
-        place[last] = value
-    return new
+        section[last] = value
+    return copied
 
 
 def screening(factors: Mapping[str, Sequence[Any]]) -> list[Params]:
-    """Twelve combinations of two values of each factor, by which the effect of each is told from those of the others.
+    """Returns twelve combinations of two values per factor, from which the effect of each factor can be estimated.
 
-    Each factor has either value six times, and each pair of factors each pair of values three times (Plackett & Burman,
-    1946). So the means of the two halves differ by the factor's own effect, measured on all runs; a third of what any
-    two other factors do only together is in it too, or less that.
+    In this design (Plackett & Burman, 1946), each factor has either value six times, and each pair of factors has each
+    pair of values three times. The effect of a factor is the difference between the means of the two halves, so all
+    runs contribute to it. It is confounded with plus or minus a third of the interaction of any two other factors.
 
     Args:
-        factors: name -> (one value, the other); at most eleven.
+        factors: name -> (first value, second value); at most eleven factors.
     """
     first = [1, 1, 0, 1, 1, 1, 0, 0, 0, 1, 0]
     levels = [[first[(column - run) % 11] for column in range(len(factors))] for run in range(11)]
@@ -75,31 +74,31 @@ def screening(factors: Mapping[str, Sequence[Any]]) -> list[Params]:
 
 
 @dataclass
-class Pieces:
-    """Runs and keeps pieces in ``folder``; several studies may ask at once, and wait for the same one."""
+class StageCache:
+    """Runs stages and caches the results in ``folder``. Concurrent requests for the same run wait for it."""
 
     folder: Path
     stages: Params = field(default_factory=lambda: load_yaml(ROOT / "dvc.yaml")["stages"])
 
     def key(self, stage: str, params: Params, files: Mapping[str, bytes] | None = None) -> str:
-        """Of everything that the piece depends on but the code."""
-        described = self.stages[stage]
-        # Before the channels are chosen one budget is only looked at, several are what the search lowers.
-        heeded = stage == "allocate" or isinstance(params["budget"], dict)
-        names = [name for name in described.get("do", described)["params"] if heeded or name != "budget"]
+        """Returns a digest of everything that the run depends on except the code."""
+        definition = self.stages[stage]
+        # A single budget affects only the stage allocate; several budgets are the objective of the search.
+        uses_budget = stage == "allocate" or isinstance(params["budget"], dict)
+        names = [name for name in definition.get("do", definition)["params"] if uses_budget or name != "budget"]
         return run_key(
             stage=stage,
             own={name: _value(params, name) for name in names},
-            follows=[self.key(earlier, params) for earlier in FOLLOWS[stage]],
+            follows=[self.key(earlier, params) for earlier in DEPENDS_ON[stage]],
             files={name: hashlib.sha256(contents).hexdigest() for name, contents in (files or {}).items()},
         )
 
     def run(self, stage: str, params: Params, *arguments: str, files: Mapping[str, bytes] | None = None) -> Path:
-        """The folder of the piece, run now where it is not done yet.
+        """Returns the folder of a run, after running the stage if it is not done.
 
         Args:
-            arguments: of the stage's command.
-            files: path -> contents, of what the stage reads beside the pieces that it follows.
+            arguments: arguments of the stage's command.
+            files: path -> contents of further files that the stage reads.
         """
         key = self.key(stage, params, files)
         folder = self.folder / f"{stage}-{key}"
@@ -107,12 +106,12 @@ class Pieces:
         with FileLock(self.folder / f"{key}.lock"):
             if (folder / "done.json").exists():
                 return folder
-            for earlier in FOLLOWS[stage]:
-                place = folder / PLACES[earlier]
-                if not place.exists():
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    there = (self.run(earlier, params) / PLACES[earlier]).resolve()
-                    place.symlink_to(os.path.relpath(there, place.parent.resolve()))
+            for earlier in DEPENDS_ON[stage]:
+                link = folder / OUTPUTS[earlier]
+                if not link.exists():
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    target = (self.run(earlier, params) / OUTPUTS[earlier]).resolve()
+                    link.symlink_to(os.path.relpath(target, link.parent.resolve()))
             for name, contents in (files or {}).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(contents)
@@ -127,13 +126,13 @@ class Pieces:
         return folder
 
     def done(self, stage: str, params: Params) -> Params | None:
-        """The commit that made the piece, and its processor seconds; None where it is not done."""
+        """Returns the commit and the processor seconds of a run, or None if it is not done."""
         path = self.folder / f"{stage}-{self.key(stage, params)}" / "done.json"
         return read(path) if path.exists() else None
 
 
 def _run(command: list[str], folder: Path) -> tuple[int, float]:
-    """Runs a command, whose words go to a log; its exit status and processor seconds, without those of runs before."""
+    """Runs a command with its output in log.txt, and returns its exit status and processor seconds."""
     with (folder / "log.txt").open("a") as log:
         environment = os.environ | {"DVC_ROOT": str(ROOT)}
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
@@ -150,7 +149,7 @@ def _value(params: Params, name: str) -> Any:
 
 
 def _commit() -> str:
-    """Short, and ``-dirty`` where files differ from it; the results themselves do not count."""
+    """Returns the short commit, with ``-dirty`` if tracked files other than results differ from it."""
     commit = _git("rev-parse", "--short", "HEAD")
     differs = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!evidence/results")
     return f"{commit}-dirty" if differs else commit

@@ -9,7 +9,7 @@ from torch import nn
 
 from autoslim import trace
 from autoslim.channels.graph import ChannelGraph
-from autoslim.channels.grid import Span
+from autoslim.channels.grid import GridSpec
 from autoslim.data.augmentation import Augmentation
 from autoslim.data.prepare import prepare
 from autoslim.data.prepared import PreparedData
@@ -19,7 +19,7 @@ from autoslim.training.recipe import Recipe
 
 torch.set_num_threads(1)  # on such small networks, more wait for one another
 
-SPAN = Span(width=1.5, narrowest=0.25, steps=4, divisor=2)
+SPAN = GridSpec(width=1.5, narrowest=0.25, steps=4, divisor=2)
 _RECIPE: dict[str, Any] = {
     "epochs": 3,
     "batch_size": 20,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from closure import ROOT
+from paths import ROOT
 
 LAYERS = (
     "errors",

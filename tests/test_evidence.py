@@ -1,4 +1,4 @@
-"""The evidence: its params files, what makes two runs the same, a small study run, and its statistics by formulas."""
+"""The evidence: its params files, the cache of runs, a small study, and its statistics against closed forms."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -13,15 +13,15 @@ import run
 import studies
 import summary
 import torch
-from closure import ROOT
+from paths import ROOT
 from small_project import SMALLER
-from studies import Pieces, changed, load_yaml
+from studies import StageCache, changed, load_yaml
 from tiny import tiny_params
 
 from autoslim import trace
 from autoslim.channels.graph import ChannelGraph
 from autoslim.models.building import build_network
-from autoslim.pipeline.assembly import span
+from autoslim.pipeline.assembly import grid_spec
 from autoslim.pipeline.params import check_params
 from autoslim.resources.budgets import parse_budget
 from autoslim.resources.costs import Costs
@@ -46,10 +46,10 @@ def graph_of(params: dict[str, Any]) -> ChannelGraph:
     return trace(build_network(model["name"], model["kwargs"], 10), torch.empty(1, 3, 16, 16))
 
 
-# What is run
+# Studies
 
 
-def test_every_study_has_parameters_that_the_stages_take(params: dict[str, Any]) -> None:
+def test_every_study_has_valid_parameters(params: dict[str, Any]) -> None:
     check_params(params, "base")
     table, within = STUDIES["table"], STUDIES["ranking"]["within"]
     for changes in (
@@ -63,16 +63,16 @@ def test_every_study_has_parameters_that_the_stages_take(params: dict[str, Any])
         check_params(own, str(changes))
         assert {**again, "search": None} == {**own, "search": None}  # the same supernet
         assert all(again["search"][name] != own["search"][name] for name in ("score", "images", "per_cost"))
-        narrow, held = (span(check_params(each, "").supernet) for each in (changed(params, within), own))
-        assert narrow.width <= held.width  # so that random networks are scored in all
+        narrow, supernet = (grid_spec(check_params(each, "").supernet) for each in (changed(params, within), own))
+        assert narrow.width <= supernet.width  # every supernet contains the random networks
     with pytest.raises(SystemExit, match=r"there is no parameter search\.scores"):
         changed(params, {"search.scores": "error"})
 
 
 def test_uniform_networks_just_fill_the_budgets(name: str, params: dict[str, Any]) -> None:
-    """Or a found one, which fills them in smaller steps, would be the larger network."""
+    """Otherwise a network of the search, which fills them in smaller steps, would be larger."""
     graph = graph_of(params)
-    widest = {group: options[0] for group, options in span(check_params(params, "base").supernet).grid(graph).items()}
+    widest = graph.grid(grid_spec(check_params(params, "base").supernet)).widest
     for study in ("table", "longer", "factors"):
         for budget in STUDIES[study]["budgets"][name]:
             limit = parse_budget(budget).absolute(graph.macs())
@@ -80,12 +80,12 @@ def test_uniform_networks_just_fill_the_budgets(name: str, params: dict[str, Any
             assert 0.99 < graph.macs(uniform) / limit <= 1
 
 
-def test_pieces_are_the_same_where_what_they_read_is(tmp_path: Path, params: dict[str, Any]) -> None:
-    pieces = Pieces(tmp_path)
+def test_runs_are_shared_if_their_inputs_are_equal(tmp_path: Path, params: dict[str, Any]) -> None:
+    cache = StageCache(tmp_path)
 
     def same(changes: dict[str, Any], files: dict[str, bytes] | None = None) -> set[str]:
         other = changed(params, changes)
-        return {stage for stage in stages if pieces.key(stage, params, {}) == pieces.key(stage, other, files)}
+        return {stage for stage in stages if cache.key(stage, params, {}) == cache.key(stage, other, files)}
 
     stages = {"prepare", "resources", "supernet", "search", "allocate", "retrain"}
     assert same({}) == stages
@@ -99,21 +99,21 @@ def test_pieces_are_the_same_where_what_they_read_is(tmp_path: Path, params: dic
     assert same({"budget": {"macs": "25%", "params": "80%"}}) == {"prepare", "retrain"}
 
 
-def test_random_networks_just_hold_the_budget_within_what_the_supernet_has(name: str, params: dict[str, Any]) -> None:
+def test_random_networks_fill_the_budget_within_the_supernet(name: str, params: dict[str, Any]) -> None:
     within = changed(params, STUDIES["ranking"]["within"])
-    graph, reach = graph_of(params), span(check_params(within, "base").supernet)
+    graph, limits = graph_of(params), grid_spec(check_params(within, "base").supernet)
     budget, spread = STUDIES["ranking"]["budget"][name], STUDIES["ranking"]["spread"]
-    drawn = [run._random_network(graph, budget, spread, reach, seed) for seed in range(6)]
-    assert drawn[0] == run._random_network(graph, budget, spread, reach, 0)
+    drawn = [run._random_network(graph, budget, spread, limits, seed) for seed in range(6)]
+    assert drawn[0] == run._random_network(graph, budget, spread, limits, 0)
     for channels in drawn:
         graph.check(channels)
         assert 0.98 < graph.macs(channels) / parse_budget(budget).absolute(graph.macs()) <= 1
-        assert all(options[-1] <= channels[group] <= options[0] for group, options in reach.grid(graph).items())
+        assert all(options[-1] <= channels[group] <= options[0] for group, options in graph.grid(limits).items())
     assert len({tuple(channels.values()) for channels in drawn}) == 6
 
 
-def test_each_factor_of_a_screening_meets_the_values_of_the_others_equally_often() -> None:
-    """So that its effect, least squares of all runs, has nothing of theirs, and chance spreads it least."""
+def test_factors_of_a_screening_are_balanced() -> None:
+    """The estimate of each effect is then independent of the others, with the least variance."""
     runs = pd.DataFrame(studies.screening({str(number): ("low", "high") for number in range(11)}))
     assert len(runs) == 12
     for one in runs:
@@ -122,8 +122,8 @@ def test_each_factor_of_a_screening_meets_the_values_of_the_others_equally_often
             assert list(runs.value_counts([one, other])) == [3, 3, 3, 3]
 
 
-def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stages of a tiny network; the second training is cut once."""
+def test_an_interrupted_study_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs the stages of a tiny network. The second training fails once."""
     ran: list[str] = []
     start = studies._run
 
@@ -136,7 +136,7 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypat
     study, parts = tmp_path / "study.csv", [("autoslim",), ("uniform",)]
 
     def rows(method: str) -> Iterable[dict[str, Any]]:
-        for row in run._compared(Pieces(tmp_path / "kept"), params, ["50%"], method, [0, 1]):
+        for row in run._compared(StageCache(tmp_path / "kept"), params, ["50%"], method, [0, 1]):
             yield {"method": method, **row}
 
     with pytest.raises(SystemExit, match=r"retrain failed in .*retrain-[0-9a-f]{16}; see its log\.txt"):
@@ -153,7 +153,7 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypat
     assert (whole["cpu_seconds"] > 0).all()
 
 
-def test_a_part_that_fails_does_not_keep_the_others_from_running(tmp_path: Path) -> None:
+def test_the_other_parts_run_if_one_fails(tmp_path: Path) -> None:
     def rows(number: int) -> Iterable[dict[str, Any]]:
         if number < 2:
             raise SystemExit("it failed")
@@ -164,7 +164,7 @@ def test_a_part_that_fails_does_not_keep_the_others_from_running(tmp_path: Path)
     assert list(pd.read_csv(tmp_path / "study.csv")["number"]) == list(range(2, 20))
 
 
-# What is made of it
+# Summaries
 
 
 def row(supernet: int, seed: int, top1: float) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def half_width(gains: list[float]) -> float:
     return _t_quantile(len(gains) - 1) * stdev(gains) / math.sqrt(len(gains))
 
 
-def test_intervals_count_a_supernet_once() -> None:
+def test_each_supernet_contributes_one_value_to_an_interval() -> None:
     found = frame(row(supernet, seed, 60 + supernet + 0.5 * seed) for supernet in range(3) for seed in range(3))
     uniform = frame(row(0, seed, 59 + 0.4 * seed) for seed in range(5))
     gain = summary._gain(found, uniform, paired=False)
@@ -198,7 +198,7 @@ def test_intervals_count_a_supernet_once() -> None:
 
 
 def test_the_mean_over_networks_lets_supernets_vary_within_each() -> None:
-    """Two networks whose gains spread equally: the interval of a sum with the degrees of freedom of both."""
+    """For two networks with equal variances, the interval is that of a sum with both degrees of freedom."""
     one, other = ([start, start + 1, start + 2] for start in (0.0, 10.0))
     gain = summary._mean([summary.Gain(own, [(1, own)]) for own in (one, other)])
     assert gain.by_supernet == one + other
@@ -207,7 +207,7 @@ def test_the_mean_over_networks_lets_supernets_vary_within_each() -> None:
     assert summary._mean([summary.Gain(one, [(1, one)]), summary.Gain([3.0], [(1, [3.0])])]).interval is None
 
 
-def test_supernets_that_lack_a_training_are_left_out() -> None:
+def test_supernets_with_missing_trainings_are_left_out() -> None:
     found = frame(row(supernet, seed, 60 + supernet) for supernet in range(3) for seed in range(3))
     uniform = frame(row(supernet, seed, 59) for supernet in range(3) for seed in range(3) if supernet + seed < 4)
     rows = pd.concat([found.assign(method="autoslim"), uniform.assign(method="uniform")])
@@ -220,7 +220,7 @@ def test_supernets_that_lack_a_training_are_left_out() -> None:
 
 
 def _t_quantile(freedom: float) -> float:
-    """Of 97.5 %, by bisection of the integral of Student's density."""
+    """The 97.5 % quantile, by bisection of the integral of Student's density."""
 
     def tail(t: float, steps: int = 4000) -> float:
         at = [math.atan(t) + (math.pi / 2 - math.atan(t)) * (n + 0.5) / steps for n in range(steps)]
@@ -237,9 +237,9 @@ def _t_quantile(freedom: float) -> float:
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Iterable[dict[str, Any]]], None]:
-    """Writes the rows of a study, to be summarised."""
+    """Returns a function that writes the rows of a study to be summarised."""
     monkeypatch.setattr(summary, "RESULTS", tmp_path)
-    monkeypatch.setattr(summary, "PICTURES", tmp_path)
+    monkeypatch.setattr(summary, "FIGURES", tmp_path)
 
     def write(study: str, rows: Iterable[dict[str, Any]], network: str = "small") -> None:
         frame(rows).to_csv(tmp_path / f"{study}-{network}.csv", index=False)
@@ -251,7 +251,7 @@ TOP1 = {("error", 0): 0.62, ("error", 1): 0.595, (None, 0): 0.6, (None, 1): 0.6,
 
 
 def table_rows(budgets: dict[str, float]) -> list[dict[str, Any]]:
-    """Two supernets, the second of which has no rows of the other search; networks found gain more at some budgets."""
+    """Rows of two supernets. The second one has no rows of the other search, and the gain depends on the budget."""
     return [
         {"regime": regime, "start": start, "method": "autoslim" if search else "uniform", "search": search}
         | {"budget": budget, **row(supernet, seed, value + (more if search else 0))}
@@ -262,15 +262,15 @@ def table_rows(budgets: dict[str, float]) -> list[dict[str, Any]]:
     ]
 
 
-def test_the_table_has_gains_and_what_the_choice_keeps_of_them(
+def test_the_table_has_gains_and_the_gain_of_the_choice(
     results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The second supernet's network loses, and the search split knows it."""
+    """The second supernet's network has lower accuracy than uniform, also on the search split."""
     results("table", table_rows({"50%": 0, "25%": 0.01}))
     results("table", table_rows({"51%": 0.01, "26%": 0.02}), "large")
     summary.main(["small", "large"])
-    said = capsys.readouterr().out.splitlines()
-    lines = [line for line in said if " 50% |" in line]
+    output = capsys.readouterr().out.splitlines()
+    lines = [line for line in output if " 50% |" in line]
     assert len(lines) == 6
     assert "| 900k / 900k | 10k / 10k | 60.00 ± 0.00 (n 6) | 60.75 ± 1.37 (n 6) | +0.75 |" in lines[0]
     assert lines[0].endswith("| +2.00, -0.50 | +1.00 |")
@@ -278,8 +278,8 @@ def test_the_table_has_gains_and_what_the_choice_keeps_of_them(
     assert lines[2].endswith("| 60.00 ± 0.00 (n 6) | 63.00 ± 0.00 (n 3) | +3.00 | +3.00 | +3.00 |")
     assert lines[3].endswith("| 60.00 ± 0.00 (n 3) | 63.00 ± 0.00 (n 3) | +3.00 | +3.00 | +3.00 |")
     assert lines[4:] == [f"| other | error | {regime} | 50% | +1.00 | +1.00 |" for regime in ("scratch", "fine-tuned")]
-    assert next(line for line in said if " all |" in line).endswith("| +2.50, +0.00 | +1.25 |")
-    lines = said[said.index("| search | over | regime | 50% / 51% | 25% / 26% | all | by supernet |") + 2 :]
+    assert next(line for line in output if " all |" in line).endswith("| +2.50, +0.00 | +1.25 |")
+    lines = output[output.index("| search | over | regime | 50% / 51% | 25% / 26% | all | by supernet |") + 2 :]
     cells = [[cell.split(" [")[0] for cell in line.split(" | ")[3:6]] for line in lines[:6]]
     assert cells == 2 * [["+1.25", "+2.25", "+1.75"]] + 2 * [["+3.50", "+4.50", "+4.00"]] + 2 * [["+1.00"] * 3]
     assert "| +1.25 [" in lines[0]
@@ -287,7 +287,7 @@ def test_the_table_has_gains_and_what_the_choice_keeps_of_them(
     assert (tmp_path / "table-small.png").stat().st_size > 5000
 
 
-def test_networks_are_set_against_uniform_trained_for_as_long(
+def test_networks_are_compared_with_uniform_trained_for_as_long(
     results: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     results("table", table_rows({"50%": 0}))
@@ -300,19 +300,19 @@ def test_networks_are_set_against_uniform_trained_for_as_long(
         ),
     )
     summary.main(["small"])
-    said = capsys.readouterr().out
-    assert "uniform, 50%, 250 epochs from scratch: 61.00 ± 0.50 (n 3)" in said
+    output = capsys.readouterr().out
+    assert "uniform, 50%, 250 epochs from scratch: 61.00 ± 0.50 (n 3)" in output
     for regime in ("scratch", "fine-tuned"):
-        assert f"| error | {regime} | 60.75 ± 1.37 (n 6) | -0.25 | +1.00, -1.50 |" in said
-    assert "| other | scratch | 63.00 ± 0.00 (n 3) | +2.00 | +2.00 |" in said
-    assert "| other | scratch, 250 epochs | 63.50 ± 0.71 (n 2) | +2.50 | +3.00, +2.00 |" in said
-    assert "| error | scratch, 250 epochs |" not in said
+        assert f"| error | {regime} | 60.75 ± 1.37 (n 6) | -0.25 | +1.00, -1.50 |" in output
+    assert "| other | scratch | 63.00 ± 0.00 (n 3) | +2.00 | +2.00 |" in output
+    assert "| other | scratch, 250 epochs | 63.50 ± 0.71 (n 2) | +2.50 | +3.00, +2.00 |" in output
+    assert "| error | scratch, 250 epochs |" not in output
 
 
-def test_ranks_are_those_of_the_scores(
+def test_rank_correlations_of_scores(
     results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Top-1 in the supernet ranks as training does, cross-entropy (less is better) the other way; parameters too."""
+    """Top-1 in the supernet ranks as training does; cross-entropy (lower is better) and parameters rank in reverse."""
     results(
         "ranking",
         [
@@ -331,47 +331,49 @@ def test_ranks_are_those_of_the_scores(
             for images, sign in ((512, -1), (2048, 1))
             for supernet in (0, 1)
             for kind in ("random", "trajectory")
-            for number in range(9)  # one that is not trained yet
+            for number in range(9)  # the last one is not trained yet
         ],
     )
     results("table", table_rows({"50%": 0}))
     summary.main(["small"])
-    said = capsys.readouterr().out
-    assert "uniform: 60.00 %, above 8 of the random networks" in said
-    assert "error, supernet 1: 59.50 %, above 8" in said
+    output = capsys.readouterr().out
+    assert "uniform: 60.00 %, above 8 of the random networks" in output
+    assert "error, supernet 1: 59.50 %, above 8" in output
     same, opposite = "1.00 [1.00, 1.00] | 1.00 [1.00, 1.00]", "-1.00 [-1.00, -1.00] | -1.00 [-1.00, -1.00]"
-    assert "8 random networks, retrained: top-1 50.0 to 57.0 %" in said
-    assert "| macs | equal | equal | 1.00 |" in said
-    assert f"| params | {opposite} | -1.00 |" in said
-    # one training of uniform's and of the others' has no variance here, and so the truth no error
-    assert "standard deviation over networks 2.45 points, of one network's training 0.00" in said
-    assert "correlation of about 1.00" in said
-    assert f"| 2048 | batch | top1 | {same} | 1.00 |  |" in said
-    assert f"| 2048 | batch | nats | {opposite} | -1.00 |  |" in said
-    assert f"| 512 | batch | top1 | {opposite} | -1.00 | -2.00 [-2.00, -2.00] |" in said
-    assert f"| 512 | batch | nats | {opposite} | -1.00 | 0.00 [0.00, 0.00] |" in said
+    assert "8 random networks, retrained: top-1 50.0 to 57.0 %" in output
+    assert "| macs | equal | equal | 1.00 |" in output
+    assert f"| params | {opposite} | -1.00 |" in output
+    # The trainings have no variance here, so top-1 after retraining has no error.
+    assert "standard deviation over networks 2.45 points, of one network's training 0.00" in output
+    assert "correlation of about 1.00" in output
+    assert f"| 2048 | batch | top1 | {same} | 1.00 |  |" in output
+    assert f"| 2048 | batch | nats | {opposite} | -1.00 |  |" in output
+    assert f"| 512 | batch | top1 | {opposite} | -1.00 | -2.00 [-2.00, -2.00] |" in output
+    assert f"| 512 | batch | nats | {opposite} | -1.00 | 0.00 [0.00, 0.00] |" in output
     assert (tmp_path / "scores-small.png").stat().st_size > 5000
 
 
-def test_what_scores_know_beside_size() -> None:
-    """The partial correlation is that of what a line through the other's ranks leaves of both."""
-    drawn = np.random.default_rng(0).normal(size=(3, 15))
-    one, other, held = (pd.Series(values) for values in (drawn[0] + drawn[2], drawn[1] + drawn[0], drawn[2] - drawn[1]))
+def test_the_partial_correlation() -> None:
+    """It is the correlation of the residuals after a linear fit to the ranks of the variable held constant."""
+    values = np.random.default_rng(0).normal(size=(3, 15))
+    one, other, held = (
+        pd.Series(each) for each in (values[0] + values[2], values[1] + values[0], values[2] - values[1])
+    )
     ranks = [each.rank().to_numpy() for each in (one, other, held)]
-    rests = [each - np.polyval(np.polyfit(ranks[2], each, 1), ranks[2]) for each in ranks[:2]]
+    residuals = [each - np.polyval(np.polyfit(ranks[2], each, 1), ranks[2]) for each in ranks[:2]]
     value, _, _ = summary._partial(one, other, held).partition(",")
-    assert float(value) == pytest.approx(np.corrcoef(rests)[0, 1], abs=0.005)
-    assert summary._partial(one, other, one) == "not to be told from it"
+    assert float(value) == pytest.approx(np.corrcoef(residuals)[0, 1], abs=0.005)
+    assert summary._partial(one, other, one) == "undefined"
 
 
-def test_effects_of_factors_are_those_that_made_the_rows(
+def test_effects_of_factors_are_estimated(
     results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Accuracies are sums of effects of factors and of remainders orthogonal to them, of which the intervals are."""
+    """Accuracies are sums of effects and of remainders orthogonal to them, which determine the intervals."""
     study = STUDIES["factors"]
     changes = study["supernet"] | study["search"]
     runs = studies.screening(changes | {"remainder": [-1, 1], "of the search": [-1, 1]})
-    worth = {"supernet.epochs": 2, "supernet.distillation": -1, "search.score": 0.4, "search.per_cost": -0.2}
+    effects = {"supernet.epochs": 2, "supernet.distillation": -1, "search.score": 0.4, "search.per_cost": -0.2}
     trained = []
     for number, own in enumerate(runs):
         shared = {"supernet": number, "seed": 0, **{name: own[name] for name in study["supernet"]}}
@@ -379,12 +381,12 @@ def test_effects_of_factors_are_those_that_made_the_rows(
             base = (
                 50
                 + macs / 100
-                + sum(worth.get(name, 0) * (own[name] == two[1]) for name, two in study["supernet"].items())
+                + sum(effects.get(name, 0) * (own[name] == two[1]) for name, two in study["supernet"].items())
             )
             base += 0.3 * own["remainder"]
             for sign in (1, -1):  # the second search has the other values
                 searched = {n: two[(own[n] == two[1]) == (sign > 0)] for n, two in study["search"].items()}
-                more = sum(worth.get(name, 0) * (value == changes[name][1]) for name, value in searched.items())
+                more = sum(effects.get(name, 0) * (value == changes[name][1]) for name, value in searched.items())
                 more += 1 + 0.1 * sign * own["of the search"]
                 took = {"macs": macs * (0.95 if searched["search.per_cost"] else 0.99)}
                 found = {"method": "autoslim", "top1": (base + more) / 100}
@@ -395,7 +397,7 @@ def test_effects_of_factors_are_those_that_made_the_rows(
     assert "11 supernets; means" in capsys.readouterr().out
     results("factors", trained[: 6 * 8])
     summary.main(["small"])
-    assert capsys.readouterr().out == "factors: 8 supernets are done, too few to tell the effects from one another\n\n"
+    assert capsys.readouterr().out == "factors: 8 supernets are done, too few to estimate the effects\n\n"
     results("factors", trained)
     scores = [
         {"study": "factors", "supernet": number, "kind": "random", "network": n, "images": 4096, "statistics": "batch"}
@@ -405,21 +407,21 @@ def test_effects_of_factors_are_those_that_made_the_rows(
     ]
     results("scores", [scores[0] | {"study": "ranking"}, *scores])
     summary.main(["small"])
-    assert "Spearman" not in capsys.readouterr().out  # nothing to rank by yet
+    assert "Spearman" not in capsys.readouterr().out  # there are no retrained networks yet
     truth = {"kind": "random", "budget": "50%", "macs": 5, "params": 5, "seed": 0}
     results("ranking", [{**truth, "network": n, "top1": n / 9} for n in range(9)])
     summary.main(["small"])
-    said = capsys.readouterr().out.replace("-0.00", "+0.00")
+    output = capsys.readouterr().out.replace("-0.00", "+0.00")
 
     def half(freedom: int, remainder: float) -> str:
         return f"{_t_quantile(freedom) * 2 * math.sqrt(12 * remainder**2 / freedom) / math.sqrt(12):.2f}"
 
     of = half(12 - 7, 0.3)
     none = "+0.00 ± 0.00"
-    assert f"| supernet.epochs | 10, 20 | +2.00 ± {of} | +2.00 ± {of} | {none} | {none} | {none} |" in said
-    assert f"| supernet.distillation | False, True | -1.00 ± {of} | -1.00 ± {of} | {none} | {none} | {none} |" in said
-    assert f"| supernet.width | 1.0, 1.5 | +0.00 ± {of} | +0.00 ± {of} | {none} | {none} | +2.00 ± 0.00 |" in said
+    assert f"| supernet.epochs | 10, 20 | +2.00 ± {of} | +2.00 ± {of} | {none} | {none} | {none} |" in output
+    assert f"| supernet.distillation | False, True | -1.00 ± {of} | -1.00 ± {of} | {none} | {none} | {none} |" in output
+    assert f"| supernet.width | 1.0, 1.5 | +0.00 ± {of} | +0.00 ± {of} | {none} | {none} | +2.00 ± 0.00 |" in output
     of = half(12 - 3, 0.1)
-    assert f"| search.score | error, cross_entropy | +0.40 ± {of} | {none} |" in said
-    assert f"| search.per_cost | False, True | -0.20 ± {of} | -4.00 ± 0.00 |" in said
+    assert f"| search.score | error, cross_entropy | +0.40 ± {of} | {none} |" in output
+    assert f"| search.per_cost | False, True | -0.20 ± {of} | -4.00 ± 0.00 |" in output
     assert (tmp_path / "factors-small.png").stat().st_size > 5000

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from closure import ROOT
+from paths import ROOT
 from ruamel.yaml import YAML
 
 TINY: dict[str, Any] = {

@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 @contextlib.contextmanager
 def inference_mode(network: nn.Module) -> Any:
-    """Evaluation mode without gradients, and the mode that each module was in afterwards."""
+    """Runs a block in evaluation mode and without gradients, and then restores the mode of each module."""
     with evaluation_mode(network), torch.inference_mode():
         yield
 
 
 def copy_with(network: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    """A deep copy of ``network``, each of its tensors put in as ``replace(name, tensor)`` gives it.
+    """Returns a deep copy of ``network`` with each tensor replaced by ``replace(name, tensor)``.
 
-    Parameters, buffers and tensors that are plain attributes of a module count, detached. A tensor that has several
-    names is replaced once, under the first, and stays one tensor. Parameters stay parameters, trainable or not.
+    This includes parameters, buffers and tensors that are plain attributes of a module; ``replace`` gets them detached.
+    A tensor with several names is replaced once, under the first, and remains shared. Parameters remain parameters and
+    keep ``requires_grad``.
     """
     memo: dict[int, Any] = {}
     for name, tensor in _all_tensors(network):
@@ -31,17 +32,17 @@ def copy_with(network: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> n
 
 
 def on_meta(network: nn.Module) -> nn.Module:
-    """A copy of the network's structure on the meta device: shapes without numbers."""
+    """Returns a copy of the network on the meta device, which has shapes but no values."""
     return copy_with(network, lambda _, tensor: tensor.to("meta")).to("meta")
 
 
 def zeroed(network: nn.Module) -> nn.Module:
-    """A copy of the network on the CPU with zeros for numbers."""
+    """Returns a copy of the network on the CPU with all values zero."""
     return copy_with(network, lambda _, tensor: torch.zeros_like(tensor, device="cpu"))
 
 
 def named_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, each under all of its names: layers may share one."""
+    """Returns parameters and buffers by name; a tensor that layers share appears under each of its names."""
     tensors: dict[str, Tensor] = dict(network.named_buffers(remove_duplicate=False))
     return {**dict(network.named_parameters(remove_duplicate=False)), **tensors}
 
@@ -56,7 +57,10 @@ def _all_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @contextlib.contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """All modules in evaluation mode, and afterwards each in the mode that it had (a user may have frozen some)."""
+    """Runs a block with all modules in evaluation mode, and then restores the mode of each one.
+
+    Restoring them one by one preserves modules that a user has frozen.
+    """
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:

@@ -1,6 +1,7 @@
-"""Finds which changes leave the function of a network unchanged up to rounding."""
+"""Tests whether a change leaves a network's function unchanged up to rounding, and finds the changes that do not."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,68 +9,121 @@ from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.copying import copy_with
 
+FLOAT32_FLOOR = 1e-3
+"""Smallest tolerance in float32, relative to the largest output; a different order of summation changes about 1e-6."""
+FLOAT64_FLOOR = 1e-9
+"""The same in float64, where a different order of summation changes about 1e-14."""
+
 
 def harmless_changes(
     network: nn.Module, input_shape: Sequence[int], names: Sequence[str], change: Callable[[Sequence[str]], nn.Module]
 ) -> list[str]:
-    """Those of ``names`` whose changes together leave the function of ``network`` as it is, but for rounding.
+    """Returns those ``names`` whose changes, made together, leave the function of ``network`` unchanged up to rounding.
 
-    Copies of the networks run in evaluation mode on the CPU, in float64 where their code allows it.
+    Copies of the networks run in evaluation mode on the CPU, in float64 if their code allows it.
 
     Args:
+        network: The network without changes. It is not modified.
         input_shape: (C, H, W).
-        change: gives the network with the changes of some names made.
+        names: The changes to test.
+        change: Returns the network with the changes of some of the names.
     """
-    probe = _Probe(network, input_shape)
+    reference = _Reference(network, input_shape)
 
-    def same(some: Sequence[str]) -> bool:
-        return probe.same(change(some))
+    def failure(tested: Sequence[str]) -> str | None:
+        return None if reference.equals(change(tested)) else "the output changes"
 
-    kept = list(names)
-    while kept and not same(kept):
-        culprits = _culprits(kept, same)
-        kept = [name for name in kept if name not in culprits]
-    return kept
+    harmless = list(names)
+    while harmful := find_failing(harmless, failure):
+        harmless = [name for name in harmless if name not in harmful]
+    return harmless
 
 
-def _culprits(names: Sequence[str], same: Callable[[Sequence[str]], bool]) -> list[str]:
-    """Of names that do harm together, those that do so without the others, by bisection; the first if none does."""
+def find_failing(names: Sequence[str], failure: Callable[[Sequence[str]], str | None]) -> dict[str, str]:
+    """Finds by bisection the names that fail a test.
+
+    Args:
+        names: The names to test.
+        failure: Tests some of the names together, and returns why they fail, or None if they pass.
+
+    Returns:
+        For each failing name, the reason; empty if all names pass together. If names fail only in combination, the
+        first one stands for the combination, so the remaining names have to be tested again.
+    """
+    reason = failure(names) if names else None
+    if reason is None:
+        return {}
     if len(names) == 1:
-        return [*names]
+        return {names[0]: reason}
     middle = len(names) // 2
-    halves = [half for half in (names[:middle], names[middle:]) if not same(half)]
-    return [culprit for half in halves for culprit in _culprits(half, same)] or [names[0]]
+    return find_failing(names[:middle], failure) | find_failing(names[middle:], failure) or {names[0]: reason}
 
 
-class _Probe:
-    """A network's output for two images of noise, and how far rounding alone may move it."""
+def rounding_tolerance(
+    run: Callable[[Tensor], Sequence[Tensor]],
+    images: Tensor,
+    expected: Sequence[Tensor],
+    floor: float,
+    generator: torch.Generator,
+) -> float:
+    """Returns the largest relative difference between two outputs that rounding can explain.
+
+    An untrained network can amplify a change in the last digit without bound. The tolerance is therefore 1000 times the
+    difference that noise in the last digits of the input causes, and at least ``floor``.
+
+    Args:
+        run: Returns the output tensors of the network for a batch of images.
+        images: The batch, (N, C, H, W).
+        expected: ``run(images)``.
+        floor: The smallest tolerance.
+        generator: Draws the noise, on the CPU.
+    """
+    noise = torch.randn(images.shape, generator=generator, dtype=images.dtype) * (4 * torch.finfo(images.dtype).eps)
+    return max(floor, 1000 * relative_difference(expected, run(images * (1 + noise.to(images.device)))))
+
+
+def relative_difference(expected: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+    """Returns the largest absolute difference of any output, relative to that output's largest absolute value.
+
+    NaN in any output gives NaN.
+    """
+    differences = [
+        (reference - output).abs().max() / (reference.abs().max() if reference.any() else 1.0)
+        for reference, output in zip(expected, outputs, strict=True)
+    ]
+    return float(torch.stack(differences).max())
+
+
+def output_tensors(output: Any) -> list[Tensor]:
+    """Returns all tensors in a network's output, which may be a tensor, a tuple, a list or a dictionary."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+class _Reference:
+    """The output of a network for two images of noise, with which the outputs of other networks are compared."""
 
     def __init__(self, network: nn.Module, input_shape: Sequence[int]) -> None:
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn(2, *input_shape, generator=generator, dtype=torch.float64)
-        floor = 1e-9  # of the largest output; rounding in another order makes about 1e-14
+        floor = FLOAT64_FLOOR
         try:
-            self.expected = self._outputs(network, self.images)
-        except Exception:  # its code insists on float32, where rounding makes about 1e-6
-            self.images, floor = self.images.float(), 1e-3
-            self.expected = self._outputs(network, self.images)
-        # Networks that are not trained can magnify the last digit beyond any bound.
-        digit = 4 * torch.finfo(self.images.dtype).eps
-        last = torch.randn(self.images.shape, generator=generator, dtype=self.images.dtype) * digit
-        self.tolerance = max(floor, 1000 * self._distance(self._outputs(network, self.images * (1 + last))))
+            self.expected = _outputs(network, self.images)
+        except Exception:  # the network's code requires float32
+            self.images, floor = self.images.float(), FLOAT32_FLOOR
+            self.expected = _outputs(network, self.images)
+        self.tolerance = rounding_tolerance(
+            lambda images: _outputs(network, images), self.images, self.expected, floor, generator
+        )
 
-    def same(self, network: nn.Module) -> bool:
-        return self._distance(self._outputs(network, self.images)) <= self.tolerance
+    def equals(self, network: nn.Module) -> bool:
+        return relative_difference(self.expected, _outputs(network, self.images)) <= self.tolerance
 
-    def _distance(self, found: Sequence[Tensor]) -> float:
-        """The largest difference from what is expected, of any output, in units of its largest number."""
-        pairs = zip(self.expected, found, strict=True)
-        return float(torch.stack([(a - b).abs().max() / (a.abs().max() if a.any() else 1.0) for a, b in pairs]).max())
 
-    def _outputs(self, network: nn.Module, images: Tensor) -> list[Tensor]:
-        def replace(_: str, tensor: Tensor) -> Tensor:
-            return tensor.to("cpu", images.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+@torch.no_grad()
+def _outputs(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Runs a copy of the network on the CPU in the dtype of the images."""
 
-        with torch.no_grad():
-            output = copy_with(network, replace).eval()(images)
-        return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    def replace(_: str, tensor: Tensor) -> Tensor:
+        return tensor.to("cpu", images.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+    return output_tensors(copy_with(network, replace).eval()(images))

@@ -1,24 +1,25 @@
-"""What a trace knows of a network: its channel groups and how every tensor and every cost follows from their sizes."""
+"""The channel graph: the channel groups of a network, and all shapes and costs as functions of their sizes."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from autoslim.channels.grid import scaled
+from autoslim.channels.grid import Grid, GridSpec, make_grid, scaled
 from autoslim.channels.groups import Axis, ChannelGroup, Channels, axis_size
 from autoslim.channels.memory import MemoryModel, Operation, memory_model
 from autoslim.errors import UserError
 
 IS_OUTPUT = "it is the network's output"
-"""Why the classes must stay."""
+"""The reason why the channels of the output layer, the classes, are not prunable."""
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """A module's integer that follows from the channels (``in_channels``, ``groups``, ...).
+    """An integer attribute of a module that depends on the channels (``in_channels``, ``groups``, ...).
 
-    It is ``size(axis) * times // per``. ``as_tuple`` marks ``LayerNorm.normalized_shape``, which is a tuple of one.
+    Its value is ``size(axis) * times // per``. ``as_tuple`` marks a tuple of one, as
+    ``LayerNorm.normalized_shape`` is.
     """
 
     module: str
@@ -29,6 +30,7 @@ class Attribute:
     as_tuple: bool = False
 
     def value(self, channels: Mapping[str, int]) -> int | tuple[int, ...]:
+        """Returns the attribute's value in a configuration."""
         number = axis_size(self.axis, channels) * self.times // self.per
         return (number,) if self.as_tuple else number
 
@@ -37,11 +39,11 @@ class Attribute:
 class Layer:
     """One call of a convolution or a linear layer, or of an average pooling.
 
-    MACs per image are ``factor * size(inputs) * size(outputs)``: for a dense convolution ``factor`` is output positions
-    times kernel area; for a grouped one it also holds the inputs per group, and ``inputs`` is empty. ``positions`` is
-    the number of output positions (H' * W'), so ``positions * size(outputs)`` is the size of the activation. What has
-    no slimming rule and still computes (a transposed convolution, an attention block) is of kind "other": ``factor`` is
-    all its MACs, and nothing is said of its activation.
+    MACs per image are ``factor * size(inputs) * size(outputs)``. For a dense convolution, ``factor`` is the number of
+    output positions times the kernel area; for a grouped one, it is also multiplied by the inputs per group, and
+    ``inputs`` is empty. ``positions`` is the number of output positions (H' * W'), so ``positions * size(outputs)`` is
+    the size of the activation. Operations without a slimming rule that cost MACs (a transposed convolution, an
+    attention block) have the kind "other": ``factor`` is their total, and ``positions`` and ``outputs`` are 1.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Layer:
     weight: str | None = None  # the parameter's name
 
     def macs(self, channels: Mapping[str, int]) -> int:
+        """Returns the multiply-adds for one image."""
         return (
             self.factor * (axis_size(self.inputs, channels) if self.inputs else 1) * axis_size(self.outputs, channels)
         )
@@ -62,16 +65,25 @@ class Layer:
 class ChannelGraph:
     """A network's channel groups, and its costs in closed form.
 
-    One multiply-add is one MAC; convolution and linear layers count, at batch size 1 and the traced input size; biases,
-    normalisation, activations and pooling do not. ``macs(..., pooling=True)`` adds average pooling, one MAC per element
-    of its input, as the authors count.
+    One multiply-add is one MAC. Convolution and linear layers are counted, at batch size 1 and the traced input size;
+    biases, normalisation, activations and pooling are not. ``macs(..., pooling=True)`` adds average pooling, one MAC
+    per element of its input, as the authors of AutoSlim count.
 
-    ``activations`` holds, for each operation of the traced graph whose output has channels of a group, the dimension
-    that they lie along and that axis. ``operations`` are all operations in evaluation mode, in order.
-
-    ``tensors`` holds, for each parameter and buffer with an axis that depends on a group, all its axes; ``attributes``
-    the modules' integers that follow; ``not_prunable`` names each layer whose channels cannot be slimmed, with the
-    reason. ``not_widenable`` names each group that can be slimmed but not widened, with the reason.
+    Attributes:
+        groups: The channel groups by name.
+        tensors: All axes of each parameter and buffer with an axis that depends on a group.
+        attributes: The integer attributes of modules that depend on a group.
+        layers: The calls of layers that cost MACs, in order.
+        not_prunable: The layers whose channels cannot be slimmed, with the reasons.
+        activations: For each operation whose output has channels of a group, their dimension and that axis.
+        input_shape: (C, H, W).
+        leaves: Paths of modules that were traced as one operation.
+        operations: All operations in evaluation mode, in order.
+        other_params: The number of parameters in tensors that depend on no group.
+        element_bytes: The size of an element of each of ``tensors``, under the first name of the tensor.
+        other_bytes: The size of the parameters and buffers that depend on no group.
+        parameter_names: The parameters among ``tensors``; the rest are buffers.
+        not_widenable: The groups that can be slimmed but not widened, with the reasons.
     """
 
     groups: dict[str, ChannelGroup]
@@ -80,31 +92,37 @@ class ChannelGraph:
     layers: tuple[Layer, ...]
     not_prunable: dict[str, str]
     activations: dict[str, tuple[int, Axis]]
-    input_shape: tuple[int, ...]  # (C, H, W)
-    leaves: frozenset[str]  # modules that tracing did not look into
+    input_shape: tuple[int, ...]
+    leaves: frozenset[str]
     operations: tuple[Operation, ...] = field(repr=False)
-    other_params: int  # parameters in tensors that no group touches
-    element_bytes: dict[str, int] = field(repr=False)  # of each of `tensors`, under its first name
-    other_bytes: int  # of parameters and buffers that no group touches
-    parameter_names: frozenset[str] = field(repr=False)  # the trainable ones among `tensors`
+    other_params: int
+    element_bytes: dict[str, int] = field(repr=False)
+    other_bytes: int
+    parameter_names: frozenset[str] = field(repr=False)
     not_widenable: dict[str, str] = field(default_factory=dict)
 
     @property
     def default(self) -> Channels:
-        """The configuration of the network as traced."""
+        """The configuration of the traced network."""
         return {name: group.size for name, group in self.groups.items()}
 
     def scaled(self, width: float, divisor: int = 8) -> Channels:
-        """The configuration of a uniform width multiplier (see ``vocabulary.channels.scaled``)."""
+        """Returns the configuration of a uniform width multiplier (see ``autoslim.channels.grid.scaled``)."""
         return scaled(self.groups, width, divisor)
 
+    def grid(self, spec: GridSpec) -> Grid:
+        """The numbers of channels that ``spec`` gives each group of this network."""
+        floor = {name: max(1, round(spec.narrowest * group.size)) for name, group in self.groups.items()}
+        widest = self.scaled(spec.width, spec.divisor)
+        return make_grid(self.groups, widest, floor, spec.steps, spec.divisor, spec.anchor)
+
     def macs(self, channels: Mapping[str, int] | None = None, *, pooling: bool = False) -> int:
-        """Multiply-adds for one image."""
+        """Returns the multiply-adds for one image."""
         chosen = self.default if channels is None else channels
         return sum(layer.macs(chosen) for layer in self.layers if pooling or layer.kind != "avgpool")
 
     def params(self, channels: Mapping[str, int] | None = None) -> int:
-        """Parameters, buffers not counted."""
+        """Returns the number of parameters, without buffers."""
         chosen = self.default if channels is None else channels
         counts = (
             math.prod(axis_size(axis, chosen) for axis in axes)
@@ -114,13 +132,12 @@ class ChannelGraph:
         return self.other_params + sum(counts)
 
     def memory(self, channels: Mapping[str, int] | None = None) -> int:
-        """Bytes that inference on one image takes: all weights and buffers, and the activations' peak.
+        """Returns the bytes that inference on one image takes: all weights and buffers, and the peak of activations.
 
-        An activation's memory is taken by the operation that makes it and given back after the last operation that
-        reads anything in it; in-place operations and views take none. While an operation runs, what it reads and what
-        it makes are there; so the input is there until it is last read, and the output at the end. Left out are the
-        workspace of kernels, what happens inside an operation or a leaf, the allocator's rounding, tensors that the
-        network's code keeps (a local variable lives on after its last use) and constants in it.
+        An activation is allocated by the operation that computes it and freed after the last operation that reads from
+        its memory; in-place operations and views allocate nothing. The inputs and the output of an operation are alive
+        while it runs. Not counted are the workspace of kernels, memory used inside an operation or a leaf module, the
+        allocator's rounding, tensors that the network's code still refers to after their last use, and its constants.
         """
         chosen = self.default if channels is None else channels
         return self._memory_model.bytes(chosen)
@@ -130,7 +147,11 @@ class ChannelGraph:
         return memory_model(self.operations, self.tensors, self.element_bytes, self.other_bytes)
 
     def cost(self, channels: Mapping[str, int], resource: str = "macs") -> int:
-        """What a configuration takes of a resource, in that resource's unit."""
+        """Returns the cost of a configuration in the unit of the resource.
+
+        Raises:
+            UserError: If the resource is not macs, params or memory.
+        """
         if resource == "macs":
             return self.macs(channels)
         if resource == "params":
@@ -143,7 +164,7 @@ class ChannelGraph:
         """Checks that ``channels`` is a configuration of this network.
 
         Raises:
-            UserError: it has other groups, or sizes that cannot be.
+            UserError: If groups are missing or unknown, or if a group cannot have this number of channels.
         """
         problems = [
             f"{what} {', '.join(sorted(names)[:3])}{' ...' if len(names) > 3 else ''}"
@@ -170,27 +191,27 @@ class ChannelGraph:
 
 
 def is_slimmable(layer: Layer) -> bool:
-    """Whether its input or output channels depend on some group."""
+    """Returns whether the input or output channels of a layer depend on a group."""
     return any(segment.group for segment in (*layer.inputs, *layer.outputs))
 
 
 def slimmable_share(graph: ChannelGraph, channels: Mapping[str, int]) -> float:
-    """The part of the network's MACs at ``channels``, in [0, 1], in layers that can be slimmed; no average pooling.
+    """Returns the share of the network's MACs at ``channels`` in layers that can be slimmed, in [0, 1].
 
-    A layer between two that must keep their size does not count; one of whose two sides can be slimmed counts whole.
+    A layer is counted in full if its inputs or its outputs can be slimmed. Average pooling is not counted.
     """
     layers = [layer for layer in graph.layers if layer.kind != "avgpool" and is_slimmable(layer)]
     return sum(layer.macs(channels) for layer in layers) / max(1, graph.macs(channels))
 
 
 def layers_not_prunable(graph: ChannelGraph) -> dict[str, str]:
-    """Every convolution, linear layer or layer without a rule of which some output channel must stay, and why.
+    """Returns the layers with output channels that are not prunable, with the reasons.
 
-    Those that make the network's output (its classes) are left out, for they could not be otherwise. A network without
-    any has all its layers slimmable.
+    These are convolutions, linear layers and layers without a slimming rule. Layers that produce the network's output
+    (the classes) are left out, because their size is given. If the result is empty, every other layer can be slimmed.
     """
-    stay = {name: reason for name, reason in graph.not_prunable.items() if reason != IS_OUTPUT}
+    layers = {name: reason for name, reason in graph.not_prunable.items() if reason != IS_OUTPUT}
     functional = [
         layer.name for layer in graph.layers if layer.kind == "other" and layer.name not in graph.not_prunable
     ]
-    return stay | dict.fromkeys(functional, "it has no slimming rule")
+    return layers | dict.fromkeys(functional, "it has no slimming rule")

@@ -1,31 +1,28 @@
 """Width multipliers, and the grid of channel numbers on which configurations are sampled and searched."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from autoslim.channels.groups import ChannelGroup, Channels
 
-if TYPE_CHECKING:
-    from autoslim.channels.graph import ChannelGraph
-
 
 def make_divisible(value: float, divisor: int) -> int:
-    """The multiple of ``divisor`` nearest to ``value``, never more than 10 % below it and never under ``divisor``.
+    """Returns the multiple of ``divisor`` nearest to ``value``, at least ``divisor`` and at most 10 % below ``value``.
 
-    The rule by which the MobileNet papers round widths.
+    This is how the MobileNet papers round widths.
     """
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
 def scaled(groups: Mapping[str, ChannelGroup], width: float, divisor: int) -> Channels:
-    """The configuration of a uniform width multiplier, rounded to multiples of ``divisor`` as the papers do.
+    """Returns the configuration of one width multiplier for all groups, rounded to multiples of ``divisor``.
 
-    An expansion follows the rounded width that it expands, so ``scaled(groups, 1.5, 8)`` of MobileNetV2 has the
-    channels of the paper's 1.5x network (the authors' code rounds the width before the expansion).
-    A width of 1 gives the sizes as they are.
+    A group that expands another one (the hidden layer of an inverted residual) follows the rounded width of that group,
+    so ``scaled(groups, 1.5, 8)`` of MobileNetV2 has the channels of the paper's 1.5x network: the authors' code rounds
+    before it expands. A width of 1 returns the sizes unchanged.
     """
     if width == 1.0:
         return {name: group.size for name, group in groups.items()}
@@ -44,47 +41,66 @@ def scaled(groups: Mapping[str, ChannelGroup], width: float, divisor: int) -> Ch
 
 
 def slimming_step(widest: int, steps: int, divisor: int) -> int:
-    """Channels that one slimming step removes: ``widest / steps`` to the nearest multiple of ``divisor``, at least one.
+    """Returns the number of channels that one slimming step removes from a group.
 
-    Ties go to the even multiple; with 12 steps and divisor 8 this explains every channel number that the authors
-    released.
+    This is ``widest / steps`` rounded to the nearest multiple of ``divisor``, and at least ``divisor``. Ties go to the
+    even multiple: with 12 steps and divisor 8 this explains every channel number that the authors released.
     """
     return max(divisor, round(widest / steps / divisor) * divisor)
 
 
-Anchor = Literal["widest", "zero"]
+class Grid(dict[str, tuple[int, ...]]):
+    """The numbers of channels that each group may have: group name -> numbers in descending order.
 
+    Configurations are sampled and searched on this grid. Treat it as immutable.
 
-def grid(
-    groups: Mapping[str, ChannelGroup],
-    widest: Mapping[str, int],
-    narrowest: Mapping[str, int],
-    steps: int,
-    divisor: int,
-    anchor: Anchor = "widest",
-) -> dict[str, tuple[int, ...]]:
-    """Each group's allowed numbers of channels, from the widest down.
-
-    They are ``widest - k * slimming_step``, as long as they are not below ``narrowest``.
-    With anchor ``zero`` they are the multiples of the slimming step, and the widest as it is: so are the authors'
-    ResNet-50 lists. The last entry is the number of channels that the narrowest subnet has.
+    Args:
+        levels: numbers of channels by group, each in descending order.
     """
-    levels = {}
-    for name, top in widest.items():
-        unit = groups[name].unit
-        step = slimming_step(top, steps, math.lcm(divisor, unit))
-        floor = max(1, unit, min(top, narrowest[name]))
-        if anchor == "zero":
-            below = range((top - 1) // step * step, floor - 1, -step)
-            levels[name] = (top, *below)
-        else:
-            levels[name] = tuple(range(top, floor - 1, -step))
-    return levels
+
+    def __init__(self, levels: Mapping[str, Sequence[int]] | Iterable[tuple[str, Sequence[int]]]) -> None:
+        super().__init__((name, tuple(numbers)) for name, numbers in dict(levels).items())
+
+    @property
+    def widest(self) -> Channels:
+        """The configuration with the most channels in every group."""
+        return {name: numbers[0] for name, numbers in self.items()}
+
+    @property
+    def narrowest(self) -> Channels:
+        """The configuration with the fewest channels in every group."""
+        return {name: numbers[-1] for name, numbers in self.items()}
+
+    @property
+    def steps(self) -> int:
+        """The number of slimming steps from the widest configuration to the narrowest."""
+        return sum(len(numbers) - 1 for numbers in self.values())
+
+    def narrower(self, channels: Mapping[str, int]) -> Channels:
+        """Returns the next narrower number of each group in ``channels``; groups at their narrowest are left out.
+
+        Raises:
+            ValueError: a number of ``channels`` is not on the grid.
+        """
+        following = {name: numbers.index(channels[name]) + 1 for name, numbers in self.items()}
+        return {name: self[name][index] for name, index in following.items() if index < len(self[name])}
+
+
+Anchor = Literal["widest", "zero"]
+"""Where the numbers of a grid are counted from: down from the widest, or up from zero in multiples of the step."""
 
 
 @dataclass(frozen=True)
-class Span:
-    """What a supernet spans: its widest and narrowest as width multipliers, and the grid between them."""
+class GridSpec:
+    """How a grid is built for any network (see ``ChannelGraph.grid``).
+
+    Attributes:
+        width: width multiplier of the widest configuration.
+        narrowest: width multiplier of the narrowest configuration.
+        steps: slimming steps of each group from its widest down.
+        divisor: numbers of channels decrease by multiples of this.
+        anchor: see ``make_grid``.
+    """
 
     width: float
     narrowest: float
@@ -92,8 +108,28 @@ class Span:
     divisor: int
     anchor: Anchor = "widest"
 
-    def grid(self, graph: "ChannelGraph") -> dict[str, tuple[int, ...]]:
-        """Each group's numbers of channels, from the widest down (``vocabulary.channels.grid``)."""
-        floor = {n: max(1, round(self.narrowest * g.size)) for n, g in graph.groups.items()}
-        widest = graph.scaled(self.width, self.divisor)
-        return grid(graph.groups, widest, floor, self.steps, self.divisor, self.anchor)
+
+def make_grid(
+    groups: Mapping[str, ChannelGroup],
+    widest: Mapping[str, int],
+    narrowest: Mapping[str, int],
+    steps: int,
+    divisor: int,
+    anchor: Anchor = "widest",
+) -> Grid:
+    """Returns each group's numbers of channels from ``widest`` down.
+
+    They are ``widest - k * slimming_step`` as long as they are not below ``narrowest``. With anchor ``zero`` they are
+    the widest and the multiples of the slimming step below it, as in the authors' ResNet-50 lists. The last number of
+    each group belongs to the narrowest subnet.
+    """
+    levels = {}
+    for name, top in widest.items():
+        unit = groups[name].unit
+        step = slimming_step(top, steps, math.lcm(divisor, unit))
+        floor = max(1, unit, min(top, narrowest[name]))
+        if anchor == "zero":
+            levels[name] = (top, *range((top - 1) // step * step, floor - 1, -step))
+        else:
+            levels[name] = tuple(range(top, floor - 1, -step))
+    return Grid(levels)

@@ -11,10 +11,14 @@ Channels = dict[str, int]
 class ChannelGroup:
     """Layers that must keep the same number of channels.
 
-    ``name`` is the path of the first layer that produces the group, ``size`` its number of channels in the network as
-    traced, ``unit`` the number by which channels come and go together (1, or the width of one group of a grouped
-    convolution), ``members`` the layers that produce or carry the group. ``expansion`` is ``(group, t)`` where this
-    group is the hidden layer of an inverted residual, t times as wide as the group it expands.
+    Attributes:
+        name: The path of the first layer that produces the group.
+        size: The number of channels in the traced network.
+        unit: The number of channels that are added or removed together: 1, or the width of one group of a grouped
+            convolution.
+        members: The layers that produce or pass on the group.
+        expansion: ``(group, t)`` if this group is the hidden layer of an inverted residual, t times as wide as the
+            group that it expands.
     """
 
     name: str
@@ -26,9 +30,9 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of consecutive channels on a tensor's axis: ``count`` of them for every ``unit`` channels of ``group``.
+    """A run of consecutive channels along a tensor's axis: ``count`` of them for every ``unit`` channels of ``group``.
 
-    Without a group the run has ``count`` channels whatever the configuration.
+    Without a group, the run has ``count`` channels in every configuration.
     """
 
     group: str | None
@@ -36,12 +40,14 @@ class Segment:
     unit: int = 1
 
     def size(self, channels: Mapping[str, int]) -> int:
+        """Returns the number of channels in a configuration."""
         return self.count if self.group is None else channels[self.group] // self.unit * self.count
 
 
 Axis = tuple[Segment, ...]
-"""A tensor's axis, as the runs of channels that it concatenates."""
+"""A tensor's axis as a concatenation of runs of channels."""
 
 
 def axis_size(axis: Iterable[Segment], channels: Mapping[str, int]) -> int:
+    """Returns the size of an axis in a configuration."""
     return sum(segment.size(channels) for segment in axis)

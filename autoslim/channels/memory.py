@@ -1,4 +1,4 @@
-"""Inference memory in closed form: weights, and the peak of the activations that are alive at once."""
+"""Inference memory in closed form: the weights, and the peak of the activations that are alive at the same time."""
 
 import math
 from collections import Counter
@@ -14,23 +14,28 @@ from autoslim.channels.groups import Axis, axis_size
 class Operation:
     """One operation of the traced graph, in evaluation mode on one image.
 
-    ``shape`` is its output's in the network as traced, None where that is not one tensor (a tuple, a number); ``parts``
-    are then the tensors that it holds, if any. ``axis`` is the dimension along which its channels lie, and that axis,
-    where they depend on a group; of channels that a shuffle put out of order it has the right number only. ``storage``
-    names the operation (or part of one) in whose memory the output lies: itself, or the first one whose memory it views
-    or writes over in place; it is empty for what is no activation (parameters, numbers).
+    Attributes:
+        name: The name of the torch.fx node.
+        reads: The operations whose outputs it reads.
+        shape: The shape of its output in the traced network, or None if the output is not one tensor.
+        axis: The dimension along which the channels of the output lie, and that axis, if it depends on a group. For
+            channels that a shuffle has reordered, only the size of the axis is correct.
+        storage: The operation, or part of one, that allocated the memory of the output: this one, or the first one
+            whose memory it views or overwrites. It is empty for outputs that are not activations (parameters, numbers).
+        bytes: The size of an element of the output.
+        parts: The tensors in an output that is not one tensor.
     """
 
-    name: str  # of the torch.fx node
-    reads: tuple[str, ...]  # the operations whose outputs it reads
+    name: str
+    reads: tuple[str, ...]
     shape: tuple[int, ...] | None
     axis: tuple[int, Axis] | None
     storage: str
-    bytes: int  # an element
+    bytes: int
     parts: tuple["Operation", ...] = ()
 
     def elements(self, channels: Mapping[str, int]) -> int:
-        """Of its output; 0 where that is not one tensor."""
+        """Returns the number of elements of the output; 0 if it is not one tensor."""
         if self.shape is None:
             return 0
         if self.axis is None:
@@ -41,13 +46,14 @@ class Operation:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """The bytes of a network as sums over the sizes of its axes; index 0 stands for the number 1."""
+    """The memory of a network as a sum over products of axis sizes; index 0 stands for the size 1."""
 
     axes: tuple[Axis, ...]  # from index 1 on
-    weights: tuple[tuple[tuple[int, ...], int], ...]  # axes, and the bytes of the tensors with these for each element
-    alive: np.ndarray  # (n, 1 + axes), int64: bytes that activations take at once for each channel of an axis
+    weights: tuple[tuple[tuple[int, ...], int], ...]  # axes -> bytes per element of all tensors with these axes
+    alive: np.ndarray  # (operations, 1 + axes), int64: bytes per channel of each axis that are alive
 
     def bytes(self, channels: Mapping[str, int]) -> int:
+        """Returns the bytes of the weights plus the peak of the activations."""
         sizes = [1, *(axis_size(axis, channels) for axis in self.axes)]
         weights = sum(size * math.prod(sizes[index] for index in axes) for axes, size in self.weights)
         return weights + int((self.alive @ np.array(sizes)).max(initial=0))
@@ -59,14 +65,14 @@ def memory_model(
     element_bytes: Mapping[str, int],
     other_bytes: int,
 ) -> MemoryModel:
-    """The model of a network with these operations, and with these axes of its tensors (see ``ChannelGraph``)."""
-    place: dict[Axis, int] = {}
+    """Returns the memory model of a network. The arguments are fields of ``ChannelGraph``."""
+    index_of: dict[Axis, int] = {}
     weights: Counter[tuple[int, ...]] = Counter({(): other_bytes})
     for name, size in element_bytes.items():
-        fixed = [axis for axis in tensors[name] if all(segment.group is None for segment in axis)]
-        slimmable = [axis for axis in tensors[name] if axis not in fixed]
-        indices = tuple(place.setdefault(axis, len(place) + 1) for axis in slimmable)
-        weights[indices] += size * math.prod(axis_size(axis, {}) for axis in fixed)
+        constant = [axis for axis in tensors[name] if all(segment.group is None for segment in axis)]
+        slimmable = [axis for axis in tensors[name] if axis not in constant]
+        indices = tuple(index_of.setdefault(axis, len(index_of) + 1) for axis in slimmable)
+        weights[indices] += size * math.prod(axis_size(axis, {}) for axis in constant)
     terms: list[Counter[int]] = []
     for outputs in live_outputs(operations):
         term: Counter[int] = Counter()
@@ -77,20 +83,20 @@ def memory_model(
             else:
                 dimension, axis = output.axis
                 rest = math.prod(output.shape[:dimension]) * math.prod(output.shape[dimension + 1 :])
-                term[place.setdefault(axis, len(place) + 1)] += output.bytes * rest
+                term[index_of.setdefault(axis, len(index_of) + 1)] += output.bytes * rest
         terms.append(term)
-    rows = np.array([[term[index] for index in range(len(place) + 1)] for term in terms], np.int64)
+    rows = np.array([[term[index] for index in range(len(index_of) + 1)] for term in terms], np.int64)
     rows = np.unique(rows, axis=0)
-    highest = [row for row in rows if (rows >= row).all(1).sum() == 1]  # no other is as high in every term
-    return MemoryModel(tuple(place), tuple(weights.items()), np.array(highest))
+    highest = [row for row in rows if (rows >= row).all(1).sum() == 1]  # no other row is at least as large everywhere
+    return MemoryModel(tuple(index_of), tuple(weights.items()), np.array(highest))
 
 
 def live_outputs(operations: Sequence[Operation]) -> Iterator[list[Operation]]:
-    """While each operation runs, the outputs in whose memory the activations lie that are there."""
+    """Yields, for each operation, the outputs that own the memory of all activations alive while it runs."""
     outputs = {operation.name: (operation, *operation.parts) for operation in operations}
     owners = {output.name: output for several in outputs.values() for output in several}
     held = {name: {output.storage for output in several} - {""} for name, several in outputs.items()}
-    last: dict[str, str] = {}  # the operation that reads in a memory last
+    last: dict[str, str] = {}  # storage -> the last operation that reads from it
     for operation in operations:
         for name in (operation.name, *operation.reads):
             last |= dict.fromkeys(held[name], operation.name)

@@ -1,7 +1,7 @@
-"""``resize``: the same network with other numbers of channels; and ``initialise``, which draws its weights."""
+"""Changes the numbers of channels of a network (``resize``), and draws its weights (``initialise``)."""
 
-import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,19 @@ from autoslim.errors import UserError
 
 
 def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> nn.Module:
-    """A plain network of the same class with ``channels``, and the parameter names that it had.
+    """Returns a plain network of the same class with ``channels`` and the same parameter names.
 
-    Where a group shrinks, its leading channels keep their weights; where it grows, the new channels' weights are zero,
-    and their entries in per-channel vectors (scales, statistics) the mean of the old ones: they are meant to be
-    initialised (see ``initialise``). The argument is not changed and shares no memory with the result. With the
-    channels that the network has, the result is a copy.
+    If a group shrinks, its leading channels keep their weights. If it grows, the weights of the new channels are zero,
+    and their entries in per-channel vectors (scales, statistics) are the mean of the old ones; use ``initialise`` to
+    draw them. The argument is not changed and shares no memory with the result.
 
     Args:
-        network: the traced network, or any ``resize`` of it.
-        graph: ``trace`` of it.
-        channels: one number for each of the graph's groups.
+        network: The traced network, or any ``resize`` of it.
+        graph: The result of ``trace`` for this network.
+        channels: The number of channels of each of the graph's groups.
 
     Raises:
-        UserError: ``channels`` or ``network`` does not fit the graph.
+        UserError: If ``channels`` or ``network`` does not fit the graph.
     """
     graph.check(channels)
     present = current_channels(network, graph)
@@ -43,10 +42,10 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int])
 
 
 def current_channels(network: nn.Module, graph: ChannelGraph) -> dict[str, int]:
-    """The configuration that ``network``, a resize of the graph's network, has now.
+    """Returns the configuration of ``network``, which is the graph's network or a ``resize`` of it.
 
     Raises:
-        UserError: it is not such a network.
+        UserError: If the tensors of ``network`` do not fit the graph.
     """
     tensors = named_tensors(network)
     for name, axes in graph.tensors.items():
@@ -60,9 +59,9 @@ def current_channels(network: nn.Module, graph: ChannelGraph) -> dict[str, int]:
         for axis, size in zip(axes, tensors[name].shape, strict=True)
     )
     present: dict[str, int] = {}
-    before = -1
-    while len(present) > before:  # an axis tells the size of a group when those of all others on it are known
-        before = len(present)
+    solved = -1
+    while len(present) > solved:  # an axis with one unknown group determines the size of that group
+        solved = len(present)
         for axis, size in sizes:
             unknown = {s.group: s.unit for s in axis if s.group is not None and s.group not in present}
             if len(unknown) == 1:
@@ -81,7 +80,7 @@ def current_channels(network: nn.Module, graph: ChannelGraph) -> dict[str, int]:
 
 
 def kept(axis: Axis, wide: Mapping[str, int], narrow: Mapping[str, int]) -> list[tuple[int, int, int]]:
-    """For each segment (start in the wide tensor, start in the narrow one, how many channels they share)."""
+    """Returns, for each segment, (start in the wide tensor, start in the narrow one, number of common channels)."""
     spans = []
     at_wide = at_narrow = 0
     for segment in axis:
@@ -110,20 +109,22 @@ def _resized(tensor: Tensor, axes: tuple[Axis, ...], present: Mapping[str, int],
 
 @torch.no_grad()
 def initialise(network: nn.Module, seed: int) -> None:
-    """Draws all weights anew, in place: the same numbers for the same seed and sizes, on any device.
+    """Draws all weights in place: the same values for the same seed and sizes, on any device.
 
-    Convolutions are normal with variance 2 / (kernel area * output channels), depthwise ones by the same formula,
-    linear layers normal with standard deviation 0.01, biases 0, normalisation layers 1 and 0 (as the authors
-    and torchvision's MobileNetV2 have it). Running statistics are reset. Other parameters (layer
-    scales, say) keep their mean where they are constant; where they are not they are drawn with the mean and deviation
-    that they have.
+    The scheme is that of the AutoSlim authors' code and of torchvision's MobileNetV2. Convolution weights are normal
+    with variance 2 / (kernel area * output channels), also in depthwise convolutions. Linear weights are normal with
+    standard deviation 0.01. Biases are 0, and the scales of normalisation layers 1. Running statistics are reset. Other
+    parameters (such as layer scales) keep their value if they are constant; otherwise they are drawn from a normal
+    distribution with their present mean and standard deviation.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         own = dict(module.named_parameters(recurse=False))
         if isinstance(module, nn.modules.conv._ConvNd) and "weight" in own:
-            deviation = math.sqrt(2 / (math.prod(module.kernel_size) * module.out_channels))
-            _normal(own.pop("weight"), 0, deviation, generator)
+            weight = own.pop("weight")
+            drawn = torch.empty(weight.shape)  # on the CPU, so that the values depend on no device or memory format
+            mode: Literal["fan_in", "fan_out"] = "fan_in" if module.transposed else "fan_out"
+            weight.copy_(nn.init.kaiming_normal_(drawn, mode=mode, nonlinearity="relu", generator=generator))
         elif isinstance(module, nn.Linear) and "weight" in own:
             _normal(own.pop("weight"), 0, 0.01, generator)
         elif "weight" in own and _is_normalisation(module):

@@ -1,4 +1,4 @@
-"""Channels in order of importance: the same function, what matters most in front, where narrower networks keep it."""
+"""Sorts channels by importance without changing a network's function; narrower networks keep the first channels."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
@@ -15,34 +15,37 @@ from autoslim.errors import UserError
 
 Importance = Literal["l1", "bn_scale"]
 Orders = dict[str, Tensor]
-"""Group -> where each of its units comes from: (channels // unit,), int64, on the CPU."""
+"""Group -> the present index of each unit in the new order: (channels // unit,), int64, on the CPU."""
 
 
 def sort_channels(network: nn.Module, graph: ChannelGraph, importance: Importance) -> nn.Module:
-    """A copy of ``network`` that computes the same, the channels of each group in order of importance.
+    """Returns a copy of ``network`` that computes the same function, with the channels of each group sorted.
 
-    The most important come first, for ``resize`` and ``Supernet`` keep the leading ones. Every tensor with an axis on a
-    group is permuted alike; of a group in units (grouped convolutions) whole units move. Sums over channels are rounded
-    in another order, and that is all that changes. Costs, names and shapes are untouched.
+    The most important channels come first, because ``resize`` and ``Supernet`` keep the leading ones. Every tensor with
+    an axis that depends on a group is permuted in the same way; if the group has units (grouped convolutions), whole
+    units move. The output changes only by rounding, because sums over channels are computed in another order. Costs,
+    names and shapes do not change.
 
-    A group whose channels ``forward`` tells apart by their place (a slice that is treated in its own way, pooling
-    across channels) keeps its order, and so does what must stay (``graph.not_prunable``).
+    A group keeps its order if ``forward`` treats its channels differently by their position (in a slice, or by pooling
+    across channels). Channels that are not prunable (``graph.not_prunable``) keep their order too.
 
     Args:
-        network: the traced network, or any ``resize`` of it. It is not changed and shares no memory with the result.
-        graph: ``trace`` of it.
-        importance: see ``channel_importance``.
+        network: The traced network, or any ``resize`` of it. It is not changed and shares no memory with the result.
+        graph: The result of ``trace`` for this network.
+        importance: See ``channel_importance``.
 
     Raises:
-        UserError: ``network`` does not fit the graph, or has no batch norm to take a ``bn_scale`` from.
+        UserError: If ``network`` does not fit the graph, or if ``importance`` is ``bn_scale`` and no group passes a
+            batch norm.
     """
     return permute(network, graph, importance_orders(network, graph, importance))
 
 
 def importance_orders(network: nn.Module, graph: ChannelGraph, importance: Importance) -> Orders:
-    """The orders in which ``sort_channels`` puts the groups; those that must keep theirs are not among them.
+    """Returns the orders that ``sort_channels`` gives the groups, without the groups that keep their order.
 
-    Ties keep their order. The network is run on noise, on the CPU in evaluation mode, to find who must keep it.
+    Ties keep their order. To find the groups that keep theirs, copies of the network run on noise, on the CPU and in
+    evaluation mode.
     """
     units = channel_importance(network, graph, importance)
     orders = {group: values.argsort(descending=True, stable=True) for group, values in units.items()}
@@ -54,10 +57,10 @@ def importance_orders(network: nn.Module, graph: ChannelGraph, importance: Impor
 
 
 def permute(network: nn.Module, graph: ChannelGraph, orders: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of ``network`` with the units of some groups in another order, in every tensor that holds them.
+    """Returns a copy of ``network`` with the units of some groups reordered, in every tensor that depends on them.
 
     Raises:
-        UserError: ``network`` does not fit the graph.
+        UserError: If ``network`` does not fit the graph.
     """
     present = current_channels(network, graph)
 
@@ -71,15 +74,17 @@ def permute(network: nn.Module, graph: ChannelGraph, orders: Mapping[str, Tensor
 
 
 def channel_importance(network: nn.Module, graph: ChannelGraph, importance: Importance) -> dict[str, Tensor]:
-    """The importance of each unit of each group: (channels // unit,), float64, on the CPU.
+    """Returns the importance of each unit of each group: (channels // unit,), float64, on the CPU.
 
-    ``l1`` is the sum of the absolute weights by which the group's convolutions (depthwise and grouped ones too) and
-    linear layers produce the channel, biases left out. ``bn_scale`` is the mean absolute scale of all batch norms that
-    the channel passes; a group that passes none is measured by ``l1``, for importances are compared within a group
-    only. A unit has the sum, or the mean, over its channels.
+    ``l1`` is the sum of the absolute weights with which the group's convolutions (including depthwise and grouped ones)
+    and linear layers produce the channel, without biases. ``bn_scale`` is the mean absolute scale of all batch norms
+    that the channel passes. A group that passes none gets ``l1`` instead, which is possible because importances are
+    only compared within a group. The importance of a unit is the sum (``l1``) or the mean (``bn_scale``) over its
+    channels.
 
     Raises:
-        UserError: ``network`` does not fit the graph; or ``bn_scale``, and no group passes a batch norm.
+        UserError: If ``network`` does not fit the graph, or if ``importance`` is ``bn_scale`` and no group passes a
+            batch norm.
     """
     present = current_channels(network, graph)
     l1 = {group: entries.sum(1) for group, entries in _per_unit(_producers(network, graph), graph, present).items()}
@@ -95,7 +100,7 @@ def channel_importance(network: nn.Module, graph: ChannelGraph, importance: Impo
 
 
 def _producers(network: nn.Module, graph: ChannelGraph) -> Iterator[tuple[str, Tensor]]:
-    """The weights of the layers that produce groups, each once."""
+    """Yields the name and the weight of each layer that produces a group; a shared weight comes once."""
     tensors = named_tensors(network)
     members = dict.fromkeys(member for group in graph.groups.values() for member in group.members)
     names = [f"{member}.weight" for member in members if f"{member}.weight" in graph.tensors]
@@ -111,8 +116,8 @@ def _batch_norm_scales(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _per_unit(
     weights: Iterable[tuple[str, Tensor]], graph: ChannelGraph, channels: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """Sums of absolute values for each index of the weights' first axes, gathered by group: (units, entries of one)."""
-    found: dict[str, list[Tensor]] = {}
+    """Returns the sums of absolute values over the weights' first axes, by group: (units, entries per unit)."""
+    sums: dict[str, list[Tensor]] = {}
     for name, weight in weights:
         if name not in graph.tensors:
             continue
@@ -121,13 +126,13 @@ def _per_unit(
         for segment in graph.tensors[name][0]:
             size = segment.size(channels)
             if segment.group is not None:
-                found.setdefault(segment.group, []).append(entries[start : start + size].view(-1, segment.count))
+                sums.setdefault(segment.group, []).append(entries[start : start + size].view(-1, segment.count))
             start += size
-    return {group: torch.cat(parts, 1) for group, parts in found.items()}
+    return {group: torch.cat(parts, 1) for group, parts in sums.items()}
 
 
 def _origins(axis: Axis, channels: Mapping[str, int], orders: Mapping[str, Tensor]) -> Tensor:
-    """Where each entry of a permuted axis comes from. A unit's entries lie side by side in every segment."""
+    """Returns the present index of each entry of a permuted axis. A unit's entries are adjacent in every segment."""
     origins = []
     start = 0
     for segment in axis:

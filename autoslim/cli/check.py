@@ -102,13 +102,13 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
 
 
 def _end_of_search(params: "Params", costs: "Costs", reaches: "list[Reach]") -> str:
-    from autoslim.pipeline.assembly import span
+    from autoslim.pipeline.assembly import grid_spec
     from autoslim.pipeline.costs import objective
 
     if len(reaches) < len(params.budgets):
         return NOT_MEASURED
     lowered = objective(params, costs)
-    narrowest = {name: levels[-1] for name, levels in span(params.supernet).grid(costs.graph).items()}
+    narrowest = costs.graph.grid(grid_spec(params.supernet)).narrowest
     stop = max(lowered.stop(params.search.stop, costs.graph.default), lowered.cost(narrowest))
     end = lowered.written(stop) if lowered.limits else format_named_amount(stop, params.resource)
     return f"from the widest down to {end}"

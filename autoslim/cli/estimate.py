@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from autoslim.data.prepared import DataInfo
-    from autoslim.pipeline.dry_run import DryRun, Measured
+    from autoslim.pipeline.dry_run import DryRun, PassTiming
     from autoslim.pipeline.estimate import Work
     from autoslim.pipeline.params import Params
     from autoslim.resources.costs import Costs
@@ -133,7 +133,7 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     Raises:
         UserError: The network or the budget does not fit, or the device does not have enough memory for a batch.
     """
-    from autoslim.pipeline.assembly import run_context, span, traced_network
+    from autoslim.pipeline.assembly import grid_spec, run_context, traced_network
     from autoslim.pipeline.checks import check_reach
     from autoslim.pipeline.dry_run import DryRun
     from autoslim.pipeline.estimate import Sizes, plan
@@ -142,10 +142,10 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     network, graph = traced_network(params.model, info)
     costs = Costs(graph, known_table(params, network, graph))
     check_reach(params, graph, costs.table)
-    levels = span(params.supernet).grid(graph)
+    grid = graph.grid(grid_spec(params.supernet))
     counts = info.counts
-    works = plan(params, costs, levels, Sizes(counts["train"], counts["search"], counts.get("test")))
-    dry_run = DryRun(params, network, graph, levels, len(info.classes), run_context(params.runtime))
+    works = plan(params, costs, grid, Sizes(counts["train"], counts["search"], counts.get("test")))
+    dry_run = DryRun(params, network, graph, grid, len(info.classes), run_context(params.runtime))
     measured = _measured(dry_run, works, batch, seconds)
     splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     facts = [
@@ -178,11 +178,11 @@ def _stand_in(params: "Params", costs: "Costs") -> str:
     return f" ({reason}; {format_named_amount(proxy_limits(params, costs)['macs'])} are assumed instead)"
 
 
-def _measured(dry_run: "DryRun", works: Sequence["Work"], batch: int | None, seconds: float) -> "list[Measured]":
+def _measured(dry_run: "DryRun", works: Sequence["Work"], batch: int | None, seconds: float) -> "list[PassTiming]":
     """One measurement for each of ``works``. Works with equal passes share a measurement."""
     from autoslim.training.progress import Progress
 
-    measured: dict[str, Measured] = {}
+    measured: dict[str, PassTiming] = {}
     keys = [f"{work.kind} {work.configurations}" for work in works]
     with Progress("measuring", len(set(keys)), unit="kind") as progress:
         for work, key in zip(works, keys, strict=True):
@@ -193,7 +193,7 @@ def _measured(dry_run: "DryRun", works: Sequence["Work"], batch: int | None, sec
     return [measured[key] for key in keys]
 
 
-def _row(work: "Work", measured: "Measured", dry_run: "DryRun") -> list[str]:
+def _row(work: "Work", measured: "PassTiming", dry_run: "DryRun") -> list[str]:
     from autoslim.pipeline.estimate import TRAINING
 
     kept_bytes = 4 * work.kept * math.prod(dry_run.graph.input_shape)
@@ -219,7 +219,7 @@ def _rounded(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _loading(dry_run: "DryRun", root: Path, training: "Measured", seconds: float) -> str:
+def _loading(dry_run: "DryRun", root: Path, training: "PassTiming", seconds: float) -> str:
     from autoslim.data.prepared import PreparedData
     from autoslim.pipeline.assembly import recipe
     from autoslim.pipeline.dry_run import loading_rate

@@ -47,13 +47,13 @@ def export_cli(
     retrained = load_retrained(params, method, seeds_of(method)[0] if seed is None else seed)
     details = {
         "seed": retrained.seed,
-        **dataclasses.asdict(retrained.chosen),
-        **dataclasses.asdict(retrained.asked),
+        **dataclasses.asdict(retrained.allocation),
+        **dataclasses.asdict(retrained.requested),
     }
     export(retrained.network, retrained.info, target, details)
     print(
         f"wrote {to} and {to.with_suffix('.json')}: method {method}, seed {retrained.seed}, "
-        f"budget {retrained.asked.budget}"
+        f"budget {retrained.requested.budget}"
     )
     if target.suffix == ".pt2":
         print(

@@ -184,12 +184,12 @@ def known_table(params: "Params", network: "nn.Module", graph: "ChannelGraph") -
     Raises:
         UserError: ``latency.table`` cannot be read, or is of another network.
     """
-    from autoslim.pipeline.assembly import span
+    from autoslim.pipeline.assembly import grid_spec
     from autoslim.pipeline.checks import check_kernels
     from autoslim.pipeline.costs import latency_target, load_costs, read_table
     from autoslim.pipeline.project import RESOURCES
 
-    latency, grid = params.latency, span(params.supernet).grid(graph)
+    latency, grid = params.latency, graph.grid(grid_spec(params.supernet))
     if latency.table is not None:
         given = read_table(Path(latency.table))
         check_kernels(given, network, graph, grid)

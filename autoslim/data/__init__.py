@@ -1,1 +1,1 @@
-"""Data: sources, the prepared splits (train, search, test), augmentation and batches."""
+"""Data sources, the prepared splits (train, search and test), augmentation and batches."""

@@ -1,4 +1,8 @@
-"""Training augmentation, vectorised over a batch on its device, with random numbers keyed by (seed, epoch, image)."""
+"""Training augmentation, vectorised over a batch on its device, with random numbers keyed by (seed, epoch, image).
+
+Not torchvision's transforms: those draw from global generators, so that the numbers would depend on the numbers of
+workers and ranks, and on where a run was resumed.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,10 @@ from torch.nn import functional
 
 from autoslim.errors import UserError
 
-TRIES = 10  # of the area crop, as torchvision's RandomResizedCrop
+TRIES = 10  # attempts of the area crop, as in torchvision's RandomResizedCrop
 COLUMNS = 8 + 2 * TRIES
 SHIFT, FLIP, JITTER = slice(0, 2), slice(2, 3), slice(3, 6)
-AREA = slice(6, COLUMNS)  # position (2), then areas and aspect ratios of the tries
+AREA = slice(6, COLUMNS)  # position (2), then the areas and the aspect ratios of the attempts
 RATIO = (3 / 4, 4 / 3)
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -24,20 +28,20 @@ _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 
 
 def shuffle(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of an epoch: a permutation int64 (count,)."""
+    """The order of the images in an epoch: a permutation, int64 (count,)."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def uniforms(seed: int, epoch: int, indices: np.ndarray, columns: slice = slice(0, COLUMNS)) -> np.ndarray:
-    """Numbers uniform in [0, 1), float64 (len(indices), columns), a function of (seed, epoch, index, column) alone.
+    """Uniform numbers in [0, 1), float64 (len(indices), columns), that depend only on (seed, epoch, index, column).
 
-    SplitMix64 (Steele, Lea and Flood 2014) at position ``index * COLUMNS + column`` of the stream of (seed, epoch): a
-    counter, so that any image's numbers are had without those before it.
+    SplitMix64 (Steele, Lea and Flood 2014) at position ``index * COLUMNS + column`` of the stream of (seed, epoch). It
+    is counter-based, so that the numbers of an image do not require those of earlier images.
     """
     key = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     column = np.arange(columns.start, columns.stop, dtype=np.uint64)
     position = indices.astype(np.uint64)[:, None] * np.uint64(COLUMNS) + column  # (n, columns)
-    mixed = key + (position + np.uint64(1)) * _GAMMA  # wraps around, as it should
+    mixed = key + (position + np.uint64(1)) * _GAMMA  # overflow is intended
     mixed = (mixed ^ (mixed >> _SHIFTS[0])) * _MIX[0]
     mixed = (mixed ^ (mixed >> _SHIFTS[1])) * _MIX[1]
     mixed ^= mixed >> _SHIFTS[2]
@@ -48,9 +52,9 @@ def uniforms(seed: int, epoch: int, indices: np.ndarray, columns: slice = slice(
 def crop_boxes(drawn: np.ndarray, height: int, width: int, area: tuple[float, float]) -> np.ndarray:
     """Boxes of a random resized crop: int64 (n, 4) of top, left, height, width, for ``drawn`` (n, AREA columns).
 
-    The rule of torchvision's RandomResizedCrop: up to ten tries of a share of the area, uniform in ``area``, and an
-    aspect ratio, log-uniform in 3/4 .. 4/3; the first that fits is taken, at a uniform position; else the largest
-    centre crop of an allowed ratio.
+    The rule is that of torchvision's RandomResizedCrop. Up to ten attempts draw a fraction of the area, uniform in
+    ``area``, and an aspect ratio, log-uniform in 3/4 .. 4/3. The first box that fits is placed uniformly. If none
+    fits, the box is the largest centre crop with an allowed ratio.
     """
     shares, ratios = drawn[:, 2 : 2 + TRIES], drawn[:, 2 + TRIES :]
     target = height * width * (area[0] + (area[1] - area[0]) * shares)
@@ -76,12 +80,13 @@ HALF = 0.5
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training images go through, in this order; everything is off by default.
+    """The transforms of training images, applied in this order: ``area``, ``pad``, ``flip``, ``jitter``.
 
-    ``area``: a random part of the image of this share of its area (ImageNet: (0.25, 1)) and an aspect ratio in 3/4 ..
-    4/3, resized to the image size. ``pad``: a random crop after zero padding of this many pixels on each side.
-    ``flip``: left and right exchanged in half of the images. ``jitter``: brightness, contrast and saturation, in this
-    order, each by a factor uniform in [1 - jitter, 1 + jitter] (never below 0).
+    All are off by default. ``area`` crops a random part of the image, with a fraction of its area in this range
+    (ImageNet: (0.25, 1)) and an aspect ratio in 3/4 .. 4/3, and resizes it to the image size. ``pad`` crops at random
+    after zero padding by this number of pixels on each side. ``flip`` mirrors half of the images horizontally.
+    ``jitter`` scales brightness, contrast and saturation, in this order, each by a factor uniform in [1 - jitter,
+    1 + jitter] (never below 0).
     """
 
     pad: int = 0
@@ -90,7 +95,7 @@ class Augmentation:
     jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        """``UserError`` for values that mean nothing."""
+        """Raises ``UserError`` for values out of range."""
         if self.pad < 0:
             raise UserError(f"augmentation pad {self.pad} is not possible; use a number of pixels, 0 for none")
         if self.jitter < 0:
@@ -100,9 +105,9 @@ class Augmentation:
 
 
 def augment(images: Tensor, drawn: np.ndarray, augmentation: Augmentation, *, cut: bool) -> Tensor:
-    """uint8 (n, C, S, S) -> float32 (n, C, S, S) in [0, 1], by the numbers ``drawn`` (n, COLUMNS) for these images.
+    """Augments images by the random numbers ``drawn`` (n, COLUMNS): uint8 (n, C, S, S) -> float32 in [0, 1].
 
-    ``cut``: the area crop has been done already (images in files: on the full image, where they were decoded).
+    ``cut``: the area crop has been done. Images in files are cropped at full resolution, where they are decoded.
     """
     if augmentation.area is not None and not cut:
         size = images.shape[-1]
@@ -119,16 +124,16 @@ def augment(images: Tensor, drawn: np.ndarray, augmentation: Augmentation, *, cu
 
 
 def resized_boxes(images: Tensor, boxes: np.ndarray) -> Tensor:
-    """Each image's box (top, left, height, width), resized bilinearly: uint8 (n, C, S, S) -> float32 in [0, 255].
+    """Resizes the box (top, left, height, width) of each image bilinearly: uint8 (n, C, S, S) -> float32 in [0, 255].
 
-    A box is never larger than the image, so nothing is scaled down and no antialiasing is needed.
+    A box is never larger than the image, so that nothing is scaled down and no antialiasing is needed.
     """
     size = images.shape[-1]
     box = torch.from_numpy(boxes).to(images.device, torch.float32)  # (n, 4)
     step = (torch.arange(size, device=images.device) + 0.5) / size  # (S,), pixel centres of the output
 
     def centres(start: Tensor, length: Tensor) -> Tensor:
-        """Where the output's pixels lie in the image, kept inside the box; in grid_sample's range [-1, 1]."""
+        """Positions of the output's pixels in the image, clamped to the box, in grid_sample's range [-1, 1]."""
         at = start[:, None] + step * length[:, None]
         at = torch.minimum(torch.maximum(at, start[:, None] + 0.5), (start + length)[:, None] - 0.5)
         return at * (2 / size) - 1
@@ -139,9 +144,9 @@ def resized_boxes(images: Tensor, boxes: np.ndarray) -> Tensor:
 
 
 def shifted(images: Tensor, offsets: np.ndarray, flips: np.ndarray, pad: int) -> Tensor:
-    """Windows of the zero-padded images at ``offsets`` (n, 2; row, column in 0 .. 2 * pad), mirrored where ``flips``.
+    """Crops the zero-padded images at ``offsets`` (n, 2; row, column in 0 .. 2 * pad) and mirrors those of ``flips``.
 
-    (n, C, S, S) -> (n, C, S, S), type kept; ``offsets`` of ``pad`` without a flip give the images themselves.
+    (n, C, S, S) -> (n, C, S, S) of the same dtype. With offsets equal to ``pad`` and no flip the images are unchanged.
     """
     count, channels, size, _ = images.shape
     device = images.device
@@ -159,7 +164,10 @@ def shifted(images: Tensor, offsets: np.ndarray, flips: np.ndarray, pad: int) ->
 
 
 def jittered(images: Tensor, factors: np.ndarray) -> Tensor:
-    """Brightness, contrast, saturation by ``factors`` (n, 3); images (n, C, S, S) in [0, 1]; grey has no saturation."""
+    """Scales brightness, contrast and saturation of images (n, C, S, S) in [0, 1] by ``factors`` (n, 3).
+
+    Saturation does not apply to grey images.
+    """
     factor = torch.from_numpy(factors).to(images.device, images.dtype)[:, :, None, None, None]  # (n, 3, 1, 1, 1)
     images = (images * factor[:, 0]).clamp(0, 1)
     mean = _grey(images).mean(dim=(1, 2, 3), keepdim=True)

@@ -1,4 +1,4 @@
-"""Batches on the device: augmented and shuffled for training, in a fixed order for evaluation."""
+"""Batches on the device: shuffled and augmented for training, in a fixed order for evaluation."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ AreaKey = tuple[tuple[float, float], int, int]  # area range, seed, epoch
 
 
 class _Files(Dataset[Any]):
-    """Decoded images of a split, uint8 (C, S, S): the evaluation transform or, with ``area``, a random part."""
+    """Decoded images of a split, uint8 (C, S, S), by the evaluation transform or, with ``area``, a random area crop."""
 
     def __init__(self, data: PreparedData, split: str, area: AreaKey | None) -> None:
         self.paths, self.labels, self.root = data.paths(split), data.labels(split), data.root
         self.info, self.area = data.info, area
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | UserError:
-        # An error is handed over as a value: raised in a worker, it would arrive as a traceback's text.
+        # Returned as a value: the loader would wrap an exception raised in a worker into one with a traceback's text.
         try:
             image = open_image(self.root / Path(os.fsdecode(self.paths[index])), self.info.channels)
         except UserError as error:
@@ -57,9 +57,12 @@ def _collate(items: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Tenso
 def decoded_batches(
     data: PreparedData, split: str, batches: Sequence[np.ndarray], *, area: AreaKey | None, workers: int, pin: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """uint8 images (n, C, S, S) and labels int64 (n,) on the host, for each array of positions in ``batches``.
+    """uint8 images (n, C, S, S) and int64 labels (n,) on the host, for each array of positions in ``batches``.
 
-    ``workers`` processes decode ahead (0: this one decodes). An unreadable image raises ``UserError`` with its path.
+    ``workers`` processes decode ahead; with 0 this process decodes.
+
+    Raises:
+        UserError: an image cannot be decoded; the message has its path.
     """
     loader: DataLoader[Any] = DataLoader(
         _Files(data, split, area),
@@ -67,7 +70,7 @@ def decoded_batches(
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin,
-        generator=torch.Generator(),  # its own: iterating would draw from torch's global one
+        generator=torch.Generator(),  # otherwise iterating would draw from torch's global generator
     )
     for batch in loader:
         if isinstance(batch, UserError):
@@ -76,11 +79,11 @@ def decoded_batches(
 
 
 Batches = Iterator[tuple[Tensor, Tensor]]
-_EVALUATION = 2**32 - 1  # in place of an epoch: the evaluation order is no training epoch's order
+_EVALUATION = 2**32 - 1  # in place of an epoch, so that the evaluation order differs from every epoch's
 
 
 def batches_per_epoch(data: PreparedData, batch_size: int) -> int:
-    """Whole batches of the train split; 1 where the split is smaller than a batch."""
+    """Number of full batches in the train split; 1 if the split is smaller than a batch."""
     return max(1, len(data.labels("train")) // batch_size)
 
 
@@ -97,18 +100,20 @@ def train_batches(
     world_size: int = 1,
     skip: int = 0,
 ) -> Batches:
-    """One epoch of the train split: images float32 (n, C, S, S), normalised, and labels int64 (n,), on ``device``.
+    """One epoch of the train split: normalised float32 images (n, C, S, S) and int64 labels (n,) on ``device``.
 
-    Shuffled by (seed, epoch); the last partial batch is dropped, except that a split smaller than a batch is one
-    batch. ``batch_size`` is that of all processes together; ``rank`` gets its slice, so that the slices of the ranks
-    put together are the batch of a single process. They are equal or differ by one image. The first ``skip`` batches
-    are jumped over unread, the rest is what it would have been. ``workers`` processes decode where images are files;
-    arrays need none. Raises ``UserError``.
+    The order depends on (seed, epoch). An incomplete last batch is dropped, but a split smaller than a batch is one
+    batch. ``batch_size`` counts the images of all ranks; each rank gets its slice of the batch that a single process
+    would get, and the slices differ by at most one image. The first ``skip`` batches are skipped without being read;
+    the others do not change. ``workers`` processes decode images in files; arrays need none.
+
+    Raises:
+        UserError: the batch is smaller than the number of ranks, or an image cannot be decoded.
     """
-    least = min(batch_size, len(data.labels("train")))
-    if least < world_size:
+    size = min(batch_size, len(data.labels("train")))
+    if size < world_size:
         raise UserError(
-            f"a batch of {least} images cannot be shared by {world_size} processes; raise batch_size or lower "
+            f"a batch of {size} images cannot be shared by {world_size} processes; raise batch_size or lower "
             "runtime.processes"
         )
     count = batches_per_epoch(data, batch_size)
@@ -128,10 +133,13 @@ def eval_batches(
     limit: int | None = None,
     shuffled_by: int | None = None,
 ) -> Batches:
-    """All images of a split once, under the evaluation transform, in the stored order; the last batch may be smaller.
+    """All images of a split once, by the evaluation transform. The last batch may be smaller.
 
-    ``shuffled_by`` a seed: in a permutation that this seed fixes, so that each batch mixes the classes. ``limit``:
-    the first so many of that order. Images and labels as of ``train_batches``.
+    The order is the stored one or, with ``shuffled_by``, a permutation by that seed, so that each batch mixes the
+    classes. ``limit`` yields only the first images of that order. Images and labels are as in ``train_batches``.
+
+    Raises:
+        UserError: ``batch_size`` or ``limit`` is out of range, or an image cannot be decoded.
     """
     if batch_size < 1:
         raise UserError(f"batch_size {batch_size} is not possible; use at least 1")
@@ -195,23 +203,23 @@ def _decoded(
 
 
 def normalised(images: Tensor, info: DataInfo) -> Tensor:
-    """(pixels in [0, 1] - mean) / std, per channel."""
+    """Subtracts the mean and divides by the standard deviation, per channel; ``images`` are in [0, 1]."""
     mean = torch.tensor(info.mean, device=images.device)[:, None, None]
     std = torch.tensor(info.std, device=images.device)[:, None, None]
     return (images - mean) / std
 
 
 def even_chunk(images: int, least: int) -> int:
-    """The smallest chunk size that leaves no chunk below ``least`` images, not even the last; or all in one."""
+    """The smallest chunk size with at least ``least`` images in every chunk, also the last; else ``images``."""
     return next((size for size in range(least, images) if not 0 < images % size < least), images)
 
 
 def search_chunks(
     data: PreparedData, *, images: int, chunk: int, seed: int, device: torch.device, workers: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The first ``images`` of the search split in a fixed shuffled order, in chunks of at least ``chunk``.
+    """The first ``images`` of the search split, in a fixed shuffled order and chunks of at least ``chunk``.
 
-    They are on the device. Shuffled, because a chunk is its own batch statistics and must hold all classes.
+    They are on the device. The order is shuffled because batch statistics are those of a chunk: each must mix classes.
     """
     count = min(images, data.info.counts["search"])
     size = even_chunk(count, chunk)

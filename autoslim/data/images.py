@@ -1,9 +1,9 @@
-"""From an image file to pixels: decoding, colours, and the evaluation transform.
+"""Image files to pixels: decoding, conversion of colours, and the evaluation transform.
 
-The evaluation transform, the same for every image of a data set: the shorter side is resized to ``shorter_side`` and
-the centre of ``size`` x ``size`` is cut out. Where the images are larger than ``size`` by more than ImageNet's margin
-of 256/224, ``shorter_side`` is ``size`` * 256/224 (resize to 256, crop 224); otherwise it is ``size``, so that small
-square images are only resized, and left as they are where the size fits.
+The evaluation transform resizes the shorter side to ``shorter_side`` and cuts out the centre of ``size`` x ``size``
+pixels, for every image of a data set. ``shorter_side`` is ``size`` * 256/224, ImageNet's ratio (resize to 256, crop
+224), where the images are larger than that. Otherwise it is ``size``, so that small square images are only resized, and
+are unchanged where the size fits.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.transforms.v2 import functional
 
 from autoslim.errors import UserError, first_line
 
@@ -22,23 +21,27 @@ _TOP_BYTE = 8  # bits to shift a 16-bit pixel down
 
 
 def is_grey(mode: str) -> bool:
-    """Whether a PIL mode has no colours."""
+    """Whether images of a PIL mode have no colours."""
     return mode in _GREY_MODES or mode.startswith("I;16")
 
 
 def shorter_side_for(native: float, size: int) -> int:
-    """The shorter side before the centre crop, for images whose own shorter side is ``native`` (typically)."""
+    """The shorter side before the centre crop, where ``native`` is the typical shorter side of the images."""
     return round(size * MARGIN) if native > size * MARGIN else size
 
 
 def unreadable(path: Path | str, error: Exception) -> UserError:
-    """The error for an image that does not decode."""
+    """The error for an image that cannot be decoded."""
     reason = first_line(error).replace(repr(str(path)), "it")
     return UserError(f"{path} is not a readable image ({reason}); repair or remove the file and prepare the data again")
 
 
 def open_image(path: Path, channels: int | None) -> Image.Image:
-    """Decode a file to grey (1 channel), RGB (3) or its own mode (None). ``UserError`` with the path if it fails."""
+    """Decodes a file to grey (1 channel), RGB (3) or its own mode (None).
+
+    Raises:
+        UserError: the file cannot be decoded; the message has the path.
+    """
     try:
         with Image.open(path) as image:
             image.load()
@@ -50,7 +53,7 @@ def open_image(path: Path, channels: int | None) -> Image.Image:
 
 
 def with_channels(image: Image.Image, channels: int) -> Image.Image:
-    """Convert to grey (ITU-R 601 luma) or RGB; transparency is dropped, 16-bit grey keeps its upper byte."""
+    """Converts to grey (ITU-R 601 luma) or RGB. Transparency is dropped, 16-bit grey keeps its upper byte."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         # PIL would clip these at 255 instead of scaling them.
         image = Image.fromarray(np.clip(np.asarray(image).astype(np.int64) >> _TOP_BYTE, 0, 255).astype(np.uint8))
@@ -58,19 +61,35 @@ def with_channels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """uint8 pixels of an "L" or "RGB" image, channels first."""
+    """The pixels of an "L" or "RGB" image as uint8, channels first."""
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))  # -> (C, H, W)
 
 
+# Pillow instead of torchvision's resize and crop, which call it with the same arguments: torchvision takes seconds to
+# import, in every worker process too.
+
+
 def evaluation_pixels(image: Image.Image, channels: int, shorter_side: int, size: int) -> np.ndarray:
-    """The evaluation transform: uint8 (channels, size, size)."""
+    """The evaluation transform: uint8 (channels, size, size). ``shorter_side`` must be at least ``size``."""
+    assert shorter_side >= size
     image = with_channels(image, channels)
-    image = functional.resize(image, [shorter_side], antialias=True)
-    return to_array(functional.center_crop(image, [size, size]))
+    width, height = image.size
+    if width <= height:
+        image = _resized(image, shorter_side, int(shorter_side * height / width))
+    else:
+        image = _resized(image, int(shorter_side * width / height), shorter_side)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    return to_array(image.crop((left, top, left + size, top + size)))
 
 
 def area_pixels(image: Image.Image, channels: int, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-    """Cut ``box`` (top, left, height, width) out and resize it: uint8 (channels, size, size)."""
-    image = with_channels(image, channels)
-    return to_array(functional.resized_crop(image, *box, size=[size, size], antialias=True))
+    """Cuts out ``box`` (top, left, height, width) and resizes it: uint8 (channels, size, size)."""
+    top, left, height, width = box
+    image = with_channels(image, channels).crop((left, top, left + width, top + height))
+    return to_array(_resized(image, size, size))
+
+
+def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Resizes bilinearly, with antialiasing."""
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)

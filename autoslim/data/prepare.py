@@ -1,4 +1,4 @@
-"""Prepares a data source: three disjoint splits, stored as arrays or as a manifest of files."""
+"""Prepares a data source as three disjoint splits, stored as arrays or as a manifest of files."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ import numpy as np
 from autoslim.data.images import evaluation_pixels, is_grey, shorter_side_for
 from autoslim.data.prepared import FILE_NAME, DataInfo, channel_moments, write_arrays, write_manifest
 from autoslim.data.sources import Part, Source, check_folder, load_digits_source, load_folder_source, located
-from autoslim.data.torchvision_sets import check_torchvision, load_torchvision_source
 from autoslim.errors import UserError
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
-ARRAYS_LIMIT = 2**30  # bytes of uint8 pixels up to which "auto" keeps arrays
-SAMPLE = 2000  # images looked at for sizes and colours, and for mean and std of "files"
-HELD_OUT = 0.25  # share that becomes the test split where the source has none
+ARRAYS_LIMIT = 2**30  # bytes of uint8 pixels up to which "auto" stores arrays
+SAMPLE = 2000  # images read for sizes and colours, and for mean and std of "files"
+HELD_OUT = 0.25  # fraction that becomes the test split if the source has none
 STORAGES = ("auto", "arrays", "files")
-# What a choice is for, beside the seed: no two choices share their random numbers.
+# Keys of the random generators, beside the seed, so that no two choices share their random numbers.
 _SEARCH, _TRAIN, _TEST, _HELD_OUT, _SAMPLE = range(5)
 
-Chosen = tuple[Part, np.ndarray]  # a source's part and the sorted positions taken from it
+Chosen = tuple[Part, np.ndarray]  # a part of the source and the sorted positions chosen from it
 
 
 def prepare(
@@ -44,26 +43,29 @@ def prepare(
     relative_to: Path = Path(),
     progress: Progress = lambda items, description, total: items,
 ) -> DataInfo:
-    """Write ``destination``: data.json, and either arrays (uint8) or a manifest of files.
+    """Writes data.json and either arrays (uint8) or a manifest of files to ``destination``.
 
-    The search split is held out of the source's training part, class-balanced (at most half of a class), drawn by
-    ``seed``; ``train_images`` and ``test_images`` keep class-balanced subsets of what is left and of the test part. A
-    source without a test part has a quarter held out, the same for every seed. ``image_size`` and ``channels`` None
-    take what the source has. ``storage`` "auto" keeps arrays up to 1 GiB of pixels, and where the images are no
-    files. Relative paths (``raw`` and a ``folder:``) start at ``relative_to``. Same inputs, same bytes;
-    ``destination`` appears whole or not at all.
+    The search split is drawn from the source's training part by ``seed``, class-balanced, with at most half of each
+    class. ``train_images`` and ``test_images`` choose class-balanced subsets of the remaining images and of the test
+    part. If the source has no test part, a quarter is held out, the same for every seed. With None, ``image_size`` and
+    ``channels`` are those of the source. ``storage`` "auto" stores arrays up to 1 GiB of pixels, or if the images are
+    not files. Relative paths (``raw`` and a ``folder:``) start at ``relative_to``. Equal inputs give equal bytes.
+    ``destination`` is written atomically.
+
+    Raises:
+        UserError: an argument is out of range, or the source cannot be read.
     """
     _check(destination, image_size, channels, storage)
-    found = load_source(source, raw=raw, relative_to=relative_to)
-    if len(found.classes) < 2:
+    loaded = load_source(source, raw=raw, relative_to=relative_to)
+    if len(loaded.classes) < 2:
         raise UserError(f"data source {source} has one class only; at least two are needed")
-    chosen = _splits(found, search_images, train_images, test_images, seed)
+    chosen = _splits(loaded, search_images, train_images, test_images, seed)
     sample = _sample(chosen["train"])
     image_size, channels, shorter_side = _inspect(source, sample, image_size, channels)
     pixels = sum(len(indices) for _, indices in chosen.values()) * channels * image_size**2
     has_files = all(part.paths is not None for part, _ in chosen.values())
     if storage == "files" and not has_files:
-        raise UserError(f"storage files: the images of {source} are no files; use storage auto or arrays")
+        raise UserError(f"storage files: the images of {source} are not files; use storage auto or arrays")
     if storage == "auto":
         storage = "files" if has_files and pixels > ARRAYS_LIMIT else "arrays"
 
@@ -80,7 +82,7 @@ def prepare(
             moments = channel_moments(progress(images, "sampling", len(indices)), channels)
         info = DataInfo(
             source=source,
-            classes=found.classes,
+            classes=loaded.classes,
             channels=channels,
             image_size=image_size,
             mean=moments[0],
@@ -88,7 +90,7 @@ def prepare(
             counts={split: len(indices) for split, (_, indices) in chosen.items()},
             storage=storage,
             resize=shorter_side,
-            root=found.root if storage == "files" else "",
+            root=loaded.root if storage == "files" else "",
         )
         (scratch / FILE_NAME).write_text(info.to_json(), encoding="utf-8")
         _move(scratch, destination)
@@ -106,7 +108,7 @@ def _check(destination: Path, image_size: int | None, channels: int | None, stor
     if storage not in STORAGES:
         raise UserError(f"storage {storage!r} is unknown; expected one of {', '.join(STORAGES)}")
     foreign = destination.exists() and (not destination.is_dir() or any(destination.iterdir()))
-    if foreign and not (destination / FILE_NAME).is_file():  # it would be replaced, with whatever lies there
+    if foreign and not (destination / FILE_NAME).is_file():  # it would be replaced with everything in it
         raise UserError(f"{destination} exists and is not a prepared data folder; remove it or choose another")
 
 
@@ -149,13 +151,13 @@ def _balanced(
     return choose_balanced(labels, total, np.random.default_rng((seed, purpose)), available=available)
 
 
-def _check_subset(name: str, asked: int, least: int, most: int) -> None:
-    if not least <= asked <= most:
-        raise UserError(f"{name} {asked} is not possible: the split has {most} images, {least} are the least")
+def _check_subset(name: str, images: int, least: int, most: int) -> None:
+    if not least <= images <= most:
+        raise UserError(f"{name} {images} is not possible; use {least} to {most}, the number of images in the split")
 
 
 def _sample(train: Chosen) -> Chosen:
-    """A fixed sample of the train split, sorted (all of it where it is small)."""
+    """A fixed, sorted sample of the train split; the whole split if it is small."""
     part, indices = train
     if len(indices) > SAMPLE:
         indices = np.sort(np.random.default_rng(_SAMPLE).choice(indices, SAMPLE, replace=False))
@@ -163,7 +165,7 @@ def _sample(train: Chosen) -> Chosen:
 
 
 def _inspect(source: str, sample: Chosen, image_size: int | None, channels: int | None) -> tuple[int, int, int]:
-    """Image size, channels and the shorter side before the crop, decided by the sample where they are not given."""
+    """Image size, channels and the shorter side before the crop, taken from the sample where they are None."""
     part, indices = sample
     images = (part.read(int(index)) for index in indices)
     sizes, grey = zip(*((image.size, is_grey(image.mode)) for image in images), strict=True)
@@ -186,7 +188,7 @@ def _inspect(source: str, sample: Chosen, image_size: int | None, channels: int 
 
 
 def _move(scratch: Path, destination: Path) -> None:
-    scratch.chmod(0o777 & ~_umask())  # mkdtemp makes a private folder
+    scratch.chmod(0o777 & ~_umask())  # mkdtemp creates a folder that only the owner can read
     if destination.exists():
         shutil.rmtree(destination)
     os.replace(scratch, destination)
@@ -199,14 +201,15 @@ def _umask() -> int:
 
 
 def balanced_quotas(available: np.ndarray, total: int, order: np.ndarray) -> np.ndarray:
-    """How many of each class to take so that they sum to ``total`` and are as even as ``available`` (K,) allows.
+    """Numbers of images by class that sum to ``total`` and are as even as ``available`` (K,) allows.
 
-    Every class gets the same number, a smaller class all it has; what is left over goes one each to the classes first
-    in ``order`` (K,). Larger totals give element-wise larger quotas. ``total`` must not exceed ``available.sum()``.
+    Every class gets the same number, or all its images if it has fewer. The remainder goes to the classes that are
+    first in ``order`` (K,), one image each. A larger total never gives a class fewer images. ``total`` must not exceed
+    ``available.sum()``.
     """
     assert 0 <= total <= available.sum()
     low, high = 0, int(available.max(initial=0))
-    while low < high:  # the highest common level that stays within the total
+    while low < high:  # the highest common level within the total
         level = (low + high + 1) // 2
         if np.minimum(available, level).sum() <= total:
             low = level
@@ -223,8 +226,8 @@ def choose_balanced(
 ) -> np.ndarray:
     """Sorted positions of ``total`` images of ``labels`` (N,), class-balanced, drawn by ``rng``.
 
-    ``available`` (K,) bounds the number by class (None: all images). The same generator state gives nested choices:
-    those of a smaller total are among those of a larger one.
+    ``available`` (K,) bounds the number per class (None: all images). For the same generator state, the choice of a
+    smaller total is a subset of that of a larger one.
     """
     counts = np.bincount(labels)
     quotas = balanced_quotas(counts if available is None else available, total, rng.permutation(len(counts)))
@@ -240,21 +243,32 @@ _FORMS = "expected digits, torchvision:NAME (for example torchvision:CIFAR10) or
 
 
 def check_source(source: str, *, relative_to: Path = Path()) -> None:
-    """The cheap checks of a source, before any work: its form, the folder and its classes, torchvision's name.
+    """Checks a source without downloading data or opening an image: its form, the folder and its classes, or the name.
 
-    Downloads nothing and opens no image. A relative ``folder:`` path starts at ``relative_to``. Raises ``UserError``.
+    A relative ``folder:`` path starts at ``relative_to``.
+
+    Raises:
+        UserError: the source is not valid.
     """
     scheme, rest = _parse(source)
     if scheme == "torchvision":
+        from autoslim.data.torchvision_sets import check_torchvision  # imports torchvision: only for this source
+
         check_torchvision(rest)
     elif scheme == "folder":
         check_folder(located(rest, relative_to))
 
 
 def load_source(source: str, *, raw: Path, relative_to: Path = Path()) -> Source:
-    """Find (torchvision: download into ``raw``) the images of a source, decoding few. Raises ``UserError``."""
+    """Finds the images of a source and decodes few of them. A torchvision source is downloaded into ``raw``.
+
+    Raises:
+        UserError: the source is not valid or cannot be loaded.
+    """
     scheme, rest = _parse(source)
     if scheme == "torchvision":
+        from autoslim.data.torchvision_sets import load_torchvision_source
+
         return load_torchvision_source(rest, raw, relative_to)
     if scheme == "folder":
         return load_folder_source(rest, located(rest, relative_to))

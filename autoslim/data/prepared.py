@@ -1,4 +1,4 @@
-"""The prepared data folder: its description, arrays or manifest, and how it is opened."""
+"""The prepared data folder: its description (``data.json``) and its arrays or manifest."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class DataInfo:
-    """One prepared data set.
+    """The description of a prepared data set.
 
-    ``mean`` and ``std`` are per channel, of the train split under the evaluation transform, for pixels in [0, 1].
-    ``counts`` are images by split. ``storage`` is "arrays" (pixels as ``.npy``) or "files" (a manifest, no copy).
-    ``resize`` is the length of the shorter side before the centre crop of ``image_size`` (pixels.py says the rule);
-    0 stands for ``image_size`` itself. ``root`` is the folder that the paths of a manifest start from ("files" only).
+    ``mean`` and ``std`` are per channel, over the train split after the evaluation transform, for pixels in [0, 1].
+    ``counts`` are the numbers of images by split. ``storage`` is "arrays" (pixels as ``.npy``) or "files" (a manifest,
+    no copy). ``resize`` is the length of the shorter side before the centre crop of ``image_size`` (see
+    ``data.images``); 0 stands for ``image_size``. The paths of a manifest are relative to ``root`` ("files" only).
     """
 
     source: str
@@ -47,16 +47,20 @@ class DataInfo:
 
     @property
     def shorter_side(self) -> int:
-        """Length in pixels that the shorter side gets before the centre crop."""
+        """The length of the shorter side before the centre crop, in pixels."""
         return self.resize or self.image_size
 
     def to_json(self) -> str:
-        """The text of ``data.json``: same values, same bytes."""
+        """The text of ``data.json``. Equal values give equal bytes."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> DataInfo:
-        """The inverse of ``to_json``; raises ``ValueError`` or ``KeyError`` where the text is something else."""
+        """The inverse of ``to_json``.
+
+        Raises:
+            ValueError, KeyError: the text is not a ``data.json`` of this format.
+        """
         values = json.loads(text)
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise ValueError(f"not a data.json of format {FORMAT}")
@@ -67,7 +71,11 @@ class DataInfo:
 
 
 def read_info(folder: Path) -> DataInfo:
-    """``data.json`` of a prepared folder; ``UserError`` where there is none or it cannot be read."""
+    """Reads ``data.json`` of a prepared folder.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
     path = folder / FILE_NAME
     if not path.is_file():
         raise UserError(f"{folder} is not a prepared data folder (it has no {FILE_NAME}); run the prepare stage first")
@@ -79,9 +87,9 @@ def read_info(folder: Path) -> DataInfo:
 
 
 MANIFEST = "manifest.csv"  # columns split, label, path; in the order of the splits
-LEAST_STD = 1 / 255  # of a constant channel: dividing by it keeps zero at zero
-_DIGITS = 6  # of mean and std in data.json
-_BLOCK = 1024  # images decoded at once
+LEAST_STD = 1 / 255  # a constant channel has no deviation to divide by
+_DIGITS = 6  # decimals of mean and std in data.json
+_BLOCK = 1024  # images per block that is decoded
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
@@ -97,7 +105,7 @@ def labels_path(folder: Path, split: str) -> Path:
 
 
 def channel_moments(images: Iterable[np.ndarray], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 images (C, S, S), for pixels in [0, 1]; sums are exact."""
+    """Mean and standard deviation per channel of uint8 images (C, S, S), scaled to [0, 1]. The sums are exact."""
     total, squares, count = np.zeros(channels, np.int64), np.zeros(channels, np.int64), 0
     for image in images:
         values = image.reshape(channels, -1).astype(np.int64)
@@ -118,7 +126,7 @@ def write_arrays(
     size: int,
     progress: Progress,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Decode every split into ``.npy`` files, a block at a time; returns mean and std of the train split."""
+    """Decodes every split into ``.npy`` files, block by block, and returns mean and std of the train split."""
     for split, (part, indices) in chosen.items():
 
         def decode(index: int, part: Part = part) -> np.ndarray:
@@ -126,7 +134,7 @@ def write_arrays(
 
         shape = (len(indices), channels, size, size)
         images = np.lib.format.open_memmap(images_path(folder, split), mode="w+", dtype=np.uint8, shape=shape)
-        # Decoding files leaves the interpreter's lock alone; images out of a data set's own memory gain nothing.
+        # Decoding a file releases the GIL; images that are in memory gain nothing from threads.
         threads = (os.cpu_count() or 1) if part.paths is not None else 1
         with ThreadPoolExecutor(threads) as pool:
             blocks = range(0, len(indices), _BLOCK)
@@ -142,7 +150,7 @@ def write_arrays(
 
 
 def write_manifest(folder: Path, chosen: Mapping[str, tuple[Part, np.ndarray]]) -> None:
-    """One row an image; no image is opened."""
+    """Writes one row per image and opens no image."""
     with (folder / MANIFEST).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("split", "label", "path"))
@@ -152,7 +160,7 @@ def write_manifest(folder: Path, chosen: Mapping[str, tuple[Part, np.ndarray]]) 
 
 
 def read_manifest(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Paths (fixed-length bytes, so that worker processes share them) and labels int64 by split."""
+    """Paths and int64 labels by split. Paths are fixed-length bytes, so that worker processes share their memory."""
     paths: dict[str, list[bytes]] = {split: [] for split in SPLITS}
     labels: dict[str, list[int]] = {split: [] for split in SPLITS}
     with (folder / MANIFEST).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -164,14 +172,14 @@ def read_manifest(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {split: (np.array(paths[split], dtype=np.bytes_), np.array(labels[split], np.int64)) for split in SPLITS}
 
 
-RESIDENT_LIMIT = 4 * 2**30  # bytes; a larger split stays on the host and its batches are moved
+RESIDENT_LIMIT = 4 * 2**30  # bytes; a larger split remains on the host, and its batches are moved to the device
 
 
 class PreparedData:
-    """Splits "train", "search" and "test" as ``prepare`` wrote them; images are memory-mapped or in their files."""
+    """The splits "train", "search" and "test" that ``prepare`` wrote. Images are memory-mapped or in their files."""
 
     def __init__(self, info: DataInfo, folder: Path, root: Path) -> None:
-        """Use ``open``. ``root`` is where a manifest's paths start."""
+        """Use ``open`` instead. The paths of a manifest are relative to ``root``."""
         self.info = info
         self.folder = folder
         self.root = root
@@ -184,52 +192,55 @@ class PreparedData:
                 self._paths[split], self._labels[split] = paths, labels
         else:
             for split in SPLITS:
-                # Copy-on-write: torch wants writable memory, the file stays as it is.
+                # Copy-on-write, because torch expects writable memory. The file does not change.
                 self._images[split] = np.load(images_path(folder, split), mmap_mode="c")
                 self._labels[split] = np.load(labels_path(folder, split))
 
     @classmethod
     def open(cls, folder: Path, *, relative_to: Path = Path()) -> PreparedData:
-        """``UserError`` if ``folder`` is missing or not a prepared folder, or if a manifest's images are gone.
+        """Opens a prepared folder. A manifest's relative root starts at ``relative_to``, as in ``prepare``.
 
-        ``relative_to``: where the relative root of a manifest starts (as given to ``prepare``).
+        Raises:
+            UserError: ``folder`` is missing, incomplete or not a prepared folder, or the manifest's root is missing.
         """
         info = read_info(folder)
         root = located(info.root, relative_to) if info.storage == "files" else folder
         if not root.is_dir():
-            raise UserError(f"the images of {folder} lie in {root}, which does not exist; run the prepare stage again")
+            raise UserError(f"the images of {folder} are in {root}, which does not exist; run the prepare stage again")
         try:
             data = cls(info, folder, root)
         except (OSError, ValueError, KeyError, StopIteration) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder} is incomplete ({reason}); run the prepare stage again") from error
-        found = {split: len(data.labels(split)) for split in SPLITS}
-        if found != info.counts:
-            raise UserError(f"{folder} is incomplete (images {found}, data.json says {info.counts}); prepare it again")
+        counts = {split: len(data.labels(split)) for split in SPLITS}
+        if counts != info.counts:
+            raise UserError(
+                f"{folder} is incomplete (images {counts}, data.json has {info.counts}); run the prepare stage again"
+            )
         return data
 
     def labels(self, split: str) -> np.ndarray:
-        """int64 (N,), in the stored order (class after class for a folder: shuffle before cutting into chunks)."""
+        """int64 (N,), in the stored order. A folder is sorted by class: shuffle before splitting into chunks."""
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
         return self._labels[split]
 
     def images(self, split: str) -> np.ndarray:
-        """uint8 (N, C, S, S), memory-mapped; only of storage "arrays"."""
+        """uint8 (N, C, S, S), memory-mapped; only for storage "arrays"."""
         if self.info.storage != "arrays":
             raise ValueError("data stored as files has no array of images; use eval_batches")
         self.labels(split)
         return self._images[split]
 
     def paths(self, split: str) -> np.ndarray:
-        """Paths relative to ``root`` (N,) as bytes; only of storage "files"."""
+        """Paths relative to ``root`` as bytes (N,); only for storage "files"."""
         if self.info.storage != "files":
             raise ValueError("data stored as arrays has no files; use images")
         self.labels(split)
         return self._paths[split]
 
     def resident(self, split: str, device: torch.device) -> Tensor:
-        """The images of a split (uint8) on ``device``, moved once and kept; on the host where they are too many."""
+        """The images of a split (uint8) on ``device``, moved once; on the host above ``RESIDENT_LIMIT``."""
         images = self.images(split)
         if images.nbytes > RESIDENT_LIMIT:
             device = torch.device("cpu")

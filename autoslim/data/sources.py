@@ -10,24 +10,26 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from autoslim.data.images import open_image
 from autoslim.errors import UserError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Those of torchvision's ImageFolder, written out because torchvision takes seconds to import."""
+
 
 def located(path: str, relative_to: Path) -> Path:
-    """A user's path, ``~`` expanded, relative ones from ``relative_to``."""
+    """A path that a user wrote: ``~`` is expanded, and a relative path starts at ``relative_to``."""
     return relative_to / Path(path).expanduser()
 
 
 @dataclass(frozen=True)
 class Part:
-    """A source's own training or test part.
+    """The training or the test part of a source.
 
-    ``labels`` int64 (N,) index the source's classes. ``read`` decodes one image, in its own mode, and raises
-    ``UserError`` with the path if that fails. ``paths`` are relative to the source's root, in "/" form; None where
-    images are not files.
+    ``labels`` (int64, (N,)) index the classes of the source. ``read`` decodes one image in its own mode and raises
+    ``UserError`` with the path if that fails. ``paths`` are relative to the root of the source and use "/"; None if
+    the images are not files.
     """
 
     labels: np.ndarray
@@ -40,9 +42,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Source:
-    """``test`` is None where the source has no test part of its own (the preparation then holds one out).
+    """A data source. ``test`` is None if it has no test part; ``prepare`` then holds one out.
 
-    ``root`` is the folder of the files as the user wrote it: it goes into the manifest.
+    ``root`` is the folder of the files as the user wrote it; the manifest stores it.
     """
 
     classes: tuple[str, ...]
@@ -51,12 +53,12 @@ class Source:
     root: str = ""
 
 
-BRIGHTEST = 16  # scikit-learn's pixels are counts from 0 to 16
+BRIGHTEST = 16  # scikit-learn's pixels are integers from 0 to 16
 
 
 def load_digits_source() -> Source:
-    """All digits as one part: scikit-learn ships the test half of the original set only."""
-    from sklearn.datasets import load_digits  # here: a second to import, needed once
+    """scikit-learn's digits as a single part, because it ships only the test half of the original data set."""
+    from sklearn.datasets import load_digits  # slow to import
 
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / BRIGHTEST)).astype(np.uint8)  # (1797, 8, 8)
@@ -73,9 +75,11 @@ _LAYOUT = "expected <folder>/train/<class>/<images> and <folder>/test/<class>/<i
 
 
 def check_folder(folder: Path) -> tuple[tuple[str, ...], str]:
-    """The classes (sorted by name) and the test folder's name ("test", else "val"); opens no image.
+    """The classes, sorted by name, and the name of the test folder ("test", else "val"). Opens no image.
 
-    ``UserError``: a missing folder or part of it, fewer than two classes, a class without images, classes that differ.
+    Raises:
+        UserError: the folder or a part is missing, there are fewer than two classes, a class has no image, or the
+            classes of the parts differ.
     """
     if not folder.is_dir():
         raise UserError(f"data folder {folder} does not exist; {_LAYOUT}")
@@ -102,16 +106,16 @@ def check_folder(folder: Path) -> tuple[tuple[str, ...], str]:
     for part in ("train", test):
         for name in classes:
             if next(_images(folder / part / name), None) is None:
-                endings = " ".join(IMG_EXTENSIONS)
-                raise UserError(f"{folder / part / name} holds no image ({endings}); add some or remove the class")
+                suffixes = " ".join(IMAGE_SUFFIXES)
+                raise UserError(f"{folder / part / name} holds no image ({suffixes}); add some or remove the class")
     return classes, test
 
 
 def load_folder_source(path: str, folder: Path) -> Source:
-    """``path`` as the user wrote it, ``folder`` where it is. Where test/ and val/ exist, test/ is the test split."""
+    """The source in ``folder``, which the user wrote as ``path``. If test/ and val/ exist, test/ is the test split."""
     classes, test = check_folder(folder)
     if test == "test" and (folder / "val").is_dir():
-        _log.warning("%s holds both test/ and val/: test/ is the test split, val/ is not used", folder)
+        _log.warning("%s has both test/ and val/: test/ is the test split, val/ is not used", folder)
     return Source(classes=classes, train=_part(folder, "train", classes), test=_part(folder, test, classes), root=path)
 
 
@@ -119,9 +123,9 @@ def _part(folder: Path, name: str, classes: tuple[str, ...]) -> Part:
     paths: list[str] = []
     counts: list[int] = []
     for class_name in classes:
-        found = sorted(_images(folder / name / class_name))
-        counts.append(len(found))
-        paths += [f"{name}/{class_name}/{image}" for image in found]
+        images = sorted(_images(folder / name / class_name))
+        counts.append(len(images))
+        paths += [f"{name}/{class_name}/{image}" for image in images]
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
     return Part(labels=labels, read=lambda index: open_image(folder / paths[index], None), paths=paths)
 
@@ -131,10 +135,10 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _images(folder: Path) -> Iterator[str]:
-    """Paths of the images in and below ``folder``, relative to it; hidden files (macOS leaves ``._x.jpg``) left out."""
-    for where, folders, files in os.walk(folder, followlinks=True):
+    """Paths of the images in and below ``folder``, relative to it, without hidden files (macOS writes ``._x.jpg``)."""
+    for directory, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        below = Path(where).relative_to(folder)
+        subfolder = Path(directory).relative_to(folder)
         for name in files:
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
-                yield (below / name).as_posix()
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                yield (subfolder / name).as_posix()

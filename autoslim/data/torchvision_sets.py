@@ -1,10 +1,9 @@
-"""``torchvision:NAME``: any image classification set of ``torchvision.datasets``, by its own download.
+"""``torchvision:NAME``: the image classification data sets of ``torchvision.datasets``, which download themselves.
 
-Constructors differ; what is needed is read off the signature. A set with ``train=`` is built twice; one with
-``split=`` as "train" (or its default, where that has "train" in its name: "trainval", "train-standard") and as the
-first of "test", "val", "valid" that exists and has labels; one with neither has a test split held out by the
-preparation. Further constructor arguments are written like a query: ``torchvision:EMNIST?split=letters``,
-``torchvision:Imagenette?size=160px``.
+The signature of the constructor decides how a data set is split. With ``train=`` it is built twice. With ``split=`` it
+is built as "train" (or the default, if its name contains "train": "trainval", "train-standard") and as the first of
+"test", "val", "valid" that exists and has labels. With neither, ``prepare`` holds out a test split. Further constructor
+arguments are written as a query: ``torchvision:EMNIST?split=letters``, ``torchvision:Imagenette?size=160px``.
 """
 
 from __future__ import annotations
@@ -29,7 +28,11 @@ _TEST_SPLITS = ("test", "val", "valid")
 
 
 def check_torchvision(name: str) -> tuple[type, dict[str, Any]]:
-    """The class and the constructor arguments written behind "?". ``UserError`` for an unknown name or argument."""
+    """The data set's class and the constructor arguments after "?".
+
+    Raises:
+        UserError: the name or an argument is unknown, or a required argument is missing.
+    """
     set_name, _, query = name.partition("?")
     options = {key: _value(text) for key, text in parse_qsl(query, keep_blank_values=True)}
     known = [key for key in torchvision.datasets.__all__ if isinstance(getattr(torchvision.datasets, key), type)]
@@ -51,7 +54,11 @@ def check_torchvision(name: str) -> tuple[type, dict[str, Any]]:
 
 
 def load_torchvision_source(name: str, raw: Path, relative_to: Path) -> Source:
-    """Build the set, downloading it into ``raw`` where it is not there yet."""
+    """Builds the data set, and downloads it into ``raw`` if it is not there.
+
+    Raises:
+        UserError: the name or an argument is not valid, or the data set cannot be loaded.
+    """
     cls, options = check_torchvision(name)
     root = relative_to / raw.expanduser()
     root.mkdir(parents=True, exist_ok=True)
@@ -66,7 +73,7 @@ def load_torchvision_source(name: str, raw: Path, relative_to: Path) -> Source:
     else:
         train, test = _build(cls, options), None
     train_labels = class_numbers(cls.__name__, train)
-    present = np.unique(train_labels)  # EMNIST's letters start at 1: numbers without images are left out
+    present = np.unique(train_labels)  # EMNIST's letters start at 1: numbers without images are skipped
     names = getattr(train, "classes", None)
     classes = tuple(class_name(names, int(number)) for number in present)
 
@@ -84,22 +91,22 @@ def load_torchvision_source(name: str, raw: Path, relative_to: Path) -> Source:
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Named constructor parameters, those that ``**kwargs`` hands to the parent classes among them."""
-    found: dict[str, inspect.Parameter] = {}
+    """The named constructor parameters, including those that ``**kwargs`` passes to parent classes."""
+    named: dict[str, inspect.Parameter] = {}
     for owner in cls.__mro__[:-1]:
         if "__init__" not in vars(owner):
             continue
         parameters = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
         for parameter in parameters:
             if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-                found.setdefault(parameter.name, parameter)
+                named.setdefault(parameter.name, parameter)
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
             break
-    return found
+    return named
 
 
 def _value(text: str) -> Any:
-    """A constructor argument as written: true/false, an integer, or text."""
+    """Converts the text of an argument to a bool, an int or a str."""
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
@@ -112,9 +119,9 @@ def _build(cls: type, options: dict[str, Any]) -> Any:
     try:
         dataset: Any = cls(**options)
         if not len(dataset):
-            raise ValueError("it holds no images")
+            raise ValueError("it has no images")
         return dataset
-    except Exception as error:  # a missing package, no network, a broken archive: theirs to name
+    except Exception as error:  # a missing package, no network, a damaged archive: of any class
         raise UserError(
             f"torchvision:{cls.__name__} could not be loaded ({type(error).__name__}: {first_line(error)}); "
             f"check the network, or put its files into {options.get('root', 'the raw folder')}"
@@ -122,7 +129,7 @@ def _build(cls: type, options: dict[str, Any]) -> Any:
 
 
 def _test_split(cls: type, options: dict[str, Any]) -> Any:
-    """The first split that exists (a ``ValueError`` otherwise, by torchvision's habit) and has labels."""
+    """The first test split that exists and has labels. torchvision raises ``ValueError`` if a split does not exist."""
     reasons = []
     for split in _TEST_SPLITS:
         try:
@@ -131,12 +138,12 @@ def _test_split(cls: type, options: dict[str, Any]) -> Any:
             return dataset
         except UserError as error:
             if not isinstance(error.__cause__, ValueError | type(None)):
-                raise  # no network, say: that must not choose the split
+                raise  # such as a lost network connection, which must not decide the split
             reasons.append(error)
     raise reasons[0]
 
 
-# Attributes that torchvision's data sets keep their items in; none is believed before it agrees with some items.
+# Attributes in which torchvision's data sets store their items. One is used only if it agrees with sampled items.
 _LABELS = ("targets", "labels", "_labels", "y")
 _PAIRS = ("samples", "_samples", "imgs")  # lists of (path, label)
 _FILES = ("_image_files", "_images")
@@ -144,16 +151,20 @@ _PROBES = 16
 
 
 def check_pair(name: str, dataset: Any) -> None:
-    """The first item must be (PIL image, class number)."""
+    """Checks that the first item is (PIL image, class number).
+
+    Raises:
+        UserError: it is not.
+    """
     item = dataset[0]
     label = item[1] if isinstance(item, tuple) and len(item) == 2 else None
     number = isinstance(label, int | np.integer) or (isinstance(label, torch.Tensor) and label.ndim == 0)
     if not (number and isinstance(item[0], Image.Image)):
-        raise UserError(f"torchvision:{name} does not give (image, class) pairs; use an image classification set")
+        raise UserError(f"torchvision:{name} does not return (image, class) pairs; use an image classification set")
 
 
 def class_numbers(name: str, dataset: Any) -> np.ndarray:
-    """Class numbers int64 (N,), from an attribute where one agrees with the items, else by reading every item."""
+    """Class numbers, int64 (N,), from an attribute that agrees with the items, else from every item."""
     check_pair(name, dataset)
     probes = sorted({int(position) for position in np.linspace(0, len(dataset) - 1, _PROBES)})
     for values in _candidates(dataset, _LABELS, 1):
@@ -167,7 +178,7 @@ def class_numbers(name: str, dataset: Any) -> np.ndarray:
 
 
 def _files(dataset: Any, root: Path) -> list[str] | None:
-    """Paths relative to ``root`` where the items are plain files of images below it, else None."""
+    """Paths relative to ``root`` if the items are image files below it, else None."""
     probes = sorted({int(position) for position in np.linspace(0, len(dataset) - 1, 3)})
     for values in _candidates(dataset, _FILES, 0):
         if len(values) != len(dataset) or not all(isinstance(value, str | Path) for value in values):
@@ -181,13 +192,13 @@ def _files(dataset: Any, root: Path) -> list[str] | None:
 
 
 def _candidates(dataset: Any, names: Sequence[str], column: int) -> list[Sequence[Any]]:
-    """Attributes called ``names``, then the given column of lists of pairs."""
-    found = [getattr(dataset, name) for name in names if hasattr(dataset, name)]
+    """The attributes in ``names`` that exist, then ``column`` of the attributes that are lists of pairs."""
+    candidates = [getattr(dataset, name) for name in names if hasattr(dataset, name)]
     for name in _PAIRS:
         pairs = getattr(dataset, name, None)
         if isinstance(pairs, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-            found.append([pair[column] for pair in pairs])
-    return found
+            candidates.append([pair[column] for pair in pairs])
+    return candidates
 
 
 def _same(path: Path, image: Image.Image) -> bool:
@@ -195,14 +206,14 @@ def _same(path: Path, image: Image.Image) -> bool:
 
 
 def class_name(names: Any, number: int) -> str:
-    """A class's name; its number where the set has no names."""
+    """The name of a class, or its number if the data set has no names."""
     if not isinstance(names, list | tuple) or number >= len(names):
         return str(number)
     return ", ".join(names[number]) if isinstance(names[number], tuple) else str(names[number])
 
 
 def part_of(name: str, dataset: Any, labels: np.ndarray, root: Path) -> Part:
-    """A part with the given class numbers, read from files below ``root`` where the items are such, else by the set."""
+    """A part with the given class numbers. It reads files below ``root`` if the items are such, else the data set."""
     paths = _files(dataset, root)
     if paths is not None:
         return Part(labels=labels, read=lambda index: open_image(root / paths[index], None), paths=paths)
@@ -211,7 +222,7 @@ def part_of(name: str, dataset: Any, labels: np.ndarray, root: Path) -> Part:
         try:
             image: Image.Image = dataset[index][0]
             return image
-        except Exception as error:  # whatever the set's own decoding raises
+        except Exception as error:  # decoders of data sets raise errors of any class
             raise unreadable(f"image {index} of torchvision:{name}", error) from error
 
     return Part(labels=labels, read=read, paths=None)

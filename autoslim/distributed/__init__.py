@@ -1,1 +1,1 @@
-"""Several processes: ranks, and what they share at each training step."""
+"""Several processes: their ranks, and synchronised gradients and batch norm statistics."""

@@ -1,4 +1,4 @@
-"""The processes that share one run: what each knows of the others, and how they agree. One process is the normal case.
+"""The ranks of a distributed run and their collective operations. A single process is the normal case.
 
 ``torch.distributed`` is imported only where there are several processes.
 """
@@ -6,7 +6,6 @@
 import contextlib
 import os
 import pickle
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -17,22 +16,30 @@ from torch import Tensor
 
 from autoslim.errors import UserError, first_line
 
-PATIENCE = timedelta(minutes=30)
-"""How long a process waits in one collective operation for the others before it gives up."""
+TIMEOUT = timedelta(minutes=30)
+"""Longest time that a rank waits for the others in one collective operation."""
+
+SRUN_TORCHRUN = (
+    "srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc-per-node=gpu --rdzv-backend=c10d "
+    "--rdzv-id=$SLURM_JOB_ID --rdzv-endpoint=$(hostname):29500 stages/supernet.py"
+)
+"""The command that starts a stage on several nodes, in a batch script of Slurm's."""
 
 _POLL_S = 0.02
 
 
 class LostRankError(UserError):
-    """Another process of the run has gone; what it says of itself is the reason."""
+    """Another rank has ended. Its own error is the cause, this one is a consequence."""
 
 
 class World:
-    """This process's place among those of the run. Alone, everything here is the identity.
+    """The rank of this process among all processes of the run. In a single process every collective is the identity.
 
     Args:
-        rank: from 0; the first one alone writes files, tracks and speaks.
-        local_rank: its number on its node, which has ``local_size``.
+        rank: from 0. Only rank 0 writes files, tracks and prints.
+        world_size: number of processes.
+        local_rank: rank within the node.
+        local_world_size: number of processes on the node.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, local_rank: int = 0, local_world_size: int = 1) -> None:
@@ -42,8 +49,8 @@ class World:
             local_rank,
             local_world_size,
         )
-        self._store: Any = None  # a few named values on the first node
-        self._told = 0
+        self._store: Any = None  # the key-value store of the rendezvous
+        self._broadcasts = 0
 
     @property
     def is_rank_zero(self) -> bool:
@@ -55,10 +62,10 @@ class World:
 
     @contextlib.contextmanager
     def process_group(self, device: torch.device) -> Iterator[None]:
-        """The process group of torch, with NCCL where the device is CUDA's and gloo elsewhere, until the block ends.
+        """Initialises torch's process group, with NCCL on a CUDA device and gloo elsewhere, until the block ends.
 
         Raises:
-            LostRankError: not all processes came.
+            LostRankError: not all ranks joined.
         """
         if self.is_single:
             yield
@@ -68,99 +75,100 @@ class World:
 
         cuda = device.type == "cuda"
         try:
-            self._store, _, _ = next(iter(rendezvous("env://", self.rank, self.world_size, timeout=PATIENCE)))
+            self._store, _, _ = next(iter(rendezvous("env://", self.rank, self.world_size, timeout=TIMEOUT)))
             dist.init_process_group(
                 "nccl" if cuda else "gloo",
                 store=self._store,
                 rank=self.rank,
                 world_size=self.world_size,
-                timeout=PATIENCE,
+                timeout=TIMEOUT,
                 device_id=device if cuda else None,
             )
         except RuntimeError as error:
             raise self._lost(error) from error
         try:
             yield
-            self._sign_off()
+            self._wait_for_all()
         finally:
             dist.destroy_process_group()
             self._store = None
 
-    def _sign_off(self) -> None:
-        """The first process goes last, for it may be the one that holds what the others still read."""
-        with self._together():
+    def _wait_for_all(self) -> None:
+        """Rank 0 ends last, because it may host the store that the other ranks still read."""
+        with self._lost_rank_errors():
             self._store.set(f"done/{self.rank}", b"")
             if self.is_rank_zero:
-                self._store.wait([f"done/{rank}" for rank in range(self.world_size)], PATIENCE)
+                self._store.wait([f"done/{rank}" for rank in range(self.world_size)], TIMEOUT)
 
     def add(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place; the same bits on each."""
+        """All-reduce: sums ``tensor`` over all ranks, in place. Every rank gets the same bits."""
         if not self.is_single:
             import torch.distributed as dist
 
-            with self._together():
+            with self._lost_rank_errors():
                 dist.all_reduce(tensor)
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """(n, ...) -> (size, n, ...): each process's tensor, all of this shape, by rank."""
+        """All-gather: (n, ...) -> (world size, n, ...). The tensors of all ranks must have the same shape."""
         if self.is_single:
             return tensor[None]
         import torch.distributed as dist
 
         parts = tensor.new_empty((self.world_size * len(tensor), *tensor.shape[1:]))
-        with self._together():
+        with self._lost_rank_errors():
             dist.all_gather_into_tensor(parts, tensor.contiguous())
         return parts.view(self.world_size, *tensor.shape)
 
-    def on_rank_zero(self, act: Callable[[], Any]) -> Any:
-        """What ``act`` gives, run by the first process alone; the others wait, however long that takes.
+    def on_rank_zero(self, function: Callable[[], Any]) -> Any:
+        """Calls ``function`` on rank 0 and returns its result on every rank.
 
-        It crosses over pickled, so it should be a small value.
+        The other ranks wait without a time limit. The result is pickled, so it should be small.
         """
         if self.is_single:
-            return act()
-        self._told += 1
-        key = f"told/{self._told}"
-        with self._together():
+            return function()
+        self._broadcasts += 1
+        key = f"broadcast/{self._broadcasts}"
+        # The store, not a collective: a collective has a time limit, and a validation may take longer.
+        with self._lost_rank_errors():
             if not self.is_rank_zero:
                 while not self._store.check([key]):
                     time.sleep(_POLL_S)
                 return pickle.loads(self._store.get(key))
-        value = act()
-        with self._together():
+        value = function()
+        with self._lost_rank_errors():
             self._store.set(key, pickle.dumps(value))
         return value
 
     @contextlib.contextmanager
-    def entered_on_rank_zero(self, own: contextlib.AbstractContextManager[None]) -> Iterator[None]:
-        """The first process enters ``own`` (a lock, say) for all; the others wait until it has, however long."""
+    def entered_on_rank_zero(self, context: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+        """Rank 0 enters ``context`` (a lock, for example) for all ranks. The others wait until it has."""
         with contextlib.ExitStack() as stack:
-            self.on_rank_zero(lambda: stack.enter_context(own))
+            self.on_rank_zero(lambda: stack.enter_context(context))
             yield
 
     def agree(self, value: object, what: str) -> None:
         """Raises:
-        UserError: ``value`` is another one than that of the first process.
+        UserError: ``value`` differs from that of rank 0.
         """
-        theirs = self.on_rank_zero(lambda: value)
-        if theirs != value:
+        expected = self.on_rank_zero(lambda: value)
+        if expected != value:
             raise UserError(
-                f"process {self.rank} of {self.world_size} has other {what} ({value}) than the first one ({theirs}); "
-                "let all processes see the same files, on a file system that they share, and run the same code"
+                f"rank {self.rank} of {self.world_size} differs from rank 0 in its {what}: {value} instead of "
+                f"{expected}; start all ranks with the same code and the same files, on a shared file system"
             )
 
     @contextlib.contextmanager
-    def _together(self) -> Iterator[None]:
+    def _lost_rank_errors(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # of torch.distributed, whose own kinds are all of this one
+        except RuntimeError as error:  # the base class of torch.distributed's errors
             raise self._lost(error) from error
 
     def _lost(self, error: RuntimeError) -> LostRankError:
         return LostRankError(
-            f"process {self.rank} of {self.world_size} lost the others ({first_line(error)}); what ended first says "
-            "why; run it again to go on from the last checkpoint"
+            f"rank {self.rank} of {self.world_size} lost the connection to the others ({first_line(error)}); the cause "
+            "is the error of the rank that ended first; run it again to continue from the last checkpoint"
         )
 
 
@@ -168,10 +176,11 @@ SINGLE = World()
 
 
 def world_from_environment(environment: Mapping[str, str]) -> World | None:
-    """This process's place as torchrun or Slurm's srun set it in the environment; None where neither did.
+    """This process's rank as torchrun set it in the environment; None without torchrun.
 
     Raises:
-        UserError: RANK is set, but what else torchrun sets is missing, or is no number.
+        UserError: RANK is set, but another variable of torchrun's is missing or not a number; or srun started several
+            tasks without torchrun.
     """
     names = {
         "rank": "RANK",
@@ -180,45 +189,26 @@ def world_from_environment(environment: Mapping[str, str]) -> World | None:
         "local_world_size": "LOCAL_WORLD_SIZE",
     }
     if names["rank"] not in environment:
-        if environment.get("SLURM_STEP_NUM_TASKS", "1") == "1":  # of srun alone: a batch script has SLURM_NTASKS too
-            return None
-        tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", environment["SLURM_STEP_NUM_TASKS"])
-        environment = {
-            "RANK": environment.get("SLURM_PROCID", "0"),
-            "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-            "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
-            "LOCAL_WORLD_SIZE": re.split(r"[(,]", tasks)[0],  # "4(x2),3": of the nodes in turn, the fullest first
-        }
+        tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")  # only srun sets it; a batch script has SLURM_NTASKS
+        if tasks != "1":
+            raise UserError(
+                f"SLURM_STEP_NUM_TASKS is {tasks}, but RANK is not set, so that {tasks} independent runs would write "
+                f"the same files; start one torchrun per node: {SRUN_TORCHRUN}"
+            )
+        return None
     values = {}
     for name, variable in names.items():
         text = environment.get(variable, "")
-        if name == "local_world_size":  # not all launchers tell of it
+        if name == "local_world_size":  # not every launcher sets it
             text = text or environment["WORLD_SIZE"]
         if not text.isdecimal():
             raise UserError(
-                f"the environment has RANK, but {variable} is {text!r}; start the processes with torchrun or srun, or "
-                "unset RANK"
+                f"RANK is set, but {variable} is {text!r}; start the processes with torchrun, or unset RANK"
             )
         values[name] = int(text)
     return World(**values)
 
 
-def slurm_rendezvous(environment: Mapping[str, str]) -> dict[str, str]:
-    """Where the processes of a Slurm step meet, as torch looks for it: its first node, and a port of the job's number.
-
-    Nothing where MASTER_ADDR and MASTER_PORT are set already.
-    """
-    nodes = environment.get("SLURM_STEP_NODELIST", "localhost")  # gpu[003-006,009],big1
-    found = re.match(r"([^\[,]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodes)
-    first = "".join(filter(None, found.groups())) if found else "localhost"
-    port = 20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000
-    wanted = {"MASTER_ADDR": first, "MASTER_PORT": str(port)}
-    return {name: value for name, value in wanted.items() if name not in environment}
-
-
 def current_world() -> World:
-    """This process's place by its environment: one of several, or alone."""
-    own = world_from_environment(os.environ) or SINGLE
-    if not own.is_single:
-        os.environ.update(slurm_rendezvous(os.environ))
-    return own
+    """This process's rank and the world size by its environment; a single process without torchrun."""
+    return world_from_environment(os.environ) or SINGLE

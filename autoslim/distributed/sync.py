@@ -1,4 +1,4 @@
-"""What several processes share at each training step: gradients and batch statistics."""
+"""Synchronises training across ranks: all-reduced gradients and batch norm statistics."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,34 +14,35 @@ from autoslim.errors import UserError
 
 
 class GradientSynchronizer:
-    """What data-parallel training adds to a step, between the last backward pass and the optimiser.
+    """Averages the gradients over all ranks, between the last backward pass of a step and the optimiser's step.
 
-    Each process's gradients are of the mean over its own images. They become those of the mean over all images, with
-    processes weighted by their numbers of images, so that shares need not be equal.
+    Not DistributedDataParallel: a step of the sandwich rule has several backward passes, and one all-reduce after the
+    last suffices. Ranks are weighted by their numbers of images, so that the shares of a batch need not be equal.
     """
 
     def __init__(self, network: nn.Module, world: World) -> None:
         self.world = world
         self._parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self._reached: dict[str, nn.Parameter] | None = None  # by some process's gradient, at the first step
+        self._reached: dict[str, nn.Parameter] | None = None  # parameters with a gradient on any rank at the first step
 
     def share(self, loss: Tensor, images: int) -> Tensor:
-        """Makes the gradients those of all processes' images, in place, and gives the loss (a scalar) of all likewise.
+        """Averages the gradients over the images of all ranks, in place, and returns the average loss (a scalar).
 
-        A parameter that no process has a gradient for keeps none.
+        ``loss`` and the gradients of this rank are means over its own ``images``. A parameter without a gradient on
+        any rank keeps none.
 
         Raises:
-            UserError: a parameter's first gradient comes at a later step than others', on this process alone perhaps.
+            UserError: a parameter without a gradient at the first step has one now, possibly on this rank only.
         """
         if self.world.is_single:
             return loss
         if self._reached is None:
-            self._reached = self._reached_by_any(loss)
+            self._reached = self._reached_on_any_rank(loss)
         late = [name for name, p in self._parameters.items() if p.grad is not None and name not in self._reached]
         if late:
             raise UserError(
-                f"{late[0]} had no gradient at the first step and has one now; a network that chooses its layers by "
-                "the data cannot be trained by several processes: set runtime.processes to 1"
+                f"{late[0]} had no gradient at the first step and has one now; a network whose layers depend on the "
+                "data cannot be trained by several processes: set runtime.processes to 1"
             )
         with torch.no_grad():
             gradients = []
@@ -49,36 +50,36 @@ class GradientSynchronizer:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 gradients.append(parameter.grad)
-            tail = torch.stack([loss, torch.ones_like(loss)])
-            flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), tail]).mul_(images)
+            loss_and_one = torch.stack([loss, torch.ones_like(loss)])
+            flat = torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss_and_one]).mul_(images)
             self.world.add(flat)
-            flat.div_(flat[-1].clone())
+            flat.div_(flat[-1].clone())  # the number of images of all ranks
             pieces = flat[:-2].split([gradient.numel() for gradient in gradients])
             torch._foreach_copy_(gradients, [p.view_as(g) for p, g in zip(pieces, gradients, strict=True)])
             return flat[-2].to(loss.dtype)
 
-    def _reached_by_any(self, like: Tensor) -> dict[str, nn.Parameter]:
-        own = [float(parameter.grad is not None) for parameter in self._parameters.values()]
-        found = self.world.add(torch.tensor(own, device=like.device)).tolist()
-        return {name: p for (name, p), count in zip(self._parameters.items(), found, strict=True) if count}
+    def _reached_on_any_rank(self, like: Tensor) -> dict[str, nn.Parameter]:
+        local = [float(parameter.grad is not None) for parameter in self._parameters.values()]
+        counts = self.world.add(torch.tensor(local, device=like.device)).tolist()
+        return {name: p for (name, p), count in zip(self._parameters.items(), counts, strict=True) if count}
 
 
 @contextmanager
 def synchronised_batch_norm(world: World) -> Iterator[None]:
-    """Within it, ``F.batch_norm`` in training mode takes the statistics of all processes' batches together.
+    """Within it, ``F.batch_norm`` in training mode computes its statistics over the batches of all ranks.
 
-    The networks are as they were: whatever calls ``F.batch_norm`` (torch's modules, a supernet's with views before
-    their weights, timm's with activations of their own) is served, and what is saved is the plain network. All
-    processes must run the same layers in the same order.
+    Not torch's SyncBatchNorm: that one needs an accelerator and replaces modules. This one also runs on gloo and
+    applies to every caller of ``F.batch_norm`` (torch's modules, a supernet's views of its weights, timm's layers), so
+    that the network and its checkpoints do not change. All ranks must run the same layers in the same order.
     """
     if world.is_single:
         yield
         return
-    with _Shared(world):
+    with _SynchronisedBatchNorm(world):
         yield
 
 
-class _Shared(TorchFunctionMode):
+class _SynchronisedBatchNorm(TorchFunctionMode):
     def __init__(self, world: World) -> None:
         super().__init__()
         self.world = world
@@ -102,9 +103,16 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``F.batch_norm``, its arguments by their names there."""
+    """``F.batch_norm``, with the same parameter names.
+
+    Raises:
+        ValueError: as torch's, where the variance of a single value would be needed.
+    """
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    # As in SyncBatchNorm: two ranks with a value each have two. Their exact number is on the device.
+    if input.numel() // input.shape[1] * world.world_size < 2:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
     output, mean, variance, count = _Normalise.apply(input, weight, bias, eps, world)
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
@@ -116,10 +124,10 @@ def _batch_norm(
 
 
 class _Normalise(torch.autograd.Function):
-    """(N, C, ...) -> normalised, (C,) mean, (C,) biased variance, and the number of values a channel, of all processes.
+    """(N, C, ...) -> normalised, (C,) mean, (C,) biased variance, and the number of values per channel, of all ranks.
 
-    Each process's loss is the mean over its own images, and gradients are averaged over all images afterwards. So in
-    the backward pass another process's share counts by its number of images.
+    The loss of each rank is the mean over its own images, and gradients are later averaged over all images. The
+    backward pass therefore weights the gradients of other ranks by their numbers of images.
     """
 
     @staticmethod
@@ -128,22 +136,22 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         precise = torch.promote_types(input.dtype, torch.float32)
         values = input.to(precise)
-        over = [d for d in range(input.dim()) if d != 1]
-        own = input.numel() // input.shape[1]
-        variance, mean = torch.var_mean(values, over, correction=0)
-        table = world.gather(torch.stack([mean, variance, torch.full_like(mean, own)]))  # (processes, 3, C)
+        dims = [d for d in range(input.dim()) if d != 1]
+        local = input.numel() // input.shape[1]
+        variance, mean = torch.var_mean(values, dims, correction=0)
+        table = world.gather(torch.stack([mean, variance, torch.full_like(mean, local)]))  # (ranks, 3, C)
         means, variances, counts = table.unbind(1)
         count = counts.sum(0)[0]
         shares = counts / count
         mean = (shares * means).sum(0)
-        variance = (shares * (variances + (means - mean).square())).sum(0)  # no difference of large squares
+        variance = (shares * (variances + (means - mean).square())).sum(0)  # avoids a difference of large squares
         inverse = torch.rsqrt(variance + eps)
         shape = [1, -1] + [1] * (input.dim() - 2)
         scale = inverse if weight is None else inverse * weight.to(precise)
         shift = -mean * scale if bias is None else bias.to(precise) - mean * scale
         output = torch.addcmul(shift.view(shape), values, scale.view(shape)).to(input.dtype)
         ctx.save_for_backward(input, weight, mean, inverse, count)
-        ctx.own, ctx.over, ctx.shape, ctx.world, ctx.biased = own, over, shape, world, bias is not None
+        ctx.local, ctx.dims, ctx.shape, ctx.world, ctx.biased = local, dims, shape, world, bias is not None
         ctx.mark_non_differentiable(mean, variance, count)
         return output, mean, variance, count
 
@@ -152,13 +160,13 @@ class _Normalise(torch.autograd.Function):
         input, weight, mean, inverse, count = ctx.saved_tensors
         gradients = gradient.to(mean.dtype)
         centred = input.to(mean.dtype) - mean.view(ctx.shape)
-        sums = torch.stack([gradients.sum(ctx.over), (gradients * centred).sum(ctx.over)])  # (2, C), this process's
-        means = ctx.world.add(sums * (ctx.own / count)) / ctx.own
+        sums = torch.stack([gradients.sum(ctx.dims), (gradients * centred).sum(ctx.dims)])  # (2, C), of this rank
+        means = ctx.world.add(sums * (ctx.local / count)) / ctx.local
         scale = inverse if weight is None else inverse * weight.to(mean.dtype)
         shift, slope = -scale * means[0], -scale * inverse.square() * means[1]
-        whole = torch.addcmul(shift.view(ctx.shape), gradients, scale.view(ctx.shape))
+        input_gradient = torch.addcmul(shift.view(ctx.shape), gradients, scale.view(ctx.shape))
         return (
-            whole.addcmul_(centred, slope.view(ctx.shape)).to(input.dtype),
+            input_gradient.addcmul_(centred, slope.view(ctx.shape)).to(input.dtype),
             None if weight is None else (sums[1] * inverse).to(weight.dtype),
             sums[0].to(gradient.dtype if weight is None else weight.dtype) if ctx.biased else None,
             None,

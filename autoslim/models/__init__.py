@@ -1,1 +1,1 @@
-"""Networks: building them by import path, our own definitions, the released lists and trained weights."""
+"""Networks: construction from an import path, our own definitions, released channel lists and trained weights."""

@@ -1,4 +1,4 @@
-"""Networks for small images, and the paper's MobileNetV1 and MNasNet."""
+"""MobileNetV2 and ResNet for small images, and the paper's MobileNetV1 and MNasNet."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ CIFAR_STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-"""MobileNetV2's stages as (expansion, channels, blocks, stride) with the first strided stage at stride 1."""
+"""MobileNetV2's stages as (expansion, channels, blocks, stride), with stride 1 in the first strided stage."""
 
 
 def mobilenet_v2(
@@ -30,17 +30,17 @@ def mobilenet_v2(
     in_channels: int = 3,
     dropout: float = 0.0,
 ) -> MobileNetV2:
-    """MobileNetV2 for small images: a stem of stride 1, stages of your own.
+    """Builds a MobileNetV2 for small images, with a stem of stride 1.
 
     With the defaults it is the CIFAR-10 network of 88.00M MACs at 32x32.
 
     Args:
-        num_classes: outputs of the classifier.
+        num_classes: number of classes.
         stem: channels of the first convolution.
-        stages: (expansion, channels, blocks, stride of the first block) each.
+        stages: (expansion, channels, blocks, stride of the first block) of each stage.
         tail: channels of the last 1x1 convolution.
-        in_channels: 1 for grey images, 3 for colour.
-        dropout: before the classifier.
+        in_channels: channels of the images: 1 for grey images, 3 for colour.
+        dropout: dropout rate before the classifier.
     """
     network = MobileNetV2(num_classes=num_classes, dropout=dropout)
     relu6 = nn.ReLU6
@@ -64,16 +64,17 @@ def resnet(
     in_channels: int = 3,
     width: int = 64,
 ) -> ResNet:
-    """ResNet for small images: a 3x3 stem of stride 1 and no max pooling. The defaults are ResNet-18's blocks.
+    """Builds a ResNet for small images, with a 3x3 stem of stride 1 and no max pooling. The default is ResNet-18.
 
     With ``blocks`` (3, 3, 3) and ``width`` 16 it is the ResNet-20 of He et al. (2015, section 4.2), with projections as
     shortcuts: 40.8M MACs at 32x32.
 
     Args:
-        num_classes: outputs of the classifier.
-        blocks: of each stage, up to four; after the first one a stage has twice the channels, at half the size.
-        bottleneck: blocks of three convolutions, with four times the channels at their ends.
-        in_channels: 1 for grey images, 3 for colour.
+        num_classes: number of classes.
+        blocks: number of blocks of each stage, for up to four stages. Each stage after the first doubles the channels
+            and halves the resolution.
+        bottleneck: whether blocks have three convolutions, with four times the channels at their output.
+        in_channels: channels of the images: 1 for grey images, 3 for colour.
         width: channels of the stem and of the first stage.
     """
     kind = Bottleneck if bottleneck else BasicBlock
@@ -81,7 +82,7 @@ def resnet(
     network.conv1 = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
     network.bn1 = nn.BatchNorm2d(width)
     network.maxpool = nn.Identity()
-    network.inplanes = width  # counted on by the stages
+    network.inplanes = width  # read and updated by _make_layer
     for number in range(4):
         stage: nn.Module = nn.Identity()
         if number < len(blocks):
@@ -106,11 +107,11 @@ _MNAS_STAGES = (
     (6, 192, 4, 2, 5),
     (6, 320, 1, 1, 3),
 )
-"""(expansion, channels, blocks, stride of the first block, kernel) of MNasNet's stages after the first block."""
+"""(expansion, channels, blocks, stride of the first block, kernel size) of MNasNet's stages after the first block."""
 
 
 class _Classifier(nn.Module):
-    """Layers, average pooling, and a linear classifier."""
+    """Layers followed by average pooling and a linear classifier."""
 
     def __init__(self, layers: Sequence[nn.Module], width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -125,15 +126,15 @@ class _Classifier(nn.Module):
 
 
 class MobileNetV1(_Classifier):
-    """MobileNetV1: a stem and 13 depthwise separable blocks, each convolution followed by batch norm and ReLU.
+    """MobileNetV1: a stem and 13 depthwise separable blocks. Batch norm and ReLU follow each convolution.
 
-    568.79M MACs in the authors' counting and 4.23M parameters at width 1, 224x224, 1000 classes.
+    It has 568.79M MACs, as the authors count them, and 4.23M parameters at width 1, 224x224 and 1000 classes.
 
     Args:
-        num_classes: outputs of the classifier.
-        width_mult: width multiplier; channels are rounded to multiples of 8.
-        in_channels: 1 for grey images, 3 for colour.
-        dropout: before the classifier.
+        num_classes: number of classes.
+        width_mult: width multiplier. Channels are rounded to multiples of 8.
+        in_channels: channels of the images: 1 for grey images, 3 for colour.
+        dropout: dropout rate before the classifier.
     """
 
     def __init__(
@@ -150,8 +151,10 @@ class MobileNetV1(_Classifier):
 
 
 class MNasNetBlock(nn.Module):
-    """1x1 expansion (none at expansion 1), depthwise convolution, 1x1 projection without activation; a skip where the
-    architecture has one: at stride 1 in every block of a stage but its first."""
+    """Inverted residual block: 1x1 expansion (none at expansion 1), depthwise convolution and linear 1x1 projection.
+
+    In MNasNet, every block of a stage but the first has a skip connection.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int, kernel: int, skip: bool) -> None:
         super().__init__()
@@ -170,16 +173,16 @@ class MNasNetBlock(nn.Module):
 
 
 class MNasNet(_Classifier):
-    """MNasNet as the AutoSlim authors have it: ReLU6 everywhere, average pooling as a layer.
+    """MNasNet as defined by the AutoSlim authors, with ReLU6 everywhere and average pooling as a layer.
 
-    torchvision's ``mnasnet1_0`` has the same convolutions, with ReLU, another batch-norm momentum and a mean instead of
-    the pooling: 314.42M MACs where this one has 314.48M in the authors' counting.
+    It has 314.48M MACs as the authors count them. torchvision's ``mnasnet1_0`` has the same convolutions but ReLU,
+    another batch-norm momentum and a mean instead of the pooling, and thus 314.42M MACs.
 
     Args:
-        num_classes: outputs of the classifier.
-        width_mult: width multiplier; channels are rounded to multiples of 8, expansions follow.
-        in_channels: 1 for grey images, 3 for colour.
-        dropout: before the classifier.
+        num_classes: number of classes.
+        width_mult: width multiplier. Channels are rounded to multiples of 8, and expansions are multiples of these.
+        in_channels: channels of the images: 1 for grey images, 3 for colour.
+        dropout: dropout rate before the classifier.
     """
 
     def __init__(

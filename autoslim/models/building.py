@@ -1,4 +1,4 @@
-"""Networks from their import path, as ``params.yaml`` and the command line name them."""
+"""Construction of networks from the import paths in ``params.yaml`` and on the command line."""
 
 import contextlib
 import copy
@@ -16,24 +16,25 @@ from torch import nn
 from autoslim.channels.copying import named_tensors, on_meta
 from autoslim.errors import UserError, first_line
 
-_HOW = "write package.module:callable (torchvision.models:resnet50), timm:NAME or path/to/file.py:callable"
+_FORMATS = "write package.module:callable (torchvision.models:resnet50), timm:NAME or path/to/file.py:callable"
 
 
 def build_network(name: str, kwargs: Mapping[str, Any], classes: int | None = None) -> nn.Module:
-    """Calls the constructor that ``name`` points to.
+    """Builds a network by calling the constructor that ``name`` refers to.
 
     Args:
         name: ``package.module:callable``, ``timm:model_name`` or ``path/to/file.py:callable``.
-        kwargs: for the callable. Where it takes ``num_classes`` and none is given, ``classes`` is added as that.
-        classes: number of classes of the data, if known.
+        kwargs: keyword arguments of the callable.
+        classes: number of classes of the data, if known. It is passed as ``num_classes`` if the callable accepts that
+            argument and ``kwargs`` does not contain it.
 
     Raises:
-        UserError: there is no such callable, it does not take the arguments, or what it returns is not a network.
+        UserError: the callable does not exist, does not accept the arguments, or does not return a network.
     """
     constructor = find_constructor(name)
     try:
         with _importing_from(_folder(name.rpartition(":")[0])):
-            network = _called(constructor, kwargs, classes)
+            network = _call(constructor, kwargs, classes)
     except Exception as error:
         raise UserError(
             f"model.name {name!r} with model.kwargs {dict(kwargs)} cannot be built: {first_line(error)}; "
@@ -41,91 +42,95 @@ def build_network(name: str, kwargs: Mapping[str, Any], classes: int | None = No
         ) from error
     if not isinstance(network, nn.Module):
         raise UserError(
-            f"model.name {name!r} returns {type(network).__name__}, not a torch module; name a callable that builds one"
+            f"model.name {name!r} returns {type(network).__name__}, not a torch module; "
+            "name a callable that returns a module"
         )
     return network
 
 
-def _called(constructor: Callable[..., Any], kwargs: Mapping[str, Any], classes: int | None) -> Any:
+def _call(constructor: Callable[..., Any], kwargs: Mapping[str, Any], classes: int | None) -> Any:
     kinds = _parameters(constructor)
-    by_name = "num_classes" in kinds
-    handed_on = inspect.Parameter.VAR_KEYWORD in kinds.values()
-    if classes is None or "num_classes" in kwargs or not (by_name or handed_on):
+    accepts_classes = "num_classes" in kinds
+    accepts_any = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    if classes is None or "num_classes" in kwargs or not (accepts_classes or accepts_any):
         return constructor(**kwargs)
     try:
         return constructor(**kwargs, num_classes=classes)
     except TypeError:
-        if by_name:
+        if accepts_classes:
             raise
-    return constructor(**kwargs)  # what it hands its arguments on to does not take that one
+    return constructor(**kwargs)  # the callable that receives **kwargs does not accept num_classes
 
 
 def check_network(network: nn.Module, name: str, input_shape: tuple[int, int, int], classes: int) -> None:
-    """Runs the network's structure on the meta device, without arithmetic; one that depends on data runs as it is.
+    """Checks that a network accepts the data's images and returns one logit for each class.
+
+    A copy of the network runs on the meta device, without computing values, or on its own device if its control flow
+    depends on data.
 
     Raises:
-        UserError: it does not take images of ``input_shape`` (C, H, W), or does not give one logit for each class.
+        UserError: the network does not accept images of ``input_shape`` (C, H, W), or returns other outputs.
     """
     try:
         try:
             outputs = [_output(on_meta(network), input_shape, mode) for mode in (False, True)]
-        except Exception:  # it may depend on data
+        except Exception:  # the control flow may depend on data
             outputs = [_output(copy.deepcopy(network), input_shape, mode) for mode in (False, True)]
     except Exception as error:
         raise UserError(
-            f"model {name!r} does not take images of {'x'.join(map(str, input_shape))}: {first_line(error)}; "
-            "set data.channels and data.image_size, or model.kwargs, to what it expects"
+            f"model {name!r} does not accept images of {'x'.join(map(str, input_shape))}: {first_line(error)}; "
+            "set data.channels and data.image_size, or model.kwargs, to what the network expects"
         ) from error
     output, in_training = outputs
     if isinstance(output, torch.Tensor) and not isinstance(in_training, torch.Tensor):
         raise UserError(
-            f"model {name!r} gives {type(in_training).__name__} in training, not one tensor of logits; switch "
-            "auxiliary heads off, with model.kwargs.aux_logits: false for torchvision's"
+            f"model {name!r} returns {type(in_training).__name__} in training, not one tensor of logits; switch "
+            "auxiliary heads off, for torchvision's networks by model.kwargs.aux_logits: false"
         )
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if shape != (2, classes):
         raise UserError(
-            f"model {name!r} gives {shape[1] if isinstance(shape, tuple) and len(shape) == 2 else shape} outputs "
+            f"model {name!r} returns {shape[1] if isinstance(shape, tuple) and len(shape) == 2 else shape} outputs "
             f"for {classes} classes of data; set model.kwargs.num_classes: {classes}"
         )
 
 
 def _output(network: nn.Module, input_shape: tuple[int, int, int], training: bool) -> Any:
-    """What the network, put in a mode, makes of two black images."""
+    """Returns the network's output for two black images, in training or evaluation mode."""
     device = next((tensor.device for tensor in named_tensors(network).values()), torch.device("cpu"))
     with torch.no_grad(), device:
         return network.train(training)(torch.zeros((2, *input_shape)))
 
 
 def find_constructor(name: str) -> Callable[..., Any]:
-    """The callable that an import path names.
+    """Returns the callable that an import path refers to.
 
     Raises:
-        UserError: there is none.
+        UserError: the callable does not exist or cannot be imported.
     """
-    place, _, attribute = name.rpartition(":")
-    if not place or not attribute:
-        raise UserError(f"model.name {name!r} is not an import path; {_HOW}")
-    if place == "timm":
+    location, _, attribute = name.rpartition(":")
+    if not location or not attribute:
+        raise UserError(f"model.name {name!r} is not an import path; {_FORMATS}")
+    if location == "timm":
         return _find_timm(attribute)
     try:
-        with _importing_from(_folder(place)):
-            module = _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        with _importing_from(_folder(location)):
+            module = _load_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"model.name {name!r} cannot be imported: {first_line(error)}; {_HOW}") from error
+        raise UserError(f"model.name {name!r} cannot be imported: {first_line(error)}; {_FORMATS}") from error
     constructor: Callable[..., Any] | None = getattr(module, attribute, None)
     if not callable(constructor):
-        near = difflib.get_close_matches(attribute, [n for n in dir(module) if callable(getattr(module, n))], 5)
-        known = f"it has {', '.join(near)}" if near else "look up its names"
-        raise UserError(f"model.name {name!r}: {place} has no callable {attribute!r}; {known}")
+        similar = difflib.get_close_matches(attribute, [n for n in dir(module) if callable(getattr(module, n))], 5)
+        remedy = f"similar names are {', '.join(similar)}" if similar else "correct the name"
+        raise UserError(f"model.name {name!r}: {location} has no callable {attribute!r}; {remedy}")
     return constructor
 
 
 @contextlib.contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """The user's own packages, and files beside their file, can be imported, as they cannot from a stage's script."""
+    """Allows imports from ``folder`` and from the working directory, which are not on the path of a stage's script."""
     added = [str(folder.resolve()), str(Path.cwd())]
     sys.path[:0] = added
     try:
@@ -141,10 +146,10 @@ def _find_timm(model: str) -> Callable[..., Any]:
     except ImportError as error:
         raise UserError(f"model.name 'timm:{model}' needs timm; install it with `pip install timm`") from error
     if not timm.is_model(model):
-        near = timm.list_models(f"*{model[:6]}*")[:5]
+        similar = timm.list_models(f"*{model[:6]}*")[:5]
         raise UserError(
             f"model.name 'timm:{model}' is not a model of timm {timm.__version__}; "
-            f"near it: {', '.join(near) or 'nothing'}"
+            f"similar names: {', '.join(similar) or 'none'}"
         )
 
     def create(**kwargs: Any) -> Any:
@@ -162,26 +167,26 @@ def _load_file(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    others = sys.modules.get(spec.name)
-    sys.modules[spec.name] = module  # dataclasses look their module up there; it stays no longer than that
+    replaced = sys.modules.get(spec.name)
+    sys.modules[spec.name] = module  # dataclasses look up their module there while the file is executed
     try:
         spec.loader.exec_module(module)
     finally:
         sys.modules.pop(spec.name)
-        if others is not None:
-            sys.modules[spec.name] = others
+        if replaced is not None:
+            sys.modules[spec.name] = replaced
     return module
 
 
-def _folder(place: str) -> Path:
-    """Where else than on the path a module may find what it imports."""
-    return Path(place).parent if place.endswith(".py") else Path()
+def _folder(location: str) -> Path:
+    """Returns the folder from which a user's file imports its neighbours."""
+    return Path(location).parent if location.endswith(".py") else Path()
 
 
 def _parameters(constructor: Callable[..., Any]) -> dict[str, Any]:
-    """Name -> kind."""
+    """Returns the kind of each parameter by name."""
     try:
         parameters = inspect.signature(constructor).parameters
-    except ValueError:  # some built-in callables have none
+    except ValueError:  # some built-in callables have no signature
         return {}
     return {name: parameter.kind for name, parameter in parameters.items()}

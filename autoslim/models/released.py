@@ -1,4 +1,4 @@
-"""The 13 channel lists that the AutoSlim authors released, by name: ``mobilenet_v2-305M``."""
+"""The 13 channel lists that the AutoSlim authors released, under names such as ``mobilenet_v2-305M``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ FAMILIES = {
     "mnasnet": "autoslim.models.architectures:MNasNet",
     "resnet50": "torchvision.models:resnet50",
 }
-"""Family -> the network whose layers its lists name."""
+"""Family -> the network that its lists are for."""
 
 _PREFIX = "released/"
 _RESNET50_BLOCKS = (3, 4, 6, 3)
@@ -26,8 +26,15 @@ _RESNET50_BLOCKS = (3, 4, 6, 3)
 
 @dataclass(frozen=True)
 class Released:
-    """A released list. ``macs_m`` counts average pooling too, as the authors do, at 224x224 and 1000 classes, in
-    millions; ``params_m`` in millions; ``numbers`` in the authors' order, the classes last."""
+    """A released channel list.
+
+    Attributes:
+        name: family and MACs, such as ``mobilenet_v2-305M``.
+        family: key of ``FAMILIES``.
+        macs_m: millions of MACs at 224x224 and 1000 classes. They include average pooling, as the authors count.
+        params_m: millions of parameters.
+        numbers: channels in the authors' order, followed by the number of classes.
+    """
 
     name: str
     family: str
@@ -36,25 +43,25 @@ class Released:
     numbers: tuple[int, ...]
 
     def channels(self, graph: ChannelGraph) -> Channels:
-        """The list as a configuration of the family's network.
+        """Returns the list as a channel configuration of the family's network.
 
         Raises:
             UserError: the graph is of another network.
         """
         group_of = {member: name for name, group in graph.groups.items() for member in group.members}
-        found: Channels = {}
+        channels: Channels = {}
         for layer, number in zip(layers(self.family), self.numbers[:-1], strict=True):
             if layer not in group_of:
-                raise UserError(f"{self.name} is a list of {FAMILIES[self.family]}; this network has no layer {layer}")
+                raise UserError(f"{self.name} is a list for {FAMILIES[self.family]}; this network has no layer {layer}")
             group = group_of[layer]
-            if found.setdefault(group, number) != number:
-                raise UserError(f"{self.name} gives group {group} both {found[group]} and {number} channels")
-        graph.check(found)
-        return found
+            if channels.setdefault(group, number) != number:
+                raise UserError(f"{self.name} gives group {group} both {channels[group]} and {number} channels")
+        graph.check(channels)
+        return channels
 
 
 def layers(family: str) -> Sequence[str]:
-    """The layers of a family's network whose output channels its lists give, in their order, without the classes."""
+    """Returns the layers whose output channels a family's lists give, in the lists' order, without the classifier."""
     if family == "mobilenet_v1":
         return ["features.0.0", *(f"features.{block}.1.0" for block in range(1, 14))]
     if family == "mobilenet_v2":
@@ -72,7 +79,7 @@ def layers(family: str) -> Sequence[str]:
 
 @cache
 def released_lists() -> dict[str, Released]:
-    """All released lists by name: the family and the MACs, ``resnet50-570M``."""
+    """Returns all released lists by name."""
     text = (files("autoslim.models") / "released.yaml").read_text()
     lists = {}
     for family, entries in YAML(typ="safe").load(text).items():
@@ -83,16 +90,18 @@ def released_lists() -> dict[str, Released]:
 
 
 def released(name: str) -> Released:
-    """Raises:
-    UserError: there is no list of this name.
+    """Returns the released list of a name.
+
+    Raises:
+        UserError: there is no list of this name.
     """
     if name not in released_lists():
-        raise UserError(f"there is no released list {name!r}; there are {', '.join(released_lists())}")
+        raise UserError(f"there is no released list {name!r}; the lists are {', '.join(released_lists())}")
     return released_lists()[name]
 
 
 def released_method(method: str) -> Released | None:
-    """The list that the method ``released/NAME`` gives; None for another method.
+    """Returns the list that the method ``released/NAME`` refers to, or None for another method.
 
     Raises:
         UserError: there is no list of this name.

@@ -16,32 +16,35 @@ from autoslim.supernet.extract import load_supernet, subnet_extractor
 
 
 def run() -> None:
-    """Writes down each method's channels, so that retraining runs again only where these are others."""
+    """Writes each method's channels, so that only networks whose channels changed are retrained.
+
+    Raises:
+        UserError: a parameter is wrong, an earlier stage has not run, or a method finds nothing within the budget.
+    """
     params = load_params()
     network, graph = traced_network(params.model, read_info(PREPARED))
     costs = load_costs(graph)
     check_measured_here(params, costs.table)
     check_reach(params, graph, costs.table)
     configurations, narrowest = [], None
-    if not all(released_method(method) for method in params.methods):  # these lists need no search
+    if not all(released_method(method) for method in params.methods):  # released lists need no search
         trajectory = read_trajectory(SEARCH / "trajectory.json")
         check_trajectory(trajectory, SEARCH / "trajectory.json", params, graph)
         configurations = [step["channels"] for step in trajectory["steps"]]
         narrowest = trajectory["narrowest"]["channels"]
     limits = budget_limits(params, costs)
-    cut = None
+    extract = None
     if params.retrain.start == "supernet":
         supernet, _ = load_supernet(SUPERNET, network, graph)
         data = PreparedData.open(PREPARED, relative_to=repository_root())
-        cut = subnet_extractor(supernet, data, run_context(params.runtime), seed=params.data.seed)
-    asked = {}
+        extract = subnet_extractor(supernet, data, run_context(params.runtime), seed=params.data.seed)
+    requested = {}
     for method in params.methods:
         channels = allocate(method, costs, configurations, limits, params.supernet.grid.divisor, narrowest)
-        own = released_method(method) is not None  # a budget of its own: what it costs here
-        budgets = {"macs": parse_budget(format_amount(graph.macs(channels)))} if own else params.budgets
-        # Latency is left to the report: a table measured again must not retrain the same channels.
-        taken = Costs(graph).all(channels)
-        Allocation(method, channels, taken).write(CHANNELS)
-        write_initial_weights(CHANNELS, method, None if cut is None else cut(channels))
-        asked[method] = RequestedBudget(format_budgets(budgets), ", ".join(budgets))
-    RequestedBudget.write(CHANNELS, asked)
+        own_budget = released_method(method) is not None  # the budget of a released list is what it costs here
+        budgets = {"macs": parse_budget(format_amount(graph.macs(channels)))} if own_budget else params.budgets
+        # Without latency: a table that is measured again must not retrain the same channels.
+        Allocation(method, channels, Costs(graph).all(channels)).write(CHANNELS)
+        write_initial_weights(CHANNELS, method, None if extract is None else extract(channels))
+        requested[method] = RequestedBudget(format_budgets(budgets), ", ".join(budgets))
+    RequestedBudget.write(CHANNELS, requested)

@@ -1,4 +1,4 @@
-"""The files that stages hand to each other: the channels of each method and the weights to start from."""
+"""The files that stages hand to each other: the channels of each method and the weights that retraining starts from."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,13 @@ from autoslim.training.checkpoints import read_json, save_weights, write_atomica
 
 @dataclass(frozen=True)
 class Allocation:
-    """The channels that a method gives, and what they take by closed form. Retraining depends on these alone."""
+    """The channels that a method chose, and their costs in closed form. Retraining depends on nothing else.
+
+    Attributes:
+        method: name of the method.
+        channels: the configuration.
+        costs: resource -> amount in its unit.
+    """
 
     method: str
     channels: Channels
@@ -26,61 +32,63 @@ class Allocation:
 
     @classmethod
     def read(cls, folder: Path, method: str) -> "Allocation":
-        """Reads what ``write`` wrote.
+        """Reads the file that ``write`` wrote.
 
         Raises:
-            UserError: there is none, or its file is damaged.
+            UserError: the file is missing or damaged.
         """
         path = folder / f"{method}.json"
         if not path.exists():
             raise UserError(f"there are no channels of method {method!r} at {path}; run `dvc repro allocate`")
-        written = read_json(path, "allocate")
+        content = read_json(path, "allocate")
         try:
-            read = cls(**written)
-            for values, kinds in ((read.channels, int), (read.costs, (int, float))):
+            allocation = cls(**content)
+            for values, kinds in ((allocation.channels, int), (allocation.costs, (int, float))):
                 for name, value in values.items():
                     if not isinstance(value, kinds):
                         raise TypeError(f"{name} is {value!r}")
         except (TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path} is not the file of an allocation ({first_line(error)}); run `dvc repro allocate`"
-            ) from error
-        return read
+            raise UserError(f"{path} is damaged ({first_line(error)}); run `dvc repro allocate` again") from error
+        return allocation
 
 
 @dataclass(frozen=True)
 class RequestedBudget:
-    """What a method's channels were chosen for: a budget as people write it, and the resources that it bounds."""
+    """What a method's channels were chosen for: the budget as the user wrote it, and the resources that it limits."""
 
     budget: str
     resource: str
 
     @staticmethod
     def write(folder: Path, methods: Mapping[str, "RequestedBudget"]) -> None:
-        """Beside the channels, and not in their files: the same channels for another budget are not retrained."""
-        write_json(folder / "budgets.json", {method: dataclasses.asdict(asked) for method, asked in methods.items()})
+        """Writes the budgets beside the channels, so that the same channels for another budget are not retrained."""
+        write_json(
+            folder / "budgets.json", {method: dataclasses.asdict(requested) for method, requested in methods.items()}
+        )
 
     @classmethod
     def read(cls, folder: Path, method: str) -> "RequestedBudget":
-        """Reads what ``write`` wrote.
+        """Reads the file that ``write`` wrote.
 
         Raises:
-            UserError: there is none, or its file is damaged.
+            UserError: the file is missing, damaged, or lacks the method.
         """
         path = folder / "budgets.json"
         if not path.exists():
             raise UserError(f"there are no budgets at {path}; run `dvc repro allocate`")
-        known = read_json(path, "allocate")
-        if method not in known:
-            raise UserError(f"the channels of method {method!r} are not of the last budget; run `dvc repro allocate`")
+        budgets = read_json(path, "allocate")
+        if method not in budgets:
+            raise UserError(
+                f"the channels of method {method!r} were not chosen for the latest budget; run `dvc repro allocate`"
+            )
         try:
-            return cls(**known[method])
+            return cls(**budgets[method])
         except TypeError as error:
             raise UserError(f"{path} is damaged ({first_line(error)}); run `dvc repro allocate` again") from error
 
 
 def write_initial_weights(folder: Path, method: str, network: nn.Module | None) -> None:
-    """Writes the weights that a retraining starts from; for new ones, a file that holds none: DVC looks for it."""
+    """Writes the weights that retraining starts from. From scratch the file is empty, because DVC expects one."""
     path = folder / f"{method}.safetensors"
     if network is None:
         write_atomically(path, lambda to: save_file({}, to))
@@ -89,12 +97,12 @@ def write_initial_weights(folder: Path, method: str, network: nn.Module | None) 
 
 
 def initial_weights_file(folder: Path, method: str) -> Path:
-    """What ``write_initial_weights`` wrote.
+    """Returns the file that ``write_initial_weights`` wrote.
 
     Raises:
-        UserError: it did not.
+        UserError: the file does not exist.
     """
     path = folder / f"{method}.safetensors"
     if not path.exists():
-        raise UserError(f"what method {method!r} starts from is not there ({path}); run `dvc repro allocate`")
+        raise UserError(f"the initial weights of method {method!r} do not exist ({path}); run `dvc repro allocate`")
     return path

@@ -1,14 +1,15 @@
-"""From checked parameters to the library's objects."""
+"""Builds the library's objects from checked parameters."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from autoslim.channels.graph import ChannelGraph
-from autoslim.channels.grid import Span
+from autoslim.channels.grid import GridSpec
 from autoslim.channels.sort import importance_orders, permute
 from autoslim.data.augmentation import Augmentation
 from autoslim.data.prepared import DataInfo
@@ -17,40 +18,28 @@ from autoslim.errors import UserError
 from autoslim.models.building import build_network, check_network
 from autoslim.models.pretrained import insert_weights, load_trained_tensors
 from autoslim.pipeline import params as P
+from autoslim.pipeline.fingerprint import KeyedCheckpoints, code_digest, imported_modules
 from autoslim.pipeline.project import repository_root
+from autoslim.pipeline.tracking import flattened
 from autoslim.tracing import trace
-from autoslim.training.checkpoints import Checkpoints, file_digest, run_key
+from autoslim.training.checkpoints import file_digest
 from autoslim.training.device import RunContext, select_device, worker_count
 from autoslim.training.recipe import Recipe
 
-LIBRARY = (
-    "channels",
-    "data",
-    "distributed",
-    "models",
-    "resources",
-    "search",
-    "supernet",
-    "tasks",
-    "tracing",
-    "training",
-)
-"""Folders whose code can change a result."""
-
 
 def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGraph]:
-    """The default network for the data, checked, and its channel graph.
+    """Builds, checks and traces the default network for the data.
 
     Raises:
-        UserError: it cannot be built or traced, does not fit the data, or has no module that ``model.leaves`` names.
+        UserError: the network cannot be built or traced, does not fit the data, or lacks a module of ``model.leaves``.
     """
     for argument in ("weights", "pretrained"):
         if model.kwargs.get(argument):
             raise UserError(
-                f"model.kwargs.{argument} is {model.kwargs[argument]!r}, but the supernet alone can start from trained "
+                f"model.kwargs.{argument} is {model.kwargs[argument]!r}, but only the supernet can start from trained "
                 "weights; name them in model.weights instead"
             )
-    # Parameters that keep their constructor's distribution (see initialise) are the same each time.
+    # Makes parameters that keep the constructor's distribution (see initialise) the same each time.
     torch.manual_seed(0)
     network = build_network(model.name, model.kwargs, len(info.classes))
     check_leaves(network, model.name, model.leaves)
@@ -62,32 +51,30 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
 def initial_network(
     model: P.Model, supernet: P.SupernetParams, network: nn.Module, graph: ChannelGraph
 ) -> tuple[nn.Module, str]:
-    """The default network as a supernet starts from it, with the trained weights asked for; and a line on these, or "".
+    """Returns the network that a supernet starts from, and a line that describes its trained weights (or "").
 
     Raises:
-        UserError: ``model.weights`` cannot be had or are of another network, or it cannot be sorted as asked.
+        UserError: ``model.weights`` cannot be loaded or belong to another network, or sorting is not possible.
     """
     if model.weights is None:
         return network, ""
     source = f"model.weights {model.weights!r}"
     tensors = load_trained_tensors(network, model.name, model.kwargs, model.weights)
     start, new = insert_weights(network, graph, tensors, supernet.seed, source=source)
-    told = [f"starts from {source}"]
+    notes = [f"starts from {source}"]
     if new:
-        told.append(f"new weights where they are of other classes: {', '.join(new)}")
+        notes.append(f"random weights for other classes in {', '.join(new)}")
     if supernet.sort is not None:
         orders = importance_orders(start, graph, supernet.sort)
         start = permute(start, graph, orders)
-        told.append(f"{len(orders)} of {len(graph.groups)} groups sorted by {supernet.sort}")
-        if kept := [name for name in graph.groups if name not in orders]:
-            told.append(f"place matters in {', '.join(kept)}")
-    return start, "; ".join(told)
+        notes.append(f"{len(orders)} of {len(graph.groups)} groups sorted by {supernet.sort}")
+        if unsorted := [name for name in graph.groups if name not in orders]:
+            notes.append(f"the order matters in {', '.join(unsorted)}")
+    return start, "; ".join(notes)
 
 
 def check_leaves(network: nn.Module, name: str, leaves: Sequence[str]) -> None:
-    """Raises:
-    UserError: a module that tracing shall not look into is not there.
-    """
+    """Raises ``UserError`` if ``leaves`` names a module that ``network`` does not have."""
     modules = dict(network.named_modules())
     for leaf in leaves:
         if leaf not in modules:
@@ -98,32 +85,20 @@ def check_leaves(network: nn.Module, name: str, leaves: Sequence[str]) -> None:
             )
 
 
-def span(supernet: P.SupernetParams) -> Span:
+def grid_spec(supernet: P.SupernetParams) -> GridSpec:
     grid = supernet.grid
-    return Span(supernet.width, grid.narrowest, grid.steps, grid.divisor, grid.anchor)
+    return GridSpec(supernet.width, grid.narrowest, grid.steps, grid.divisor, grid.anchor)
 
 
 def recipe(training: P.Training) -> Recipe:
-    o = training.optimiser
+    shared = {field.name: getattr(training, field.name) for field in fields(Recipe) if hasattr(training, field.name)}
     return Recipe(
-        epochs=training.epochs,
-        batch_size=training.batch_size,
-        label_smoothing=training.label_smoothing,
-        augmentation=Augmentation(**training.augment.model_dump()),
-        learning_rate=o.learning_rate,
-        schedule=o.schedule,
-        milestones=o.milestones,
-        warmup_epochs=o.warmup_epochs,
-        momentum=o.momentum,
-        nesterov=o.nesterov,
-        weight_decay=o.weight_decay,
-        precision=training.precision,
-        channels_last=training.channels_last,
+        **shared, **training.optimiser.model_dump(), augmentation=Augmentation(**training.augment.model_dump())
     )
 
 
 def run_context(runtime: P.Runtime, world: World = SINGLE) -> RunContext:
-    """The machine that the parameters describe; torch's threads are set to what they ask for."""
+    """Returns the device and settings of ``runtime``, and sets the number of torch's threads."""
     if runtime.threads != "auto":
         torch.set_num_threads(runtime.threads)
     elif world.local_world_size > 1:
@@ -133,21 +108,30 @@ def run_context(runtime: P.Runtime, world: World = SINGLE) -> RunContext:
 
 
 def inputs(model: P.Model, prepared: Path) -> list[Path]:
-    """The files, besides earlier outputs, that a run's checkpoints are keyed by: the splits, and the user's network."""
-    splits = [path for path in sorted(prepared.iterdir()) if not path.name.endswith(".images.npy")]
-    return splits + model_files(model)
+    """The files, besides earlier outputs, that decide a run's result: the prepared data and the user's network."""
+    return sorted(prepared.iterdir()) + model_files(model)
 
 
 def model_files(model: P.Model) -> list[Path]:
-    """The file of the user's that the network is built from, if it is."""
-    place = Path(model.name.rpartition(":")[0])
-    return [place] if place.suffix == ".py" else []
+    """The user's file that the network is built from, if there is one."""
+    path = Path(model.name.rpartition(":")[0])
+    return [path] if path.suffix == ".py" else []
 
 
-def checkpoints(stage: str, *files: Path, **parameters: object) -> Checkpoints:
-    """The checkpoints of a stage's run: keyed by its parameters, its input files and the code that trains."""
-    package = Path(__file__).parent.parent
-    code = [path for folder in LIBRARY for path in sorted((package / folder).rglob("*.py"))]
-    digests = [file_digest(path) for path in files]
-    key = run_key(parameters=parameters, inputs=digests, code=file_digest(*code))
-    return Checkpoints(repository_root() / "checkpoints", stage, key)
+def checkpoints(stage: str, *files: Path, code: Iterable[str] | None = None, **parameters: object) -> KeyedCheckpoints:
+    """Returns the checkpoints of a stage's run, keyed by what decides its result (see ``fingerprint``).
+
+    Args:
+        stage: names the run; what precedes the first hyphen is the stage's module.
+        files: the run's input files.
+        code: the modules whose code decides the result. By default those that the stage's module imports.
+        parameters: the stage's parameters.
+    """
+    modules = code if code is not None else imported_modules(f"autoslim.pipeline.{stage.partition('-')[0]}")
+    parts = {
+        **flattened(parameters),
+        **{str(path): file_digest(path) for path in files},
+        "code": code_digest(modules),
+        "torch": torch.__version__,
+    }
+    return KeyedCheckpoints(repository_root() / "checkpoints", stage, parts)

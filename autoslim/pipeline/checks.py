@@ -1,4 +1,4 @@
-"""Checks of the parameters against the network and the data. They say no or nothing: no number depends on them."""
+"""Checks of the parameters against the network and the data. They raise an error or pass; no result depends on them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ from autoslim.models.building import find_constructor
 from autoslim.models.pretrained import check_covered, check_weights, weights_file
 from autoslim.models.released import released_method
 from autoslim.pipeline.artifacts import Allocation
-from autoslim.pipeline.assembly import initial_network, span, traced_network
+from autoslim.pipeline.assembly import grid_spec, initial_network, traced_network
 from autoslim.pipeline.costs import latency_target
 from autoslim.pipeline.params import Model, Params, read_yaml
 from autoslim.pipeline.project import RESOURCES
 from autoslim.resources.budgets import format_amount, format_named_amount
 from autoslim.resources.costs import Costs
-from autoslim.resources.latency.backends import prepared
+from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import find_kernels
 from autoslim.resources.latency.table import LatencyTable, Target
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Costs in the resource's unit: of the subnets that bound the supernet, of the default network, and the budget."""
+    """The range of a resource, in its unit: supernet, default network, end of the search and budget."""
 
     resource: str
     narrowest: float
@@ -38,8 +38,8 @@ class Reach:
     default: float
     stop: float  # where the search ends
     budget: float
-    written: str  # the budget, as people write it
-    several: bool  # there are budgets of other resources beside it
+    written: str  # the budget as the user wrote it
+    several: bool  # whether there are budgets of other resources too
 
     def amount(self, value: float) -> str:
         return format_named_amount(value, self.resource)
@@ -47,23 +47,19 @@ class Reach:
     def bounds(self) -> str:
         return (
             f"the supernet spans {format_amount(self.narrowest, self.resource)} to {self.amount(self.widest)}, "
-            f"the default network takes {format_amount(self.default, self.resource)}"
+            f"and the default network has {format_amount(self.default, self.resource)}"
         )
 
-    def asked(self) -> str:
-        """The budget as written, with its value where that is written otherwise."""
-        told = f"budget.{self.resource} {self.written}" if self.several else f"budget {self.written}"
+    def requested(self) -> str:
+        """The budget as written, and its value if that is written differently."""
+        text = f"budget.{self.resource} {self.written}" if self.several else f"budget {self.written}"
         if format_amount(self.budget, self.resource) == self.written:
-            return told
-        return f"{told} ({self.amount(self.budget)})"
+            return text
+        return f"{text} ({self.amount(self.budget)})"
 
 
 def check_pipeline(params: Params, info: DataInfo) -> None:
-    """The network fits the data, and the budget and trained weights the network.
-
-    Raises:
-        UserError: they do not.
-    """
+    """Raises ``UserError`` if the network does not fit the data, or the budget or trained weights the network."""
     check_smoothing(params, info)
     network, graph = traced_network(params.model, info)
     check_reach(params, graph)
@@ -71,11 +67,7 @@ def check_pipeline(params: Params, info: DataInfo) -> None:
 
 
 def check_smoothing(params: Params, info: DataInfo) -> None:
-    """Label smoothing suits the number of classes.
-
-    Raises:
-        UserError: it makes another class as likely as the label.
-    """
+    """Raises ``UserError`` if label smoothing makes another class as likely as the label."""
     most = 1 - 1 / len(info.classes)
     for stage, smoothing in (
         ("supernet", params.supernet.label_smoothing),
@@ -83,48 +75,44 @@ def check_smoothing(params: Params, info: DataInfo) -> None:
     ):
         if smoothing > most:
             raise UserError(
-                f"{stage}.label_smoothing is {smoothing}; with {len(info.classes)} classes at most {most:.3g} leaves "
-                "the label more likely than the others: lower it"
+                f"{stage}.label_smoothing is {smoothing}, but with {len(info.classes)} classes it must be at most "
+                f"{most:.3g}, so that the label stays the most likely class; lower it"
             )
 
 
 def check_model(model: Model) -> None:
-    """What can be known of the network before there are data: it and its weights exist, and DVC watches their files.
+    """Checks what can be checked before there are data: the network and its weights exist, and DVC tracks their files.
 
     Raises:
-        UserError: there is no such callable, or no such weights, or the deps of a stage that uses a file lack it.
+        UserError: there is no such callable, there are no such weights, or a stage lacks one of the files in its deps.
     """
     find_constructor(model.name)
     place = model.name.rpartition(":")[0]
     if place.endswith(".py"):
-        _check_watched("model.name", place, ("resources", "supernet", "search", "allocate", "retrain", "report"))
+        _check_tracked("model.name", place, ("resources", "supernet", "search", "allocate", "retrain", "report"))
     if model.weights is not None:
         check_weights(model.name, model.weights)
         if weights_file(model.weights):
-            _check_watched("model.weights", model.weights, ("supernet",))
+            _check_tracked("model.weights", model.weights, ("supernet",))
 
 
 def check_table(table: str) -> None:
-    """The latency table's file is there, and DVC watches it.
-
-    Raises:
-        UserError: it is not, or DVC does not.
-    """
+    """Raises ``UserError`` if the latency table's file does not exist, or if DVC does not track it."""
     if not Path(table).is_file():
         raise UserError(
-            f"latency.table {table!r} is not there; make it with `autoslim latency measure --to {table}` on the "
-            "machine that is to run the network, or set latency.table to null"
+            f"latency.table {table!r} does not exist; make it with `autoslim latency measure --to {table}` on the "
+            "machine that will run the network, or set latency.table to null"
         )
-    _check_watched("latency.table", table, ("resources",))
+    _check_tracked("latency.table", table, ("resources",))
 
 
 def check_kernels(
     table: LatencyTable, network: nn.Module, graph: ChannelGraph, grid: Mapping[str, Sequence[int]]
 ) -> None:
-    """The latency table was measured with this network's kernels, over all of the search's channel numbers.
+    """Checks that the table was measured with this network's kernels over all channel numbers of the search.
 
     Raises:
-        UserError: it was not (the same groups may do other work), or the network has none.
+        UserError: it was not (the same groups may belong to other layers), or the network has no kernels.
     """
     Costs(graph, table)
     here = {kernel.name: kernel.work for kernel in find_kernels(network, graph, table.target.batch)}
@@ -132,8 +120,8 @@ def check_kernels(
     for name in (*here, *there):
         if here.get(name) != there.get(name):
             raise UserError(
-                f"the latency table is of another network ({table.network}) than this one: at {name} it has "
-                f"{there.get(name, 'nothing')}, and this one {here.get(name, 'nothing')}; measure this one with "
+                f"the latency table belongs to another network ({table.network}): at {name} it has "
+                f"{there.get(name, 'nothing')}, this network {here.get(name, 'nothing')}; measure this network with "
                 "`autoslim latency measure`"
             )
     for times in table.kernels.values():
@@ -142,100 +130,92 @@ def check_kernels(
             if not sizes[0] <= low <= high <= sizes[-1]:
                 raise UserError(
                     f"the latency table was measured at {sizes[0]} to {sizes[-1]} channels of {' and '.join(groups)}, "
-                    f"and the search goes from {low} to {high}; measure it again with `autoslim latency measure`, or "
-                    "set supernet.width and supernet.grid as they were"
+                    f"but the search needs {low} to {high}; measure it again with `autoslim latency measure`, or "
+                    "restore supernet.width and supernet.grid"
                 )
 
 
 def check_runs(network: nn.Module, graph: ChannelGraph, target: Target) -> None:
-    """The runtime can run the network, which the report is to measure in it.
-
-    Raises:
-        UserError: it cannot.
-    """
-    prepared(resize(network, graph, graph.default), [torch.ones(target.batch, *graph.input_shape)], target)
+    """Raises ``UserError`` if the runtime that the report measures in cannot run the network."""
+    prepare_forward(resize(network, graph, graph.default), [torch.ones(target.batch, *graph.input_shape)], target)
 
 
 def check_reliable(table: LatencyTable) -> None:
-    """Raises:
-    UserError: the table's predictions do not rank networks as their measured times do.
-    """
-    if not table.trusted:
+    """Raises ``UserError`` if the table's predictions and the measured latencies do not agree in rank."""
+    if not table.reliable:
         raise UserError(
-            f"{table.summary()}. Leave the machine to it and run `dvc repro resources` again; to search by such a "
-            "table all the same, write it with `autoslim latency measure --to FILE`, and name FILE in latency.table"
+            f"{table.summary()}. Stop other work on this machine and run `dvc repro resources` again. To use such a "
+            "table nevertheless, write it with `autoslim latency measure --to FILE`, and set latency.table to FILE"
         )
 
 
 def check_measured_here(params: Params, table: LatencyTable | None) -> None:
-    """Latencies are those of the machine at hand where the parameters name no table: others' outputs may lie here.
+    """Checks that latencies were measured on this machine if the parameters name no table.
 
     Raises:
-        UserError: they are of another machine.
+        UserError: they were measured on another machine, whose outputs DVC may have pulled.
     """
     if table is None or params.latency.table is not None:
         return
     machine = latency_target(params.latency).machine
     if table.target.machine != machine:
         raise UserError(
-            f"latency.table is null, but {RESOURCES}/latency.json was measured on {table.target.machine}, and this is "
-            f"{machine}; measure this one with `dvc repro --force --single-item resources`, or keep those latencies: "
-            "copy the file to another place, and name it in latency.table"
+            f"latency.table is null, but {RESOURCES}/latency.json was measured on {table.target.machine}, not on this "
+            f"machine ({machine}); measure again with `dvc repro --force --single-item resources`, or keep the "
+            "latencies: copy the file and set latency.table to the copy"
         )
 
 
 def check_reach(params: Params, graph: ChannelGraph, table: LatencyTable | None = None) -> list[Reach]:
-    """Each budget lies where the search can go, and released lists and trained weights go as far as they are asked to.
+    """Checks that the search can reach each budget, and that released lists and trained weights fit the supernet.
 
-    A budget of latency is passed over as long as there is no table.
+    A latency budget is not checked without a table.
 
     Raises:
-        UserError: they are not, or there is nothing to slim, or a budget is above the widest subnet, below the
-            narrowest, or below where the search stops.
+        UserError: no group can be slimmed; a budget is above the widest subnet, below the narrowest, or below the end
+            of the search; or a list or trained weights do not fit.
     """
     check_groups(params.model.name, graph)
     for method in params.methods:
         if listed := released_method(method):
-            _check_held(method, listed.channels(graph), params, graph)
+            _check_listed(method, listed.channels(graph), params, graph)
     if params.model.weights is not None:
         check_covered(graph, graph.scaled(params.supernet.width, params.supernet.grid.divisor))
     reaches = measure_reach(params, Costs(graph, table))
     for reach in reaches:
         if reach.budget < reach.narrowest:
             raise UserError(
-                f"{reach.asked()} is below the narrowest subnet; {reach.bounds()}: "
+                f"{reach.requested()} is below the narrowest subnet; {reach.bounds()}: "
                 "raise budget or lower supernet.grid.narrowest"
             )
         if reach.budget < reach.stop and len(params.budgets) == 1:
             raise UserError(
-                f"{reach.asked()} is below {format_amount(reach.stop, reach.resource)}, where the search stops; "
+                f"{reach.requested()} is below {format_amount(reach.stop, reach.resource)}, the end of the search; "
                 f"{reach.bounds()}: raise budget or lower search.stop ({params.search.stop})"
             )
     if reaches and len(reaches) == len(params.budgets) and all(reach.budget > reach.widest for reach in reaches):
         raise UserError(
-            f"{reaches[0].asked()} is above the widest subnet; {reaches[0].bounds()}: "
+            f"{reaches[0].requested()} is above the widest subnet; {reaches[0].bounds()}: "
             "lower budget or raise supernet.width"
         )
     return reaches
 
 
-def _check_held(method: str, channels: Channels, params: Params, graph: ChannelGraph) -> None:
-    """Raises:
-    UserError: retraining is to start from the supernet's weights, and the supernet has not as many channels.
-    """
-    if params.retrain.start == "scratch":
+def _check_listed(method: str, channels: Channels, params: Params, graph: ChannelGraph) -> None:
+    """Raises ``UserError`` if the supernet, whose weights retraining starts from, is narrower than a released list."""
+    if params.retrain.start != "supernet":
         return
-    for name, levels in span(params.supernet).grid(graph).items():
-        if channels[name] > levels[0]:
+    for name, most in graph.grid(grid_spec(params.supernet)).widest.items():
+        if channels[name] > most:
             raise UserError(
-                f"retrain.start is supernet, but method {method} has {channels[name]} channels at {name}, and the "
-                f"supernet {levels[0]}; set retrain.start to scratch, or raise supernet.width"
+                f"retrain.start is supernet, but method {method} has {channels[name]} channels in group {name} and the "
+                f"supernet {most}; set retrain.start to scratch, or raise supernet.width"
             )
 
 
 def measure_reach(params: Params, costs: Costs) -> list[Reach]:
-    """For each budget whose resource is known."""
-    levels = span(params.supernet).grid(costs.graph)
+    """Returns the range of each limited resource whose costs are known."""
+    grid = costs.graph.grid(grid_spec(params.supernet))
     reaches = []
     for resource, budget in params.budgets.items():
         if resource == "latency" and costs.table is None:
@@ -244,8 +224,8 @@ def measure_reach(params: Params, costs: Costs) -> list[Reach]:
         reaches.append(
             Reach(
                 resource=resource,
-                narrowest=costs.of({name: options[-1] for name, options in levels.items()}, resource),
-                widest=costs.of({name: options[0] for name, options in levels.items()}, resource),
+                narrowest=costs.of(grid.narrowest, resource),
+                widest=costs.of(grid.widest, resource),
                 default=default,
                 stop=params.search.stop * default,
                 budget=budget.absolute(default),
@@ -257,52 +237,42 @@ def measure_reach(params: Params, costs: Costs) -> list[Reach]:
 
 
 def check_trajectory(trajectory: dict[str, Any], path: Path, params: Params, graph: ChannelGraph) -> None:
-    """The trajectory is of this network.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Raises ``UserError`` if the trajectory belongs to another network."""
     if trajectory["default"]["channels"] != graph.default:
         raise UserError(
-            f"{path} is of another network (default {format_amount(trajectory['default']['macs'])} MACs) than "
+            f"{path} belongs to another network (default {format_amount(trajectory['default']['macs'])} MACs) than "
             f"model.name {params.model.name!r} ({format_amount(graph.macs())} MACs); run `dvc repro search`"
         )
 
 
-def check_allocation(chosen: Allocation, params: Params, graph: ChannelGraph) -> None:
-    """The channels are of this network.
-
-    Raises:
-        UserError: they are not.
-    """
-    if chosen.channels.keys() != graph.groups.keys():
+def check_allocation(allocation: Allocation, params: Params, graph: ChannelGraph) -> None:
+    """Raises ``UserError`` if the channels belong to another network."""
+    if different := allocation.channels.keys() ^ graph.groups.keys():
         raise UserError(
-            f"the channels of method {chosen.method} are of another network ({len(chosen.channels)} groups) than "
-            f"model.name {params.model.name!r} ({len(graph.groups)} groups); run `dvc repro allocate`"
+            f"the channels of method {allocation.method} belong to another network than model.name "
+            f"{params.model.name!r}: group {min(different)} exists in only one of them; run `dvc repro allocate`"
         )
-    graph.check(chosen.channels)
+    graph.check(allocation.channels)
 
 
 def check_groups(name: str, graph: ChannelGraph) -> None:
-    """Raises:
-    UserError: there is nothing to slim.
-    """
+    """Raises ``UserError`` if no group can be slimmed."""
     if not graph.groups:
         layer, reason = next(iter(graph.not_prunable.items()), ("every layer", "it has no convolution or linear layer"))
         raise UserError(
             f"model.name {name!r} has no channels that can be slimmed ({layer}: {reason}); "
-            "`autoslim profile` lists the reason for each layer; choose another network or mend these"
+            "`autoslim profile` lists the reason for each layer; choose another network or change these layers"
         )
 
 
-def _check_watched(parameter: str, file: str, users: Sequence[str]) -> None:
-    """``file``, or a folder that holds it, is among the deps of the stages that use it."""
+def _check_tracked(parameter: str, file: str, users: Sequence[str]) -> None:
+    """Raises ``UserError`` unless the deps of all ``users`` (stages) contain ``file`` or a folder that holds it."""
     stages = read_yaml(Path("dvc.yaml"))["stages"]
-    watchers = {str(PurePath(file)), *map(str, PurePath(file).parents)}
+    covering = {str(PurePath(file)), *map(str, PurePath(file).parents)}
     deps = {name: stages[name].get("do", stages[name])["deps"] for name in users}
-    blind = [name for name in users if not any(str(PurePath(str(dep))) in watchers for dep in deps[name])]
-    if blind:
+    missing = [name for name in users if not any(str(PurePath(str(dep))) in covering for dep in deps[name])]
+    if missing:
         raise UserError(
-            f"{parameter} is the file {file}, which DVC does not watch: a change of it would not rerun "
-            f"{', '.join(blind)}; add '- {file}' to {'their' if len(blind) > 1 else 'its'} deps in dvc.yaml"
+            f"{parameter} is the file {file}, which DVC does not track: a change of it would not rerun "
+            f"{', '.join(missing)}; add '- {file}' to {'their' if len(missing) > 1 else 'its'} deps in dvc.yaml"
         )

@@ -1,4 +1,4 @@
-"""What configurations cost under the parameters: budgets as limits, the search's objective, latency tables."""
+"""Costs under the parameters: budgets as limits, the search's objective, and latency tables."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from torch import nn
 
 from autoslim.channels.graph import ChannelGraph
 from autoslim.errors import UserError, first_line
-from autoslim.pipeline.assembly import checkpoints, model_files, span
+from autoslim.pipeline.assembly import checkpoints, grid_spec, model_files
 from autoslim.pipeline.params import Latency, Params
 from autoslim.pipeline.project import RESOURCES
 from autoslim.resources.costs import Costs, Objective
@@ -18,33 +18,36 @@ from autoslim.resources.latency.table import LatencyTable, Target
 from autoslim.training.checkpoints import read_json, write_json
 from autoslim.training.device import select_device
 
+MEASURING_CODE = tuple(f"autoslim.resources.latency.{name}" for name in ("backends", "kernels", "measure", "table"))
+"""Modules that decide what is measured and how."""
+
 
 def load_costs(graph: ChannelGraph) -> Costs:
-    """What configurations take; of latency, where the stage ``resources`` wrote a table.
+    """Returns the costs of configurations, with latency if the stage ``resources`` wrote a table.
 
     Raises:
-        UserError: the stage has not run, or the table is of another network.
+        UserError: the stage has not run, or the table belongs to another network.
     """
-    path = _written(RESOURCES / "latency.json")
+    path = _existing(RESOURCES / "latency.json")
     values = read_json(path, "resources")
     return Costs(graph, LatencyTable.from_dict(values, str(path)) if values else None)
 
 
 def load_objective(costs: Costs) -> Objective:
-    """What the search lowers, as the stage ``resources`` wrote it.
+    """Returns the objective of the search that the stage ``resources`` wrote.
 
     Raises:
         UserError: the stage has not run.
     """
-    values = read_json(_written(RESOURCES / "objective.json"), "resources")
+    values = read_json(_existing(RESOURCES / "objective.json"), "resources")
     return Objective(costs, values["resource"], values["limits"])
 
 
 def budget_limits(params: Params, costs: Costs) -> dict[str, float]:
-    """The budgets in their resources' units.
+    """Returns the budgets in their resources' units.
 
     Raises:
-        UserError: a share of the default network's latency is asked for, and there is no table.
+        UserError: a budget is a share of the default network's latency, and there is no latency table.
     """
     default = costs.graph.default
     return {
@@ -54,79 +57,77 @@ def budget_limits(params: Params, costs: Costs) -> dict[str, float]:
 
 
 def objective(params: Params, costs: Costs) -> Objective:
-    """One resource, whatever its budget: a search serves all of them. Several limits: what binds depends on them."""
+    """Returns the objective of the search.
+
+    With one resource it does not depend on the budget, because one search serves all budgets. With several limits it
+    does: they decide which resource is binding.
+    """
     several = len(params.budgets) > 1
     return Objective(costs, params.resource, budget_limits(params, costs) if several else {})
 
 
-def _written(path: Path) -> Path:
-    if not path.exists():
-        raise UserError(f"there is no {path}; run `dvc repro resources`")
-    return path
-
-
-def latency_target(asked: Latency) -> Target:
-    """The machine at hand, as latency is to be measured on it.
+def latency_target(latency: Latency) -> Target:
+    """Returns what latency is measured on: this machine, with the settings of ``latency``.
 
     Raises:
-        UserError: the device is not there, or the runtime is not installed or does not go with the rest.
+        UserError: the device does not exist, or the runtime is not installed or does not support the settings.
     """
-    device = "cpu" if asked.runtime == "onnxruntime" and asked.device == "auto" else asked.device
-    check_runtime(asked.runtime, device, asked.precision, asked.channels_last)
+    device = "cpu" if latency.runtime == "onnxruntime" and latency.device == "auto" else latency.device
+    check_runtime(latency.runtime, device, latency.precision, latency.channels_last)
     return current_target(
         device=select_device(device, parameter="latency.device"),
-        runtime=asked.runtime,
-        threads=asked.threads,
-        batch=asked.batch,
-        precision=asked.precision,
-        channels_last=asked.channels_last,
+        runtime=latency.runtime,
+        threads=latency.threads,
+        batch=latency.batch,
+        precision=latency.precision,
+        channels_last=latency.channels_last,
     )
 
 
-def report_target(asked: Latency, table: LatencyTable | None) -> Target:
-    """What networks are measured on for the report: as the table was, where that was here; else as ``asked``.
+def report_target(latency: Latency, table: LatencyTable | None) -> Target:
+    """Returns what the report measures on: the table's settings if it was measured on this machine, else ``latency``.
 
     Raises:
         UserError: see ``latency_target``.
     """
-    here = latency_target(asked)
+    here = latency_target(latency)
     if table is None or table.target.machine != here.machine:
         return here
     settings = ("runtime", "threads", "batch", "precision", "channels_last")
-    return latency_target(asked.model_copy(update={name: getattr(table.target, name) for name in settings}))
+    return latency_target(latency.model_copy(update={name: getattr(table.target, name) for name in settings}))
 
 
 def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, anew: bool = False) -> LatencyTable:
-    """The network's latency table on the machine at hand: measured now, or as it was measured here before.
+    """Returns the network's latency table on this machine, measured now or by an earlier run.
 
-    One whose predictions are not to be trusted is handed back, and not kept.
+    Tables are kept by machine, runtime, network and measuring code. An unreliable table is returned but not kept.
 
     Args:
-        anew: measure again what was measured before; a measurement that was interrupted goes on all the same.
+        anew: measure again even if there is a table. An interrupted measurement is still continued.
 
     Raises:
-        UserError: it cannot be measured.
+        UserError: the network cannot be measured.
     """
-    asked, target = params.latency, latency_target(params.latency)
-    grid = span(params.supernet).grid(graph)
-    sizes = {
-        "grid": grid,
-        "input": graph.input_shape,
-        "params": graph.params(),  # which tell the number of classes
-        "points": asked.points,
-        "check_networks": asked.check_networks,
-    }
-    kept = checkpoints(
+    latency, target = params.latency, latency_target(params.latency)
+    grid = graph.grid(grid_spec(params.supernet))
+    state = checkpoints(
         "latency",
         *model_files(params.model),
+        code=MEASURING_CODE,
         model=params.model.model_dump(),
         target=dataclasses.asdict(target),
-        sizes=sizes,
+        sizes={
+            "grid": grid,
+            "input": graph.input_shape,
+            "params": graph.params(),  # depends on the number of classes
+            "points": latency.points,
+            "check_networks": latency.check_networks,
+        },
     )
-    path = kept.folder / "table.json"
-    with kept.lock():
+    path = state.folder / "table.json"
+    with state.lock():
         if anew and path.exists():
-            kept.clear()
+            state.clear()
         if path.exists():
             return read_table(path)
         table = measure_table(
@@ -135,22 +136,22 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
             grid,
             target,
             name=params.model.name,
-            points=asked.points,
-            checked_on=asked.check_networks,
-            kept=kept.folder / "kernels.json",
+            points=latency.points,
+            checked_on=latency.check_networks,
+            cache=state.folder / "kernels.json",
         )
-        if table.trusted:
+        if table.reliable:
             write_json(path, table.to_dict())
-        else:  # not worth going on from: all of it is measured again
-            kept.clear()
+        else:  # all of it has to be measured again
+            state.clear()
     return table
 
 
 def read_table(path: Path) -> LatencyTable:
-    """A latency table from a file.
+    """Reads a latency table from a file.
 
     Raises:
-        UserError: there is none, or it is no such file.
+        UserError: the file does not exist or holds no latency table.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -161,8 +162,14 @@ def read_table(path: Path) -> LatencyTable:
         ) from error
     except ValueError as error:
         raise UserError(
-            f"{path} is no latency table ({first_line(error)}); make one with `autoslim latency measure`"
+            f"{path} is not a latency table ({first_line(error)}); make one with `autoslim latency measure`"
         ) from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} is no latency table; make one with `autoslim latency measure`")
+        raise UserError(f"{path} is not a latency table; make one with `autoslim latency measure`")
     return LatencyTable.from_dict(values, str(path))
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run `dvc repro resources`")
+    return path

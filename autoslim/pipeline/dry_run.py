@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.grid import Grid
 from autoslim.channels.resize import initialise, resize
 from autoslim.data.prepared import PreparedData
 from autoslim.errors import UserError
 from autoslim.pipeline import assembly
 from autoslim.pipeline.estimate import TRAINING, Work
 from autoslim.pipeline.params import Params
+from autoslim.pipeline.supernet import sandwich
 from autoslim.resources.budgets import format_amount
 from autoslim.supernet.sandwich import sandwich_rule
 from autoslim.supernet.supernet import Supernet
@@ -29,14 +31,14 @@ from autoslim.training.device import RunContext, autocast, to_device
 from autoslim.training.loop import Step, label_step
 from autoslim.training.recipe import Recipe
 
-Act = Callable[[Tensor, Tensor], object]
-REPEATS = 25  # at most
-LOADED_AT_ONCE = 32  # images, to see what loading them takes
+Pass = Callable[[Tensor, Tensor], object]
+MAX_REPEATS = 25
+LOADING_BATCH = 32  # images
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A pass with so many images: the median of its seconds, and on CUDA the most bytes allocated meanwhile."""
+class PassTiming:
+    """The median time of a pass with ``images`` images in seconds, and on CUDA the peak of allocated bytes."""
 
     images: int
     seconds: float
@@ -45,35 +47,37 @@ class Measured:
 
 @dataclass(frozen=True)
 class DryRun:
-    """The stages' own steps and scores, on new weights that no step changes."""
+    """Runs the stages' own steps and scores, with random weights that no step changes."""
 
     params: Params
     network: nn.Module
     graph: ChannelGraph
-    levels: Mapping[str, tuple[int, ...]]
+    grid: Grid
     classes: int
     context: RunContext
 
-    def measure(self, work: Work, images: int, limit_s: float) -> Measured:
-        """Runs a pass of ``work`` with ``images`` again and again, after a first one, for about ``limit_s`` seconds.
+    def measure(self, work: Work, images: int, limit_s: float) -> PassTiming:
+        """Repeats a pass of ``work`` with ``images`` images for about ``limit_s`` seconds, after a first one.
 
         Raises:
-            UserError: so many images do not fit into the device's memory.
+            UserError: the images do not fit into the device's memory.
         """
-        gc.collect()  # the networks of earlier passes, which hold on to themselves
+        gc.collect()  # frees the networks of earlier passes, which are in reference cycles
         least = self.least_bytes(work, images) if work.kind in TRAINING else 0
-        if least > (there := device_bytes(self.context.device)):
-            raise _too_many(work, images, f"needs {_gigabytes(least)} at least, of {_gigabytes(there)} there are")
+        if least > (available := device_bytes(self.context.device)):
+            raise _too_many(
+                work, images, f"needs at least {_gigabytes(least)}, but the device has {_gigabytes(available)}"
+            )
         try:
-            return self._timed(self._act(work), images, limit_s)
+            return self._timed(self._pass(work), images, limit_s)
         except torch.OutOfMemoryError as error:
-            raise _too_many(work, images, f"needs more than the {_gigabytes(there)} there are") from error
+            raise _too_many(work, images, f"needs more than the {_gigabytes(available)} of the device") from error
 
     def least_bytes(self, work: Work, images: int) -> int:
-        """What a step of training holds at the least: weights, gradients, momentum, and what autograd keeps.
+        """Returns a lower bound of a training step's memory: weights, gradients, momentum and what autograd saves.
 
-        Autograd keeps it from the forward to the backward pass, of the widest network here; its size is affine in the
-        images, so two small batches tell. Temporary tensors and workspaces of libraries come on top.
+        What autograd saves for the backward pass (of the widest network) is affine in the number of images, so two
+        small batches determine it. Temporary tensors and workspaces of libraries are not included.
         """
         supernet = work.kind == "supernet"
         recipe = assembly.recipe(self.params.supernet if supernet else self.params.retrain)
@@ -83,38 +87,34 @@ class DryRun:
         weights = sum(parameter.nbytes for parameter in network.parameters())
         return 3 * weights + few + (images - 2) * each
 
-    def _timed(self, act: Act, images: int, limit_s: float) -> Measured:
+    def _timed(self, run: Pass, images: int, limit_s: float) -> PassTiming:
         batch, device = self._batch(images), self.context.device
-        act(*batch)  # memory is taken, kernels are chosen
+        run(*batch)  # allocates memory and selects kernels
         _wait(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         seconds: list[float] = []
-        while not seconds or (sum(seconds) < limit_s and len(seconds) < REPEATS):
+        while not seconds or (sum(seconds) < limit_s and len(seconds) < MAX_REPEATS):
             started = time.perf_counter()
-            act(*batch)
+            run(*batch)
             _wait(device)
             seconds.append(time.perf_counter() - started)
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-        return Measured(images, median(seconds), peak)
+        return PassTiming(images, median(seconds), peak)
 
-    def _act(self, work: Work) -> Act:
-        asked = self.params.supernet
-        supernet, retrain = assembly.recipe(asked), assembly.recipe(self.params.retrain)
+    def _pass(self, work: Work) -> Pass:
+        supernet, retrain = assembly.recipe(self.params.supernet), assembly.recipe(self.params.retrain)
         match work.kind:
             case "supernet":
                 shared = self._supernet(supernet.channels_last)
-                sandwich = sandwich_rule(
+                rule = sandwich_rule(
                     shared,
-                    self.levels,
-                    random_widths=asked.random_widths,
-                    random_widths_per=asked.random_widths_per,
-                    seed=asked.seed,
-                    label_smoothing=asked.label_smoothing,
-                    distillation=asked.distillation,
+                    self.grid,
+                    sandwich(self.params.supernet),
+                    label_smoothing=supernet.label_smoothing,
                     autocast=supernet.autocast(self.context),
                 )
-                return _stepping(shared, supernet, sandwich)
+                return _stepping(shared, supernet, rule)
             case "validation":
                 return _scoring(self._supernet(supernet.channels_last), work, supernet.autocast(self.context))
             case "search":
@@ -129,8 +129,9 @@ class DryRun:
                 return lambda images, labels: evaluate(plain, [(images, labels)], retrain.autocast(self.context))
 
     def _supernet(self, channels_last: bool) -> Supernet:
-        widest = {name: options[0] for name, options in self.levels.items()}
-        supernet = initial_supernet(self.network, self.graph, widest, self.params.supernet.seed, trained=False)
+        supernet = initial_supernet(
+            self.network, self.graph, self.grid.widest, self.params.supernet.seed, trained=False
+        )
         to_device(supernet, self.context.device, channels_last)
         return supernet
 
@@ -145,33 +146,33 @@ class DryRun:
         return images, torch.arange(count, device=device) % self.classes
 
 
-def _stepping(network: nn.Module, recipe: Recipe, step: Step) -> Act:
-    """A step as the training loop makes it, at a learning rate of 0."""
+def _stepping(network: nn.Module, recipe: Recipe, step: Step) -> Pass:
+    """A training step as in the training loop, with a learning rate of 0."""
     optimiser = replace(recipe, learning_rate=0.0).optimiser(network)
     numbers = itertools.count()
 
-    def act(images: Tensor, labels: Tensor) -> None:
+    def run(images: Tensor, labels: Tensor) -> None:
         step(images, labels, next(numbers))
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
     network.train()
-    return act
+    return run
 
 
-def _scoring(supernet: Supernet, work: Work, precision: Callable[[], torch.autocast]) -> Act:
-    def act(images: Tensor, labels: Tensor) -> None:
+def _scoring(supernet: Supernet, work: Work, precision: Callable[[], torch.autocast]) -> Pass:
+    def run(images: Tensor, labels: Tensor) -> None:
         score = subnet_scorer(supernet, [(images, labels)], precision)
         for channels in work.configurations:
             score(channels)
 
-    return act
+    return run
 
 
 def loading_rate(data: PreparedData, recipe: Recipe, context: RunContext, limit_s: float) -> float:
-    """Images a second that come from the train split to the device, augmented; the start of the workers included."""
+    """Returns the rate in images/s at which augmented training images reach the device, workers' start included."""
     started, count = time.perf_counter(), 0
-    for images, _ in replace(recipe, batch_size=LOADED_AT_ONCE).batches(data, 0, context)(0, 0):
+    for images, _ in replace(recipe, batch_size=LOADING_BATCH).batches(data, 0, context)(0, 0):
         count += len(images)
         if time.perf_counter() - started > limit_s:
             break
@@ -189,13 +190,13 @@ def _gigabytes(amount: float) -> str:
 
 def _too_many(work: Work, images: int, why: str) -> UserError:
     return UserError(
-        f"{work.name} with {images} images at once {why}; measure with fewer images, as with --batch "
-        f"{max(2, images // 4)}, and lower the batch_size that a run is to have here"
+        f"{work.name} with {images} images at once {why}; measure with fewer images, for example --batch "
+        f"{max(2, images // 4)}, and lower batch_size for a run on this device"
     )
 
 
 def kept_bytes(network: nn.Module, precision: Callable[[], torch.autocast], images: Tensor, labels: Tensor) -> int:
-    """Bytes of the tensors that autograd keeps for the backward pass of this batch, weights not counted."""
+    """Returns the bytes that autograd saves for the backward pass of this batch, without weights."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -207,12 +208,12 @@ def kept_bytes(network: nn.Module, precision: Callable[[], torch.autocast], imag
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), precision():
         loss = smoothed_cross_entropy(network(images), labels, 0.0)
     own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    assert loss.requires_grad  # it still holds all that was noted, so that no address was given twice
+    assert loss.requires_grad  # the graph still holds all saved tensors, so no address was used twice
     return sum(size for address, size in kept.items() if address not in own)
 
 
 def device_bytes(device: torch.device) -> float:
-    """Bytes of the device's memory; infinite where nothing tells."""
+    """Returns the bytes of the device's memory; infinite if they are not known."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):

@@ -1,6 +1,6 @@
-"""What a run of the parameters will do, in closed form: passes, images and multiply-adds of every stage.
+"""The work of a run in closed form: passes, images and multiply-adds of every stage.
 
-Only the search is an estimate: how many candidates it scores depends on their scores.
+Only the search is an estimate, because the number of candidates that it scores depends on their scores.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Literal
 
 from autoslim.channels.graph import ChannelGraph, Layer
+from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels, Segment
 from autoslim.data.batches import even_chunk
 from autoslim.pipeline.params import Params, Training
@@ -24,7 +25,7 @@ TRAINING: tuple[Kind, ...] = "supernet", "retrain"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Images by split; ``test`` is None where nobody has said."""
+    """Images by split; ``test`` is None if it is not known."""
 
     train: int
     search: int
@@ -33,11 +34,17 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Work:
-    """Passes of one kind: a step of training, or a look at images of a split.
+    """Passes of one kind: training steps, or evaluations of a split.
 
-    ``images`` are those of one pass, ``at_once`` those of them that go through the network together, ``kept`` images
-    that stay on the device besides. ``macs`` are forward and for one image, of all configurations in a pass together.
-    ``configurations`` are what it runs (a supernet's step draws others beside them).
+    Attributes:
+        name: names the work for the table.
+        kind: what a pass does.
+        passes: number of passes.
+        images: images of one pass.
+        at_once: images that go through the network together.
+        kept: further images that stay on the device.
+        macs: forward multiply-adds for one image, of all configurations of a pass together.
+        configurations: the configurations that a pass runs. A step of the supernet draws further ones.
     """
 
     name: str
@@ -51,29 +58,32 @@ class Work:
 
     @property
     def petamacs(self) -> float:
-        """Forward, of all passes. The backward pass of a training step takes about twice that on top."""
+        """Forward petaMACs of all passes. The backward pass of a training step adds about twice as much."""
         return self.passes * self.images * self.macs / 1e15
 
     def hours(self, seconds: float, images: int) -> float:
-        """Of all passes, where one with ``images`` takes ``seconds``: linear in the images."""
+        """Hours of all passes if one with ``images`` images takes ``seconds``; time is taken as linear in images."""
         return self.passes * self.images / images * seconds / 3600
 
 
-def plan(params: Params, costs: Costs, levels: Mapping[str, tuple[int, ...]], sizes: Sizes) -> list[Work]:
-    """The work of supernet, search, retrain and report (of report only where the test split's size is known)."""
+def plan(params: Params, costs: Costs, grid: Grid, sizes: Sizes) -> list[Work]:
+    """Returns the work of supernet, search, retrain and, if the size of the test split is known, report."""
     limits = proxy_limits(params, costs)
     resource = params.resource if params.resource in limits else next(iter(limits))
-    lowered = Objective(costs, resource, limits if len(limits) > 1 else {})
+    objective = Objective(costs, resource, limits if len(limits) > 1 else {})
     return [
-        *_supernet_work(params, costs.graph, levels, sizes),
-        _search_work(params, lowered, levels, sizes),
-        *(work for method in params.methods for work in _retrain_work(method, params, costs, limits, levels, sizes)),
+        *_supernet_work(params, costs.graph, grid, sizes),
+        _search_work(params, objective, grid, sizes),
+        *(work for method in params.methods for work in _retrain_work(method, params, costs, limits, grid, sizes)),
     ]
 
 
 def proxy_limits(params: Params, costs: Costs) -> dict[str, float]:
-    """The budgets in their resources' units. What bounds latency is left out where that is not known; if nothing else
-    is bounded, so many percent of the default network's MACs stand in for it, or (of milliseconds) all of them."""
+    """Returns the budgets in their resources' units, without latency if it has not been measured.
+
+    If only latency is limited and unknown, MACs replace it: the same share of the default network's, or all of them if
+    the budget is given in milliseconds.
+    """
     known = {name: b for name, b in params.budgets.items() if name != "latency" or costs.table is not None}
     if not known:
         budget = params.budgets["latency"]
@@ -81,79 +91,71 @@ def proxy_limits(params: Params, costs: Costs) -> dict[str, float]:
     return {name: budget.absolute(costs.of(costs.graph.default, name)) for name, budget in known.items()}
 
 
-def _supernet_work(
-    params: Params, graph: ChannelGraph, levels: Mapping[str, tuple[int, ...]], sizes: Sizes
-) -> list[Work]:
-    asked = params.supernet
-    steps, batch = training_steps(asked, sizes.train)
-    subnets = validated_subnets(graph, levels)
-    fixed = graph.macs(subnets["widest"]) + graph.macs(subnets["narrowest"])
-    drawn = asked.random_widths * expected_macs(graph, levels)
-    looked_at = min(VALIDATION_IMAGES, sizes.search)
-    chunk = even_chunk(looked_at, VALIDATION_CHUNK)
-    watched = tuple(subnets.values())
-    macs = sum(graph.macs(channels) for channels in watched)
-    looks = asked.epochs + 1  # after each epoch, and at the end
+def _supernet_work(params: Params, graph: ChannelGraph, grid: Grid, sizes: Sizes) -> list[Work]:
+    training = params.supernet
+    steps, batch = training_steps(training, sizes.train)
+    validated = validated_subnets(graph, grid)
+    always = graph.macs(grid.widest) + graph.macs(grid.narrowest)
+    drawn = training.random_widths * expected_macs(graph, grid)
+    images = min(VALIDATION_IMAGES, sizes.search)
+    chunk = even_chunk(images, VALIDATION_CHUNK)
+    configurations = tuple(validated.values())
+    macs = sum(graph.macs(channels) for channels in configurations)
+    passes = training.epochs + 1  # after each epoch, and at the end
     return [
-        Work("supernet: training", "supernet", steps, batch, batch, looked_at, fixed + drawn, watched),
-        Work("supernet: validation", "validation", looks, looked_at, chunk, looked_at - chunk, macs, watched),
+        Work("supernet: training", "supernet", steps, batch, batch, images, always + drawn, configurations),
+        Work("supernet: validation", "validation", passes, images, chunk, images - chunk, macs, configurations),
     ]
 
 
-def _search_work(params: Params, lowered: Objective, levels: Mapping[str, tuple[int, ...]], sizes: Sizes) -> Work:
+def _search_work(params: Params, objective: Objective, grid: Grid, sizes: Sizes) -> Work:
     images = min(params.search.images, sizes.search)
     chunk = even_chunk(images, params.search.chunk)
-    graph = lowered.costs.graph
+    graph = objective.costs.graph
     scored, macs, typical = expected_search(
-        graph, levels, lowered.cost, lowered.stop(params.search.stop, graph.default)
+        graph, grid, objective.cost, objective.stop(params.search.stop, graph.default)
     )
     return Work("search", "search", scored, images, chunk, images - chunk, macs, (typical,))
 
 
 def _retrain_work(
-    method: str,
-    params: Params,
-    costs: Costs,
-    limits: Mapping[str, float],
-    levels: Mapping[str, tuple[int, ...]],
-    sizes: Sizes,
+    method: str, params: Params, costs: Costs, limits: Mapping[str, float], grid: Grid, sizes: Sizes
 ) -> list[Work]:
-    """For autoslim with the uniform network at the budget, for that one's own is not known yet."""
-    widest, narrowest = ({name: options[end] for name, options in levels.items()} for end in (0, -1))
-    stand_in = "uniform" if method == "autoslim" else method
-    channels = allocate(stand_in, costs, [widest], limits, params.supernet.grid.divisor, narrowest)
-    asked, seeds, macs = params.retrain, len(params.retrain.seeds), costs.graph.macs(channels)
-    steps, batch = training_steps(asked, sizes.train)
+    """For autoslim the uniform network at the budget is used, because autoslim's own is not known yet."""
+    proxy = "uniform" if method == "autoslim" else method
+    channels = allocate(proxy, costs, [grid.widest], limits, params.supernet.grid.divisor, grid.narrowest)
+    training, seeds, macs = params.retrain, len(params.retrain.seeds), costs.graph.macs(channels)
+    steps, batch = training_steps(training, sizes.train)
     work = [Work(f"retrain {method}: training", "retrain", seeds * steps, batch, batch, 0, macs, (channels,))]
-    looks = [(f"retrain {method}: validation", seeds * asked.epochs, sizes.search)]
+    evaluations = [(f"retrain {method}: validation", seeds * training.epochs, sizes.search)]
     if sizes.test is not None:
-        looks.append((f"report {method}", seeds, sizes.test))
-    for name, passes, images in looks:
+        evaluations.append((f"report {method}", seeds, sizes.test))
+    for name, passes, images in evaluations:
         at_once = min(images, EVALUATION_BATCH)
         work.append(Work(name, "evaluation", passes, images, at_once, 0, macs, (channels,)))
     return work
 
 
 def training_steps(training: Training, images: int) -> tuple[int, int]:
-    """Steps of a training on so many images, and the images of each (``engine.data.batches_per_epoch``)."""
+    """Returns the steps of a training on ``images`` images, and the images of each step (see ``batches_per_epoch``)."""
     return training.epochs * max(1, images // training.batch_size), min(images, training.batch_size)
 
 
-def expected_macs(graph: ChannelGraph, levels: Mapping[str, Sequence[int]]) -> float:
-    """The mean multiply-adds of a configuration drawn group by group, each level equally likely: exact.
+def expected_macs(graph: ChannelGraph, grid: Mapping[str, Sequence[int]]) -> float:
+    """Returns the exact mean MACs of a configuration whose groups are drawn independently and uniformly from the grid.
 
-    A layer's MACs are a product of two sizes, so the first two moments of a group's levels are enough.
+    The MACs of a layer are a product of two sizes, so the first two moments of each group's numbers suffice.
     """
 
     def mean(segment: Segment) -> float:
         if segment.group is None:
             return segment.count
-        return fmean(segment.size({segment.group: level}) for level in levels[segment.group])
+        return fmean(segment.size({segment.group: level}) for level in grid[segment.group])
 
     def mean_product(a: Segment, b: Segment) -> float:
         if a.group is None or a.group != b.group:  # groups are drawn independently
             return mean(a) * mean(b)
-        sizes = ({a.group: level} for level in levels[a.group])
+        sizes = ({a.group: level} for level in grid[a.group])
         return fmean(a.size(size) * b.size(size) for size in sizes)
 
     def macs(layer: Layer) -> float:
@@ -164,35 +166,38 @@ def expected_macs(graph: ChannelGraph, levels: Mapping[str, Sequence[int]]) -> f
 
 
 def expected_search(
-    graph: ChannelGraph, levels: Mapping[str, Sequence[int]], cost: Cost, stop: float
+    graph: ChannelGraph, grid: Mapping[str, Sequence[int]], cost: Cost, stop: float
 ) -> tuple[int, float, Channels]:
-    """How many configurations a search down to a cost scores, their mean MACs, and one on its way of about so many.
+    """Estimates how many configurations a search down to the cost ``stop`` scores.
 
-    It is an estimate, of a search that slims all groups evenly: the path depends on the scores.
+    The estimate assumes that all groups are slimmed evenly; the real path depends on the scores.
+
+    Returns:
+        The number of configurations, their mean MACs, and one of them with about so many MACs.
     """
-    path = even_path(levels, cost, stop)
-    macs = [graph.macs(path[0]), *(graph.macs(c) for passed in path[:-1] for c in candidates(levels, passed).values())]
+    path = even_path(grid, cost, stop)
+    macs = [graph.macs(path[0]), *(graph.macs(c) for passed in path[:-1] for c in candidates(grid, passed).values())]
     mean = fmean(macs)
     return len(macs), mean, min(path, key=lambda channels: abs(graph.macs(channels) - mean))
 
 
-def even_path(levels: Mapping[str, Sequence[int]], cost: Cost, stop: float) -> list[Channels]:
-    """The configurations that a search passes which always slims the group that keeps the largest share of its levels.
+def even_path(grid: Mapping[str, Sequence[int]], cost: Cost, stop: float) -> list[Channels]:
+    """Returns the configurations of a search that always slims the group with the largest share of its steps left.
 
-    To the smallest budget of the paper's families it has as many steps as the authors' lists lie below the widest,
-    within 15 %.
+    Down to the smallest budget of the paper's families it has, within 15 %, as many steps as the authors' lists are
+    below the widest configuration.
     """
-    path = [{name: options[0] for name, options in levels.items()}]
-    while cost(path[-1]) > stop and (slimmer := candidates(levels, path[-1])):
+    grid = Grid(grid)
+    path = [grid.widest]
+    while cost(path[-1]) > stop and (slimmer := candidates(grid, path[-1])):
 
-        def kept(name: str) -> float:
-            return 1 - levels[name].index(path[-1][name]) / len(levels[name])
+        def remaining(name: str) -> float:
+            return 1 - grid[name].index(path[-1][name]) / len(grid[name])
 
-        path.append(slimmer[max(slimmer, key=kept)])
+        path.append(slimmer[max(slimmer, key=remaining)])
     return path
 
 
-def candidates(levels: Mapping[str, Sequence[int]], channels: Channels) -> dict[str, Channels]:
-    """Group -> the configuration with one level less of it, for each group that has one."""
-    lower = {name: levels[name].index(count) + 1 for name, count in channels.items()}
-    return {name: channels | {name: levels[name][at]} for name, at in lower.items() if at < len(levels[name])}
+def candidates(grid: Mapping[str, Sequence[int]], channels: Channels) -> dict[str, Channels]:
+    """Returns group -> ``channels`` with one step less of that group, for each group that has one."""
+    return {name: channels | {name: count} for name, count in Grid(grid).narrower(channels).items()}

@@ -1,18 +1,15 @@
-"""A stage in several processes: started here for the devices of this node, or from outside by torchrun or srun."""
+"""Runs a stage in several processes, started by ``launch`` on this node or by torchrun on several."""
 
 import contextlib
 import importlib
-import json
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from autoslim.distributed.ranks import LostRankError, current_world, world_from_environment
 from autoslim.errors import UserError
@@ -20,42 +17,46 @@ from autoslim.pipeline.assembly import run_context
 from autoslim.pipeline.params import Runtime
 from autoslim.training.device import RunContext
 
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-_REPORT = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for what ended a process
 
 
 def rank_count(runtime: Runtime) -> int:
-    """How many processes ``runtime.processes`` asks for on this node.
+    """The number of processes on this node according to ``runtime.processes``.
 
     Raises:
-        UserError: there are not as many CUDA devices, or the device named is a single one.
+        UserError: there are fewer CUDA devices, or ``runtime.device`` names a single one.
     """
     import torch
 
-    asked, device = runtime.processes, runtime.device
+    count, device = runtime.processes, runtime.device
     visible = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    if asked == "auto":
+    if count == "auto":
         return max(1, visible)
-    if asked > 1 and device not in ("auto", "cuda", "cpu"):
+    if count > 1 and device not in ("auto", "cuda", "cpu"):
         raise UserError(
-            f"runtime.processes is {asked}, but runtime.device {device!r} is one device; set runtime.device to cuda "
+            f"runtime.processes is {count}, but runtime.device {device!r} is one device; set runtime.device to cuda "
             "or cpu, or runtime.processes to 1"
         )
-    if visible and asked > visible:
+    if visible and count > visible:
         raise UserError(
-            f"runtime.processes is {asked}, but {visible} CUDA devices are visible; set runtime.processes to auto, or "
+            f"runtime.processes is {count}, but {visible} CUDA devices are visible; set runtime.processes to auto, or "
             "runtime.device to cpu"
         )
-    return asked
+    return count
 
 
 def launch(runtime: Runtime, stage: str, *arguments: str) -> bool:
-    """Runs a stage in as many processes as are asked for and waits for them, or gives False: run it here.
+    """Runs a stage in as many processes as ``runtime`` sets, and waits for them.
 
-    That is where one is asked for, or this process is one of several already.
+    Returns:
+        False where the caller must run the stage itself: a single process is set, or this process is already one of
+        several.
 
     Raises:
-        UserError: one of them failed, for the reason it told; the others were stopped.
+        UserError: a process failed; the message is its error. The others were stopped.
     """
     if world_from_environment(os.environ) is not None:
         return False
@@ -66,7 +67,7 @@ def launch(runtime: Runtime, stage: str, *arguments: str) -> bool:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of the processes: a lost one gives a page of warnings
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank logs a page of warnings
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -75,11 +76,11 @@ def launch(runtime: Runtime, stage: str, *arguments: str) -> bool:
         rdzv_endpoint="localhost:0",
         run_id=f"autoslim-{os.getpid()}",
         max_restarts=0,
-        local_addr="localhost",  # a machine's own name does not always resolve
+        local_addr="localhost",  # the host's own name does not always resolve
     )
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-    logged = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # what failed is told here, once
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # the launcher would log the error that is raised below
     try:
         elastic_launch(config, sys.executable)("-P", "-m", "autoslim.pipeline.launch", stage, *arguments)
     except ChildFailedError as error:
@@ -87,67 +88,87 @@ def launch(runtime: Runtime, stage: str, *arguments: str) -> bool:
     except SignalException:
         raise KeyboardInterrupt from None
     finally:
-        logging.disable(logged)
+        logging.disable(disabled)
         for number, handler in handlers.items():
-            with contextlib.suppress(ValueError):  # not in the main thread: the launcher changed none either
+            with contextlib.suppress(ValueError):  # not in the main thread: the launcher set no handlers
                 signal.signal(number, handler)
     return True
 
 
 @contextlib.contextmanager
 def distributed_context(runtime: Runtime) -> Iterator[RunContext]:
-    """The machine of ``machine``, together with the other processes of this run; the first one alone speaks."""
+    """The run context of this process within the run's process group. Only rank 0 prints."""
     world = current_world()
     context = run_context(runtime, world)
     with contextlib.ExitStack() as stack:
         stack.enter_context(world.process_group(context.device))
         if not world.is_rank_zero:
-            silence = stack.enter_context(open(os.devnull, "w"))
-            stack.enter_context(contextlib.redirect_stdout(silence))
-            stack.enter_context(contextlib.redirect_stderr(silence))
+            null = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(null))
+            stack.enter_context(contextlib.redirect_stderr(null))
         yield context
 
 
-def _reason(failures: Any, count: int) -> str:
-    """Of all that ended, what ended first of itself: the others only lost it."""
-    told = sorted(failures, key=lambda f: (f.error_file_data.get("kind") == "lost", f.timestamp, f.local_rank))[0]
-    kind = told.error_file_data.get("kind")
-    if kind in ("mistake", "lost"):
-        return str(told.message)
-    if kind == "defect":
-        print(told.message, file=sys.stderr, end="")
-        how = "failed as told above"
-    elif told.exitcode < 0:
-        how = f"was killed ({told.signal_name()})"
+def _reason(failures: Iterable["ProcessFailure"], count: int) -> str:
+    """What the user is to read of all ranks that ended: the first error that is not merely a lost connection."""
+    failure = min(failures, key=lambda f: (_recorded(f, LostRankError) is not None, f.timestamp, f.local_rank))
+    for kind in (UserError, LostRankError):
+        if (text := _recorded(failure, kind)) is not None:
+            return text
+    recorded = failure.error_file_data.get("message")
+    if isinstance(recorded, dict):
+        print(recorded["extraInfo"]["py_callstack"], file=sys.stderr, end="")
+        how = "failed with the error above"
+    elif failure.exitcode < 0:
+        how = f"was killed ({failure.signal_name()})"
     else:
-        how = f"ended with exit code {told.exitcode}"
+        how = f"ended with exit code {failure.exitcode}"
     return (
-        f"process {told.local_rank} of {count} {how}, and the others were stopped; run it again to go on from the last "
-        "checkpoint"
+        f"rank {failure.local_rank} of {count} {how}, and the others were stopped; run it again to continue from the "
+        "last checkpoint"
     )
 
 
-def _work(stage: str, arguments: Sequence[str]) -> None:
-    """One process of those that ``launched`` starts; what ends it is written down for the one that waits."""
-    if os.environ["RANK"] == "0":  # it tracks, and its run is to end as killed; the others need no notice
+def _recorded(failure: "ProcessFailure", kind: type[Exception]) -> str | None:
+    """The text of the exception that torch's ``@record`` wrote for a rank; None if there is none of this class."""
+    recorded = failure.error_file_data.get("message")
+    if not isinstance(recorded, dict):  # no error file: the process was killed, or called os._exit
+        return None
+    text: str = recorded["message"].removeprefix(f"{kind.__name__}: ")
+    # The record has the bare name, which torch._dynamo's UserError shares; the traceback's last line has the module.
+    last = f"{kind.__module__}.{kind.__qualname__}: {text}\n"
+    return text if recorded["extraInfo"]["py_callstack"].endswith(last) else None
+
+
+def _main(stage: str, arguments: Sequence[str]) -> None:
+    """The entry point of the processes that ``launch`` starts. The parent process reports their errors."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    if os.environ["RANK"] == "0":  # it tracks, and MLflow must record a run that is stopped as killed
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
     sys.argv = [f"{stage}.py", *arguments]
+    try:
+        record(_run)(stage, arguments)
+    except Exception:
+        sys.exit(1)  # the parent prints what was recorded, so that it is printed once
+
+
+def _run(stage: str, arguments: Sequence[str]) -> None:
     try:
         importlib.import_module(f"autoslim.pipeline.{stage}").run(*arguments)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would be told as a defect of what is ending
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM would be reported as a defect
         sys.exit(130)
-    except LostRankError as error:
-        _report("lost", str(error))
-    except UserError as error:
-        _report("mistake", str(error))
-    except Exception:
-        _report("defect", traceback.format_exc())
+    except Exception as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the error file is written whole
+        if isinstance(error, UserError) and not isinstance(error, LostRankError):
+            raise UserError(str(error)) from error  # a subclass too: the parent reads the class from the traceback
+        raise
 
 
-def _end_with(parent: int) -> None:
-    """Whoever kills the process that waits means the run: nobody else would end this one."""
+def _stop_with_parent(parent: int) -> None:
+    """Ends this process when the parent process has ended: a killed parent cannot stop its workers."""
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -155,12 +176,5 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _report(kind: str, message: str) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    report = {"kind": kind, "message": message, "timestamp": int(time.time())}
-    Path(os.environ[_REPORT]).write_text(json.dumps(report))
-    sys.exit(1)
-
-
 if __name__ == "__main__":
-    _work(sys.argv[1], sys.argv[2:])
+    _main(sys.argv[1], sys.argv[2:])

@@ -6,25 +6,22 @@ from autoslim.data.prepare import check_source, prepare
 from autoslim.pipeline.checks import check_model, check_pipeline
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, repository_root
-from autoslim.pipeline.tracking import tracked
+from autoslim.pipeline.tracking import tracked_stage
 from autoslim.training.progress import progress_over
 
 
 def run() -> None:
-    """Splits the data into train, search and test, and checks every parameter of the pipeline against it."""
+    """Prepares the data, and checks every parameter of the pipeline against them.
+
+    Raises:
+        UserError: a parameter is wrong, or the data cannot be loaded.
+    """
     params = load_params()
     data = params.data
     root = repository_root()
     check_source(data.source, relative_to=root)
     check_model(params.model)
-    with tracked(
-        "prepare",
-        run_name=f"prepare {data.source}",
-        params={"data": data.model_dump()},
-        tags={"source": data.source},
-        enabled=params.tracking.enabled,
-        experiment=params.tracking.experiment,
-    ) as tracker:
+    with tracked_stage(params, "prepare", run_name=f"prepare {data.source}", sections=["data"]) as tracker:
         info = prepare(
             data.source,
             PREPARED,

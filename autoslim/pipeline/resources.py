@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from autoslim.data.prepared import read_info
-from autoslim.pipeline.assembly import span, traced_network
+from autoslim.pipeline.assembly import grid_spec, traced_network
 from autoslim.pipeline.checks import check_kernels, check_reach, check_reliable, check_runs, check_table
 from autoslim.pipeline.costs import latency_target, measured_table, objective, read_table
 from autoslim.pipeline.params import load_params
@@ -14,18 +14,22 @@ from autoslim.training.checkpoints import write_json
 
 
 def run() -> None:
-    """Measures latency where it is bounded, and sees that the budget is within reach before anything is trained."""
+    """Measures latency if the budget limits it, and checks that the budget can be reached before anything is trained.
+
+    Raises:
+        UserError: a parameter is wrong, the budget cannot be reached, or the latency table is not reliable.
+    """
     params = load_params()
     network, graph = traced_network(params.model, read_info(PREPARED))
     check_reach(params, graph)
-    target = latency_target(params.latency)  # which the report measures on, whatever the budget bounds
+    target = latency_target(params.latency)  # the report measures on it, whatever the budget limits
     table = None
     if params.latency.table is not None or "latency" not in params.budgets:
         check_runs(network, graph, target)
     if params.latency.table is not None:
         check_table(params.latency.table)
         table = read_table(Path(params.latency.table))
-        check_kernels(table, network, graph, span(params.supernet).grid(graph))
+        check_kernels(table, network, graph, graph.grid(grid_spec(params.supernet)))
     elif "latency" in params.budgets:
         table = measured_table(params, network, graph)
         check_reliable(table)
@@ -33,7 +37,9 @@ def run() -> None:
     if table is not None:
         print(f"resources: {table.summary()}", file=sys.stderr)
     check_reach(params, graph, table)
-    lowered = objective(params, costs)
+    chosen = objective(params, costs)
     write_json(RESOURCES / "latency.json", {} if table is None else table.to_dict())
-    write_json(RESOURCES / "objective.json", {"resource": lowered.resource, "limits": dict(lowered.limits)})
-    write_json(RESOURCES / "reach.json", {"within_reach": True})  # the supernet waits for it, and never changes with it
+    write_json(RESOURCES / "objective.json", {"resource": chosen.resource, "limits": dict(chosen.limits)})
+    write_json(
+        RESOURCES / "reach.json", {"within_reach": True}
+    )  # the supernet depends on it; its content never changes

@@ -1,23 +1,36 @@
 """Stage ``supernet``: trains the weights that all subnets share."""
 
 import sys
+from dataclasses import fields
 
 from autoslim.data.prepared import PreparedData
 from autoslim.distributed.ranks import current_world
 from autoslim.models.pretrained import weights_file
-from autoslim.pipeline.assembly import checkpoints, initial_network, inputs, recipe, span, traced_network
+from autoslim.pipeline.assembly import (
+    checkpoints,
+    grid_spec,
+    initial_network,
+    inputs,
+    recipe,
+    traced_network,
+)
 from autoslim.pipeline.checks import check_model, check_reach, check_smoothing
 from autoslim.pipeline.launch import distributed_context, launch
-from autoslim.pipeline.params import load_params
+from autoslim.pipeline.params import SupernetParams, load_params
 from autoslim.pipeline.project import PREPARED, SUPERNET, repository_root
-from autoslim.pipeline.tracking import fingerprint, tracked
+from autoslim.pipeline.tracking import fingerprint, tracked_stage
+from autoslim.supernet.sandwich import Sandwich
 from autoslim.supernet.train import train_supernet
 from autoslim.training.checkpoints import write_json
 from autoslim.training.loop import write_rows
 
 
 def run() -> None:
-    """Trains the supernet by the sandwich rule with in-place distillation."""
+    """Trains the supernet by the sandwich rule with in-place distillation.
+
+    Raises:
+        UserError: a parameter is wrong, an earlier stage has not run, or training diverges.
+    """
     params = load_params()
     check_model(params.model)
     data = PreparedData.open(PREPARED, relative_to=repository_root())
@@ -26,40 +39,40 @@ def run() -> None:
     check_reach(params, graph)
     if launch(params.runtime, "supernet"):
         return
-    start, told = initial_network(params.model, params.supernet, network, graph)
-    if told and current_world().is_rank_zero:
-        print(f"supernet: {told}", file=sys.stderr)
+    start, note = initial_network(params.model, params.supernet, network, graph)
+    if note and current_world().is_rank_zero:
+        print(f"supernet: {note}", file=sys.stderr)
     trained = weights_file(params.model.weights)
-    sections = {"model": params.model.model_dump(), "supernet": params.supernet.model_dump()}
-    kept = checkpoints("supernet", *inputs(params.model, PREPARED), *([trained] if trained else []), **sections)
+    state = checkpoints(
+        "supernet",
+        *inputs(params.model, PREPARED),
+        *([trained] if trained else []),
+        model=params.model.model_dump(),
+        supernet=params.supernet.model_dump(),
+    )
     with (
         distributed_context(params.runtime) as context,
-        context.world.entered_on_rank_zero(kept.lock()),
-        tracked(
+        context.world.entered_on_rank_zero(state.lock()),
+        tracked_stage(
+            params,
             "supernet",
             run_name=f"supernet {params.model.name.rpartition(':')[2]} x{params.supernet.width}",
-            params=sections | {"data": params.data.model_dump()},
-            tags={"source": params.data.source},
-            enabled=params.tracking.enabled and context.world.is_rank_zero,
-            experiment=params.tracking.experiment,
+            sections=["model", "supernet", "data"],
+            rank_zero=context.world.is_rank_zero,
         ) as tracker,
     ):
         rows, scores = train_supernet(
             start,
             graph,
             data,
-            span(params.supernet),
+            grid_spec(params.supernet),
             recipe(params.supernet),
             context,
+            sandwich=sandwich(params.supernet),
             trained=params.model.weights is not None,
-            random_widths=params.supernet.random_widths,
-            random_widths_per=params.supernet.random_widths_per,
-            widths_by_rank=params.supernet.widths_by_rank,
-            distillation=params.supernet.distillation,
-            seed=params.supernet.seed,
             name=params.model.name,
             folder=SUPERNET,
-            checkpoints=kept,
+            checkpoints=state,
             observe=lambda row: tracker.metrics(
                 {name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
             ),
@@ -74,4 +87,8 @@ def run() -> None:
         tracker.metrics({f"{which}.{name}": value for which, f in figures.items() for name, value in f.items()})
         tracker.tag("supernet", fingerprint(SUPERNET / "weights.safetensors"))
         tracker.artifact(SUPERNET / "supernet.json")
-        kept.clear()
+        state.clear()
+
+
+def sandwich(supernet: SupernetParams) -> Sandwich:
+    return Sandwich(**{field.name: getattr(supernet, field.name) for field in fields(Sandwich)})

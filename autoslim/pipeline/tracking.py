@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,6 +31,8 @@ from autoslim.pipeline.project import repository_root
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from torch import Tensor, nn
+
+    from autoslim.pipeline.params import Params
 
 
 _LONGEST_PARAM = 6000  # characters; MLflow's limits
@@ -200,6 +202,39 @@ def tracked(
         tracker.close(error)
         raise
     tracker.close()
+
+
+@contextmanager
+def tracked_stage(
+    params: Params,
+    stage: str,
+    *,
+    run_name: str,
+    sections: Sequence[str] = (),
+    details: Mapping[str, object] | None = None,
+    tags: Mapping[str, str] | None = None,
+    rank_zero: bool = True,
+) -> Iterator[Tracker]:
+    """``tracked`` for a stage of the pipeline, with the parameters that all stages share.
+
+    Args:
+        params: all parameters.
+        stage: the stage's name.
+        sections: sections of ``params`` that are logged as parameters.
+        details: further parameters.
+        tags: tags besides the data source.
+        rank_zero: whether this process is rank 0; others track nothing.
+    """
+    logged = {name: getattr(params, name).model_dump() for name in sections}
+    with tracked(
+        stage,
+        run_name=run_name,
+        params=logged | dict(details or {}),
+        tags={"source": params.data.source, **(tags or {})},
+        enabled=params.tracking.enabled and rank_zero,
+        experiment=params.tracking.experiment,
+    ) as tracker:
+        yield tracker
 
 
 def tracking_uri() -> str:

@@ -1,4 +1,4 @@
-"""The report's figures: trajectory, channel numbers and training curves."""
+"""Figures of the search's trajectory, the channels of each network and the training curves."""
 
 import csv
 import math
@@ -16,12 +16,12 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from autoslim.report.table import Result
 from autoslim.resources.budgets import TITLES, format_amount, format_named_amount
 
-_FIXED = {"autoslim": ("#D55E00", "o"), "uniform": ("#0072B2", "s")}
-_OTHERS = (("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
+_STYLE_OF = {"autoslim": ("#D55E00", "o"), "uniform": ("#0072B2", "s")}
+_OTHER_STYLES = (("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
 DEFAULT_COLOUR = "#DDDDDD"
 INK = "#333333"
 
-_STYLE = {
+_RC_PARAMS = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#888888",
     "axes.grid": True,
@@ -43,30 +43,30 @@ _STYLE = {
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Method -> its colour and its marker, from a palette that the colour-blind can tell apart (Okabe and Ito's).
+    """Returns the colour and marker of each method, from Okabe and Ito's palette for colour-blind readers.
 
-    The same in every picture of the same methods; ``autoslim`` and ``uniform`` look the same in all pictures.
+    Every figure of the same methods uses the same styles; ``autoslim`` and ``uniform`` have theirs in all figures.
     """
-    others = [method for method in methods if method not in _FIXED]
-    rest = {method: _OTHERS[number % len(_OTHERS)] for number, method in enumerate(others)}
-    return {method: _FIXED.get(method) or rest[method] for method in methods}
+    others = [method for method in methods if method not in _STYLE_OF]
+    style_of_other = {method: _OTHER_STYLES[index % len(_OTHER_STYLES)] for index, method in enumerate(others)}
+    return {method: _STYLE_OF.get(method) or style_of_other[method] for method in methods}
 
 
 def write_figure(path: Path, draw: Callable[[], Figure], dpi: int) -> Path:
-    """The figure that ``draw`` makes, as a PNG: the same bytes for the same figure, whatever the user's own style."""
-    with matplotlib.style.context(["default", _STYLE]):
+    """Writes the figure that ``draw`` returns as a PNG. Its bytes do not depend on the user's matplotlib settings."""
+    with matplotlib.style.context(["default", _RC_PARAMS]):
         path.parent.mkdir(parents=True, exist_ok=True)
         draw().savefig(path, dpi=dpi, format="png", metadata={"Software": None})
     return path
 
 
 Columns = Mapping[str, Sequence[float]]
-"""Column name -> its values, line by line; NaN where a cell is empty."""
+"""Column name -> values, one per row. An empty cell is NaN."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """A quantity over the seeds, epoch by epoch: its mean, and the lowest and the highest seed."""
+    """The mean, lowest and highest value of a quantity over the seeds, for each epoch."""
 
     epochs: list[float]
     mean: list[float]
@@ -75,7 +75,7 @@ class Band:
 
 
 def read_curves(path: Path) -> dict[str, list[float]]:
-    """The columns of a curves file. All of them hold numbers; an empty cell is NaN."""
+    """Reads the columns of ``curves.csv``. All values are numbers; an empty cell is NaN."""
     columns: dict[str, list[float]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -85,13 +85,13 @@ def read_curves(path: Path) -> dict[str, list[float]]:
 
 
 def last_by_seed(curves: Columns, quantity: str) -> dict[int, float]:
-    """Seed -> ``quantity`` at its last epoch."""
+    """Returns ``quantity`` at the last epoch of each seed."""
     seeds = (int(seed) for seed in curves["seed"])
-    return dict(zip(seeds, curves[quantity], strict=True))  # in the order of epochs: the last one stays
+    return dict(zip(seeds, curves[quantity], strict=True))  # rows are ordered by epoch: later ones overwrite
 
 
 def over_seeds(curves: Columns, quantity: str) -> Band:
-    """``quantity`` by epoch over the seeds that have it; an epoch in which none has it is left out."""
+    """Summarises ``quantity`` over the seeds for each epoch. Epochs without any value are left out."""
     by_epoch: dict[float, list[float]] = defaultdict(list)
     for epoch, value in zip(curves["epoch"], curves[quantity], strict=True):
         if not math.isnan(value):
@@ -109,12 +109,12 @@ def trajectory_figure(
     budgets: Mapping[str, float],
     dpi: int = 150,
 ) -> Path:
-    """Top-1 against a resource searched: the supernet's subnets on the search split, retrained networks on test.
+    """Plots top-1 against a resource: of subnets on the search split, and of retrained networks on the test split.
 
     Args:
-        trajectory: what ``trajectory.json`` holds.
-        resource: one that the trajectory has recorded.
-        budgets: as they are to be told -> in the resource's unit.
+        trajectory: the contents of ``trajectory.json``.
+        resource: a resource that the trajectory records.
+        budgets: label of each budget -> its value in the resource's unit.
     """
     steps = trajectory["steps"]
     default = trajectory["default"][resource]
@@ -125,19 +125,20 @@ def trajectory_figure(
         amounts = [step[resource] for step in steps]
         accuracies = [100 * (1 - step["error"]) for step in steps]
         marker = "." if len(steps) <= 80 else ""
-        axes.plot(amounts, accuracies, marker=marker, color="#555555", label="subnets of the supernet, search split")
+        axes.plot(amounts, accuracies, marker=marker, color="#555555", label="subnets of the supernet (search split)")
+        styles = method_styles([result.method for result in results])
         for result in results:
-            colour, shape = method_styles([r.method for r in results])[result.method]
+            colour, marker = styles[result.method]
             axes.errorbar(
                 result.costs[resource],
                 100 * result.mean,
                 yerr=None if result.std is None else 100 * result.std,
-                fmt=shape,
+                fmt=marker,
                 color=colour,
                 markersize=7,
                 capsize=4,
                 zorder=3,
-                label=f"{result.method} retrained, test split{_spread(result)}",
+                label=f"{result.method}, retrained (test split{_spread(result)})",
             )
         axes.set_xlim(left=0)
         axes.set_xlabel(TITLES[resource])
@@ -146,7 +147,7 @@ def trajectory_figure(
             FuncFormatter(lambda amount, _: format_amount(amount, resource) if amount else "0")
         )
         axes.legend(loc="best")
-        lines = [(f"budget {text}", limit, "--") for text, limit in budgets.items()]
+        lines = [(f"budget {label}", limit, "--") for label, limit in budgets.items()]
         _mark(axes, [*lines, (f"default {format_named_amount(default, resource)}", default, ":")])
         return figure
 
@@ -154,16 +155,16 @@ def trajectory_figure(
 
 
 def channels_figure(
-    path: Path, default: Mapping[str, int], found: Mapping[str, Mapping[str, int]], dpi: int = 150
+    path: Path, default: Mapping[str, int], configurations: Mapping[str, Mapping[str, int]], dpi: int = 150
 ) -> Path:
-    """Channels of each group, from the input (top) to the output, and their share of the default network's.
+    """Plots the channels of each group, absolute and relative to the default network, from input (top) to output.
 
     Args:
-        default: group -> channels of the default network; its order is the picture's.
-        found: method -> the configuration it gives.
+        default: group -> channels of the default network. The figure has the groups in this order.
+        configurations: method -> its channel configuration.
     """
     groups = list(default)
-    look = method_styles(list(found))
+    styles = method_styles(list(configurations))
 
     def draw() -> Figure:
         figure = Figure(figsize=(9.5, 1.3 + 0.27 * len(groups)), layout="constrained")
@@ -171,15 +172,15 @@ def channels_figure(
         rows = range(len(groups))
         bars.barh(rows, [default[group] for group in groups], height=0.84, color=DEFAULT_COLOUR, label="default")
         end = _column(shares, 0, "default", default.values(), INK)
-        height = 0.7 / len(found)
-        for index, (method, channels) in enumerate(found.items()):
-            offsets = [row + (index - (len(found) - 1) / 2) * height for row in rows]
-            colour, shape = look[method]
-            own = [channels[group] for group in groups]
-            bars.barh(offsets, own, height=height, color=colour, label=method)
-            percent = [100 * number / default[group] for group, number in zip(groups, own, strict=True)]
-            shares.plot(percent, offsets, linestyle="", marker=shape, color=colour, markersize=4.5)
-            end = _column(shares, end, method, own, colour)
+        height = 0.7 / len(configurations)
+        for index, (method, channels) in enumerate(configurations.items()):
+            offsets = [row + (index - (len(configurations) - 1) / 2) * height for row in rows]
+            colour, marker = styles[method]
+            counts = [channels[group] for group in groups]
+            bars.barh(offsets, counts, height=height, color=colour, label=method)
+            percent = [100 * count / default[group] for group, count in zip(groups, counts, strict=True)]
+            shares.plot(percent, offsets, linestyle="", marker=marker, color=colour, markersize=4.5)
+            end = _column(shares, end, method, counts, colour)
         shares.axvline(100, color=INK, linewidth=1, linestyle=":", zorder=1)
         shares.set_xlim(left=0)
         bars.set_ylim(len(groups) - 0.4, -0.6)
@@ -188,19 +189,19 @@ def channels_figure(
         for axes in (bars, shares):
             axes.tick_params(axis="y", length=0)
         bars.set_xlabel("channels")
-        shares.set_xlabel("share of the default's channels (%)")
-        figure.legend(loc="outside upper left", ncols=1 + len(found))
+        shares.set_xlabel("channels relative to the default network (%)")
+        figure.legend(loc="outside upper left", ncols=1 + len(configurations))
         return figure
 
     return write_figure(path, draw, dpi)
 
 
 def curves_figure(path: Path, supernet: Columns, retrained: Mapping[str, Columns], dpi: int = 150) -> Path:
-    """Top-1 on the search split by epoch: of the supernet's widest, default and narrowest, and of each method's seeds.
+    """Plots top-1 on the search split by epoch, for three subnets of the supernet and for the retrained networks.
 
     Args:
-        supernet: the columns of the supernet's ``curves.csv``.
-        retrained: method -> the columns of its ``curves.csv``.
+        supernet: columns of the supernet's ``curves.csv``. The widest, default and narrowest subnet are drawn.
+        retrained: method -> columns of its ``curves.csv``. The mean over seeds is drawn, with the range as a band.
     """
 
     def draw() -> Figure:
@@ -217,7 +218,8 @@ def curves_figure(path: Path, supernet: Columns, retrained: Mapping[str, Columns
             )
         left.set_title("supernet")
         seeds = {seed for columns in retrained.values() for seed in columns["seed"]}
-        right.set_title("retrained" + (f": mean, lowest and highest of {len(seeds)} seeds" if len(seeds) > 1 else ""))
+        spread = f": mean and range over {len(seeds)} seeds" if len(seeds) > 1 else ""
+        right.set_title(f"retrained networks{spread}")
         for axes in (left, right):
             axes.set_xlabel("epoch")
             axes.set_ylabel("top-1 on the search split (%)")
@@ -229,14 +231,17 @@ def curves_figure(path: Path, supernet: Columns, retrained: Mapping[str, Columns
 
 
 def _mark(axes: Axes, marks: Sequence[tuple[str, float, str]]) -> None:
-    """Vertical lines (name, place, style), named above the axes; names that would touch stand one above another."""
+    """Draws vertical lines, given as (label, x, line style), with labels above the axes.
+
+    Labels that would overlap are stacked.
+    """
     figure = axes.get_figure(root=True)
     assert figure is not None
-    ends: list[float] = []  # where each row of names ends, in pixels, from the axes upwards
-    for name, amount, line in sorted(marks, key=lambda mark: mark[1]):
+    ends: list[float] = []  # right end of each row of labels in pixels, lowest row first
+    for label, amount, line in sorted(marks, key=lambda mark: mark[1]):
         axes.axvline(amount, color=INK, linestyle=line, linewidth=1, zorder=1)
         text = axes.annotate(
-            name,
+            label,
             (amount, 1),
             (0, 3),
             xycoords=axes.get_xaxis_transform(),
@@ -246,17 +251,20 @@ def _mark(axes: Axes, marks: Sequence[tuple[str, float, str]]) -> None:
         )
         figure.draw_without_rendering()
         box = text.get_window_extent()
-        row = next((number for number, end in enumerate(ends) if end < box.x0), len(ends))
+        row = next((index for index, end in enumerate(ends) if end < box.x0), len(ends))
         ends[row : row + 1] = [box.x1 + figure.dpi / 10]
         text.xyann = (0, 3 + 13 * row)  # points
 
 
 def _column(axes: Axes, end: float, name: str, values: Iterable[int], colour: str) -> float:
-    """Numbers beside the axes, a row each, under a name; from ``end`` on, in points. Returns where the column ends."""
+    """Writes a column of numbers to the right of the axes, one per row, under a heading.
+
+    The column starts ``end`` points to the right of the axes. Returns its right end in points.
+    """
     end += 6.0 * max(4, len(name)) + 6
     for row, value in enumerate(values):
-        at = (1, row), (end, 0), axes.get_yaxis_transform()
-        axes.annotate(str(value), *at, textcoords="offset points", ha="right", va="center", color=colour)
+        position = (1, row), (end, 0), axes.get_yaxis_transform()
+        axes.annotate(str(value), *position, textcoords="offset points", ha="right", va="center", color=colour)
     axes.annotate(name, (1, 1), (end, 2), "axes fraction", "offset points", ha="right", va="bottom", color=colour)
     return end
 
@@ -266,4 +274,4 @@ def _percent(fractions: Sequence[float]) -> list[float]:
 
 
 def _spread(result: Result) -> str:
-    return "" if result.std is None else f", mean ± std of {len(result.top1)} seeds"
+    return "" if result.std is None else f", mean ± std over {len(result.top1)} seeds"

@@ -1,4 +1,4 @@
-"""Figures of latency and memory, predicted and measured."""
+"""Figures of predicted and measured latency and memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from autoslim.report.table import Result
 from autoslim.resources.budgets import format_amount
 from autoslim.resources.latency.table import LatencyTable, Target
 
-_OPEN: dict[str, Any] = {
+_PREDICTED_STYLE: dict[str, Any] = {
     "linestyle": "",
     "marker": "D",
     "markersize": 6,
@@ -26,11 +26,11 @@ _OPEN: dict[str, Any] = {
 
 
 def prediction_figure(path: Path, table: LatencyTable, results: Sequence[Result] = (), dpi: int = 150) -> Path:
-    """Predicted against measured latency of the table's random networks and, marked, of the methods'.
+    """Plots predicted against measured latency for the table's random networks and for the methods' networks.
 
     Args:
-        table: one that has been checked.
-        results: of which those are marked whose latency is predicted and measured: on the table's target.
+        table: a table with a check.
+        results: those with both a predicted and a measured latency are drawn. Both have to be of the table's target.
     """
 
     def draw() -> Figure:
@@ -44,108 +44,106 @@ def prediction_figure(path: Path, table: LatencyTable, results: Sequence[Result]
 def resources_figure(
     path: Path, results: Sequence[Result], table: LatencyTable | None, target: Target, dpi: int = 150
 ) -> Path:
-    """Each method's latency and memory, measured and predicted; and how good a latency table's predictions are.
+    """Plots the measured and predicted latency and memory of each method, and the accuracy of a latency table.
 
     Args:
-        table: what latency was predicted from, if it was.
-        target: what the results' latency was measured on; where the table is of another one, its predictions are of
-            another thing, which is told, and the methods are not marked among its random networks.
+        table: the table that latency was predicted from, if any.
+        target: what the results' latency was measured on. If the table is of another target, the legend states so, and
+            the methods are not drawn among the table's random networks.
     """
     checked = table is not None and table.check is not None
-    same = table is not None and table.target == target
+    same_target = table is not None and table.target == target
 
     def draw() -> Figure:
         height = max(1.6 + 0.5 * len(results), 3.9 if checked else 0)
         figure = Figure(figsize=(13.0 if checked else 9.0, height), layout="constrained")
         panels = figure.subplots(1, 3 if checked else 2, width_ratios=(4, 4, 3.6) if checked else (1, 1))
-        times, sizes = panels[0], panels[1]
-        _bars(times, results, "latency")
-        _bars(sizes, results, "memory")
-        sizes.set_yticklabels([])
+        latency, memory = panels[0], panels[1]
+        _bars(latency, results, "latency")
+        _bars(memory, results, "memory")
+        memory.set_yticklabels([])
         images = "one image" if target.batch == 1 else f"{target.batch} images"
-        times.set_title(f"latency of a forward pass, {images}")
-        sizes.set_title("memory at the peak, one image")
+        latency.set_title(f"latency of a forward pass, {images}")
+        memory.set_title("peak memory, one image")
+        elsewhere = "" if same_target or table is None else " (latency on another target)"
         handles = [
-            Patch(color="#999999", label="measured; of latency the median and quartiles"),
-            Line2D([], [], **_OPEN, label=f"predicted{'' if same or table is None else ', latency on another target'}"),
+            Patch(color="#999999", label="measured (latency: median and quartiles)"),
+            Line2D([], [], **_PREDICTED_STYLE, label=f"predicted{elsewhere}"),
         ]
         figure.legend(handles=handles, loc="outside lower left", ncols=2)
         if table is not None and checked:
-            _scatter(panels[2], table, results if same else (), named=False)
+            _scatter(panels[2], table, results if same_target else (), named=False)
         return figure
 
     return write_figure(path, draw, dpi)
 
 
 def _bars(axes: Axes, results: Sequence[Result], resource: str) -> None:
-    """A row for each result: a bar and quartiles as measured, an open mark as predicted, and both in figures."""
-    look = method_styles([result.method for result in results])
+    """Draws a row per result: a bar with quartiles for the measured value, an open marker for the predicted one."""
+    styles = method_styles([result.method for result in results])
     for row, result in enumerate(results):
-        told, end = [], 0.0
+        labels, end = [], 0.0
         if (measured := result.measured) is not None:
             amount = end = float(getattr(measured, resource))
-            axes.barh(row, amount, height=0.5, color=look[result.method][0], alpha=0.85)
-            told.append(format_amount(amount, resource))
+            axes.barh(row, amount, height=0.5, color=styles[result.method][0], alpha=0.85)
+            labels.append(format_amount(amount, resource))
             if resource == "latency":
                 whiskers = [[amount - measured.latency_low], [measured.latency_high - amount]]
                 axes.errorbar(amount, row, xerr=whiskers, fmt="none", ecolor=INK, capsize=4, linewidth=1.2)
                 end = measured.latency_high
         if resource in result.costs:
             amount = result.costs[resource]
-            axes.plot(amount, row + 0.17, **_OPEN, zorder=3)  # beside the whiskers
-            told.append(f"predicted {format_amount(amount, resource)}")
+            axes.plot(amount, row + 0.17, **_PREDICTED_STYLE, zorder=3)  # does not cover the whiskers
+            labels.append(f"predicted {format_amount(amount, resource)}")
             end = max(end, amount)
-        axes.annotate(", ".join(told), (end, row), (9, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(", ".join(labels), (end, row), (9, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(results)), [result.method.replace("/", "/\n") for result in results])
     axes.set_ylim(len(results) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     predicted = any(resource in result.costs for result in results)
-    axes.set_xlim(left=0, right=axes.get_xlim()[1] * (1.8 if predicted else 1.2))  # room for the figures
+    axes.set_xlim(left=0, right=axes.get_xlim()[1] * (1.8 if predicted else 1.2))  # room for the labels
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(_amounts(resource))
 
 
 def _scatter(axes: Axes, table: LatencyTable, results: Sequence[Result], *, named: bool = True) -> None:
-    """``named``: the legend has the methods; else other panels tell whose a colour is."""
+    """Plots predicted against measured latency. Without ``named``, the legend leaves out the methods."""
     check = table.check
     assert check is not None
-    marked = {
+    latencies = {
         result.method: (result.measured.latency, result.costs["latency"])
         for result in results
         if result.measured is not None and "latency" in result.costs
     }
-    xs, ys = zip(*marked.values(), strict=True) if marked else ((), ())
-    seen = (*check.measured, *check.predicted, *xs, *ys)
-    room = 0.12 * (max(seen) - min(seen))
-    least, most = min(seen) - room, max(seen) + room
-    if least < most / 3:  # from zero, but not where a heap in the corner would be all there is to see
-        least = 0.0
-    axes.plot(
-        [least, most], [least, most], color=INK, linewidth=1, linestyle=":", zorder=1, label="predicted as measured"
-    )
+    values = [*check.measured, *check.predicted, *(ms for pair in latencies.values() for ms in pair)]
+    margin = 0.12 * (max(values) - min(values))
+    low, high = min(values) - margin, max(values) + margin
+    if low < high / 3:  # otherwise starting at zero would leave most of the panel empty
+        low = 0.0
+    axes.plot([low, high], [low, high], color=INK, linewidth=1, linestyle=":", zorder=1, label="predicted = measured")
     axes.plot(check.measured, check.predicted, ".", color="#777777", label=f"{len(check.measured)} random networks")
-    for method, (colour, shape) in method_styles([result.method for result in results]).items():
-        if method in marked:
+    for method, (colour, marker) in method_styles([result.method for result in results]).items():
+        if method in latencies:
             axes.plot(
-                *marked[method],
-                shape,
+                *latencies[method],
+                marker,
                 color=colour,
                 markersize=7,
                 linestyle="",
                 label=method if named else "_",
                 zorder=3,
             )
-    axes.set_xlim(least, most)
-    axes.set_ylim(least, most)
+    axes.set_xlim(low, high)
+    axes.set_ylim(low, high)
     axes.set_aspect("equal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5))
         axis.set_major_formatter(_amounts("latency"))
-    axes.set_xlabel("latency measured")
-    axes.set_ylabel("latency predicted")
+    axes.set_xlabel("measured latency")
+    axes.set_ylabel("predicted latency")
     axes.set_title(f"median error {check.median_error:.1%}, rank correlation {check.rank_correlation:.3f}")
-    axes.legend(loc="lower right").set_zorder(0.5)  # hides no network
+    axes.legend(loc="lower right").set_zorder(0.5)  # behind the points
 
 
 def _amounts(resource: str) -> FuncFormatter:

@@ -1,8 +1,8 @@
-"""The comparison: resources and top-1 on the test split of each method, and its gain over the baseline."""
+"""The comparison of the methods: resources, top-1 on the test split and the gain over the baseline, as tables."""
 
 import csv
 import io
-import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from statistics import fmean, stdev
@@ -14,22 +14,31 @@ from rich.table import Table
 from autoslim.errors import UserError
 from autoslim.models.released import released_method
 from autoslim.resources.budgets import TITLES, Budget, format_amount, format_budgets, format_named_amount
-from autoslim.resources.measure import Measured
+from autoslim.resources.measure import MeasuredCosts
 
 BASELINE = "uniform"
 SAME_COST = 0.05
+"""Released lists have a gain if their cost differs from the baseline's by at most this fraction."""
+
 LARGER = 0.03
+"""The caption names methods whose cost is above the baseline's by more than this fraction."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A method's retrained network: its costs by resource (latency as predicted, where there is a table), what was
-    measured of them and, seed by seed, its top-1 (a fraction in [0, 1]) on the test split and on the search split."""
+    """The retrained network of a method.
+
+    Attributes:
+        costs: resource -> amount. Latency is the predicted one and missing without a latency table.
+        top1: seed -> top-1 on the test split, a fraction in [0, 1].
+        measured: measured latency and memory.
+        search_top1: seed -> top-1 on the search split.
+    """
 
     method: str
     costs: Mapping[str, float]
     top1: Mapping[int, float]
-    measured: Measured | None = None
+    measured: MeasuredCosts | None = None
     search_top1: Mapping[int, float] = field(default_factory=dict)
 
     @property
@@ -38,13 +47,13 @@ class Result:
 
     @property
     def std(self) -> float | None:
-        """The sample standard deviation over seeds (divided by n - 1); None for one seed."""
+        """Sample standard deviation over seeds (divided by n - 1), or None for one seed."""
         return stdev(self.top1.values()) if len(self.top1) > 1 else None
 
 
 @dataclass(frozen=True)
 class Gain:
-    """How much more top-1 than the baseline (a fraction), with its 95 % interval where the seeds allow one."""
+    """Difference in top-1 to the baseline (a fraction), with its 95 % confidence interval if the seeds allow one."""
 
     top1: float
     interval: tuple[float, float] | None
@@ -52,9 +61,15 @@ class Gain:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results within budgets (resource -> as the user wrote it), and what these are in the resource's unit.
+    """The results of all methods.
 
-    ``resource`` is the one that decides whether a released list is comparable.
+    Attributes:
+        budgets: resource -> budget as the user wrote it.
+        resource: the resource that decides whether a released list is comparable.
+        limits: resource -> budget in the resource's unit.
+        gains: method -> gain over the baseline, for comparable methods.
+        predicted_on: the target that latency was predicted for, if it is not the one that latency was measured on.
+        from_supernet: whether all networks were fine-tuned from the supernet's weights.
     """
 
     budgets: Mapping[str, Budget]
@@ -62,21 +77,23 @@ class Comparison:
     limits: Mapping[str, float]
     results: tuple[Result, ...]
     gains: Mapping[str, Gain]
-    predicted_on: str = ""  # where latency was predicted for another target than it was measured on
-    from_supernet: bool = False  # where training started, of all networks
+    predicted_on: str = ""
+    from_supernet: bool = False
 
     @property
     def choice(self) -> tuple[str, int] | None:
-        """The method that is ahead on the search split, and its best seed there: a choice that has not seen the test
-        split, and need not be a gain over the baseline. Released lists, which have budgets of their own, are among
-        these where they are comparable, or where there is nothing else; None where there is no score.
+        """The method with the highest mean top-1 on the search split, and its best seed on that split.
+
+        The choice does not use the test split, and its gain over the baseline may be negative. Released lists have
+        budgets of their own; they are considered only if they are comparable, or if there are no other methods. None
+        if no method has a score on the search split.
         """
         scored = [result for result in self.results if result.search_top1]
-        within = [r for r in scored if released_method(r.method) is None or r.method in self.gains]
-        known = within or scored
-        if not known:
+        comparable = [r for r in scored if released_method(r.method) is None or r.method in self.gains]
+        candidates = comparable or scored
+        if not candidates:
             return None
-        best = max(known, key=lambda result: fmean(result.search_top1.values()))
+        best = max(candidates, key=lambda result: fmean(result.search_top1.values()))
         return best.method, max(best.search_top1, key=best.search_top1.__getitem__)
 
 
@@ -89,16 +106,16 @@ def compare(
     predicted_on: str = "",
     from_supernet: bool = False,
 ) -> Comparison:
-    """The comparison of ``results``, with the gain of each over the baseline where that is among them.
+    """Compares ``results`` with each other and, if the baseline is among them, with the baseline.
 
-    A released list has a budget of its own; it has a gain where its cost is within 5 % of the baseline's.
+    A released list has a budget of its own. It has a gain if its cost is within 5 % of the baseline's.
 
     Raises:
-        UserError: a method has no seed at all.
+        UserError: a method has no seed.
     """
     for result in results:
         if not result.top1:
-            raise UserError(f"method {result.method} has no retrained seed to compare; give retrain.seeds at least one")
+            raise UserError(f"method {result.method} has no retrained seed; set retrain.seeds to at least one seed")
     baseline = next((result for result in results if result.method == BASELINE), None)
     gains = {
         r.method: gain(r, baseline)
@@ -109,44 +126,45 @@ def compare(
 
 
 def _comparable(result: Result, baseline: Result, resource: str) -> bool:
-    off = abs(result.costs[resource] / baseline.costs[resource] - 1)
-    return released_method(result.method) is None or off <= SAME_COST
+    difference = abs(result.costs[resource] / baseline.costs[resource] - 1)
+    return released_method(result.method) is None or difference <= SAME_COST
 
 
 def gain(result: Result, baseline: Result) -> Gain:
-    """The difference of the means, with Welch's 95 % interval over the seeds.
+    """Returns the difference of the means with Welch's 95 % confidence interval over the seeds.
 
-    Welch's, and not the paired t interval, although both methods have the same seeds: networks of different shapes draw
-    different weights from one seed and share no more than the order of the images, so pairs are hardly correlated, and
-    pairing would halve the few degrees of freedom (with 3 seeds t = 4.30 instead of 2.78). The interval speaks of
-    retraining with other seeds; it does not cover another search, nor another test set. There is none for one seed, nor
-    where no seed differs from another.
+    The samples are not paired although both methods use the same seeds: networks of different shapes draw different
+    weights from the same seed and share only the order of the images. Pairs are therefore hardly correlated, and
+    pairing would halve the few degrees of freedom (with 3 seeds t = 4.30 instead of 2.78).
+
+    The interval covers retraining with other seeds. It covers neither another search nor another test set. It is None
+    if a method has one seed only, or if the seeds of neither method differ.
     """
     difference = result.mean - baseline.mean
     if result.std is None or baseline.std is None or result.std == baseline.std == 0:
         return Gain(difference, None)
-    n, m = len(result.top1), len(baseline.top1)
-    a, b = result.std**2 / n, baseline.std**2 / m  # variances of the two means
-    freedom = (a + b) ** 2 / (a**2 / (n - 1) + b**2 / (m - 1))  # Welch and Satterthwaite
 
-    from scipy.special import stdtrit
+    from scipy.stats import ttest_ind
 
-    half = float(stdtrit(freedom, 0.975)) * math.sqrt(a + b)
-    return Gain(difference, (difference - half, difference + half))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # if all seeds of one method are equal
+        test = ttest_ind([*result.top1.values()], [*baseline.top1.values()], equal_var=False)
+    low, high = test.confidence_interval(0.95)
+    return Gain(difference, (float(low), float(high)))
 
 
 def describe_budgets(budgets: Mapping[str, Budget], limits: Mapping[str, float]) -> str:
-    """As written, with the value where that is written otherwise: ``305M MACs``, ``25% = 1.42M MACs, 20MB``."""
-    told = []
+    """Formats budgets as written, with their values if these differ: ``305M MACs``, ``25% = 1.42M MACs, 20MB``."""
+    descriptions = []
     for resource, budget in budgets.items():
         value = format_named_amount(limits[resource], resource)
         same = budget.text == format_amount(limits[resource], resource)
-        told.append(value if same else f"{budget.text} = {value}")
-    return ", ".join(told)
+        descriptions.append(value if same else f"{budget.text} = {value}")
+    return ", ".join(descriptions)
 
 
 def terminal_table(comparison: Comparison) -> Table:
-    """For ``rich.print``, narrow enough for 80 columns: without predictions and the spread of latency."""
+    """Returns the table for ``rich.print``. To fit 80 columns, it omits predictions and the spread of latency."""
     table = Table(
         title=f"budget {_budget(comparison)}",
         caption=_caption(comparison),
@@ -156,11 +174,11 @@ def terminal_table(comparison: Comparison) -> Table:
         padding=0,
     )
     header = _header(comparison)
-    shown = [number for number, name in enumerate(header) if "predicted" not in name]
-    for number in shown:
-        table.add_column(header[number], justify="right" if number else "left", no_wrap=True)
+    columns = [index for index, name in enumerate(header) if "predicted" not in name]
+    for index in columns:
+        table.add_column(header[index], justify="right" if index else "left", no_wrap=True)
     for row in _rows(comparison):
-        table.add_row(*(row[number].partition("s ±")[0] + "s" * ("s ±" in row[number]) for number in shown))
+        table.add_row(*(row[index].partition("s ±")[0] + "s" * ("s ±" in row[index]) for index in columns))
     return table
 
 
@@ -172,27 +190,27 @@ def markdown_table(comparison: Comparison) -> str:
 
 
 def csv_table(comparison: Comparison) -> str:
-    """One line a method, numbers as they are (fractions, MACs), cells empty where there is no such number."""
-    costs = ["macs", "params", "memory", "latency", *(f"measured_{field.name}" for field in fields(Measured))]
+    """Returns one row per method, with unscaled values (fractions, MACs). Cells without a value are empty."""
+    costs = ["macs", "params", "memory", "latency", *(f"measured_{field.name}" for field in fields(MeasuredCosts))]
     header = ["method", *costs, "top1", "top1_std", "seeds", "gain", "gain_low", "gain_high"]
     text = io.StringIO()
     writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
     for result in comparison.results:
         row: dict[str, Any] = {"method": result.method, "seeds": len(result.top1), **_numbers(result)}
-        if found := comparison.gains.get(result.method):
-            row |= {"gain" + key.removeprefix("top1"): value for key, value in _gain_numbers(found).items()}
+        if difference := comparison.gains.get(result.method):
+            row |= {"gain" + key.removeprefix("top1"): value for key, value in _gain_numbers(difference).items()}
         writer.writerow(row)
     return text.getvalue()
 
 
 def metrics(comparison: Comparison) -> dict[str, Any]:
-    """For ``dvc metrics show``: the budget, each method's numbers, and the gains; what does not exist is left out."""
+    """Returns the budget, each method's numbers and the gains for ``dvc metrics show``, without missing values."""
     return {
         "budget": format_budgets(comparison.budgets),
         **{f"budget_{resource}": limit for resource, limit in comparison.limits.items()},
         **{result.method: _numbers(result) for result in comparison.results},
-        "gain": {method: _gain_numbers(found) for method, found in comparison.gains.items()},
+        "gain": {method: _gain_numbers(difference) for method, difference in comparison.gains.items()},
         **({"choice": dict(zip(("method", "seed"), choice, strict=True))} if (choice := comparison.choice) else {}),
     }
 
@@ -205,10 +223,10 @@ def _numbers(result: Result) -> dict[str, Any]:
     return numbers if result.std is None else {**numbers, "top1_std": result.std}
 
 
-def _gain_numbers(found: Gain) -> dict[str, float]:
-    if found.interval is None:
-        return {"top1": found.top1}
-    return {"top1": found.top1, "top1_low": found.interval[0], "top1_high": found.interval[1]}
+def _gain_numbers(difference: Gain) -> dict[str, float]:
+    if difference.interval is None:
+        return {"top1": difference.top1}
+    return {"top1": difference.top1, "top1_low": difference.interval[0], "top1_high": difference.interval[1]}
 
 
 def _header(comparison: Comparison) -> list[str]:
@@ -232,24 +250,22 @@ def _rows(comparison: Comparison) -> list[list[str]]:
     rows = []
     for result in comparison.results:
         spread = "" if result.std is None else f" ± {100 * result.std:.2f}"
-        found = comparison.gains.get(result.method)
-        interval = (
-            ""
-            if found is None or found.interval is None
-            else "  [{:+.2f}, {:+.2f}]".format(*(100 * end for end in found.interval))
-        )
+        gained = ""
+        if (difference := comparison.gains.get(result.method)) is not None:
+            gained = f"{100 * difference.top1:+.2f}"
+            if difference.interval is not None:
+                gained += "  [{:+.2f}, {:+.2f}]".format(*(100 * end for end in difference.interval))
         costs = [format_amount(result.costs[resource], resource) for resource in ("macs", "params", "memory")]
         if _predicted(comparison):
             costs.append(format_amount(result.costs["latency"], "latency"))
         if _measured(comparison):
             costs.append(_latency(result.measured))
-        difference = "" if found is None else f"{100 * found.top1:+.2f}{interval}"
-        rows.append([result.method, *costs, f"{100 * result.mean:.2f}{spread}", difference])
+        rows.append([result.method, *costs, f"{100 * result.mean:.2f}{spread}", gained])
     return rows
 
 
-def _latency(measured: Measured | None) -> str:
-    """The median and half the distance of the quartiles."""
+def _latency(measured: MeasuredCosts | None) -> str:
+    """Formats the median and half the interquartile range."""
     if measured is None:
         return ""
     spread = (measured.latency_high - measured.latency_low) / 2
@@ -257,17 +273,17 @@ def _latency(measured: Measured | None) -> str:
 
 
 def _too_slow(result: Result, comparison: Comparison) -> bool:
-    """Measured over the budget although predicted within, on the target that the table is of."""
+    """Whether the measured latency exceeds the budget although the prediction, for the same target, does not."""
     if "latency" not in comparison.limits or comparison.predicted_on or result.measured is None:
         return False
     return result.measured.latency_low > comparison.limits["latency"]
 
 
 def _larger(comparison: Comparison) -> dict[str, float]:
-    """Method -> by how much it is larger than the baseline, where that counts."""
+    """Returns the fraction by which methods cost more than the baseline, for those above ``LARGER``."""
     costs = {result.method: result.costs[comparison.resource] for result in comparison.results}
-    more = {method: costs[method] / costs[BASELINE] - 1 for method in comparison.gains}
-    return {method: share for method, share in more.items() if share > LARGER}
+    excess = {method: costs[method] / costs[BASELINE] - 1 for method in comparison.gains}
+    return {method: fraction for method, fraction in excess.items() if fraction > LARGER}
 
 
 def _budget(comparison: Comparison) -> str:
@@ -275,33 +291,42 @@ def _budget(comparison: Comparison) -> str:
 
 
 def _caption(comparison: Comparison) -> str:
-    seeds = sorted({len(result.top1) for result in comparison.results})
-    count = f"{seeds[0]} seeds" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
-    text = "one seed: no spread and no interval" if seeds == [1] else f"mean ± std over {count}"
-    if any(found.interval for found in comparison.gains.values()):
-        text += "; in brackets the 95 % interval of the gain over seeds (Welch)"
-    for method, more in _larger(comparison).items():
-        why = "" if released_method(method) else ", whose widths come in large steps"
-        text += f"; {method} takes {more:.0%} more {TITLES[comparison.resource]} than {BASELINE}{why}"
+    """Returns what a reader needs to know about the table, in sentences."""
+    numbers = sorted({len(result.top1) for result in comparison.results})
+    seeds = f"{numbers[0]} seeds" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} seeds"
+    sentences = [f"Mean ± standard deviation over {seeds}."]
+    if numbers == [1]:
+        sentences = ["Each method has one seed, so there is no standard deviation and no confidence interval."]
+    if any(difference.interval for difference in comparison.gains.values()):
+        sentences.append("In brackets: the 95 % confidence interval of the gain over seeds (Welch).")
+    for method, excess in _larger(comparison).items():
+        reason = "" if released_method(method) else ", whose widths change in large steps"
+        sentences.append(f"{method} takes {excess:.0%} more {TITLES[comparison.resource]} than {BASELINE}{reason}.")
         if comparison.gains[method].top1 > 0:
-            text += ": part of its gain may be size"
+            sentences.append("Part of its gain may be due to its size.")
     if comparison.from_supernet:
-        text += "; all networks started from the supernet's weights"
+        sentences.append("All networks were fine-tuned from the supernet's weights.")
     if choice := comparison.choice:
         scores = {r.method: fmean(r.search_top1.values()) for r in comparison.results if r.search_top1}
-        told = ", ".join(f"{method} {100 * score:.2f}" for method, score in scores.items())
-        text += f"; the search split, which chooses, has {told}: {choice[0]}, seed {choice[1]}, is ahead there"
+        listed = ", ".join(f"{method} {100 * score:.2f}" for method, score in scores.items())
+        sentences.append(
+            f"Top-1 on the search split: {listed}. By this split, the choice is {choice[0]}, seed {choice[1]}."
+        )
     if _measured(comparison):
-        text += "; latency is the median ± half the distance of the quartiles"
-    if over := [r.method for r in comparison.results if _too_slow(r, comparison)]:
-        text += (
-            f"; measured over the budget of {format_amount(comparison.limits['latency'], 'latency')}: {', '.join(over)}"
-            " (the machine is busier than when the table was made, or the table is off)"
+        sentences.append("Latency is the median ± half the interquartile range.")
+    if slow := [result.method for result in comparison.results if _too_slow(result, comparison)]:
+        sentences.append(
+            f"The measured latency of {', '.join(slow)} exceeds the budget of "
+            f"{format_amount(comparison.limits['latency'], 'latency')}: the machine is busier than when the latency "
+            "table was measured, or the table is inaccurate."
         )
     if comparison.predicted_on:
-        text += f", measured on this machine and predicted for another target: {comparison.predicted_on}"
-    if any(released_method(result.method) for result in comparison.results):
-        text += (
-            f"; released lists have budgets of their own: a gain where they are within {SAME_COST:.0%} of {BASELINE}"
+        sentences.append(
+            f"Latency was measured on this machine and predicted for another target: {comparison.predicted_on}."
         )
-    return text
+    if any(released_method(result.method) for result in comparison.results):
+        sentences.append(
+            "Released lists have budgets of their own; a gain is given for those within "
+            f"{SAME_COST:.0%} of {BASELINE}'s {TITLES[comparison.resource]}."
+        )
+    return " ".join(sentences)

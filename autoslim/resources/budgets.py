@@ -1,4 +1,4 @@
-"""Budgets and resources, written as people write them: ``305M``, ``0.57G``, ``3.4M``, ``12ms``, ``20MB``, ``50%``."""
+"""Resources, their units and budgets such as ``305M``, ``0.57G``, ``12ms``, ``20MB`` or ``50%``."""
 
 import math
 import re
@@ -13,39 +13,48 @@ _MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 
 UNITS: dict[str, dict[str, float]] = {"macs": _COUNT, "params": _COUNT, "latency": _MILLISECONDS, "memory": _BYTES}
-"""Resource -> the units a budget may have -> their size in the resource's own (1 MAC, 1 parameter, 1 ms, 1 byte)."""
+"""Resource -> accepted units -> their size in the resource's own unit (1 MAC, 1 parameter, 1 ms, 1 byte)."""
 
 EXAMPLES = {"macs": "305M, 0.57G or 50%", "params": "3.4M or 50%", "latency": "12ms or 50%", "memory": "20MB or 50%"}
 
 NAMES = {"macs": "MACs", "params": "parameters", "latency": "", "memory": ""}
-"""Resource -> what its amounts are called where the unit does not tell."""
+"""Resource -> noun that follows an amount. It is empty where the unit already identifies the resource."""
 
 TITLES = {"macs": "MACs", "params": "parameters", "latency": "latency", "memory": "memory"}
 
 Amount = str | int | float
-"""As it stands in params.yaml."""
+"""A budget as it is written in params.yaml."""
 
 _AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*")
 
 
 @dataclass(frozen=True)
 class Budget:
-    """An upper bound: ``amount`` in the resource's own unit, or (``relative``) a fraction of the default network's."""
+    """An upper bound of a resource.
+
+    Attributes:
+        text: the budget as the user wrote it.
+        amount: the bound in the resource's own unit or, if ``relative``, as a fraction of the default network's cost.
+        relative: whether the budget is a share of the default network's cost.
+    """
 
     text: str
     amount: float
     relative: bool
 
     def absolute(self, default: float) -> float:
-        """The bound in the resource's unit, where the default network takes ``default``."""
+        """Returns the bound in the resource's unit, given the cost of the default network."""
         return self.amount * default if self.relative else self.amount
 
 
 def parse_budget(text: str | float, resource: str = "macs", *, several: bool = False) -> Budget:
-    """Reads a budget of ``resource``, alone or one of ``several``.
+    """Parses a budget of ``resource``.
+
+    Args:
+        several: whether the budget is one of several. It changes only the remedy in an error message.
 
     Raises:
-        UserError: it is not a positive number with a unit that fits the resource.
+        UserError: the budget is not a positive number with a unit of the resource.
     """
     units = UNITS[resource]
     match = _AMOUNT.fullmatch(str(text))
@@ -58,19 +67,19 @@ def parse_budget(text: str | float, resource: str = "macs", *, several: bool = F
         return Budget(str(text), number / 100, relative=True)
     if unit == "" and units is _COUNT and number < 1:
         raise UserError(f"budget {text!r} is less than one of {resource}; write a share like {100 * number:g}%")
-    # "m" for 10^6 and "g" for 10^9 are common slips without another reading; for bytes and seconds case has meaning.
+    # Counts accept lower case ("305m"), which is unambiguous. For bytes and seconds, case matters.
     sizes = {name.lower(): size for name, size in units.items()} if units is _COUNT else units
     unit_key = unit.lower() if units is _COUNT else unit
     if unit_key not in sizes:
-        fits = [name for name, others in UNITS.items() if unit and unit in others]
-        remedy = f"name {'that' if len(fits) == 1 else 'one of these'} in budget" if several else "set resource"
-        hint = f" ({unit} measures {' and '.join(fits)}: {remedy})" if fits else ""
+        matches = [name for name, others in UNITS.items() if unit and unit in others]
+        remedy = f"name {'that' if len(matches) == 1 else 'one of these'} in budget" if several else "set resource"
+        hint = f" ({unit} measures {' and '.join(matches)}: {remedy})" if matches else ""
         raise UserError(f"budget {text!r} has no unit of {resource}{hint}; write it like {EXAMPLES[resource]}")
     return Budget(str(text), number * sizes[unit_key], relative=False)
 
 
 def format_amount(value: float, resource: str = "macs") -> str:
-    """``value`` in the resource's own unit as people write it, to three digits: ``305M``, ``1.42M``, ``12.3ms``."""
+    """Formats ``value``, given in the resource's own unit, to three digits: ``305M``, ``1.42M``, ``12.3ms``."""
     units = UNITS[resource]
     names = [name for name in units if not name.endswith("iB")]
     name = next((n for n in reversed(names) if abs(value) >= units[n]), names[0])
@@ -84,15 +93,15 @@ def format_amount(value: float, resource: str = "macs") -> str:
 
 
 def format_named_amount(value: float, resource: str = "macs") -> str:
-    """The same with what it is where the unit does not tell: ``305M MACs``, ``3.4M parameters``, ``12.3ms``."""
+    """Formats ``value`` with the name of the resource: ``305M MACs``, ``3.4M parameters``, ``12.3ms``."""
     return f"{format_amount(value, resource)} {NAMES[resource]}".rstrip()
 
 
 def parse_budgets(budget: Amount | Mapping[Any, Amount], resource: str) -> dict[str, Budget]:
-    """One budget, of ``resource``, or several: a mapping of resources to budgets.
+    """Parses one budget of ``resource``, or a mapping of several resources to budgets.
 
     Raises:
-        UserError: one of them is no budget of its resource, or there is none.
+        UserError: a budget is invalid, a resource is unknown, or the mapping is empty.
     """
     if not isinstance(budget, Mapping):
         return {resource: parse_budget(budget, resource)}
@@ -105,7 +114,7 @@ def parse_budgets(budget: Amount | Mapping[Any, Amount], resource: str) -> dict[
 
 
 def format_budgets(budgets: Mapping[str, Budget]) -> str:
-    """The budgets as people write them: ``305M``; several: ``305M MACs, 3.5M parameters``."""
+    """Formats budgets as the user wrote them: ``305M``, or for several resources ``305M MACs, 3.5M parameters``."""
     if len(budgets) == 1:
         return next(iter(budgets.values())).text
     return ", ".join(

@@ -1,4 +1,4 @@
-"""Resource models: what a configuration takes of each resource, and what a search lowers."""
+"""Costs of channel configurations, and the objective that a search reduces."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +12,12 @@ from autoslim.resources.latency.table import LatencyTable
 
 @dataclass(frozen=True)
 class Costs:
-    """What configurations of a network take: ``macs``, ``params``, ``memory`` (bytes), and ``latency`` (milliseconds)
-    where there is a table of it.
+    """Computes the costs of a network's configurations.
+
+    The resources are ``macs``, ``params``, ``memory`` (bytes) and, with a latency table, ``latency`` (milliseconds).
 
     Raises:
-        UserError: the table is of another network.
+        UserError: the latency table was measured for another network.
     """
 
     graph: ChannelGraph
@@ -28,36 +29,38 @@ class Costs:
             raise UserError(
                 f"the latency table is of another network ({table.network}, {len(table.default)} groups, input "
                 f"{list(table.input_shape)}) than this one ({len(graph.groups)} groups, input "
-                f"{list(graph.input_shape)}); measure this one with `autoslim latency measure`"
+                f"{list(graph.input_shape)}); measure this network with `autoslim latency measure`"
             )
 
     def of(self, channels: Mapping[str, int], resource: str) -> float:
-        """Raises:
-        UserError: latency is asked for, and there is no table.
+        """Returns the amount of ``resource`` that a configuration takes, in the resource's own unit.
+
+        Raises:
+            UserError: ``resource`` is latency and there is no latency table.
         """
         if resource != "latency":
             return self.graph.cost(channels, resource)
         if self.table is None:
-            raise UserError("there is no latency table; run `dvc repro resources`, or give latency.table")
+            raise UserError("there is no latency table; run `dvc repro resources`, or set latency.table to a file")
         return self.table.predict(channels)
 
     def all(self, channels: Mapping[str, int]) -> dict[str, float]:
-        """Each resource that is known."""
-        known = ("macs", "params", "memory", *(["latency"] if self.table is not None else []))
-        return {resource: self.of(channels, resource) for resource in known}
+        """Returns the cost of a configuration by resource, without latency if there is no table."""
+        resources = ("macs", "params", "memory", *(["latency"] if self.table is not None else []))
+        return {resource: self.of(channels, resource) for resource in resources}
 
     def within(self, channels: Mapping[str, int], limits: Mapping[str, float]) -> bool:
-        """Whether a configuration holds every limit."""
+        """Whether a configuration satisfies every limit."""
         return all(self.of(channels, resource) <= limit for resource, limit in limits.items())
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a search lowers: one resource, or with several limits the share of the limit that binds.
+    """The cost that a search reduces: one resource or, with several limits, the share of the binding limit.
 
     Attributes:
-        resource: what is lowered where there are no ``limits``.
-        limits: several resources, each with its limit in its own unit.
+        resource: the resource that is reduced if there are no ``limits``.
+        limits: resource -> limit in the resource's unit, if there are several.
     """
 
     costs: Costs
@@ -65,15 +68,19 @@ class Objective:
     limits: Mapping[str, float] = field(default_factory=dict)
 
     def cost(self, channels: Mapping[str, int]) -> float:
-        """In the resource's unit; with limits the largest share of one that is taken, 1 where all are just held."""
+        """Returns the cost in the resource's unit or, with limits, the largest ratio of a cost to its limit."""
         if not self.limits:
             return self.costs.of(channels, self.resource)
         return max(self.costs.of(channels, resource) / limit for resource, limit in self.limits.items())
 
     def stop(self, fraction: float, default: Channels) -> float:
-        """The cost where a search ends: ``fraction`` of the default network's, and with limits where all are held."""
+        """Returns the cost at which a search stops: ``fraction`` of the default network's cost.
+
+        With limits, the search continues at least until all are satisfied.
+        """
         end = fraction * self.cost(default)
         return min(1.0, end) if self.limits else end
 
     def written(self, cost: float) -> str:
+        """Formats a cost for messages."""
         return f"{100 * cost:.1f} % of the limits" if self.limits else format_amount(cost, self.resource)

@@ -1,4 +1,4 @@
-"""Measures the latency and memory of a plain network on this device."""
+"""Measurement of the latency and memory of a plain network on this machine."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,15 @@ from autoslim.resources.latency.table import Target
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A plain network on the machine at hand: milliseconds of a forward pass (median and quartiles), and the bytes that
-    it holds at once."""
+class MeasuredCosts:
+    """Measured costs of a plain network.
+
+    Attributes:
+        latency: milliseconds of a forward pass, the median.
+        latency_low: lower quartile.
+        latency_high: upper quartile.
+        memory: peak memory in bytes.
+    """
 
     latency: float
     latency_low: float
@@ -24,41 +30,45 @@ class Measured:
     memory: int
 
 
-def measure_network(network: nn.Module, input_shape: tuple[int, ...], target: Target) -> Measured:
-    """A plain network's latency and memory on the machine at hand, which ``target`` is."""
+def measure_network(network: nn.Module, input_shape: tuple[int, ...], target: Target) -> MeasuredCosts:
+    """Measures a plain network's latency on ``target``, which has to be this machine, and its memory for one image.
+
+    The network is moved to the target's device.
+    """
     images = torch.ones(target.batch, *input_shape)
-    time = measure_latency(network, [images], target)
+    latency = measure_latency(network, [images], target)
     device = next(network.parameters()).device
-    held = measure_memory(network.float(), torch.ones(1, *input_shape, device=device))
-    return Measured(time.median, time.low, time.high, held)
+    memory = measure_memory(network.float(), torch.ones(1, *input_shape, device=device))
+    return MeasuredCosts(latency.median, latency.low, latency.high, memory)
 
 
 def measure_memory(network: nn.Module, images: Tensor) -> int:
-    """Bytes of weights, buffers, ``images`` (N, C, H, W) and of the activations alive at once, at the peak of a pass.
+    """Returns the peak bytes of weights, buffers, ``images`` (N, C, H, W) and live activations during a forward pass.
 
-    On CUDA the allocator's own peak, with kernels' workspaces; elsewhere the tensors that the pass holds, which are
-    more than a graph needs: Python keeps what it has a name for.
+    On CUDA, this is the peak reported by the allocator and includes the workspaces of kernels. On other devices, live
+    tensors are counted. They are more than the graph requires, because Python keeps every tensor that a variable
+    refers to.
     """
     network.eval()
-    given = [*network.parameters(), *network.buffers(), images]
+    inputs = [*network.parameters(), *network.buffers(), images]
     if images.device.type == "cuda":
-        others = torch.cuda.memory_allocated(images.device) - sum(tensor.nbytes for tensor in given)
+        others = torch.cuda.memory_allocated(images.device) - sum(tensor.nbytes for tensor in inputs)
         with torch.inference_mode():
-            network(images)  # libraries make their handles at the first pass
+            network(images)  # libraries create their handles during the first pass
             torch.cuda.synchronize(images.device)
             torch.cuda.reset_peak_memory_stats(images.device)
             network(images)
         return torch.cuda.max_memory_allocated(images.device) - others
-    held = _Held()
-    for tensor in given:
-        held.add(tensor)
-    with torch.inference_mode(), held:
+    live = _LiveStorages()
+    for tensor in inputs:
+        live.add(tensor)
+    with torch.inference_mode(), live:
         network(images)
-    return held.peak
+    return live.peak
 
 
-class _Held(TorchDispatchMode):
-    """Counts the bytes of all storages that operations have made and that are alive."""
+class _LiveStorages(TorchDispatchMode):
+    """Counts the bytes of all live storages that operations have created."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,13 +84,13 @@ class _Held(TorchDispatchMode):
 
     def add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        place, size = storage._cdata, storage.nbytes()
-        if place not in self._known:
-            self._known.add(place)
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
             self._bytes += size
             self.peak = max(self.peak, self._bytes)
-            finalize(storage, self._freed, place, size)
+            finalize(storage, self._freed, key, size)
 
-    def _freed(self, place: int, size: int) -> None:
-        self._known.discard(place)
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
         self._bytes -= size

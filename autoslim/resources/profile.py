@@ -1,4 +1,4 @@
-"""What a network consists of at a configuration: groups, layers, costs, and an independent count beside them."""
+"""Profiles of a network at a configuration: groups, layers and costs, and an independent count of the costs."""
 
 import contextlib
 import io
@@ -15,11 +15,13 @@ from autoslim.errors import UserError
 
 
 def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> dict[str, Any]:
-    """The network resized to ``channels``, as plain values: groups, layers (average pooling left out), totals, fixed.
+    """Returns the profile of the network resized to ``channels``, as plain values that can be written as JSON.
 
-    One multiply-add is one MAC; convolution and linear layers, batch size 1. ``macs_with_pooling`` adds average
-    pooling as the AutoSlim authors do. ``memory`` is in bytes (see ``ChannelGraph.memory``). ``slimmable_share`` is the
-    share of MACs in layers that some group can shrink.
+    It has the keys ``input`` (C, H, W), ``groups``, ``layers`` (without average pooling), ``totals`` and ``fixed`` (the
+    modules that are not prunable, with the reasons). One multiply-add is one MAC; convolution and linear layers are
+    counted, at batch size 1. ``macs_with_pooling`` adds average pooling, as the AutoSlim authors do. ``memory`` is in
+    bytes (see ``ChannelGraph.memory``). ``slimmable_share`` is the share of MACs in layers that can be slimmed, in
+    [0, 1].
     """
     plain = resize(on_meta(network), graph, channels)
     total = graph.macs(channels)
@@ -50,23 +52,24 @@ def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]
 
 
 def counted_by_ptflops(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> dict[str, int]:
-    """MACs and parameters of the resized network as ptflops counts them while it runs (backend ``aten``).
+    """Returns MACs and parameters of the resized network as ptflops counts them at run time (backend ``aten``).
 
-    ptflops adds one MAC for each output of a layer with a bias; these are taken off, for ``ChannelGraph`` has none.
+    ptflops counts one MAC for each output of a layer with a bias. These are subtracted, because ``ChannelGraph`` does
+    not count them.
 
     Raises:
-        UserError: ptflops fails on this network.
+        UserError: If ptflops fails on this network.
     """
     from ptflops import get_model_complexity_info
 
     plain = resize(network, graph, channels).eval()
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         macs, params = get_model_complexity_info(
             plain, graph.input_shape, backend="aten", as_strings=False, print_per_layer_stat=False
         )
     if macs is None:
-        raise UserError(f"ptflops cannot count this network ({said.getvalue().strip()[:200]}); leave out --verify")
+        raise UserError(f"ptflops cannot count this network ({printed.getvalue().strip()[:200]}); omit --verify")
     biases = sum(
         layer.positions * axis_size(layer.outputs, channels) for layer in graph.layers if _biased(plain, layer)
     )
@@ -76,7 +79,7 @@ def counted_by_ptflops(network: nn.Module, graph: ChannelGraph, channels: Mappin
 def _layer(
     plain: nn.Module, layer: Layer, channels: Mapping[str, int], total: int, uncounted: dict[str, int]
 ) -> dict[str, Any]:
-    """``uncounted`` loses the layer's parameters: a layer that is called twice has them once."""
+    """Returns the entry of a layer. Its parameters are removed from ``uncounted``, so that a second call has none."""
     outputs = axis_size(layer.outputs, channels)
     module = _module(plain, layer)
     inputs = axis_size(layer.inputs, channels) if layer.inputs else getattr(module, "in_channels", outputs)

@@ -1,16 +1,17 @@
-"""Greedy slimming: from the widest configuration down, one step of one group at a time."""
+"""Greedy slimming: from the widest configuration down, one slimming step of one group at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
 from autoslim.tasks.classification import Score
 
 
 @dataclass(frozen=True)
 class Option:
-    """One group's removal of one slimming step: the group's channels after it, and the network's cost."""
+    """A slimming step of one group: the group's channels after it, and the network's cost after it."""
 
     channels: int
     cost: float
@@ -25,7 +26,7 @@ class Candidate(Option):
 
 @dataclass(frozen=True)
 class SlimmingStep:
-    """A configuration on the trajectory, and the candidates it was chosen from. The widest one has none."""
+    """A configuration on the trajectory and the candidates it was chosen from; the widest one has none."""
 
     slimmed: str | None
     channels: Channels
@@ -35,14 +36,15 @@ class SlimmingStep:
 
     @property
     def scores(self) -> list[Score]:
-        """All that had to be computed for this step."""
+        """All scores that were computed for this step."""
         return [candidate.score for candidate in self.candidates.values()] or [self.score]
 
 
 SelectionRule = Callable[[SlimmingStep, Mapping[str, Option]], tuple[str, Mapping[str, Score]]]
-"""From the current step and the options by group: the group to slim, and the options' scores."""
+"""(current step, options by group) -> (the group to slim, the options' scores)."""
 
 By = Literal["error", "cross_entropy"]
+"""The score that candidates are ranked by; the other one breaks ties."""
 
 
 def greedy_slim(
@@ -56,38 +58,39 @@ def greedy_slim(
     rule: SelectionRule | None = None,
     done: Sequence[SlimmingStep] = (),
 ) -> Iterator[SlimmingStep]:
-    """Slims one group by one level at a time, always the one whose removal scores best, down to the cost ``stop``.
+    """Slims one group by one step at a time, always the group whose removal scores best, down to the cost ``stop``.
 
-    AutoSlim's greedy loop, with other ties than the authors': they take the first group, here cross-entropy decides
-    and then the larger saving, so that early layers are not slimmed for their position. A step is
-    taken even where the score improves, and never undone; one pass serves every budget.
+    This is AutoSlim's greedy loop (Yu & Huang, arXiv 1903.11728, section 3.3). Ties are broken differently: the authors
+    take the first group; here the cross-entropy decides and then the larger saving, so that early layers are not
+    slimmed because of their position. A step is taken even if it improves the score, and it is never undone. One
+    pass serves every budget.
 
     Args:
-        grid: each group's numbers of channels, from the widest down.
-        cost: of a configuration, in the resource's unit.
-        score: of a configuration.
-        stop: yields no further step once the cost is at most this. Ends too when every group is at its narrowest.
-        by: what is ranked first. ``error`` is the paper's.
-        per_cost: rank by the increase of the score for each unit of cost saved, not by the score.
-        judge: chooses among the candidates of a step; without it each is scored by ``score``, and the best is taken.
-        done: steps of an earlier run of the same search, to go on from; they are not yielded again.
+        grid: each group's numbers of channels in descending order.
+        cost: returns the cost of a configuration in the resource's unit.
+        score: returns the score of a configuration.
+        stop: the search ends when the cost is at most this, or when every group is at its narrowest.
+        by: the score that candidates are ranked by. The paper uses ``error``.
+        per_cost: whether to rank by the increase of the score per unit of cost saved instead of by the score.
+        rule: chooses among the options of a step, in place of ``by`` and ``per_cost``. By default each option is scored
+            by ``score``, and the best one is taken.
+        done: steps of an earlier run of the same search. The search continues after them and does not yield them again.
 
     Yields:
         The widest configuration first, then one step after the other.
     """
+    grid = Grid(grid)
     if done:
         current = done[-1]
     else:
-        widest = {name: levels[0] for name, levels in grid.items()}
-        current = SlimmingStep(None, widest, cost(widest), score(widest))
+        current = SlimmingStep(None, grid.widest, cost(grid.widest), score(grid.widest))
         yield current
     rule = rule or exhaustive_rule(score, by, per_cost)
     while current.cost > stop:
-        options: dict[str, Option] = {}
-        for name, levels in grid.items():
-            level = levels.index(current.channels[name]) + 1
-            if level < len(levels):
-                options[name] = Option(levels[level], cost(current.channels | {name: levels[level]}))
+        options = {
+            name: Option(count, cost(current.channels | {name: count}))
+            for name, count in grid.narrower(current.channels).items()
+        }
         if not options:
             return
         best, scores = rule(current, options)
@@ -102,7 +105,7 @@ def greedy_slim(
 
 
 def exhaustive_rule(score: Callable[[Mapping[str, int]], Score], by: By, per_cost: bool) -> SelectionRule:
-    """Scores every option by itself, and takes the best."""
+    """Returns the selection rule that scores every option by itself and takes the best one."""
 
     def rule(current: SlimmingStep, options: Mapping[str, Option]) -> tuple[str, Mapping[str, Score]]:
         scores = {name: score({**current.channels, name: option.channels}) for name, option in options.items()}
@@ -112,7 +115,7 @@ def exhaustive_rule(score: Callable[[Mapping[str, int]], Score], by: By, per_cos
 
 
 def rank(new: Score, option: Option, current: SlimmingStep, by: By, per_cost: bool) -> tuple[float, ...]:
-    """What options are compared by, the least the best: what is asked for, then the other score, then the saving."""
+    """The key by which options are compared; the smallest wins: the score in ``by``, the other score, the saving."""
     saved = saving(current, option)
     old = current.score
     error, entropy = new.error, new.cross_entropy
@@ -122,10 +125,10 @@ def rank(new: Score, option: Option, current: SlimmingStep, by: By, per_cost: bo
 
 
 def saving(current: SlimmingStep, option: Option) -> float:
-    """What an option saves. Nearly nothing where it saves nothing: fewer channels may be slower, or not bind."""
+    """The cost that an option saves, at least a tiny amount: fewer channels may not reduce the cost."""
     return max(current.cost - option.cost, 1e-9 * current.cost)
 
 
 def _rate(increase: float, saved: float) -> float:
-    """An increase for each unit saved. A decrease is better the more is saved with it, so there it is the product."""
+    """The increase per unit saved. A decrease is better the more is saved with it, so there it is the product."""
     return increase / saved if increase > 0 else increase * saved

@@ -1,101 +1,83 @@
-"""Incremental evaluation: running only the part of a supernet that a candidate changes."""
+"""Incremental evaluation: runs only the part of a supernet that a candidate changes."""
 
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.copying import evaluation_mode
+from autoslim.channels.equivalence import FLOAT32_FLOOR, output_tensors, relative_difference, rounding_tolerance
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Axis
 from autoslim.channels.resize import kept
 from autoslim.errors import first_line
 from autoslim.supernet.supernet import Supernet
 from autoslim.tracing.capture import symbolic_graph
+from autoslim.tracing.interpreter import GraphRunner
 from autoslim.tracing.operations import is_local, may_view, overwritten
 
 
 class IncrementalEvaluator:
-    """The operations of a supernet in order, and where each group begins to matter.
+    """Evaluates the current subnet and all subnets with one group slimmed, without repeating common operations.
 
-    A subnet with one group slimmed differs from the current one only from the group's first consumer on. Up to there
-    its values are the current ones, less the channels taken away: a convolution's other outputs stay, and batch
-    normalisation works channel by channel, on its own batch. So the current network runs once, and at the first
-    operation that mixes a group's channels the subnet branches off and runs to its end (its *tail*), on slices.
+    A subnet with one group slimmed differs from the current subnet only from the group's first consumer on. Before it,
+    the values are those of the current subnet without the removed channels: the other outputs of a convolution do not
+    change, and batch norm normalises each channel on its own, with the statistics of the batch. The current subnet
+    therefore runs once. At the first operation that mixes the channels of a group, the slimmed subnet continues from
+    slices of the current values, up to its output.
 
-    No more is held than the values that the current network still needs at that operation.
+    Only values that a later operation of the current subnet reads are held in memory.
 
     Args:
-        supernet: in evaluation mode, where ``forward`` must do the same for any data and any channels.
+        supernet: A supernet in evaluation mode. Its ``forward`` must run the same operations for all data and all
+            channels (see ``verified_evaluator``).
     """
 
     def __init__(self, supernet: Supernet) -> None:
         self.supernet = supernet
-        self.nodes = _operations(supernet)
-        self._modules = dict(supernet.network.named_modules())
-        self._last_use = {used: position for position, node in enumerate(self.nodes) for used in node.all_input_nodes}
-        self._done: list[list[fx.Node]] = [[] for _ in self.nodes]
-        for node, position in self._last_use.items():
-            self._done[position].append(node)
+        graph = _traced(supernet)
+        self.nodes = list(graph.nodes)
+        self._runner = GraphRunner(supernet.network, graph)
+        self._modules = self._runner.submodules
+        self._last_use = {read: position for position, node in enumerate(self.nodes) for read in node.all_input_nodes}
         self._memory = _Memory(self.nodes, self._modules)
         self.start = {group: self._unshared(self._first_mixing(group)) for group in supernet.graph.groups}
-        """Group -> the position of the first operation that mixes its channels; all before it are not run again."""
+        """Group -> the position of the first operation that mixes its channels. Operations before it run only once."""
 
     def run(
         self, images: Tensor, current: Mapping[str, int], slimmer: Mapping[str, int]
     ) -> Iterator[tuple[str | None, Tensor]]:
-        """Runs ``current`` on ``images`` (N, C, H, W), and each subnet with one group less.
+        """Runs the subnet ``current`` and, for each group in ``slimmer``, the subnet with only this group slimmed.
 
         Args:
-            slimmer: group -> its channels in the subnet that only it is slimmed in.
+            images: A batch, (N, C, H, W).
+            current: The current configuration.
+            slimmer: The groups to slim, with their number of channels.
 
         Yields:
-            (group, output) for each of ``slimmer``, in the order of the operations; then (None, output) of ``current``.
+            (group, output) for each group in ``slimmer``, in the order of the operations; then (None, output) of
+            ``current``.
         """
         branches: dict[int, list[str]] = {}
         for group in slimmer:
             branches.setdefault(self.start[group], []).append(group)
         self.supernet.select(current)
-        values: dict[fx.Node, Any] = {}
-        for position in range(len(self.nodes)):
+        values: dict[fx.Node, Any] = {self.nodes[0]: images}
+        for position, node in enumerate(self.nodes[1:], start=1):
             for group in branches.get(position, ()):
                 narrow = {**current, group: slimmer[group]}
                 self.supernet.select(narrow)
-                yield group, self._finish(position, self._sliced(values, position, group, current, narrow), images)
+                yield group, self._finish(position, self._sliced(values, position, group, current, narrow))
                 self.supernet.select(current)
-            self._step(position, values, images)
+            self._runner.step(node, values)
         yield None, values[self.nodes[-1]]
 
-    def _finish(self, start: int, values: dict[fx.Node, Any], images: Tensor) -> Tensor:
-        for position in range(start, len(self.nodes)):
-            self._step(position, values, images)
+    def _finish(self, start: int, values: dict[fx.Node, Any]) -> Tensor:
+        for node in self.nodes[start:]:
+            self._runner.step(node, values)
         output: Tensor = values[self.nodes[-1]]
         return output
-
-    def _step(self, position: int, values: dict[fx.Node, Any], images: Tensor) -> None:
-        """Runs one operation, and lets go of what no later one reads."""
-        node = self.nodes[position]
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-        if node.op == "placeholder":
-            values[node] = images if position == 0 else args[0]
-        elif node.op == "get_attr":
-            values[node] = operator.attrgetter(str(node.target))(self.supernet.network)
-        elif node.op == "call_module":
-            values[node] = self._modules[str(node.target)](*args, **kwargs)
-        elif node.op == "call_method":
-            values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        elif node.op == "output":
-            values[node] = args[0]
-        else:
-            assert callable(node.target)
-            values[node] = node.target(*args, **kwargs)
-        for done in self._done[position]:
-            del values[done]
-        if node not in self._last_use and node.op != "output":
-            del values[node]  # nobody reads it
 
     def _sliced(
         self,
@@ -105,15 +87,15 @@ class IncrementalEvaluator:
         current: Mapping[str, int],
         narrow: Mapping[str, int],
     ) -> dict[fx.Node, Any]:
-        """The values at hand as the narrower subnet has them; those that its tail writes to are copies."""
+        """Returns the present values as the narrower subnet has them; values that it overwrites later are copied."""
         activations = self.supernet.graph.activations
-        own = {}
+        sliced = {}
         for node, value in values.items():
-            where = activations.get(node.name)
-            if where is not None and any(segment.group == group for segment in where[1]):
-                value = _narrowed(value, *where, current, narrow)
-            own[node] = value.clone() if self._memory.written(node) >= start else value
-        return own
+            channels = activations.get(node.name)
+            if channels is not None and any(segment.group == group for segment in channels[1]):
+                value = _narrowed(value, *channels, current, narrow)
+            sliced[node] = value.clone() if self._memory.written(node) >= start else value
+        return sliced
 
     def _first_mixing(self, group: str) -> int:
         graph = self.supernet.graph
@@ -126,8 +108,10 @@ class IncrementalEvaluator:
         return len(self.nodes) - 1
 
     def _unshared(self, start: int) -> int:
-        """The last position up to ``start`` where no memory that is written to later has two names: copies would part
-        them."""
+        """Returns the last position up to ``start`` where no two live values share memory that is overwritten later.
+
+        Copies of such values would no longer share it.
+        """
         alive = [node for node in self.nodes[:start] if self._last_use.get(node, -1) >= start]
         for number, node in enumerate(alive):
             if self._memory.written(node) >= start and any(self._memory.shared(node, o) for o in alive[:number]):
@@ -135,19 +119,19 @@ class IncrementalEvaluator:
         return start
 
 
-def _operations(supernet: Supernet) -> list[fx.Node]:
-    """Those of the network in evaluation mode; the supernet is left as it was."""
+def _traced(supernet: Supernet) -> fx.Graph:
+    """The graph of the network in evaluation mode. The supernet's mode and selection are restored."""
     selected = dict(supernet.selected)
     supernet.select(supernet.widest)  # views of weights would hide the parameters from tracing
     try:
         with evaluation_mode(supernet):
-            return list(symbolic_graph(supernet.network, supernet.graph.leaves).nodes)
+            return symbolic_graph(supernet.network, supernet.graph.leaves)
     finally:
         supernet.select(selected)
 
 
 def _reads(node: fx.Node, group: str, graph: ChannelGraph) -> bool:
-    """Whether the operation's own tensors have channels of the group."""
+    """Returns whether a parameter or buffer of the operation depends on the group."""
     own = f"{node.target}."
     names = [name for name in graph.tensors if node.op == "call_module" and name.startswith(own)]
     if node.op == "get_attr":
@@ -161,76 +145,69 @@ def _narrowed(value: Tensor, dim: int, axis: Axis, current: Mapping[str, int], n
 
 
 class _Memory:
-    """Which values may lie in the same memory, and when it is last written to."""
+    """Tracks which values may share memory, and which operation overwrites it last."""
 
     def __init__(self, nodes: Sequence[fx.Node], modules: Mapping[str, nn.Module]) -> None:
-        self._place: dict[fx.Node, int] = {}
+        self._storage: dict[fx.Node, int] = {}
         self._written: dict[int, int] = {}
         for position, node in enumerate(nodes):
             over = overwritten(node, modules)
-            shown = {self._place[other] for other in (node.all_input_nodes if may_view(node, modules) else over)}
-            place = self._place[node] = min(shown, default=position)
-            for other, known in self._place.items():
-                if known in shown:
-                    self._place[other] = place
+            aliased = {self._storage[other] for other in (node.all_input_nodes if may_view(node, modules) else over)}
+            storage = self._storage[node] = min(aliased, default=position)
+            for other, known in self._storage.items():
+                if known in aliased:
+                    self._storage[other] = storage
             if over:
-                self._written.update({self._place[other]: position for other in over})
-            self._written[place] = max([-1, *(self._written.get(known, -1) for known in {place, *shown})])
+                self._written.update({self._storage[other]: position for other in over})
+            self._written[storage] = max([-1, *(self._written.get(known, -1) for known in {storage, *aliased})])
 
     def written(self, node: fx.Node) -> int:
-        """The last position of an operation that may write where the node's value lies."""
-        return self._written[self._place[node]]
+        """Returns the last position of an operation that may overwrite the node's value; -1 if there is none."""
+        return self._written[self._storage[node]]
 
     def shared(self, node: fx.Node, other: fx.Node) -> bool:
-        return self._place[node] == self._place[other]
-
-
-FLOOR = 1e-3  # of the largest output: rounding in another order makes about 1e-6 in float32
+        """Returns whether the values of two nodes may share memory."""
+        return self._storage[node] == self._storage[other]
 
 
 def verified_evaluator(supernet: Supernet, images: Tensor) -> tuple[IncrementalEvaluator | None, str]:
-    """``IncrementalEvaluator`` of the supernet, or None and the reason where they do not give what it gives.
+    """Returns an ``IncrementalEvaluator`` if it agrees with whole runs of the supernet, otherwise None and the reason.
 
-    Code that looks at shapes, or at its modules' sizes, cannot be run from a record of its operations. So one search
-    step is run both ways, from a configuration below the widest.
+    Code that depends on shapes or on its modules' sizes cannot be reproduced from a traced graph. Therefore one search
+    step is run both ways, from a configuration just below the widest one, and the outputs are compared.
 
     Args:
-        supernet: in evaluation mode. It is left at that configuration.
-        images: (N, C, H, W), a few.
+        supernet: A supernet in evaluation mode. Afterwards another configuration than before may be selected.
+        images: A few images, (N, C, H, W).
     """
     current = dict(supernet.widest)
     for name, group in supernet.graph.groups.items():
         current[name] = max(group.unit, current[name] - group.unit)
     slimmer = {name: max(group.unit, current[name] - group.unit) for name, group in supernet.graph.groups.items()}
 
-    def whole(channels: dict[str, int], given: Tensor) -> list[Tensor]:
+    def run_whole(channels: Mapping[str, int], batch: Tensor) -> list[Tensor]:
         supernet.select(channels)
-        return _tensors(supernet(given.clone()))
+        return output_tensors(supernet(batch.clone()))  # the network may overwrite its input
 
     with torch.no_grad():
-        expected = whole(current, images)
-        # Networks that are not trained can magnify the last digit beyond any bound.
-        digit = 4 * torch.finfo(images.dtype).eps
-        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
-        tolerance = max(FLOOR, 1000 * _distance(expected, whole(current, images * (1 + digit * noise))))
+        expected = run_whole(current, images)
+        generator = torch.Generator().manual_seed(0)
+        tolerance = rounding_tolerance(
+            lambda noisy: run_whole(current, noisy), images, expected, FLOAT32_FLOOR, generator
+        )
         try:
-            tails = IncrementalEvaluator(supernet)
-            runs = [(name, _tensors(output)) for name, output in tails.run(images.clone(), current, slimmer)]
-        except Exception as error:  # whatever the user's code raises where sizes are others than it was traced with
+            evaluator = IncrementalEvaluator(supernet)
+            outputs = [
+                (name, output_tensors(output)) for name, output in evaluator.run(images.clone(), current, slimmer)
+            ]
+        except Exception as error:  # whatever the network's code raises at sizes other than those it was traced with
             return None, first_line(error)
-        for slimmed, outputs in runs:
+        for slimmed, tensors in outputs:
             channels = current if slimmed is None else {**current, slimmed: slimmer[slimmed]}
-            distance = _distance(whole(channels, images), outputs)
-            if not distance <= tolerance:
-                return None, f"with fewer channels of {slimmed} it gives something else (by {distance:.1g})"
-    return tails, ""
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _distance(expected: list[Tensor], found: list[Tensor]) -> float:
-    """The largest difference of any output, in units of its largest number."""
-    pairs = zip(expected, found, strict=True)
-    return max(float((a - b).abs().max() / a.abs().max().clamp(min=torch.finfo(a.dtype).tiny)) for a, b in pairs)
+            difference = relative_difference(run_whole(channels, images), tensors)
+            if not difference <= tolerance:  # also if it is NaN
+                return (
+                    None,
+                    f"with fewer channels of {slimmed} the outputs differ (relative difference {difference:.1g})",
+                )
+    return evaluator, ""

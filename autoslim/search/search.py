@@ -1,13 +1,15 @@
-"""The search: greedy slimming of a trained supernet, recorded step by step."""
+"""The search: greedy slimming of a trained supernet, recorded step by step in ``trajectory.json``."""
 
 import json
 import math
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoslim.channels.grid import Grid
 from autoslim.data.batches import search_chunks
 from autoslim.data.prepared import PreparedData
 from autoslim.errors import UserError
@@ -23,145 +25,162 @@ from autoslim.training.device import Precision, RunContext, autocast
 from autoslim.training.progress import Progress
 
 
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a search scores and chooses.
+
+    Attributes:
+        stop: the search ends at this fraction of the default network's cost.
+        images: search images scored for each candidate.
+        chunk: images that share their batch statistics.
+        score: what candidates are ranked by.
+        per_cost: rank by the increase of the score per unit of cost saved.
+        incremental: evaluate only the part of the network that a candidate changes (see ``IncrementalEvaluator``).
+        risk: significance level of each comparison in the race (see ``racing_rule``). None drops no candidate.
+        precision: dtype of the forward passes.
+    """
+
+    stop: float
+    images: int
+    chunk: int
+    score: By
+    per_cost: bool
+    incremental: bool
+    risk: float | None
+    precision: Precision
+
+
 def search(
     supernet: Supernet,
-    grid: dict[str, tuple[int, ...]],
+    grid: Grid,
     data: PreparedData,
     context: RunContext,
     *,
     objective: Objective,
-    stop: float,
-    images: int,
-    chunk: int,
-    by: By,
-    per_cost: bool,
-    incremental: bool,
-    risk: float | None,
-    precision: Precision,
+    settings: SearchSettings,
     seed: int,
     folder: Path,
     checkpoints: Checkpoints,
 ) -> dict[str, Any]:
-    """Slims from the widest configuration to ``stop`` times the default network's cost (AutoSlim).
+    """Slims from the widest configuration down to ``settings.stop`` times the default network's cost (AutoSlim).
+
+    A search that was interrupted continues after its last recorded step. Several processes share the candidates of each
+    step and make the same choice; rank 0 writes.
 
     Args:
-        objective: the cost; with several limits the search goes on to where all are held.
-        incremental: run only what a candidate changes (see ``networks.tails``).
-        risk: let candidates drop out that are clearly not the best (see ``algorithms.racing``); None: none does.
-
-    Goes on from the last step that an earlier run of the same search wrote. The trajectory is written to ``folder``.
-    Several processes share the candidates of each step, choose alike, and the first one writes.
+        supernet: on the device of ``context``.
+        grid: the grid that the supernet was trained on.
+        objective: the cost. With several limits the search continues until all of them are satisfied.
+        seed: seed of the order of the search images.
+        folder: where ``trajectory.json`` and ``metrics.json`` are written.
 
     Returns:
         The contents of ``trajectory.json``.
 
     Raises:
-        UserError: the search split has fewer images than a chunk.
+        UserError: the search split has fewer images than a chunk, or a subnet's cross-entropy is not finite.
     """
     graph, costs = supernet.graph, objective.costs
-    if data.info.counts["search"] < chunk:
+    if data.info.counts["search"] < settings.chunk:
         raise UserError(
-            f"search.chunk is {chunk}, but the search split has {data.info.counts['search']} images; "
+            f"search.chunk is {settings.chunk}, but the search split has {data.info.counts['search']} images; "
             "lower search.chunk or raise data.search_images"
         )
     started = time.monotonic()
-    chunks = search_chunks(data, images=images, chunk=chunk, seed=seed, device=context.device, workers=context.workers)
-    cast = autocast(context.device, precision)
+    chunks = search_chunks(
+        data,
+        images=settings.images,
+        chunk=settings.chunk,
+        seed=seed,
+        device=context.device,
+        workers=context.workers,
+    )
+    cast = autocast(context.device, settings.precision)
     world = context.world
 
-    def say(text: str) -> None:
+    def report(text: str) -> None:
         if world.is_rank_zero:
             print(text, file=sys.stderr)
 
-    runners = chunk_runners(supernet, chunks, cast, incremental=incremental, say=say, world=world)
-    unchecked = subnet_scorer(supernet, chunks, cast)
+    runners = chunk_runners(supernet, chunks, cast, incremental=settings.incremental, report=report, world=world)
+    unchecked_score = subnet_scorer(supernet, chunks, cast)
 
     def score(channels: Mapping[str, int]) -> Score:
-        found = unchecked(channels)
-        check_finite(found.cross_entropy, f"the subnet of {format_amount(graph.macs(channels))} MACs")
-        return found
+        result = unchecked_score(channels)
+        check_finite(result.cross_entropy, f"the subnet of {format_amount(graph.macs(channels))} MACs")
+        return result
 
-    scored = sum(len(labels) for _, labels in chunks)
-    limit = objective.stop(stop, graph.default)
-    path = checkpoints.folder / "steps.jsonl"
-    written = world.on_rank_zero(lambda: _kept(path))
-    steps: list[SlimmingStep] = [step_from_dict(step) for step in written]
-    before = float(written[-1]["seconds"]) if written else 0.0  # of runs that were killed
-    most = sum(len(levels) - 1 for levels in grid.values())
-    with Progress("search", most, done=max(0, len(steps) - 1)) as progress:
+    images = sum(len(labels) for _, labels in chunks)
+    limit = objective.stop(settings.stop, graph.default)
+    log = checkpoints.folder / "steps.jsonl"
+    recorded = world.on_rank_zero(lambda: _recorded_steps(log))
+    steps: list[SlimmingStep] = [step_from_dict(step) for step in recorded]
+    seconds_before = float(recorded[-1]["seconds"]) if recorded else 0.0  # of interrupted runs
+    rule = racing_rule(runners, images, settings.score, settings.per_cost, settings.risk, seed)
+    with Progress("search", grid.steps, done=max(0, len(steps) - 1)) as progress:
         for step in greedy_slim(
-            grid,
-            objective.cost,
-            lambda c: world.on_rank_zero(lambda: score(c)),
-            limit,
-            rule=racing_rule(runners, scored, by, per_cost, risk, seed),
-            done=steps,
+            grid, objective.cost, lambda c: world.on_rank_zero(lambda: score(c)), limit, rule=rule, done=steps
         ):
             steps.append(step)
             if step.slimmed is not None:
-                saved, asked = steps[0].cost - step.cost, steps[0].cost - limit
+                saved, wanted = steps[0].cost - step.cost, steps[0].cost - limit
                 if saved > 0:  # a step may save no latency
-                    progress.expect(math.ceil((len(steps) - 1) * max(1.0, asked / saved)))
+                    progress.expect(math.ceil((len(steps) - 1) * max(1.0, wanted / saved)))
                 progress.advance()
             progress.show(
                 top1=1 - step.score.error,
                 cost=f"{objective.written(step.cost)}, down to {objective.written(limit)}",
             )
             if world.is_rank_zero:
-                seconds = round(before + time.monotonic() - started, 1)
-                with path.open("a") as file:
+                seconds = round(seconds_before + time.monotonic() - started, 1)
+                with log.open("a") as file:
                     file.write(json.dumps(step_to_dict(step, costs) | {"seconds": seconds}) + "\n")
         progress.expect(len(steps) - 1)
     if steps[-1].cost > limit:
         progress.write(
-            f"search: the narrowest subnet takes {objective.written(steps[-1].cost)}, "
-            f"more than search.stop asks ({objective.written(limit)})"
+            f"search: the narrowest subnet costs {objective.written(steps[-1].cost)}, "
+            f"more than search.stop allows ({objective.written(limit)})"
         )
-    configurations = {
-        "default": graph.default,
-        "widest": {name: levels[0] for name, levels in grid.items()},
-        "narrowest": {name: levels[-1] for name, levels in grid.items()},
-    }
+    configurations = {"default": graph.default, "widest": grid.widest, "narrowest": grid.narrowest}
     trajectory = {
         "format": 1,
         "resource": objective.resource,
         "limits": dict(objective.limits),
         **{which: {"channels": c, **costs.all(c)} for which, c in configurations.items()},
-        "images": scored,
+        "images": images,
         "chunk": len(chunks[0][1]),
-        "score": by,
-        "per_cost": per_cost,
-        "risk": risk,
+        "score": settings.score,
+        "per_cost": settings.per_cost,
+        "risk": settings.risk,
         "steps": [{"step": number, **step_to_dict(step, costs)} for number, step in enumerate(steps)],
     }
     if not world.is_rank_zero:
         return trajectory
     write_json(folder / "trajectory.json", trajectory)
-    evaluations = sum(max(1, len(step.candidates)) for step in steps)
     write_json(
         folder / "metrics.json",
         {
             "steps": len(steps) - 1,
-            "evaluations": evaluations,
+            "evaluations": sum(max(1, len(step.candidates)) for step in steps),
             "images_evaluated": sum(score.images for step in steps for score in step.scores),
-            "seconds": round(before + time.monotonic() - started, 1),
+            "seconds": round(seconds_before + time.monotonic() - started, 1),
         },
     )
     return trajectory
 
 
-def _kept(path: Path) -> list[dict[str, Any]]:
-    """The steps that an earlier run wrote, one a line; a line that its end cut short is taken out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        write_atomically(path, lambda to: to.write_text("".join(whole)))
-    return [json.loads(line) for line in whole]
+def _recorded_steps(log: Path) -> list[dict[str, Any]]:
+    """The steps that an earlier run recorded, one per line. A truncated last line is removed."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    complete = [line for line in lines if line.endswith("\n")]
+    if len(complete) < len(lines):
+        write_atomically(log, lambda to: to.write_text("".join(complete)))
+    return [json.loads(line) for line in complete]
 
 
 def step_to_dict(step: SlimmingStep, costs: Costs) -> dict[str, Any]:
-    """One step of ``trajectory.json``: its ``cost`` is that of the search's objective; all resources stand beside."""
+    """A step as ``trajectory.json`` has it: ``cost`` is that of the search's objective, beside all resources."""
     return {
         "slimmed": step.slimmed,
         "channels": step.channels,
@@ -184,21 +203,22 @@ def step_to_dict(step: SlimmingStep, costs: Costs) -> dict[str, Any]:
 
 
 def step_from_dict(values: Mapping[str, Any]) -> SlimmingStep:
+    """The inverse of ``step_to_dict``."""
     candidates = {name: Candidate(c["channels"], c["cost"], _score(c)) for name, c in values["candidates"].items()}
     return SlimmingStep(values["slimmed"], values["channels"], values["cost"], _score(values), candidates)
 
 
 def read_trajectory(path: Path) -> dict[str, Any]:
-    """The contents of ``trajectory.json``.
+    """Reads ``trajectory.json``.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: the file is missing or damaged.
     """
     if not path.exists():
         raise UserError(f"there is no trajectory at {path}; run `dvc repro search`")
     values = read_json(path, "search")
     if not isinstance(values.get("steps"), list):
-        raise UserError(f"{path} is not the file of a trajectory (it has no steps); run `dvc repro search`")
+        raise UserError(f"{path} is not a trajectory (it has no steps); run `dvc repro search`")
     return values
 
 

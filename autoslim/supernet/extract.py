@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autoslim.channels.copying import evaluation_mode
 from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
 from autoslim.channels.resize import resize
 from autoslim.data.batches import search_chunks
@@ -20,14 +21,24 @@ from autoslim.supernet.supernet import Supernet
 from autoslim.training.checkpoints import load_weights, read_json, write_json
 from autoslim.training.device import RunContext, to_device
 
+RECALIBRATION_IMAGES = 2048
+RECALIBRATION_CHUNK = 256
+
 
 @dataclass(frozen=True)
 class SupernetFile:
-    """What ``supernet.json`` says beside the weights."""
+    """The contents of ``supernet.json``, which describes the weights beside it.
+
+    Attributes:
+        network: name of the default network.
+        input_shape: (C, H, W).
+        grid: the grid that the supernet spans.
+        default: the configuration of the default network.
+    """
 
     network: str
     input_shape: tuple[int, ...]
-    grid: dict[str, tuple[int, ...]]
+    grid: Grid
     default: Channels
 
     def write(self, folder: Path) -> None:
@@ -35,10 +46,10 @@ class SupernetFile:
 
     @classmethod
     def read(cls, folder: Path) -> "SupernetFile":
-        """Reads what ``write`` wrote.
+        """Reads the file that ``write`` wrote.
 
         Raises:
-            UserError: there is no supernet, or its file is damaged.
+            UserError: the file is missing or damaged.
         """
         path = folder / "supernet.json"
         if not path.exists():
@@ -48,35 +59,35 @@ class SupernetFile:
             return cls(
                 values["network"],
                 tuple(values["input_shape"]),
-                {name: tuple(levels) for name, levels in values["grid"].items()},
+                Grid(values["grid"]),
                 values["default"],
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"{path} is not the file of a supernet ({first_line(error)}); run `dvc repro supernet`"
             ) from error
 
 
 def load_supernet(folder: Path, network: nn.Module, graph: ChannelGraph) -> tuple[Supernet, SupernetFile]:
-    """The supernet that the stage wrote, for the network that the parameters name.
+    """Loads the supernet of ``network`` that the stage ``supernet`` wrote to ``folder``.
 
     Raises:
-        UserError: there is none, or it is of another network.
+        UserError: there is no supernet, or it belongs to another network.
     """
     file = SupernetFile.read(folder)
     if file.default != graph.default or file.input_shape != graph.input_shape:
         raise UserError(
-            f"{folder} holds a supernet of another network ({file.network}, {len(file.default)} groups, "
-            f"input {list(file.input_shape)}); the parameters name one with {len(graph.groups)} groups and input "
+            f"{folder} holds the supernet of another network ({file.network}, {len(file.default)} groups, "
+            f"input {list(file.input_shape)}); params.yaml names one with {len(graph.groups)} groups and input "
             f"{list(graph.input_shape)}{_difference(file.default, graph.default)}: run `dvc repro supernet`"
         )
-    supernet = Supernet(resize(network, graph, {name: levels[0] for name, levels in file.grid.items()}), graph)
+    supernet = Supernet(resize(network, graph, file.grid.widest), graph)
     load_weights(supernet.network, folder / "weights.safetensors")
     return supernet, file
 
 
 def _difference(there: Channels, here: Channels) -> str:
-    """The first group that two default networks have at different sizes, for a message."""
+    """Describes the first group whose size differs between two default networks."""
     for name, size in there.items():
         if here.get(name, size) != size:
             return f" ({name} has {size} channels there and {here[name]} here)"
@@ -85,24 +96,32 @@ def _difference(there: Channels, here: Channels) -> str:
 
 @torch.no_grad()
 def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Re-estimates the running statistics of all batch norms, in place, with fixed weights; returns the batches used.
+    """Re-estimates the running statistics of all batch norms in place, with fixed weights.
 
-    The statistics become the plain average over ``batches`` (momentum None) of each batch's mean and unbiased variance:
-    US-Nets' "post-statistics". Batches of equal size, drawn from the training images, are expected.
-    Other layers run in evaluation mode. The modules' modes and momenta are given back as they were.
+    The statistics become the plain average over ``batches`` (momentum None) of each batch's mean and unbiased variance
+    (the "post-statistics" of US-Nets, section 3.2). The batches should have equal sizes and the distribution of the
+    training images. Other layers run in evaluation mode. Modes and momenta are restored afterwards.
+
+    Args:
+        network: a plain network.
+        batches: images (N, C, H, W) on the network's device.
+
+    Returns:
+        The number of batches used.
 
     Raises:
-        UserError: there is no batch, or the network is a supernet, which has no running statistics. It is as it was.
+        UserError: ``batches`` is empty, or ``network`` is a supernet, which keeps no running statistics. The network is
+            unchanged.
     """
     if isinstance(network, Supernet):
         raise UserError(
-            "a supernet uses the statistics of each batch and has none to recalibrate; recalibrate a network cut out "
-            "of it, recalibrate(supernet.extract(channels), ...)"
+            "a supernet uses the statistics of each batch and keeps none to recalibrate; recalibrate an extracted "
+            "network instead: recalibrate(supernet.extract(channels), ...)"
         )
     stream = iter(batches)
     first = next(stream, None)
     if first is None:
-        raise UserError("BN recalibration got no batch of images; give at least one")
+        raise UserError("BN recalibration needs at least one batch of images, but batches is empty")
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]
     momenta = [norm.momentum for norm in norms]
@@ -122,27 +141,27 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
     return count
 
 
-STATISTICS_IMAGES = 2048  # of the search split: training images with the evaluation transform
-STATISTICS_CHUNK = 256
-
-
 def subnet_extractor(
     supernet: Supernet, data: PreparedData, context: RunContext, *, seed: int
 ) -> Callable[[Channels], nn.Module]:
-    """A function that cuts networks out of ``supernet`` (moved to the device), with running statistics of their own."""
+    """Returns a function that extracts networks from ``supernet`` and recalibrates their batch norms.
+
+    The supernet is moved to the device. Recalibration uses images of the search split: they are training images under
+    the evaluation transform.
+    """
     to_device(supernet, context.device, channels_last=True)
     chunks = search_chunks(
         data,
-        images=STATISTICS_IMAGES,
-        chunk=STATISTICS_CHUNK,
+        images=RECALIBRATION_IMAGES,
+        chunk=RECALIBRATION_CHUNK,
         seed=seed,
         device=context.device,
         workers=context.workers,
     )
 
-    def cut(channels: Channels) -> nn.Module:
+    def extract(channels: Channels) -> nn.Module:
         network = supernet.extract(channels)
         recalibrate(network, (images for images, _ in chunks))
         return network
 
-    return cut
+    return extract

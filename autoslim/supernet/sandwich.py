@@ -2,16 +2,41 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
 from autoslim.supernet.supernet import Supernet
 from autoslim.tasks.classification import smoothed_cross_entropy
 from autoslim.training.loop import Step
+
+Per = Literal["group", "network", "both"]
+"""What a random width is drawn for: each group (AutoSlim), the whole network (US-Nets), or both in turn."""
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """How the subnets of a training step are chosen and taught.
+
+    Attributes:
+        random_widths: random subnets in each step, in addition to the widest and the narrowest.
+        random_widths_per: what a random width is drawn for.
+        widths_by_rank: each of several processes draws its own random widths. The result then depends on the number of
+            processes: subnets of different widths cannot share batch statistics, so each rank uses those of its images.
+        distillation: subnets learn from the widest network's output instead of the labels.
+        seed: seed of the weights, the random widths and the data order.
+    """
+
+    random_widths: int
+    random_widths_per: Per = "group"
+    widths_by_rank: bool = False
+    distillation: bool = True
+    seed: int = 0
 
 
 def sandwich_step(
@@ -23,20 +48,23 @@ def sandwich_step(
     label_smoothing: float = 0.0,
     distillation: bool = True,
 ) -> Tensor:
-    """Adds the gradients of the widest network and of ``subnets`` to those of the weights.
+    """Accumulates the gradients of the widest network and of ``subnets`` for one batch.
 
-    The sandwich rule of US-Nets (Yu & Huang, arXiv 1903.05134). The widest learns from the labels. Each subnet learns
-    from the widest one's softmax of the same batch, detached, at temperature 1 (with ``distillation`` off: from the
-    labels too). Gradients are summed over the widths, not averaged. The optimiser is not stepped and gradients are not
-    cleared.
+    This is the sandwich rule of US-Nets (Yu & Huang, arXiv 1903.05134, section 3.3). The widest network learns from the
+    labels. Each subnet learns from the detached softmax of the widest network for the same batch, at temperature 1, or
+    from the labels if ``distillation`` is off. Gradients are summed over the widths, not averaged. The function neither
+    clears gradients nor steps an optimiser.
 
     Args:
+        supernet: left at the last of ``subnets``.
         images: (N, C, H, W).
         labels: (N,), int64.
         subnets: the narrowest and the random configurations, in the order in which they are trained.
+        label_smoothing: see ``smoothed_cross_entropy``.
+        distillation: whether subnets learn from the widest network.
 
     Returns:
-        The widest network's loss, detached, a scalar on the device.
+        The detached loss of the widest network, a scalar on the device.
     """
     supernet.select(supernet.widest)
     logits = supernet(images)  # (N, classes)
@@ -54,39 +82,46 @@ def sandwich_step(
 
 
 def random_subnet(grid: Mapping[str, Sequence[int]], seed: int, step: int, index: int) -> Channels:
-    """A configuration drawn group by group, each level of the grid equally likely; the same for the same numbers."""
+    """Draws a number of channels for each group independently, each number of the grid with equal probability.
+
+    The draw is a function of (seed, step, index), so a resumed run draws the same subnets.
+    """
     draw = random.Random(f"{seed}/{step}/{index}")
     return {name: draw.choice(levels) for name, levels in grid.items()}
 
 
 def random_width(grid: Mapping[str, Sequence[int]], seed: int, step: int, index: int) -> Channels:
-    """A configuration at one place between widest and narrowest for all groups, each place equally likely (US-Nets)."""
-    place = random.Random(f"{seed}/{step}/{index}").random()
-    return {name: levels[int(place * len(levels))] for name, levels in grid.items()}
+    """Draws one position between the widest and the narrowest configuration for all groups together (US-Nets).
+
+    The draw is a function of (seed, step, index), so a resumed run draws the same widths.
+    """
+    position = random.Random(f"{seed}/{step}/{index}").random()
+    return {name: levels[int(position * len(levels))] for name, levels in grid.items()}
 
 
-Per = Literal["group", "network", "both"]
-"""What a random width is drawn for: each group (AutoSlim), all groups together (US-Nets), or every second time each."""
+def random_width_seed(seed: int, rank: int) -> int:
+    """The seed of a rank's own random widths; on rank 0 it equals that of a single process."""
+    return seed + (rank << 64)
 
 
 def sandwich_rule(
     supernet: Supernet,
-    grid: Mapping[str, Sequence[int]],
+    grid: Grid,
+    sandwich: Sandwich,
     *,
-    random_widths: int,
-    random_widths_per: Per = "group",
-    seed: int,
     label_smoothing: float,
-    distillation: bool,
     autocast: Callable[[], torch.autocast],
+    rank: int = 0,
 ) -> Step:
-    """The step function of supernet training: widest, narrowest and ``random_widths`` random subnets on ``grid``."""
-    narrowest = {name: levels[-1] for name, levels in grid.items()}
+    """Returns the step function of supernet training: widest, narrowest and random subnets on ``grid``."""
     draws = {"group": [random_subnet], "network": [random_width], "both": [random_subnet, random_width]}
-    draw = draws[random_widths_per]
+    draw = draws[sandwich.random_widths_per]
+    count = sandwich.random_widths
+    seed = random_width_seed(sandwich.seed, rank) if sandwich.widths_by_rank else sandwich.seed
+    narrowest = grid.narrowest
 
     def step(images: Tensor, labels: Tensor, number: int) -> Tensor:
-        turns = [draw[(number * random_widths + index) % len(draw)] for index in range(random_widths)]
+        turns = [draw[(number * count + index) % len(draw)] for index in range(count)]
         drawn = [turn(grid, seed, number, index) for index, turn in enumerate(turns)]
         with autocast():
             return sandwich_step(
@@ -95,7 +130,7 @@ def sandwich_rule(
                 labels,
                 [narrowest, *drawn],
                 label_smoothing=label_smoothing,
-                distillation=distillation,
+                distillation=sandwich.distillation,
             )
 
     return step

@@ -1,4 +1,4 @@
-"""``Supernet``: one network whose channels are selectable at run time, its weights shared by all configurations."""
+"""``Supernet``: a network whose channels are selected at run time, with weights shared by all configurations."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,19 +14,20 @@ from autoslim.errors import UserError
 
 
 class Supernet(nn.Module):
-    """The network at its widest, with ``select`` to run any narrower configuration with slices of the same weights.
+    """A network at its widest; ``select`` makes it run any narrower configuration with slices of the same weights.
 
-    The network is the user's own and its ``forward`` runs unchanged. A selected configuration is put before it as
-    views: an instance attribute named like a parameter shadows the parameter when a module reads ``self.weight``, while
-    ``parameters()``, ``state_dict()`` and the optimiser go on seeing the shared one. Only tensors of concatenated
-    channels (a layer that reads several groups) need a gather, made anew at each ``forward``.
+    The user's ``forward`` runs unchanged. ``select`` installs views of the weights: an instance attribute with the name
+    of a parameter shadows the parameter when a module reads ``self.weight``, while ``parameters()``, ``state_dict()``
+    and the optimiser still see the shared parameter. Only tensors with concatenated channels (layers that read several
+    groups) need a gather, which is repeated at each ``forward``.
 
-    Batch normalisation always uses the statistics of its own batch (US-Nets): statistics of
-    subnets that share weights would mix. Running statistics are removed; ``extract`` gives them back, fresh.
+    Batch normalisation always uses the statistics of the current batch (US-Nets, section 3.2), because subnets that
+    share weights do not share statistics. Running statistics are removed; networks that ``extract`` returns have new
+    ones.
 
     Args:
-        network: the network at its widest, a ``resize`` of the traced one. It is taken over, not copied.
-        graph: ``trace`` of the network, at whatever width it was traced.
+        network: the network at its widest, a ``resize`` of the traced one. It is modified in place, not copied.
+        graph: ``trace`` of the network, at any width.
     """
 
     def __init__(self, network: nn.Module, graph: ChannelGraph) -> None:
@@ -35,7 +36,7 @@ class Supernet(nn.Module):
         self.graph = graph
         self.widest: Channels = current_channels(network, graph)
         self.selected: Channels = dict(self.widest)
-        # The structure with running statistics, for extract(); in a tuple, so that it is no submodule.
+        # The structure with running statistics, for extract(). The tuple keeps it from becoming a submodule.
         names = {name for name, _ in network.named_parameters()}
         self._plain = (copy_with(network, lambda name, t: t.new_empty(0) if name in names else t.clone()),)
         self.network.apply(_use_batch_statistics)
@@ -60,12 +61,12 @@ class Supernet(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Supernet":
         raise TypeError(
-            "a supernet holds views of its weights and is not copied; use extract(), or state_dict() of network"
+            "a supernet holds views of its weights and cannot be copied; use extract() or network.state_dict()"
         )
 
     @torch.inference_mode(False)  # views made in inference mode could not be trained through later
     def select(self, channels: Mapping[str, int]) -> None:
-        """Makes ``channels`` the configuration that ``forward`` runs. Only what differs from the last one is touched.
+        """Makes ``forward`` run the configuration ``channels``. Only groups that changed are updated.
 
         Raises:
             UserError: ``channels`` does not fit the graph, or a group is wider than in this supernet.
@@ -80,21 +81,20 @@ class Supernet(nn.Module):
         shadows = {id(shadow): shadow for name in changed for shadow in self._shadows[name]}
         with torch.enable_grad():
             for shadow in shadows.values():
-                shadow.cast(self.widest, self.selected)
+                shadow.update(self.widest, self.selected)
         for name in changed:
             for attribute in self._attributes[name]:
                 self._modules_by_path[attribute.module].__dict__[attribute.name] = attribute.value(self.selected)
 
     def forward(self, images: Tensor) -> Any:
-        for shadow in self._gathering:  # a gather is a copy: the weights may have been trained since
-            shadow.cast(self.widest, self.selected)
+        for shadow in self._gathering:  # a gather is a copy, and the weights may have changed
+            shadow.update(self.widest, self.selected)
         return self.network(images)
 
     def extract(self, channels: Mapping[str, int]) -> nn.Module:
-        """A plain network with ``channels`` and copies of the weights that ``select(channels)`` would use.
+        """Returns a plain network with ``channels`` and copies of the weights that ``select(channels)`` would use.
 
-        Its running statistics are fresh: recalibrate them (``algorithms.recalibration``) before evaluation. It shares
-        no memory with the supernet.
+        Its running statistics are reset: call ``recalibrate`` before evaluation. It shares no memory with the supernet.
 
         Raises:
             UserError: ``channels`` does not fit the graph, or a group is wider than in this supernet.
@@ -114,13 +114,13 @@ class Supernet(nn.Module):
         self.graph.check(channels)
         name = next(name for name, most in self.widest.items() if channels[name] > most)
         raise UserError(
-            f"group {name} has at most {self.widest[name]} channels in this supernet, not {channels[name]}; "
-            "take fewer or make a wider supernet"
+            f"group {name} has at most {self.widest[name]} channels in this supernet, but {channels[name]} were given; "
+            "use fewer, or train a wider supernet"
         )
 
     def _apply(self, *args: Any, **kwargs: Any) -> "Supernet":
         selected = dict(self.selected)
-        self.select(self.widest)  # views of weights that are about to move would go stale
+        self.select(self.widest)  # views of weights that are about to move would become stale
         super()._apply(*args, **kwargs)
         self._plain[0]._apply(*args, **kwargs)
         self.select(selected)
@@ -128,13 +128,13 @@ class Supernet(nn.Module):
 
 
 class _Shadow:
-    """A parameter of one module, and the view of it that stands before it."""
+    """A parameter of one module and the view that shadows it."""
 
     __slots__ = ("gathered", "module", "name", "narrowed")
 
     def __init__(self, module: nn.Module, name: str, axes: tuple[Axis, ...]) -> None:
         self.module, self.name = module, name
-        self.narrowed: list[tuple[int, str, int, int]] = []  # dimension, and its one segment unpacked, for speed
+        self.narrowed: list[tuple[int, str, int, int]] = []  # dimension and its only segment, unpacked for speed
         self.gathered: list[tuple[int, Axis]] = []
         for dimension, axis in enumerate(axes):
             if len(axis) > 1:
@@ -142,7 +142,7 @@ class _Shadow:
             elif axis[0].group is not None:
                 self.narrowed.append((dimension, axis[0].group, axis[0].count, axis[0].unit))
 
-    def cast(self, widest: Mapping[str, int], channels: Mapping[str, int]) -> None:
+    def update(self, widest: Mapping[str, int], channels: Mapping[str, int]) -> None:
         shared = self.module._parameters.get(self.name, self.module._buffers.get(self.name))
         assert shared is not None
         view = shared

@@ -13,8 +13,8 @@ from autoslim.channels.copying import inference_mode
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Mean cross-entropy where the label has probability 1 - smoothing and every *other* class smoothing / (K - 1).
 
-    torch spreads its ``label_smoothing`` over all K classes, the label's own among them; K / (K - 1) of it is the
-    same, and what the authors have.
+    This is the authors' definition. torch spreads its ``label_smoothing`` over all K classes including the label;
+    multiplying by K / (K - 1) makes both equal.
     """
     classes = logits.shape[1]
     return F.cross_entropy(logits, labels, label_smoothing=smoothing * classes / (classes - 1) if smoothing else 0.0)
@@ -22,7 +22,7 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> 
 
 @dataclass(frozen=True)
 class Score:
-    """``error`` is the fraction wrong at top-1, ``cross_entropy`` the mean in nats, over so many ``images``."""
+    """``error`` is the top-1 error (a fraction), ``cross_entropy`` the mean in nats, both over ``images`` images."""
 
     error: float
     cross_entropy: float
@@ -36,20 +36,20 @@ Chunk = tuple[Tensor, Tensor]
 def evaluate(network: nn.Module, chunks: Iterable[Chunk], autocast: Callable[[], torch.autocast]) -> Score:
     """Top-1 error and mean cross-entropy of ``network`` over all images, in evaluation mode.
 
-    A supernet uses the statistics of each chunk, a plain network its running statistics. The host waits for the device
-    once, at the end. The mode is given back as it was.
+    A supernet uses the batch statistics of each chunk, an ordinary network its running statistics. The host waits for
+    the device once, at the end. The mode of every module is restored.
     """
-    wrong: list[Tensor] = []
-    entropy: list[Tensor] = []
+    errors: list[Tensor] = []
+    entropies: list[Tensor] = []
     count = 0
     with inference_mode(network):
         for images, labels in chunks:
             with autocast():
                 logits = network(images)  # (N, classes)
             logits = logits.float()
-            wrong.append((logits.argmax(1) != labels).sum())
-            entropy.append(F.cross_entropy(logits, labels, reduction="sum"))
+            errors.append((logits.argmax(1) != labels).sum())
+            entropies.append(F.cross_entropy(logits, labels, reduction="sum"))
             count += len(labels)
-        errors = int(torch.stack(wrong).sum())
-        nats = float(torch.stack(entropy).cpu().double().sum())  # summed on the host: not every device has float64
-    return Score(errors / count, nats / count, count)
+        error = int(torch.stack(errors).sum())
+        nats = float(torch.stack(entropies).cpu().double().sum())  # on the host, because not every device has float64
+    return Score(error / count, nats / count, count)

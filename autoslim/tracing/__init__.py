@@ -1,4 +1,4 @@
-"""From a network and an example input to its channel graph."""
+"""Traces a network and returns its channel graph."""
 
 from collections.abc import Iterable
 
@@ -17,42 +17,48 @@ from autoslim.tracing.verify import BATCH, VerificationRuns, verified_graph
 
 
 def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) -> ChannelGraph:
-    """Finds the channel groups of ``network`` and its costs in closed form.
+    """Returns the channel groups of ``network`` and its costs in closed form.
 
-    The network is traced by torch.fx in evaluation and in training mode (auxiliary heads run in one of them only), on
-    meta tensors; it is neither run nor changed itself. Its code may choose by shapes; channels that it chooses by keep
-    their number. What has no slimming rule keeps its size and is named in ``ChannelGraph.not_prunable``. The
-    result is verified: the network is resized on the meta device and run, and groups for which that fails (sizes
-    written as numbers in ``forward``) keep their size too.
+    torch.fx traces a copy of the network on meta tensors, in evaluation and in training mode because auxiliary heads
+    run in only one of them. The network itself is neither run nor changed. Its code may branch on shapes; channels
+    whose number it branches on are not prunable. Operations without a slimming rule keep their size and are listed in
+    ``ChannelGraph.not_prunable``.
+
+    The result is verified: a copy of the network is resized and run on the meta device. Groups for which this fails,
+    because their size is written as a number in ``forward``, are not prunable either.
 
     Args:
-        network: any network of torch modules, on any device.
-        example: an input of the network, (1, C, H, W); only its shape counts.
-        leaves: paths of modules that tracing shall not look into; channels that pass through them stay. Leaves may
-            depend on data: with any, a copy of the network runs on the CPU instead of the meta device, all zeros.
+        network: Any network of torch modules, on any device.
+        example: An input of the network, (1, C, H, W). Only its shape is used.
+        leaves: Paths of modules that torch.fx treats as leaf modules, that is, as one operation each. Channels that
+            they read keep their number. Leaf modules may depend on data: if there are any, a copy of the network with
+            all values zero runs on the CPU instead of the meta device.
 
     Raises:
-        UserError: torch.fx cannot trace the network, it does not run on the example, or a leaf is no module of it.
+        UserError: If torch.fx cannot trace the network, if it does not run on the example, or if it has no module of
+            the name of a leaf.
     """
-    whole = frozenset(leaves)
-    prototype = zeroed(network) if whole else on_meta(network)
-    device = torch.device("cpu" if whole else "meta")
-    if unknown := whole - dict(network.named_modules()).keys():
+    leaf_modules = frozenset(leaves)
+    prototype = zeroed(network) if leaf_modules else on_meta(network)
+    device = torch.device("cpu" if leaf_modules else "meta")
+    if unknown := leaf_modules - dict(network.named_modules()).keys():
         raise UserError(
             f"model.leaves names {min(unknown)!r}, which is no module of {type(network).__name__}; "
-            "give paths as in named_modules()"
+            "use the paths that named_modules() returns"
         )
-    first: dict[int, str] = {}
-    record = Record({name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(prototype).items()})
+    first_names: dict[int, str] = {}
+    record = Record(
+        {name: first_names.setdefault(id(tensor), name) for name, tensor in named_tensors(prototype).items()}
+    )
     input_shape = tuple(example.shape[1:])
     images = torch.zeros((BATCH, *input_shape), device=device)
-    modes = _traced_modes(prototype, whole, images)
+    modes = _traced_modes(prototype, leaf_modules, images)
     inference_calls = 0
     for mode, (graph, choices) in modes.items():
         prototype.train(mode)
         try:
             with for_shapes(device):
-                propagation = Propagation(fx.GraphModule(prototype, graph), record, BATCH)
+                propagation = Propagation(prototype, graph, record, images)
                 propagation.run(images)
                 propagation.mark_choices_not_prunable(choices or {})
         except Exception as error:
@@ -62,24 +68,27 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
             ) from error
         if not mode:
             inference_calls = len(record.calls)
-            record.operations = operations_of(prototype, graph, images, whole, at_one_size=choices is not None)
+            record.operations = operations_of(prototype, graph, images, leaf_modules, at_one_size=choices is not None)
             record.outputs = propagation.outputs()
-    del record.calls[inference_calls:]  # costs are those of inference
+    del record.calls[inference_calls:]  # costs refer to inference
     at_one_size = any(choices is not None for _, choices in modes.values())
     return verified_graph(
-        prototype, record, input_shape, VerificationRuns(device, tuple(modes), whole, counted=at_one_size)
+        prototype, record, input_shape, VerificationRuns(device, tuple(modes), leaf_modules, counted=at_one_size)
     )
 
 
 def _traced_modes(
-    prototype: nn.Module, whole: frozenset[str], images: Tensor
+    prototype: nn.Module, leaf_modules: frozenset[str], images: Tensor
 ) -> dict[bool, tuple[fx.Graph, Choices | None]]:
-    """What the network does in evaluation (False) and, where it differs, in training; None: whatever the sizes."""
-    found: list[tuple[fx.Graph, Choices | None]] = []
+    """Returns the graph in evaluation mode (False) and, if it differs, in training mode (True).
+
+    Each graph comes with the sizes that the code branches on, or with None if the graph is valid for all sizes.
+    """
+    traced: list[tuple[fx.Graph, Choices | None]] = []
     for mode in (False, True):
         try:
-            found.append((symbolic_graph(prototype.train(mode), whole), None))
-        except UserError:  # perhaps it only needs to know shapes
-            found.append(shaped_graph(prototype.train(mode), whole, images))
-    inference, training = found
+            traced.append((symbolic_graph(prototype.train(mode), leaf_modules), None))
+        except UserError:  # its code may only depend on shapes
+            traced.append(shaped_graph(prototype.train(mode), leaf_modules, images))
+    inference, training = traced
     return {False: inference} | ({True: training} if str(training[0]) != str(inference[0]) else {})

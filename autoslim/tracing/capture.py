@@ -1,10 +1,10 @@
-"""Captures the operations of a user's network with torch.fx."""
+"""Traces the operations of a network with torch.fx."""
 
-import operator
 import os
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +13,37 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autoslim.errors import UserError, first_line
-from autoslim.tracing.interpreter import for_shapes
+from autoslim.tracing.interpreter import GraphRunner, for_shapes
 from autoslim.tracing.operations import LEAVES
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
-_MACHINERY = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+_LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 
 
 def place(frames: Iterable[tuple[str, int]]) -> str:
-    """The innermost of the frames (file, line), outermost first, that is not torch's or ours: ``net.py:12``, or ''."""
-    own = [(file, line) for file, line in frames if not file.startswith(_MACHINERY)]
+    """Returns the innermost frame of the user's code as ``net.py:12``, or '' if there is none.
+
+    Args:
+        frames: (file, line) of each frame, outermost first.
+    """
+    own = [(file, line) for file, line in frames if not file.startswith(_LIBRARIES)]
     return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
 
 
 def error_line(error: Exception) -> str:
-    """The line that an error comes from."""
+    """Returns the line of the user's code that raised ``error``, as ``net.py:12``, or ''."""
     return place((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__))
 
 
 Origin = tuple[str, int]
-"""An operation's name, and an axis of its output."""
+"""The name of an operation and an axis of its output."""
 
 
 class Number(int):
-    """A size that the user's code computes with.
+    """A tensor size in the user's code that records which axes it depends on.
 
-    Sums, products and quotients of it are numbers of the same origins. Where the code compares one, or turns it into
-    something else, it does by it what cannot be followed: ``note`` is told the origins.
+    Sums, products and quotients of sizes have the origins of their operands. If the code compares a size or converts it
+    to another type, its result cannot be followed any further, and ``note`` is called with the origins.
     """
 
     origins: frozenset[Origin]
@@ -54,106 +58,115 @@ class Number(int):
 
 
 def plain(value: Any) -> Any:
-    """The number without its origins; anything else as it is."""
+    """Returns a ``Number`` as a plain int, and any other value unchanged."""
     return int.__pos__(value) if isinstance(value, Number) else value
 
 
-def _carrying(name: str) -> Callable[..., Any]:
+def _tracked(name: str) -> Callable[..., Any]:
     operation = getattr(int, name)
 
-    def carry(self: Number, *others: Any) -> Any:
+    def compute(self: Number, *others: Any) -> Any:
         result = operation(self, *others)
-        if result is NotImplemented:  # a float: Python tries it the other way round
+        if result is NotImplemented:  # the other operand is a float: Python tries its reflected method
             self.note(self.origins)
             return result
         return Number(result, self.origins.union(*(getattr(other, "origins", ()) for other in others)), self.note)
 
-    return carry
+    return compute
 
 
-def _noting(name: str) -> Callable[..., Any]:
+def _noted(name: str) -> Callable[..., Any]:
     operation = getattr(int, name)
 
-    def noted(self: Number, *others: Any) -> Any:
+    def compute(self: Number, *others: Any) -> Any:
         self.note(self.origins.union(*(getattr(other, "origins", ()) for other in others)))
         return operation(plain(self), *others)
 
-    return noted
+    return compute
 
 
 _ARITHMETIC = ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod", "rmod", "neg")
 _CHOICES = ("eq", "ne", "lt", "le", "gt", "ge", "bool", "and", "rand", "or", "ror")
 _CONVERSIONS = ("int", "float", "truediv", "rtruediv", "pow", "rpow", "divmod", "rdivmod", "round", "ceil", "floor")
 for _name in _ARITHMETIC:
-    setattr(Number, f"__{_name}__", _carrying(f"__{_name}__"))
+    setattr(Number, f"__{_name}__", _tracked(f"__{_name}__"))
 for _name in (*_CHOICES, *_CONVERSIONS):
-    setattr(Number, f"__{_name}__", _noting(f"__{_name}__"))
+    setattr(Number, f"__{_name}__", _noted(f"__{_name}__"))
 
 
-def symbolic_graph(network: nn.Module, leaves: frozenset[str]) -> fx.Graph:
-    """The operations of ``network``, in the mode (training or evaluation) that it is in.
+def symbolic_graph(network: nn.Module, leaf_modules: frozenset[str]) -> fx.Graph:
+    """Returns the graph of ``network`` in its current mode (training or evaluation), valid for all input sizes.
+
+    Args:
+        network: The network to trace.
+        leaf_modules: Paths of modules that are traced as one operation.
 
     Raises:
-        UserError: its ``forward`` depends on data. The message names the module and the line.
+        UserError: If ``forward`` depends on data or on shapes. The message names the module and the line.
     """
-    return traced_by(ModuleTracer(leaves), network)
+    return traced_by(ModuleTracer(leaf_modules), network)
 
 
 def traced_by(tracer: "ModuleTracer", network: nn.Module) -> fx.Graph:
-    """What a tracer finds, and its errors in the user's terms."""
+    """Returns the graph that ``tracer`` records, and raises its errors as ``UserError``."""
     try:
         return tracer.trace(network)
-    except Exception as error:  # whatever the user's code raises when it is given proxies
+    except Exception as error:  # the user's code may raise anything when it runs on proxies
         where = error_line(error)
         raise UserError(
             f"torch.fx cannot trace module {tracer.inside or type(network).__name__!r} of {type(network).__name__}"
-            f"{f' ({where})' if where else ''}: {first_line(error)}; take the choice that depends on data out of its "
+            f"{f' ({where})' if where else ''}: {first_line(error)}; remove the branch that depends on data from its "
             "forward, or name the module in model.leaves to keep its size"
         ) from error
 
 
 class ModuleTracer(fx.Tracer):
-    """Stops at layers and leaves, and knows which module it is inside."""
+    """Records layers and leaf modules as one operation each, and tracks the module that is being traced."""
 
-    def __init__(self, leaves: frozenset[str]) -> None:
+    def __init__(self, leaf_modules: frozenset[str]) -> None:
         super().__init__()
-        self.leaves = leaves
+        self.leaf_modules = leaf_modules
         self.inside = ""
         self.record_stack_traces = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.leaves or isinstance(m, LEAVES):
+        if module_qualified_name in self.leaf_modules or isinstance(m, LEAVES):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         outer, self.inside = self.inside, self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
-        self.inside = outer  # not restored after an error: it then names the module at fault
+        self.inside = outer  # not restored after an error, so that it names the module that raised it
         return result
 
 
 Choices = dict[Origin, str]
-"""Sizes that the code chose by, and the line where it first did."""
+"""Sizes that the code branches on, with the line where it first does so."""
 
 
-def shaped_graph(network: nn.Module, whole: frozenset[str], images: Tensor) -> tuple[fx.Graph, Choices]:
-    """The operations of ``network`` on images of one size, and the sizes that it depends on that they are these.
+def shaped_graph(network: nn.Module, leaf_modules: frozenset[str], images: Tensor) -> tuple[fx.Graph, Choices]:
+    """Returns the graph of ``network`` for ``images``, and the sizes that its code branches on.
 
-    The graph has sizes written in as numbers: channels can be followed through it, but it runs at no other size.
+    The graph contains sizes as numbers: channels can be followed through it, but it runs on no other input size.
+
+    Args:
+        network: The network to trace, in its current mode.
+        leaf_modules: Paths of modules that are traced as one operation.
+        images: A batch, (N, C, H, W), usually on the meta device.
 
     Raises:
-        UserError: ``forward`` depends on data. The message names the module and the line.
+        UserError: If ``forward`` depends on data. The message names the module and the line.
     """
-    tracer = _ShapedTracer(whole, images)
+    tracer = _ShapedTracer(leaf_modules, images)
     return traced_by(tracer, network), tracer.choices
 
 
 class _ShapedTracer(ModuleTracer):
-    """Runs every operation for its shapes as it is traced. Sizes are numbers to the user's code, tensors proxies."""
+    """Runs every operation while tracing it, so that the user's code gets sizes as numbers and tensors as proxies."""
 
-    def __init__(self, whole: frozenset[str], images: Tensor) -> None:
-        super().__init__(whole)
+    def __init__(self, leaf_modules: frozenset[str], images: Tensor) -> None:
+        super().__init__(leaf_modules)
         self.images = images
         self.choices: Choices = {}
         self.values: dict[fx.Node, Any] = {}
@@ -167,13 +180,13 @@ class _ShapedTracer(ModuleTracer):
         value = self.values[proxy.node] = self._value(proxy.node)
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
             return proxy
-        read = proxy.node.all_input_nodes
+        inputs = proxy.node.all_input_nodes
         if kind != "placeholder":
             self.graph.erase_node(proxy.node)
         if target == "size":
-            sizes = self.sizes(read[0])
+            sizes = self.sizes(inputs[0])
             return sizes if isinstance(value, tuple) else sizes[[*args[1:], *kwargs.values()][0]]
-        for node in read:  # what else is asked of a tensor may follow from any of its sizes
+        for node in inputs:  # any other property of a tensor may depend on any of its sizes
             self.note(frozenset((node.name, axis) for axis in range(_rank(self.values[node]))))
         return value
 
@@ -189,28 +202,26 @@ class _ShapedTracer(ModuleTracer):
             stack = traceback.extract_stack()
             self.choices[origin] = place((frame.filename, frame.lineno or 0) for frame in stack)
 
+    @cached_property
+    def _runner(self) -> GraphRunner:  # the tracer has a root and a graph only once ``trace`` has begun
+        runner = GraphRunner(self.root, self.graph, self.images.device)
+        runner.args_iter = iter([self.images])
+        runner.env = self.values
+        return runner
+
     def _value(self, node: fx.Node) -> Any:
-        for constant in node.all_input_nodes:  # torch.fx makes no proxies for tensors that the code has at hand
+        for constant in node.all_input_nodes:  # torch.fx creates no proxies for constants
             if constant not in self.values:
                 self.values[constant] = self._value(constant)
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
         self.running = True
         try:
             with for_shapes(self.images.device):
-                if node.op == "placeholder":
-                    return args[0] if args else self.images
-                if node.op == "get_attr":
-                    return operator.attrgetter(str(node.target))(self.root).to(self.images.device)
-                if node.op == "call_module":
-                    return self.root.get_submodule(str(node.target))(*args, **kwargs)
-                if node.op == "call_method":
-                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+                return self._runner.run_node(node)
         finally:
             self.running = False
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """torch.fx puts itself into every module's call, those that run for their shapes too."""
+        """torch.fx intercepts every call of a module, including those that this tracer makes to get shapes."""
         return forward(*args, **kwargs) if self.running else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -218,7 +229,7 @@ class _ShapedTracer(ModuleTracer):
 
 
 class _Shaped(fx.Proxy):
-    """A tensor, or several, that the user's code may ask for its sizes."""
+    """A proxy of a tensor, or of several, with sizes."""
 
     tracer: _ShapedTracer
 

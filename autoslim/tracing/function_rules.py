@@ -1,4 +1,4 @@
-"""Rules for functions, methods and modules that have no channels of their own."""
+"""Rules for functions, methods and modules without channels of their own."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from autoslim.tracing.record import Carrier, NoRuleError, Rule, blank, describe
 
 
 def passing_module_rule(module: nn.Module) -> Rule | None:
-    """The rule for a module that passes channels on."""
+    """Returns the rule for a module that passes channels on, or None."""
     if isinstance(module, operations.SPATIAL_MODULES):
         return _spatial
     if isinstance(module, operations.MOVEMENT_MODULES):
@@ -25,7 +25,7 @@ def passing_module_rule(module: nn.Module) -> Rule | None:
 
 
 def operation_rule(node: fx.Node) -> Rule | None:
-    """The rule for a function or a method."""
+    """Returns the rule for a function or a method, or None."""
     if isinstance(node.target, type) and issubclass(node.target, tuple):
         return _container
     name = operation(node)
@@ -42,7 +42,7 @@ def operation_rule(node: fx.Node) -> Rule | None:
 
 
 def read_tensor(carrier: Carrier, name: str, value: Any) -> Flow | None:
-    """A parameter or buffer that ``forward`` reads by itself: a vector of numbers may be one for each channel."""
+    """Returns the flow of a parameter or buffer that ``forward`` reads; a vector may hold one number per channel."""
     if not isinstance(value, Tensor):
         return None
     name = carrier.record.first_name.get(name, name)
@@ -56,13 +56,13 @@ def read_tensor(carrier: Carrier, name: str, value: Any) -> Flow | None:
 
 
 def _container(carrier: Carrier, node: fx.Node, value: Any) -> Any:
-    """A named tuple of outputs, such as those of networks with auxiliary heads."""
+    """Handles a named tuple of outputs, as networks with auxiliary heads return."""
     return fx.node.map_arg((node.args, node.kwargs), lambda other: carrier.flows[other])
 
 
 def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
-    """Whatever only moves elements is run on the labels themselves."""
-    flows = carrier.all_given(node)
+    """Handles operations that only move elements by running them on the labels."""
+    flows = carrier.input_flows(node)
     if all(flow.is_constant for flow in flows):
         return blank(value)
     name = operation(node)
@@ -72,11 +72,13 @@ def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     if node.op == "call_module":
         moved = carrier.modules[str(node.target)](*args, **kwargs)
     elif node.op == "call_method":
-        # The labels of a tensor are a view that repeats, which cannot always be viewed again.
+        if name == "view" and isinstance(args[1], torch.dtype):
+            raise NoRuleError("it reinterprets the elements as another dtype")
+        # The labels are an expanded tensor, which ``view`` cannot always handle.
         moved = getattr(args[0], "reshape" if name == "view" else name)(*args[1:], **kwargs)
     else:
         if name == "getitem" and any(isinstance(index, Tensor) for index in tree_leaves(args[1])):
-            raise NoRuleError  # which elements are taken stands in the data
+            raise NoRuleError("it selects elements by an index tensor")
         moved = node.target(*args, **kwargs)  # type: ignore[operator]
     if isinstance(moved, Tensor):
         return Flow.of(moved)
@@ -87,7 +89,7 @@ def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
 
 
 def _joined(flows: Sequence[Flow], value: Tensor) -> Flow | None:
-    """The flow of a concatenation along the channels' axis; None for any other."""
+    """Returns the flow of a concatenation along the axis of the channels, or None for other concatenations."""
     axes = {flow.axis for flow in flows if not flow.is_constant}
     axis = axes.pop()
     if axes or axis is None or sum(flow.shape[axis] for flow in flows) != value.shape[axis]:
@@ -104,30 +106,33 @@ def _labels_or_value(carrier: Carrier, node: fx.Node) -> Any:
 
 
 def _tie_pieces(carrier: Carrier, pieces: Sequence[Flow | None]) -> None:
-    """Equal pieces of a split stay equal."""
+    """Unites the pieces of an even split, which must keep equal sizes."""
     first = pieces[0]
     for piece in pieces[1:]:
         if first is None or piece is None or piece.axis is None or piece.axis != first.axis:
             continue
         if len(piece.vector) == len(first.vector):
-            reason = "its tensor is split evenly beside channels that must stay"
+            reason = "its tensor is split evenly together with channels that are not prunable"
             carrier.record.labels.unite(first.vector, piece.vector, reason)
 
 
 def _creation(_carrier: Carrier, _node: fx.Node, value: Tensor) -> Any:
-    """A new tensor of the kind of another: no channel of that is in it."""
+    """Handles functions that create a new tensor of another's dtype and device; it holds no channels."""
     return blank(value)
 
 
 def _spatial(carrier: Carrier, node: fx.Node, value: Any) -> Flow:
-    flow = carrier.given(node)
-    if not isinstance(value, Tensor) or flow.is_mixed:
-        raise NoRuleError
+    """Handles pooling, padding and interpolation, which act on the pixels of each channel."""
+    flow = carrier.input_flow(node)
+    if not isinstance(value, Tensor):
+        raise NoRuleError("it returns several tensors")
+    if flow.is_mixed:
+        raise NoRuleError("its channels lie along several axes")
     axis = 1 if flow.axis is None else flow.axis
     if value.shape[axis] != flow.shape[axis]:
         if flow.is_constant:
             return Flow(value.shape)
-        raise NoRuleError
+        raise NoRuleError("it changes the number of channels")
     if _is_average_pool(carrier, node):
         vector = flow.along(axis)
         assert vector is not None
@@ -143,39 +148,41 @@ def _is_average_pool(carrier: Carrier, node: fx.Node) -> bool:
 
 
 def _reduction(carrier: Carrier, node: fx.Node, value: Any) -> Flow:
-    flow = carrier.given(node)
-    place = 2 if operation(node) == "norm" else 1  # after its order
-    dims = node.kwargs.get("dim", node.args[place] if len(node.args) > place else None)
+    """Handles sums, means and the like over some axes."""
+    flow = carrier.input_flow(node)
+    position = 2 if operation(node) == "norm" else 1  # norm takes its order first
+    dims = node.kwargs.get("dim", node.args[position] if len(node.args) > position else None)
     if not isinstance(value, Tensor):
-        raise NoRuleError
+        raise NoRuleError("it returns several tensors")
     if flow.is_constant:
         return Flow(value.shape)
     if not isinstance(dims, int | tuple | list):
-        raise NoRuleError
-    given = [dims] if isinstance(dims, int) else dims
-    reduced = {int(dim) % len(flow.shape) for dim in given}
+        raise NoRuleError("it reduces all axes")
+    reduced = {int(dim) % len(flow.shape) for dim in ([dims] if isinstance(dims, int) else dims)}
     if flow.axis is None:
         return _mixed_reduction(carrier, flow, reduced, value.shape)
     if flow.axis in reduced:
-        return Flow(value.shape)  # a sum over the channels, whatever their number
+        return Flow(value.shape)  # summed over the channels, whatever their number
     if len(value.shape) == len(flow.shape):
         return flow.reshaped_like(value.shape)
     return Flow(value.shape, flow.axis - sum(dim < flow.axis for dim in reduced), flow.vector)
 
 
 def _mixed_reduction(carrier: Carrier, flow: Flow, reduced: set[int], shape: torch.Size) -> Flow:
-    """Channels that are summed up, as the branches of a selective kernel, come and go together."""
+    """Unites channels that are added up, such as those of the branches of a selective kernel."""
     labels, rest = flow.narrowed(), flow.full()
     for axis in reduced:
         first = labels.narrow(axis, 0, 1).expand_as(labels)
-        carrier.record.labels.unite(first.flatten().numpy(), labels.flatten().numpy(), "it is summed up with others")
+        carrier.record.labels.unite(
+            first.flatten().numpy(), labels.flatten().numpy(), "it is added to channels that are not prunable"
+        )
         rest = rest.narrow(axis, 0, 1)
     return Flow.of(rest.reshape(shape))
 
 
 def elementwise(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
-    """Sums, products, activations: element by element, the smaller tensor repeated."""
-    flows = carrier.all_given(node)
+    """Handles elementwise operations such as sums, products and activations, with broadcasting."""
+    flows = carrier.input_flows(node)
     shape = value.shape
     if any(flow.is_mixed for flow in flows):
         return _mixed(carrier, node, flows, shape)
@@ -191,7 +198,7 @@ def elementwise(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
         if size == len(leader.vector) and flow.axis in (None, own):
             other = flow.along(own)
             assert other is not None
-            carrier.record.labels.unite(leader.vector, other, _joined_to_fixed(carrier, node))
+            carrier.record.labels.unite(leader.vector, other, _combined_with_constant(carrier, node))
         elif not flow.is_constant:
             reason = f"{describe(node, carrier.modules)} broadcasts channels against channels"
             carrier.freeze([leader, flow], reason)
@@ -199,10 +206,10 @@ def elementwise(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
 
 
 def _mixed(carrier: Carrier, node: fx.Node, flows: list[Flow], shape: torch.Size) -> Flow:
-    """Where channels lie along several axes, as in the branches of a selective kernel, every element is united."""
+    """Unites the labels element by element if channels lie along several axes, as in a selective kernel."""
     leader = next((flow for flow in flows if flow.is_mixed and flow.shape == shape), None)
     if leader is None:
-        raise NoRuleError
+        raise NoRuleError("it broadcasts channels that lie along several axes")
     for flow in flows:
         if flow is leader:
             continue
@@ -210,35 +217,37 @@ def _mixed(carrier: Carrier, node: fx.Node, flows: list[Flow], shape: torch.Size
         if flow.is_constant and all(sizes[axis] == 1 for axis in leader.varying()):
             continue
         one, other = torch.broadcast_tensors(leader.narrowed(), flow.narrowed())
-        carrier.record.labels.unite(one.flatten().numpy(), other.flatten().numpy(), _joined_to_fixed(carrier, node))
+        carrier.record.labels.unite(
+            one.flatten().numpy(), other.flatten().numpy(), _combined_with_constant(carrier, node)
+        )
     return leader
 
 
-def _joined_to_fixed(carrier: Carrier, node: fx.Node) -> str:
-    return f"{describe(node, carrier.modules)} joins it to a tensor of fixed size"
+def _combined_with_constant(carrier: Carrier, node: fx.Node) -> str:
+    return f"{describe(node, carrier.modules)} combines it with a tensor of fixed size"
 
 
 def functional_norm(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
-    """``F.layer_norm``, ``F.batch_norm`` and the like with a number for each channel, as in channels-last networks."""
-    flow, *parameters = carrier.all_given(node)
+    """Handles ``F.layer_norm``, ``F.batch_norm`` and the like, whose parameters have one number per channel."""
+    flow, *parameters = carrier.input_flows(node)
     vector = carrier.along(flow, len(flow.shape) - 1 if operation(node) == "layer_norm" else 1, node)
     for parameter in parameters:
         if not parameter.is_constant:
-            reason = "it is normalised together with channels that must stay"
+            reason = "it is normalised with parameters that are not prunable"
             carrier.record.labels.unite(vector, parameter.labels(), reason)
     return flow.reshaped_like(value.shape)
 
 
 def matrix_product(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
-    """A product of two stacks of matrices, each of activations: what is summed over is united, the rest passes on."""
-    left, right = carrier.all_given(node)
+    """Handles a batched product of activations: unites the channels that are summed over, and passes on the others."""
+    left, right = carrier.input_flows(node)
     rank = len(value.shape)
     if left.is_mixed or right.is_mixed or not len(left.shape) == len(right.shape) == rank > 2:
-        raise NoRuleError  # a product with one matrix is a linear layer and would cost something
+        raise NoRuleError("it is not a batched product of activations")  # by one matrix, it would cost multiply-adds
     rows, columns = left.axis == rank - 2, right.axis == rank - 1
     if (rows and columns) or any(flow.axis is not None and flow.axis < rank - 2 for flow in (left, right)):
-        raise NoRuleError
-    carrier.record.labels.unite(_along(left, rank - 1), _along(right, rank - 2), _joined_to_fixed(carrier, node))
+        raise NoRuleError("its channels lie along several axes or along the batch")
+    carrier.record.labels.unite(_along(left, rank - 1), _along(right, rank - 2), _combined_with_constant(carrier, node))
     if rows:
         return Flow(value.shape, rank - 2, left.vector)
     return Flow(value.shape, rank - 1, right.vector) if columns else Flow(value.shape)

@@ -1,4 +1,4 @@
-"""From channel labels to channel groups, and from these to the channel graph."""
+"""Derives the channel groups and the channel graph from channel labels."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from autoslim.tracing.record import Call, Record
 
 @dataclass(frozen=True)
 class RootGroup:
-    """A channel group before it has numbers: its root labels in order, each ``unit`` channels of its leader wide."""
+    """A channel group as root labels, in order; each stands for ``unit`` channels of the layer that leads the group."""
 
     roots: tuple[int, ...]
     unit: int
@@ -28,26 +28,29 @@ class RootGroup:
 
     @property
     def size(self) -> int:
-        """The channels of the group's leader (of one piece, where it is split into equal ones)."""
+        """The number of channels of the leading layer, or of one piece if its output is split into equal ones."""
         return len(self.roots) * self.unit
 
 
 class Grouping:
-    """The groups of a record's labels, and why the other labels must stay.
+    """The groups of a record's labels, and the reasons why the other labels are not prunable.
 
-    A group is a run of channels in some layer's output that the same layers hold. A run that some tensor holds in
-    another order or in part (after a channel shuffle, say) cannot be slimmed by taking leading channels: it stays.
+    A group is a run of channels in some layer's output that belongs to the same set of layers. A run that some tensor
+    holds in another order or in part (after a channel shuffle, for example) cannot be slimmed by keeping its leading
+    channels and is not prunable.
     """
 
     def __init__(self, record: Record, layers: set[str]) -> None:
         self.record = record
         self.roots = {source: record.labels.roots(vector) for source, vector in record.labels.sources.items()}
-        self.reasons = record.labels.not_prunable_roots()  # root -> why it must stay
+        self.reasons = record.labels.not_prunable_roots()  # root -> why it is not prunable
         self.groups: dict[str, RootGroup] = {}
         self._group_of: dict[int, str] = {}  # root -> group
         self._axes: dict[bytes, Axis] = {}
         holders = self._holders()
-        for source in sorted(self.roots, key=lambda s: s not in layers):  # a layer leads before a bare parameter
+        for source in sorted(
+            self.roots, key=lambda s: s not in layers
+        ):  # layers take precedence over parameters as leaders
             self._lead(source, holders)
         for name, group in list(self.groups.items()):
             if not layers.intersection(group.members):
@@ -57,15 +60,15 @@ class Grouping:
         self._drop_scrambled()
 
     def axis(self, vector: Vector) -> Axis:
-        """A tensor's axis as segments."""
+        """Returns a tensor's axis as segments."""
         roots = self.record.labels.roots(vector)
-        key = roots.tobytes()  # most tensors share their axes with others
+        key = roots.tobytes()  # most axes occur in several tensors
         if key not in self._axes:
             self._axes[key] = tuple(segment for segment, _ in self._segments(roots) if segment is not None)
         return self._axes[key]
 
     def counted(self, labels: Vector, times: Fraction) -> Axis:
-        """As many channels as ``labels`` hold, divided by ``times``: one segment for each group, in no order."""
+        """Returns an axis with the channels of ``labels`` divided by ``times``: one segment per group, unordered."""
         counts: dict[str | None, int] = {}
         for root, count in zip(*np.unique(self.record.labels.roots(labels), return_counts=True), strict=True):
             name = self._group_of.get(int(root))
@@ -81,14 +84,14 @@ class Grouping:
         return tuple(segments)
 
     def reason(self, source: str) -> str | None:
-        """Why some of the channels that ``source`` produces must stay; None where none must."""
-        stay = next((root for root in self.roots[source].tolist() if root not in self._group_of), None)
-        if stay is None:
+        """Returns why some of the channels that ``source`` produces are not prunable; None if all are prunable."""
+        root = next((root for root in self.roots[source].tolist() if root not in self._group_of), None)
+        if root is None:
             return None
-        return self.reasons[stay] if stay else "it has one channel"
+        return self.reasons[root] if root else "it has one channel"
 
     def _holders(self) -> dict[int, tuple[str, ...]]:
-        """Root -> the sources whose output holds it, in the order of the network."""
+        """Returns, for each root, the sources whose output holds it, in the order of the network."""
         holders: dict[int, list[str]] = {}
         for source, roots in self.roots.items():
             for root in dict.fromkeys(roots.tolist()):
@@ -96,8 +99,10 @@ class Grouping:
         return {root: tuple(sources) for root, sources in holders.items()}
 
     def _lead(self, source: str, holders: dict[int, tuple[str, ...]]) -> None:
-        """Makes groups of the channels that ``source`` is the first to produce."""
-        units: dict[int, int] = {}  # a tensor split into equal pieces holds each root several times: one piece leads
+        """Creates groups of the channels that ``source`` is the first to produce."""
+        units: dict[
+            int, int
+        ] = {}  # a tensor that is split into equal pieces holds each root several times: the first piece leads
         for root, count in _runs(self.roots[source]):
             if root and root not in self._group_of and root not in self.reasons:
                 units.setdefault(root, count)
@@ -112,7 +117,7 @@ class Grouping:
         vectors += [self.record.labels.roots(v) for axes in self.record.tensors.values() for v in axes.values()]
         different = {vector.tobytes(): vector for vector in vectors}.values()
         scrambled: set[str | None] = {None}
-        while scrambled:  # what stays may cut others apart that were next to it
+        while scrambled:  # a dropped group may separate channels of another one
             scrambled = {bad for vector in different for _, bad in self._segments(vector) if bad is not None}
             for name in scrambled:
                 assert name is not None
@@ -124,7 +129,7 @@ class Grouping:
             del self._group_of[root]
 
     def _segments(self, roots: Vector) -> Iterator[tuple[Segment | None, str | None]]:
-        """The axis as segments, up to the first group that it does not hold whole and in order; then that group."""
+        """Yields the segments of an axis, up to the first group that it does not hold completely and in order."""
         runs = list(_runs(roots))
         at = 0
         while at < len(runs):
@@ -145,7 +150,7 @@ class Grouping:
 
 
 def _runs(vector: Vector) -> Iterator[tuple[int, int]]:
-    """Equal neighbours counted: (label, how many)."""
+    """Yields (label, length) for each run of equal labels."""
     if not len(vector):
         return
     edges = np.flatnonzero(np.diff(vector)) + 1
@@ -156,7 +161,7 @@ def _runs(vector: Vector) -> Iterator[tuple[int, int]]:
 def build_graph(
     network: nn.Module, record: Record, input_shape: tuple[int, ...], leaves: frozenset[str]
 ) -> ChannelGraph:
-    """The channel graph of a network whose labels have been propagated."""
+    """Returns the channel graph of a network whose labels have been propagated."""
     modules = dict(network.named_modules())
     grouping = Grouping(record, {source for source in record.labels.sources if source in modules})
     expansions = _expansions(grouping, record)
@@ -165,7 +170,7 @@ def build_graph(
         for name, group in grouping.groups.items()
     }
     tensors = _tensors(network, grouping, record)
-    own = {name: tensor for name, tensor in named_tensors(network).items() if record.first_name[name] == name}
+    distinct = {name: tensor for name, tensor in named_tensors(network).items() if record.first_name[name] == name}
     parameters = {name: parameter.numel() for name, parameter in network.named_parameters()}
     reasons = {source: grouping.reason(source) for source in record.labels.sources if source in modules}
     return ChannelGraph(
@@ -179,14 +184,16 @@ def build_graph(
         input_shape=input_shape,
         leaves=leaves,
         other_params=sum(count for name, count in parameters.items() if name not in tensors),
-        element_bytes={name: tensor.element_size() for name, tensor in own.items() if name in tensors},
-        other_bytes=sum(tensor.numel() * tensor.element_size() for name, tensor in own.items() if name not in tensors),
+        element_bytes={name: tensor.element_size() for name, tensor in distinct.items() if name in tensors},
+        other_bytes=sum(
+            tensor.numel() * tensor.element_size() for name, tensor in distinct.items() if name not in tensors
+        ),
         parameter_names=frozenset(parameters) & frozenset(tensors),
     )
 
 
 def _tensors(network: nn.Module, grouping: Grouping, record: Record) -> dict[str, tuple[Axis, ...]]:
-    """The axes of each tensor that depends on a group, under each of its names."""
+    """Returns the axes of each tensor that depends on a group, under each of its names."""
     tensors = {}
     for name, tensor in named_tensors(network).items():
         known = record.tensors.get(record.first_name[name], {})
@@ -200,7 +207,7 @@ def _tensors(network: nn.Module, grouping: Grouping, record: Record) -> dict[str
 
 
 def _activations(grouping: Grouping, record: Record) -> Iterator[tuple[str, tuple[int, Axis]]]:
-    known: dict[int, Axis] = {}  # most operations pass the very same labels on
+    known: dict[int, Axis] = {}  # most operations pass on the same labels
     for name, flow in record.flows.items():
         if id(flow.vector) not in known:
             known[id(flow.vector)] = grouping.axis(flow.vector)
@@ -210,30 +217,32 @@ def _activations(grouping: Grouping, record: Record) -> Iterator[tuple[str, tupl
 
 
 def _is_whole(grouping: Grouping, axis: Axis, vector: Vector) -> bool:
-    """Whether the axis holds all of the vector: not if channels were scrambled on the way."""
-    found = sum(s.count * (len(grouping.groups[s.group].roots) if s.group else 1) for s in axis)
-    return found == len(vector)
+    """Whether the axis covers the whole vector, which it does not if channels were shuffled before."""
+    covered = sum(s.count * (len(grouping.groups[s.group].roots) if s.group else 1) for s in axis)
+    return covered == len(vector)
 
 
 def _operation(grouping: Grouping, record: Record, operation: Operation) -> Operation:
-    """The operation with its axis, and so its parts."""
+    """Returns the operation and its parts with their axes."""
     parts = tuple(_operation(grouping, record, part) for part in operation.parts)
     return replace(operation, axis=_output_axis(grouping, record, operation), parts=parts)
 
 
 def _output_axis(grouping: Grouping, record: Record, operation: Operation) -> tuple[int, Axis] | None:
-    """The dimension along which the channels of an output lie, and how many they are."""
+    """Returns the dimension along which the channels of an output lie, and that axis; None if it has no channels."""
     flow = record.outputs.get(operation.name)
     if operation.shape is None or flow is None or flow.is_constant:
         return None
-    if flow.is_mixed:  # of branches that are summed up later, a channel has the same label in each by now
+    if flow.is_mixed:  # a channel of branches that are added up later has the same root in each of them
         flow = Flow.of(torch.from_numpy(grouping.record.labels.roots(flow.narrowed().numpy())))
     varying = flow.varying()
     if not varying:
         return None
-    dimension = max(varying, key=lambda dim: flow.shape[dim])  # inside a channel shuffle, the longer of two
+    dimension = max(varying, key=lambda dim: flow.shape[dim])  # inside a channel shuffle, the longer of the two
     labels = flow.narrowed().flatten().numpy()
-    dimension += len(operation.shape) - len(flow.shape)  # with one image, the first dimension may be gone
+    dimension += len(operation.shape) - len(
+        flow.shape
+    )  # with one image, the network may have dropped the first dimension
     size = operation.shape[dimension] if dimension >= 0 else 0
     if size == 0:
         return None
@@ -249,17 +258,17 @@ def _layer(grouping: Grouping, call: Call) -> Layer:
 
 
 def _expansions(grouping: Grouping, record: Record) -> dict[str, tuple[str, int]]:
-    """Hidden layers of inverted residuals, each with the group it expands and how many times.
+    """Returns the hidden groups of inverted residuals, each with the group that it expands and the factor.
 
-    They are made by one 1x1 convolution, a whole number of times as wide as its input, carried by a depthwise one, and
-    projected back to fewer channels (MobileNetV1 widens too, but never goes back).
+    Such a group is produced by one 1x1 convolution, is wider than its input by a whole factor, passes a depthwise
+    convolution, and is projected to fewer channels (MobileNetV1 also widens, but does not project).
     """
     projected = {
         axis[0].group: len(call.outputs)
         for call in record.calls
         if call.kind == "conv" and call.inputs is not None and len(axis := grouping.axis(call.inputs)) == 1
     }
-    found = {}
+    expansions = {}
     for name, group in grouping.groups.items():
         dense = [member for member in group.members if member in record.feeds]
         if dense != [name] or not record.depthwise.intersection(group.members):
@@ -268,12 +277,12 @@ def _expansions(grouping: Grouping, record: Record) -> dict[str, tuple[str, int]
         if len(axis) == 1 and axis[0].group and axis[0].count == axis[0].unit:
             factor, rest = divmod(group.size, grouping.groups[axis[0].group].size)
             if rest == 0 and factor > 1 and projected.get(name, group.size) < group.size:
-                found[name] = (axis[0].group, factor)
-    return found
+                expansions[name] = (axis[0].group, factor)
+    return expansions
 
 
 def _attributes(modules: dict[str, nn.Module], grouping: Grouping, record: Record) -> Iterator[Attribute]:
-    """The integers of each module that follow from its channels."""
+    """Yields the integer attributes of each module that depend on its channels."""
     for path, (out, into) in record.modules.items():
         module = modules[path]
         outputs = grouping.axis(out)

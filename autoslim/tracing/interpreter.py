@@ -1,36 +1,64 @@
-"""Runs traced graphs for the shapes of their tensors, and counts multiply-adds on the way."""
+"""Executes traced graphs, and counts multiply-adds."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @contextlib.contextmanager
 def for_shapes(device: torch.device) -> Iterator[None]:
-    """New tensors are made on ``device`` and no gradients kept; on the meta device batch norm is not worked out."""
-    quick = _BatchNormByShape() if device.type == "meta" else contextlib.nullcontext()
-    with torch.no_grad(), device, quick:
+    """Creates new tensors on ``device`` without gradients; on the meta device, batch norm only checks its shapes."""
+    shapes_only = _BatchNormByShape() if device.type == "meta" else contextlib.nullcontext()
+    with torch.no_grad(), device, shapes_only:
         yield
 
 
 class GraphRunner(fx.Interpreter):
-    """Runs a traced network on tensors of the default device."""
+    """Executes a torch.fx graph, as a whole with ``run`` or one operation at a time with ``step``.
+
+    Args:
+        module: The module whose parameters, buffers and submodules the graph uses.
+        graph: The graph to execute. By default it is the graph of ``module``, which must then be an ``fx.GraphModule``.
+        device: The device that tensors read by ``get_attr`` nodes are moved to, because torch.fx leaves constants on
+            the device on which they were created. By default they are not moved.
+    """
+
+    def __init__(self, module: nn.Module, graph: fx.Graph | None = None, device: torch.device | None = None) -> None:
+        super().__init__(module, graph=graph)
+        self.device = device
+        self.args_iter: Iterator[Any] = iter(())
+
+    def step(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+        """Executes one operation on ``values``, stores its output there, and deletes what no later operation reads."""
+        self.env = values
+        values[node] = self.run_node(node)
+        self.env = {}  # hold no values between steps
+        for read in self.user_to_last_uses.get(node, ()):
+            del values[read]
+        if not node.users and node.op != "output":
+            del values[node]
+
+    def run_node(self, n: fx.Node) -> Any:
+        # As fx.Interpreter.run_node, without its logging and checks, which take a tenth of the search on small images.
+        args, kwargs = fx.node.map_arg((n.args, n.kwargs), self.env.__getitem__)
+        return getattr(self, n.op)(n.target, args, kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = super().get_attr(target, args, kwargs)
-        # torch.fx keeps constants on the device that they were made on.
-        return value.to(torch.get_default_device()) if isinstance(value, Tensor) else value
+        return value.to(self.device) if isinstance(value, Tensor) and self.device is not None else value
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self.submodules[target](*args, **kwargs)  # faster than following the path from the root
 
 
 class _BatchNormByShape(TorchFunctionMode):
-    """Most of a meta run of a CNN is its batch norms, which torch takes apart into a dozen operations there."""
+    """Replaces batch norm, which torch decomposes into a dozen operations and which dominates a CNN's meta run."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
@@ -51,37 +79,21 @@ def _batch_norm(
     return torch.empty_like(input)
 
 
-_aten = torch.ops.aten
+# FlopCounterMode also counts products of activations (bmm, scaled_dot_product_attention), which belong to no layer.
+_LAYER_OPERATIONS = (torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
 def macs_of(run: Callable[[], object]) -> int:
-    """The multiply-adds of the convolutions and linear layers that ``run`` calls, biases not counted.
+    """Returns the multiply-adds of the convolutions and linear layers that ``run`` executes.
 
-    Products of activations (attention) do not count: they belong to no layer. Works on meta tensors.
+    Biases and products of activations (as in attention) are not counted. Works on meta tensors.
     """
-    attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it hides the layers inside
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # it hides the linear layers of an attention block
     try:
-        counter = _Counter()
-        with counter:
+        with FlopCounterMode(display=False) as counter:
             run()
     finally:
-        torch.backends.mha.set_fastpath_enabled(attention)
-    return counter.macs
-
-
-class _Counter(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func._overloadpacket is _aten.convolution:
-            images, weight, transposed = args[0], args[1], args[6]
-            positions = (images if transposed else result).shape[2:]
-            self.macs += images.shape[0] * math.prod(weight.shape) * math.prod(positions)
-        elif func._overloadpacket in (_aten.mm, _aten.addmm):
-            left, right = args[-2:]
-            self.macs += math.prod(left.shape) * right.shape[1]
-        return result
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
+    flops: dict[object, int] = counter.get_flop_counts().get("Global", {})
+    return sum(flops.get(operation, 0) for operation in _LAYER_OPERATIONS) // 2

@@ -1,8 +1,8 @@
-"""Channel labels: which channel of which layer each position on a tensor's axis carries.
+"""Channel labels: which channel of which layer each entry along a tensor's axis belongs to.
 
 A label is a number that stands for one channel of one layer's output; 0 stands for "not a channel" (the input image, a
-constant, an axis of pixels). Layers allocate labels, operations carry them along, and whatever forces two channels to
-be the same (a residual sum, a depthwise convolution) unites their labels.
+constant, an axis of pixels). Layers create labels and operations pass them on. Operations that require two channels to
+be removed together, such as a residual sum or a depthwise convolution, unite their labels.
 """
 
 import numpy as np
@@ -11,26 +11,26 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-Vector = np.ndarray  # int64, the labels along one axis
+Vector = np.ndarray  # int64: the labels along one axis
 
 
 class Labels:
-    """Labels with the ties between them, and reasons for those whose channels must stay.
+    """All labels of a network, the pairs that are united, and the reasons why some channels are not prunable.
 
-    Ties are only written down; ``roots`` follows them for all labels at once.
+    ``unite`` only records pairs; ``roots`` finds the connected components of all labels at once.
     """
 
     def __init__(self) -> None:
         self.sources: dict[str, Vector] = {}  # layer or parameter -> the labels of the channels it produces
         self._count = 1
-        self._ties: list[Vector] = []  # (2, n), the labels at their ends
-        self._frozen: list[tuple[Vector, str]] = []  # labels, and why they must stay, in the order found
-        self._roots: Vector | None = None  # of every label; None after a new tie
+        self._ties: list[Vector] = []  # (2, n), pairs of united labels
+        self._frozen: list[tuple[Vector, str]] = []  # labels that are not prunable, with the reason
+        self._roots: Vector | None = None  # of every label; None after a new pair
 
     def produce(self, source: str, size: int) -> Vector:
-        """New labels for the output channels of ``source``; the same ones when a layer is used again.
+        """Returns labels for the output channels of ``source``: new ones at its first call, the same ones after that.
 
-        A single channel has nothing to slim: it gets no label.
+        A single channel cannot be slimmed and gets the label 0.
         """
         if source not in self.sources:
             if size == 1:
@@ -42,7 +42,7 @@ class Labels:
         return self.sources[source]
 
     def roots(self, vector: Vector) -> Vector:
-        """For each label the smallest one that is united with it."""
+        """Returns, for each label, the smallest label that is united with it."""
         roots = self._roots
         if roots is None:
             ends = np.concatenate([np.zeros((2, 0), np.int64), *self._ties], 1)
@@ -53,7 +53,7 @@ class Labels:
         return np.asarray(roots[vector])
 
     def unite(self, first: Vector, second: Vector, reason: str) -> None:
-        """Channel i of both come and go together; where one of the two is no channel, the other must stay."""
+        """Unites the labels in pairs. A channel that is paired with label 0 becomes not prunable, for this reason."""
         if len(first) != len(second):
             raise ValueError(f"{len(first)} channels cannot be united with {len(second)}")
         both = (first != 0) & (second != 0)
@@ -62,24 +62,24 @@ class Labels:
         self.freeze((first + second)[~both], reason)
 
     def freeze(self, vector: Vector, reason: str) -> None:
-        """These channels must stay, for the reason given (the first reason is kept)."""
+        """Makes these channels not prunable. The first reason that is given for a channel counts."""
         if vector.any():
             self._frozen.append((vector[vector != 0], reason))
 
     def not_prunable_roots(self) -> dict[int, str]:
-        """Root label -> why it must stay."""
-        fixed: dict[int, str] = {}
+        """Returns the roots of all labels that are not prunable, with the reasons."""
+        reasons: dict[int, str] = {}
         for vector, reason in self._frozen:
             for root in np.unique(self.roots(vector)).tolist():
-                fixed.setdefault(root, reason)
-        return fixed
+                reasons.setdefault(root, reason)
+        return reasons
 
 
 class Flow:
     """The labels of a tensor's elements.
 
-    Almost always they vary along one axis only, the channels' one: ``axis`` and ``vector`` then say it all. Inside a
-    channel shuffle they vary along two, and only ``full()`` does.
+    In most tensors, labels vary only along the axis of the channels: then ``axis`` and ``vector`` describe them.
+    Otherwise (inside a channel shuffle, for example, where they vary along two axes) only ``full()`` does.
     """
 
     def __init__(self, shape: torch.Size, axis: int | None = None, vector: Vector | None = None) -> None:
@@ -92,7 +92,7 @@ class Flow:
 
     @classmethod
     def of(cls, full: Tensor) -> "Flow":
-        """The flow of a tensor of labels, in its shortest form."""
+        """Returns the flow that a tensor of labels describes."""
         varying, rest = _narrowed(full)
         if len(varying) == 1:
             return cls(full.shape, varying[0], rest.flatten().numpy())
@@ -103,7 +103,7 @@ class Flow:
 
     @property
     def is_constant(self) -> bool:
-        """Whether no channel is in this tensor."""
+        """Whether the tensor holds no channels."""
         return self.axis is None and self._full is None
 
     @property
@@ -112,36 +112,36 @@ class Flow:
         return self._full is not None
 
     def full(self) -> Tensor:
-        """The labels as a tensor of this tensor's shape (a view that repeats where it can)."""
+        """Returns the labels as a tensor of this tensor's shape, expanded without a copy if possible."""
         if self._full is not None:
             return self._full
         if self.axis is None:
-            return torch.zeros((), dtype=torch.int64).expand(self.shape)
+            return torch.zeros((), dtype=torch.int64, device="cpu").expand(self.shape)  # rules run on the meta device
         view = [1] * len(self.shape)
         view[self.axis] = -1
         return torch.from_numpy(self.vector).view(view).expand(self.shape)
 
     def varying(self) -> list[int]:
-        """The axes along which the labels vary."""
+        """Returns the axes along which the labels vary."""
         return _narrowed(self.full())[0]
 
     def narrowed(self) -> Tensor:
-        """The labels, of all other axes one element only."""
+        """Returns the labels with every axis along which they do not vary reduced to one element."""
         return _narrowed(self.full())[1]
 
     def labels(self) -> Vector:
-        """All labels in this tensor, in no particular order."""
+        """Returns all labels in this tensor, in no particular order."""
         return np.unique(self._full.numpy()) if self._full is not None else self.vector
 
     def along(self, axis: int) -> Vector | None:
-        """The labels along ``axis``: zeros where the tensor holds no channel, None where its channels lie elsewhere."""
+        """Returns the labels along ``axis``: zeros without channels, None if the channels lie along another axis."""
         axis %= len(self.shape)
         if self.is_constant:
             return np.zeros(self.shape[axis], np.int64)
         return self.vector if self.axis == axis else None
 
     def reshaped_like(self, shape: torch.Size) -> "Flow":
-        """The same labels on the same axis of a tensor whose other axes have other sizes (after pooling, padding)."""
+        """Returns the flow with the same labels along the same axis for another shape (after pooling or padding)."""
         return Flow(shape, self.axis, self.vector)
 
 
@@ -160,5 +160,5 @@ def _varies(full: Tensor, axis: int) -> bool:
     if size < 2 or full.stride(axis) == 0:
         return False
     first = full.narrow(axis, 0, 1)
-    # Two neighbours tell most axes that vary; only for the others the whole tensor is looked at.
+    # Comparing two neighbours is enough for most axes that vary; only the others need a comparison of all elements.
     return bool((first != full.narrow(axis, 1, 1)).any()) or bool((first != full).any())

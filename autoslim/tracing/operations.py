@@ -1,4 +1,4 @@
-"""The operations that tracing knows, and what each does to the channels of its inputs."""
+"""Classifies operations by what they do to the channels of their inputs."""
 
 from collections.abc import Mapping
 
@@ -10,14 +10,14 @@ from autoslim.channels.groups import Axis
 
 
 def operation(node: fx.Node) -> str:
-    """The name of the function or method that a node calls."""
+    """Returns the name of the function or method that a node calls."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 LEAVES = (*CONVOLUTIONS, nn.Linear, *NORMALISATIONS, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
-"""Modules, with their subclasses, that the rules know as a whole and that tracing does not look into."""
+"""Modules that have a rule of their own. torch.fx traces them and their subclasses as leaf modules."""
 
 AVERAGE_POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 SPATIAL_MODULES = (
@@ -35,7 +35,7 @@ SPATIAL_MODULES = (
 MOVEMENT_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Unfold)
 
 ELEMENTWISE_HOMES = frozenset({"torch.nn.modules.activation", "torch.nn.modules.dropout", "torch.nn.modules.linear"})
-"""Where torch keeps the modules that act on each element, but for these:"""
+"""The modules of torch that define elementwise layers, except for these:"""
 NOT_ELEMENTWISE = (nn.MultiheadAttention, nn.Bilinear, nn.GLU, nn.Linear)
 
 
@@ -53,7 +53,7 @@ ELEMENTWISE = _names(
     # noise
     "dropout dropout_ dropout2d alpha_dropout feature_dropout stochastic_depth bernoulli bernoulli_ "
     "rand_like randn_like zeros_like ones_like empty_like full_like "
-    # the same numbers elsewhere or in another format
+    # copies and conversions of dtype or device
     "contiguous clone detach identity to float half bfloat16 double type_as"
 )
 MOVEMENT = _names(
@@ -65,7 +65,7 @@ PASSING = _names(
     "contiguous detach identity to float half bfloat16 double type_as dropout dropout2d alpha_dropout feature_dropout "
     "stochastic_depth"
 )
-"""What may hand back its very input: nothing to do."""
+"""Operations that may return their input unchanged."""
 CREATIONS = _names("new_empty new_zeros new_ones new_full new_tensor")
 JOINS = _names("cat concat concatenate")
 SPLITS = _names("chunk split tensor_split")
@@ -84,21 +84,22 @@ _MIXING_MODULES = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, *NOT_ELE
 _MIXING = frozenset({"softmax", "log_softmax", "normalize"})
 _LOCAL = (ELEMENTWISE - _MIXING) | SPATIAL | MOVEMENT | REDUCTIONS
 _LOCAL_MODULES = (
-    *NORMALISATIONS,  # batch normalisation and its like, one channel at a time
+    *NORMALISATIONS,  # batch norm and the like normalise each channel on its own
     nn.PReLU,
     *SPATIAL_MODULES,
     *MOVEMENT_MODULES,
 )
-# Of the operations that compute something, these may hand back their input, or a view of it.
+# Of the operations above, these may return their input or a view of it.
 _PASSING = MOVEMENT | PASSING
 _KNOWN = ELEMENTWISE | SPATIAL | REDUCTIONS | FUNCTIONAL_NORMS | _PASSING
 _FRESH = (ELEMENTWISE | SPATIAL | REDUCTIONS | FUNCTIONAL_NORMS) - _PASSING
 
 
 def is_local(node: fx.Node, group: str, graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether each channel of ``group`` in the operation's output depends on that channel of its inputs alone.
+    """Whether each channel of ``group`` in the operation's output depends only on the same channel of its inputs.
 
-    Then with fewer channels the output is a slice of what it is with all. Where this is not known, it is not so.
+    Its output with fewer channels is then a slice of its output with all of them. Returns False for operations that are
+    not known.
     """
     dimension, axis = graph.activations.get(node.name, (0, ()))
     if not _holds(axis, group):
@@ -111,7 +112,7 @@ def is_local(node: fx.Node, group: str, graph: ChannelGraph, modules: Mapping[st
     module = modules[str(node.target)]
     sliding = (*CONVOLUTIONS, *SPATIAL_MODULES, *NORMALISATIONS)
     if isinstance(module, sliding) and dimension > 1:
-        return False  # what it does along pixels, it does along the channels
+        return False  # it slides along the channels
     if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
         axes = graph.tensors.get(f"{node.target}.weight", ((), ()))
         return not _holds(axes[1], group)
@@ -119,7 +120,7 @@ def is_local(node: fx.Node, group: str, graph: ChannelGraph, modules: Mapping[st
 
 
 def overwritten(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[fx.Node]:
-    """The inputs that the operation may write its result over."""
+    """Returns the inputs that the operation may overwrite."""
     first = node.all_input_nodes[:1]
     if node.op == "call_module":
         module = modules[str(node.target)]
@@ -132,15 +133,15 @@ def overwritten(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[fx.Node
     if "out" in node.kwargs or (node.op == "call_function" and name not in _KNOWN):
         return node.all_input_nodes
     in_place = name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv")
-    return first if in_place or any(given is True for given in tree_leaves((node.args, node.kwargs))) else []
+    return first if in_place or any(argument is True for argument in tree_leaves((node.args, node.kwargs))) else []
 
 
 def may_view(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether the operation's output may share memory with an input."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        passing = isinstance(module, (*MOVEMENT_MODULES, nn.Identity, nn.modules.dropout._DropoutNd))
-        return passing or not _is_known(module)
+        returns_input = isinstance(module, (*MOVEMENT_MODULES, nn.Identity, nn.modules.dropout._DropoutNd))
+        return returns_input or not _is_known(module)
     return node.op in ("call_function", "call_method") and operation(node) not in _FRESH
 
 

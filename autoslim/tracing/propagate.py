@@ -1,15 +1,16 @@
-"""Carries channel labels through a traced network, one rule for each kind of operation.
+"""Propagates channel labels through a traced network, with one rule for each kind of operation.
 
-Anything without a rule keeps its channels as they are, with the operation and its place in the source as the reason: a
-network may then be slimmed less, but never wrongly.
+Channels that reach an operation without a rule are not prunable; the reason names the operation and its line in the
+source. A missing rule therefore limits how far a network can be slimmed, but never makes the result wrong.
 """
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.graph import IS_OUTPUT
@@ -18,16 +19,19 @@ from autoslim.tracing.function_rules import operation_rule, passing_module_rule,
 from autoslim.tracing.interpreter import GraphRunner, macs_of
 from autoslim.tracing.labels import Flow
 from autoslim.tracing.layer_rules import layer_rule
-from autoslim.tracing.record import Carrier, Record, Rule, blank, describe
+from autoslim.tracing.record import Carrier, NoRuleError, Record, Rule, blank, describe
 from autoslim.tracing.storage import part_name
+
+STRICT: ContextVar[bool] = ContextVar("strict_rules", default=False)
+"""Whether an unforeseen error in a rule is raised. Otherwise the operation counts as one without a rule."""
 
 
 class Propagation(GraphRunner):
-    """Runs a traced network and carries labels beside the values."""
+    """Runs a traced network and computes the labels of each operation's output."""
 
-    def __init__(self, module: fx.GraphModule, record: Record, batch: int) -> None:
-        super().__init__(module)
-        self.carrier = Carrier(dict(module.named_modules()), record, batch)
+    def __init__(self, network: nn.Module, graph: fx.Graph, record: Record, images: Tensor) -> None:
+        super().__init__(network, graph, images.device)
+        self.carrier = Carrier(self.submodules, record, len(images))
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -38,14 +42,14 @@ class Propagation(GraphRunner):
         return value
 
     def mark_choices_not_prunable(self, choices: Mapping[Origin, str]) -> None:
-        """Channels whose number the code chose by must stay: with another number it might do other things."""
+        """Makes channels not prunable if the code branches on their number, because its operations may depend on it."""
         flows = {node.name: flow for node, flow in self.carrier.flows.items() if isinstance(flow, Flow)}
         for (name, axis), where in choices.items():
             if name in flows and axis in flows[name].varying():
                 self.carrier.freeze([flows[name]], f"the code at {where} depends on its number")
 
     def outputs(self) -> dict[str, Flow]:
-        """The flow of each operation's output; where that is not one tensor, of its parts."""
+        """Returns the flow of each operation's output, or of its parts if it consists of several tensors."""
         named = {}
         for node, flow in self.carrier.flows.items():
             if isinstance(flow, Flow):
@@ -61,18 +65,23 @@ class Propagation(GraphRunner):
         if node.op == "get_attr":
             return read_tensor(self.carrier, str(node.target), value)
         if node.op == "output":
-            self.carrier.freeze(self.carrier.all_given(node), IS_OUTPUT)
+            self.carrier.freeze(self.carrier.input_flows(node), IS_OUTPUT)
             return None
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
             return None
         rule = self._rule(node)
         calls = len(self.carrier.record.calls)
+        detail = ""
         if rule is not None:
             try:
                 return rule(self.carrier, node, value)
-            except Exception:  # NoRuleError, or an operation that is used in a way its rule does not know
-                del self.carrier.record.calls[calls:]
-        return self._unknown(node, value)
+            except NoRuleError as error:
+                detail = str(error)
+            except Exception:  # a use of the operation that its rule does not cover
+                if STRICT.get():
+                    raise
+            del self.carrier.record.calls[calls:]
+        return self._unknown(node, value, detail)
 
     def _rule(self, node: fx.Node) -> Rule | None:
         if node.op != "call_module":
@@ -80,11 +89,11 @@ class Propagation(GraphRunner):
         module = self.carrier.modules[str(node.target)]
         return layer_rule(module) or passing_module_rule(module)
 
-    def _unknown(self, node: fx.Node, value: Any) -> Any:
-        """Everything that the operation reads must stay; what it computes holds no channels."""
+    def _unknown(self, node: fx.Node, value: Any, detail: str) -> Any:
+        """Makes all channels that the operation reads not prunable; its output holds none."""
         record, name = self.carrier.record, str(node.target)
-        reason = f"{describe(node, self.carrier.modules)} has no slimming rule"
-        self.carrier.freeze(self.carrier.all_given(node), reason)
+        reason = f"{describe(node, self.carrier.modules)} has no slimming rule{f': {detail}' if detail else ''}"
+        self.carrier.freeze(self.carrier.input_flows(node), reason)
         if node.op == "call_module" and any(True for _ in self.carrier.modules[name].parameters()):
             record.not_prunable.setdefault(name, reason)
             record.labels.freeze(record.labels.sources.get(name, np.zeros(0, np.int64)), reason)

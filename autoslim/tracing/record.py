@@ -1,4 +1,4 @@
-"""What tracing records, and what the rules of operations share."""
+"""The record that tracing fills in, and functions that the rules of operations share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +15,13 @@ from autoslim.tracing.operations import operation
 
 
 def source_line(node: fx.Node) -> str:
-    """The line of a ``forward`` that made this node."""
+    """Returns the line of the user's code that created this node, as ``net.py:12``, or ''."""
     return place((file, int(line)) for file, line in _FRAME.findall(node.stack_trace or ""))
 
 
 @dataclass
 class Call:
-    """One convolution, linear layer or average pooling that ran, for the cost model (see ``graph.Layer``)."""
+    """A call of a convolution, a linear layer or an average pooling, for the cost model (see ``graph.Layer``)."""
 
     name: str
     kind: str
@@ -34,42 +34,45 @@ class Call:
 
 @dataclass
 class Record:
-    """Labels, the labels of every parameter's axes, and the calls that cost something.
+    """The labels of all layers, the labels of every parameter's axes, and the calls that cost multiply-adds.
 
-    A parameter that a network has under several names is written down under the first.
+    A parameter that a network holds under several names is recorded under the first.
     """
 
     first_name: dict[str, str]  # a parameter's or buffer's name -> the first name of the same tensor
     labels: Labels = field(default_factory=Labels)
-    tensors: dict[str, dict[int, Vector]] = field(default_factory=dict)  # tensor -> axis -> labels
-    modules: dict[str, tuple[Vector, Vector | None]] = field(default_factory=dict)  # path -> labels out, labels in
+    tensors: dict[str, dict[int, Vector]] = field(default_factory=dict)  # tensor -> dimension -> labels of its entries
+    modules: dict[str, tuple[Vector, Vector | None]] = field(default_factory=dict)  # path -> output and input labels
     calls: list[Call] = field(default_factory=list)
     depthwise: set[str] = field(default_factory=set)
     feeds: dict[str, Vector] = field(default_factory=dict)  # dense 1x1 convolution -> labels of its input
-    not_prunable: dict[str, str] = field(default_factory=dict)  # layers without a rule, and why
-    flows: dict[str, Flow] = field(default_factory=dict)  # operation -> where its output's channels lie
-    operations: tuple[Operation, ...] = ()  # in evaluation mode, without their axes
-    outputs: dict[str, Flow] = field(default_factory=dict)  # the flows of their outputs, and of the parts of these
+    not_prunable: dict[str, str] = field(default_factory=dict)  # layers without a rule -> reason
+    flows: dict[str, Flow] = field(default_factory=dict)  # operation -> labels of its output
+    operations: tuple[Operation, ...] = ()  # in evaluation mode, not yet with their axes
+    outputs: dict[str, Flow] = field(default_factory=dict)  # operation, or part of its output -> its labels
 
     def index(self, tensor: str, axis: int, vector: Vector) -> None:
-        """``tensor``'s ``axis`` is indexed by these channels; a tensor used twice serves the same channels twice."""
+        """Records that ``vector`` labels an axis of a parameter, and unites it with the labels of an earlier use."""
         tensor = self.first_name.get(tensor, tensor)
         axes = self.tensors.setdefault(tensor, {})
         if axis in axes:
-            self.labels.unite(axes[axis], vector, f"{tensor} is used for channels that must stay")
+            self.labels.unite(axes[axis], vector, f"{tensor} is also used for channels that are not prunable")
         else:
             axes[axis] = vector
 
 
 class NoRuleError(Exception):
-    """An operation, or a use of it, that channels cannot be followed through."""
+    """Raised by a rule if channels cannot be followed through this use of an operation. The message gives the reason.
+
+    A rule raises it before it unites labels.
+    """
 
 
 class Carrier:
-    """The flows of a network's nodes, and the record that rules write to.
+    """The state of a propagation: the flows of the nodes run so far, and the record that the rules fill in.
 
-    ``flows`` holds for each node a ``Flow`` where its value is a tensor, None where it is a plain value, and containers
-    of these where it is one.
+    ``flows`` maps each node to a ``Flow`` if its value is a tensor, to None if it is a plain value, and to a container
+    of these if it is a container.
     """
 
     def __init__(self, modules: dict[str, nn.Module], record: Record, batch: int) -> None:
@@ -77,24 +80,24 @@ class Carrier:
         self.record = record
         self.batch = batch
         self.flows: dict[fx.Node, Any] = {}
-        self.values: dict[fx.Node, Any] = {}  # plain values: sizes and the like
+        self.values: dict[fx.Node, Any] = {}  # values other than tensors, such as sizes
 
-    def given(self, node: fx.Node) -> Flow:
-        """The flow of the first tensor that the node reads."""
+    def input_flow(self, node: fx.Node) -> Flow:
+        """Returns the flow of the first tensor that the node reads."""
         for argument in tree_leaves((node.args, node.kwargs)):
             if isinstance(argument, fx.Node):
                 flow = self.flows[argument]
                 if isinstance(flow, Flow):
                     return flow
-        raise NoRuleError
+        raise NoRuleError("it reads no tensor")
 
-    def all_given(self, node: fx.Node) -> list[Flow]:
-        """The flows of all tensors that the node reads."""
+    def input_flows(self, node: fx.Node) -> list[Flow]:
+        """Returns the flows of all tensors that the node reads."""
         flows = fx.node.map_arg((node.args, node.kwargs), lambda other: self.flows[other])
         return [flow for flow in tree_leaves(flows) if isinstance(flow, Flow)]
 
     def along(self, flow: Flow, axis: int, node: fx.Node) -> Vector:
-        """The labels along ``axis``; where the tensor has its channels elsewhere, these must stay."""
+        """Returns the labels along ``axis``. If the channels lie along another axis, they become not prunable."""
         vector = flow.along(axis)
         if vector is None:
             self.freeze([flow], f"{describe(node, self.modules)} reads its channels along another axis")
@@ -102,24 +105,25 @@ class Carrier:
         return vector
 
     def freeze(self, flows: Sequence[Flow], reason: str) -> None:
+        """Makes all channels of these tensors not prunable."""
         for flow in flows:
             self.record.labels.freeze(flow.labels(), reason)
 
     def call(
         self, node: fx.Node, kind: str, factor: int, inputs: Vector | None, outputs: Vector, positions: int
     ) -> None:
-        """Writes down a call that costs something (see ``graph.Layer`` for the numbers)."""
+        """Records a call that costs multiply-adds (see ``graph.Layer`` for the numbers)."""
         name = str(node.target) if node.op == "call_module" else node.name
         weight = f"{name}.weight" if kind in ("conv", "depthwise", "grouped", "linear") else None
         self.record.calls.append(Call(name, kind, factor, inputs, outputs, positions, weight))
 
 
 Rule = Callable[[Carrier, fx.Node, Any], Any]
-"""(carrier, node, its value on the meta device) -> its flow. Raises ``NoRuleError``."""
+"""(carrier, node, its value on the meta device) -> the flow of the value. May raise ``NoRuleError``."""
 
 
 def blank(value: Any) -> Any:
-    """The flow of a value that holds no channels."""
+    """Returns the flow of a value without channels."""
     if isinstance(value, tuple | list):
         return tuple(blank(item) for item in value)
     if isinstance(value, dict):
@@ -128,7 +132,7 @@ def blank(value: Any) -> Any:
 
 
 def describe(node: fx.Node, modules: dict[str, nn.Module]) -> str:
-    """An operation and its place in the user's source: ``ConvTranspose2d `up` at net.py:12``."""
+    """Returns an operation and its line in the user's source, as ``ConvTranspose2d `up` at net.py:12``."""
     if node.op == "call_module":
         what = f"{type(modules[str(node.target)]).__name__} `{node.target}`"
     else:

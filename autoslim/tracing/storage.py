@@ -13,33 +13,34 @@ from autoslim.tracing.interpreter import GraphRunner, for_shapes
 
 
 def operations_of(
-    network: nn.Module, graph: fx.Graph, images: Tensor, whole: frozenset[str], *, at_one_size: bool
+    network: nn.Module, graph: fx.Graph, images: Tensor, leaf_modules: frozenset[str], *, at_one_size: bool
 ) -> tuple[Operation, ...]:
-    """The operations of ``graph``, in order, still without their axes.
+    """Returns the operations of ``graph`` in order, without their axes.
 
-    They run on one image, in the network's number format: what is a view with one may be a copy with more. Where the
-    network's code does not let that through, they run on ``images``, and a first dimension of so many becomes 1.
+    They run on one image, in the network's dtype, because an operation that returns a view for one image may return a
+    copy for several. If the network's code does not run on one image, they run on ``images``, and a first dimension of
+    that size is reported as 1.
 
     Args:
-        network: what ``graph`` was traced from, in the same mode.
-        graph: its operations.
-        images: what it was traced with, (N, C, H, W).
-        whole: the modules that tracing did not look into.
-        at_one_size: whether the graph runs on no other input than ``images``.
+        network: The network that ``graph`` was traced from, in the same mode.
+        graph: The traced graph.
+        images: The batch that it was traced with, (N, C, H, W).
+        leaf_modules: Paths of modules that were traced as one operation.
+        at_one_size: Whether the graph runs only on inputs of the size of ``images``.
     """
-    number_format = next((p.dtype for p in network.parameters() if p.is_floating_point()), images.dtype)
-    image = images[:1].to(number_format)
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), images.dtype)
+    image = images[:1].to(dtype)
     try:
-        single = shaped_graph(network, whole, image)[0] if at_one_size else graph
+        single = shaped_graph(network, leaf_modules, image)[0] if at_one_size else graph
         if _names(single) == _names(graph):
-            return _run(fx.GraphModule(network, single), image)
-    except Exception:  # whatever the user's code raises on one image
+            return _run(network, single, image)
+    except Exception:  # the user's code may raise anything on one image
         pass
-    return _run(fx.GraphModule(network, graph), images)
+    return _run(network, graph, images)
 
 
 def part_name(operation: str, index: int) -> str:
-    """The name of a tensor in an operation's output that is not one tensor; ``index`` counts through all it holds."""
+    """Returns the name of the tensor number ``index`` in the output of an operation that returns several."""
     return f"{operation}[{index}]"
 
 
@@ -47,22 +48,22 @@ def _names(graph: fx.Graph) -> list[str]:
     return [node.name for node in graph.nodes]
 
 
-def _run(module: fx.GraphModule, images: Tensor) -> tuple[Operation, ...]:
-    watch = _Watch(module, len(images))
+def _run(network: nn.Module, graph: fx.Graph, images: Tensor) -> tuple[Operation, ...]:
+    recorder = _StorageRecorder(network, graph, images)
     with for_shapes(images.device):
-        watch.run(images)
-    return tuple(watch.operations)
+        recorder.run(images)
+    return tuple(recorder.operations)
 
 
-class _Watch(GraphRunner):
-    """Writes down each operation's output as it runs."""
+class _StorageRecorder(GraphRunner):
+    """Records the shape and the storage of each operation's output."""
 
-    def __init__(self, module: fx.GraphModule, batch: int) -> None:
-        super().__init__(module)
-        self.batch = batch
+    def __init__(self, network: nn.Module, graph: fx.Graph, images: Tensor) -> None:
+        super().__init__(network, graph, images.device)
+        self.batch = len(images)
         self.operations: list[Operation] = []
-        # A weak reference lets the memory go, and keeps its address from being given to another.
-        self.owners = {StorageWeakRef(tensor.untyped_storage()): "" for tensor in named_tensors(module).values()}
+        # A weak reference allows the storage to be freed, and prevents its address from being reused.
+        self.owners = {StorageWeakRef(tensor.untyped_storage()): "" for tensor in named_tensors(network).values()}
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = super().get_attr(target, args, kwargs)
@@ -72,7 +73,7 @@ class _Watch(GraphRunner):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        reads = tuple(read.name for read in n.all_input_nodes)
+        reads = tuple(node.name for node in n.all_input_nodes)
         if isinstance(value, Tensor):
             self.operations.append(self._output(n.name, reads, value))
         else:

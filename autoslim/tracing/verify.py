@@ -1,4 +1,4 @@
-"""Tries a channel graph on the network itself: sizes that are written as numbers in its code show only then."""
+"""Verifies a channel graph by running the resized network, which reveals sizes written as numbers in its code."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.channels.copying import copy_with, named_tensors
+from autoslim.channels.equivalence import find_failing
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Channels, axis_size
 from autoslim.errors import UserError, first_line
@@ -16,32 +17,33 @@ from autoslim.tracing.groups import build_graph
 from autoslim.tracing.interpreter import for_shapes, macs_of
 from autoslim.tracing.record import Record
 
-BATCH = 2  # batch norm in training mode needs more than one value per channel
+BATCH = 2  # batch norm in training mode requires more than one value per channel
 SLIMMED_EIGHTHS = ((4,), (4, 6, 2))
-"""All groups evenly, and unevenly: code that computes with sizes may take two groups for one."""
+"""Eighths of their channels that the groups get in turn: first all the same, then different ones, because code that
+computes with sizes may confuse two groups of equal size."""
 
 
 @dataclass(frozen=True)
 class VerificationRuns:
-    """How a network is run to try it: the device, and the modes (training or not) in which it does different things."""
+    """How a network is run to verify its graph: on which device, and in which modes (True for training)."""
 
     device: torch.device
     modes: tuple[bool, ...]
-    leaves: frozenset[str] = frozenset()  # modules that were not looked into
-    counted: bool = False  # whether its costs are tried too: it was traced at one size, and may do more at another
+    leaves: frozenset[str] = frozenset()  # modules that were traced as one operation
+    counted: bool = False  # whether to verify MACs too, because the trace is valid at one size only
 
 
 def verified_graph(
     prototype: nn.Module, record: Record, input_shape: tuple[int, ...], runs: VerificationRuns
 ) -> ChannelGraph:
-    """The graph of what was recorded, less the groups that the network's code does not let change."""
+    """Returns the recorded channel graph without the groups whose size the network's code does not allow to change."""
     while True:
         graph = build_graph(prototype, record, input_shape, runs.leaves)
-        trial = _Verification(prototype, graph, runs)
-        culprits = next(filter(None, map(trial.culprits, SLIMMED_EIGHTHS)), None)
-        if culprits is None:
-            return replace(graph, not_widenable=trial.not_widenable())
-        for name, reason in culprits.items():
+        verification = _Verification(prototype, graph, runs)
+        failing = next(filter(None, map(verification.failing, SLIMMED_EIGHTHS)), None)
+        if failing is None:
+            return replace(graph, not_widenable=verification.not_widenable())
+        for name, reason in failing.items():
             for member in graph.groups[name].members:
                 record.labels.freeze(
                     record.labels.sources[member], f"its size is written in the network's code: {reason}"
@@ -49,7 +51,7 @@ def verified_graph(
 
 
 class _Verification:
-    """The network run at other sizes than its own."""
+    """Runs a copy of the network with other numbers of channels."""
 
     def __init__(self, prototype: nn.Module, graph: ChannelGraph, runs: VerificationRuns) -> None:
         self.graph, self.runs = graph, runs
@@ -58,21 +60,21 @@ class _Verification:
             self.expected = self._output_shapes()
         except Exception as error:
             raise UserError(
-                f"{type(prototype).__name__} does not run without data: {first_line(error)}; "
-                "take what depends on data out of its forward"
+                f"{type(prototype).__name__} does not run on meta tensors: {first_line(error)}; "
+                "remove what depends on data from its forward"
             ) from error
 
-    def culprits(self, eighths: Sequence[int]) -> dict[str, str]:
-        """Groups that cannot have these eighths of their channels (given in turn), and what goes wrong."""
-        return self._culprits(self._of(eighths))
+    def failing(self, eighths: Sequence[int]) -> dict[str, str]:
+        """Returns the groups that cannot have these eighths of their channels, assigned in turn, with the errors."""
+        return self._failing(self._of(eighths))
 
     def not_widenable(self) -> dict[str, str]:
-        """Groups that cannot have more channels, all others having more, and what goes wrong."""
+        """Returns the groups that cannot have more channels while all others have more, with the errors."""
         wider = self._of((12,))
         not_widenable: dict[str, str] = {}
-        while found := self._culprits({name: count for name, count in wider.items() if name not in not_widenable}):
+        while failed := self._failing({name: count for name, count in wider.items() if name not in not_widenable}):
             not_widenable |= {
-                name: f"its size is written in the network's code: {reason}" for name, reason in found.items()
+                name: f"its size is written in the network's code: {reason}" for name, reason in failed.items()
             }
         return not_widenable
 
@@ -83,35 +85,25 @@ class _Verification:
             channels[group.name] = max(1, units * eighths[index % len(eighths)] // 8) * group.unit
         return channels
 
-    def _culprits(self, resized: Channels) -> dict[str, str]:
-        """Those of the resized groups that fail even with others at their size, by bisection."""
-        failure = self._failure(resized)
-        if failure is None:
-            return {}
-        names = list(resized)
-        if len(names) == 1:
-            return {names[0]: failure}
-        halves = names[: len(names) // 2], names[len(names) // 2 :]
-        found: dict[str, str] = {}
-        for half in halves:
-            found |= self._culprits({name: resized[name] for name in half})
-        return found or {names[0]: failure}  # they only fail together
+    def _failing(self, resized: Channels) -> dict[str, str]:
+        """Returns the groups that cannot be resized, with the errors."""
+        return find_failing(list(resized), lambda names: self._failure({name: resized[name] for name in names}))
 
     def _failure(self, resized: Channels) -> str | None:
-        """What goes wrong when the network is run with some groups resized, or None."""
+        """Returns the error that the network raises with some groups resized, or None."""
         channels = self.graph.default | resized
         if channels == self.graph.default:
             return None
         try:
             self._resize(channels)
-            found = self._output_shapes()
-        except Exception as error:  # whatever the user's code raises at another size
+            shapes = self._output_shapes()
+        except Exception as error:  # the user's code may raise anything at another size
             where = error_line(error)
             return f"{first_line(error)} ({where})" if where else first_line(error)
-        if found != self.expected:
+        if shapes != self.expected:
             return "the output changes its shape"
         if self.runs.counted and self._macs() != self.graph.macs(channels):
-            return "its code does other things at another size"
+            return "its code runs other operations at another size"
         return None
 
     def _macs(self) -> int:
@@ -122,7 +114,7 @@ class _Verification:
         return torch.zeros((BATCH, *self.graph.input_shape))
 
     def _resize(self, channels: Channels) -> None:
-        """In place and without the weights, for it is done many times."""
+        """Resizes the network in place, with zero weights; this is faster than ``resize``."""
         tensors = named_tensors(self.network)
         for name, axes in self.graph.tensors.items():
             tensors[name].data = tensors[name].new_zeros([axis_size(axis, channels) for axis in axes])
@@ -130,7 +122,7 @@ class _Verification:
             setattr(self.network.get_submodule(attribute.module), attribute.name, attribute.value(channels))
 
     def _output_shapes(self) -> list[Any]:
-        """The shapes of the outputs in each mode. The mode is left as it falls."""
+        """Returns the shapes of the outputs in each mode. The network remains in the last mode."""
         with for_shapes(self.runs.device):
             return [_shapes(self.network.train(mode)(self._images())) for mode in self.runs.modes]
 

@@ -1,4 +1,4 @@
-"""Files that survive a kill: atomic writes, weights, and checkpoints keyed by what decides the result."""
+"""Files that survive a kill: atomic writes, weights, and checkpoints keyed by everything that affects the result."""
 
 import contextlib
 import hashlib
@@ -21,25 +21,25 @@ from autoslim.errors import UserError, first_line
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Writes parameters and buffers as safetensors, in torch's default memory layout; shared ones under each name."""
+    """Writes parameters and buffers as safetensors, in torch's default memory format; shared ones under each name."""
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in network.state_dict().items()
     }
-    write_atomically(path, lambda to: save_file(state, to))
+    write_atomically(path, lambda temporary: save_file(state, temporary))
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Reads what ``save_weights`` wrote, in place.
+    """Loads weights that ``save_weights`` wrote into ``network``, in place.
 
     Raises:
-        UserError: the file is missing, damaged, or of another network.
+        UserError: the file is missing or damaged, or has the weights of another network.
     """
     try:
         network.load_state_dict(load_file(path))
     except FileNotFoundError as error:
         raise UserError(
-            f"there are no weights at {path}; run `dvc repro`, or `dvc pull` if others made them"
+            f"there are no weights at {path}; run `dvc repro`, or `dvc pull` if someone else has trained them"
         ) from error
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
@@ -49,10 +49,10 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def read_json(path: Path, stage: str) -> dict[str, Any]:
-    """The mapping in the file that a stage wrote.
+    """The mapping in a file that ``stage`` wrote.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
     try:
         values = json.loads(path.read_text())
@@ -64,63 +64,62 @@ def read_json(path: Path, stage: str) -> dict[str, Any]:
 
 
 def run_key(**parts: object) -> str:
-    """A short key of everything that defines a run; runs whose key differs in anything never share a checkpoint."""
+    """A short hash of everything that defines a run. Runs that differ in any part never share a checkpoint."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_digest(*paths: Path) -> str:
-    """SHA-256 over the contents of files, in the order given."""
+    """One SHA-256 over the SHA-256 of each file, in the order given."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets ``write`` fill a temporary file beside ``path`` and puts it in place whole: a kill leaves the old one."""
+    """Calls ``write`` with a temporary path, then moves that file to ``path``, so that a kill leaves the old file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         write(temporary)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.chmod(temporary, 0o644)  # mkstemp creates it readable by the owner only
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, lambda to: to.write_text(json.dumps(value, indent=1) + "\n"))
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
 
 
 class Checkpoints:
-    """The folder of one run's state, outside DVC's outputs (DVC deletes those before a rerun).
+    """The checkpoints of one run, in a folder outside DVC's outputs (DVC deletes those before a rerun).
 
     Args:
-        root: the folder of all runs' checkpoints.
-        stage: names the run for people.
-        key: ``run_key`` of what defines it.
+        root: the folder with the checkpoints of all runs.
+        stage: readable part of the folder's name.
+        key: ``run_key`` of everything that defines the run.
     """
 
     def __init__(self, root: Path, stage: str, key: str) -> None:
         self.folder = root / f"{stage}-{key}"
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
-        write_atomically(self.folder / f"{name}.pt", lambda to: torch.save(dict(state), to))
+        write_atomically(self.folder / f"{name}.pt", lambda temporary: torch.save(dict(state), temporary))
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """The state saved last under this name, on the CPU, or None."""
+        """The last state saved under this name, on the CPU; None if there is none or it cannot be read."""
         path = self.folder / f"{name}.pt"
         if not path.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            print(f"checkpoint {path} cannot be read ({type(error).__name__}); starting anew", file=sys.stderr)
+        except Exception as error:  # torch raises errors of many classes for a damaged file
+            print(f"checkpoint {path} cannot be read ({type(error).__name__}); starting from scratch", file=sys.stderr)
             return None
         return state
 
@@ -129,7 +128,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """The run is this process's alone: another one of the same key (in DVC's queue, say) waits for it to end."""
+        """Holds the run's lock: another process with the same key (from DVC's queue, say) waits for its release."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{self.folder}.lock")
         try:
@@ -143,5 +142,5 @@ class Checkpoints:
             lock.release()
 
     def clear(self) -> None:
-        """Removes the run's state: its results are written."""
+        """Removes the checkpoints, once the results are written."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Where and how precisely the work runs: device, memory layout and dtype."""
+"""The run context: device, memory layout, precision and random number generators."""
 
 import os
 import random
@@ -17,7 +17,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where the work runs. Nothing here is part of a result's identity."""
+    """Where and how a stage runs. No result depends on it, so it is not part of a checkpoint's key."""
 
     device: torch.device
     workers: int
@@ -26,15 +26,17 @@ class RunContext:
 
 
 def select_device(name: str = "auto", world: World = SINGLE, *, parameter: str = "runtime.device") -> torch.device:
-    """``auto`` is the first CUDA device, else the CPU. Several processes on a node have one CUDA device each.
+    """The device called ``name``; ``auto`` is the first CUDA device, else the CPU.
+
+    Each of several processes on a node gets a CUDA device of its own.
 
     Raises:
-        UserError: the device named is not there, or there are more processes than devices.
+        UserError: the device is not available, or there are more processes than devices.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     devices = torch.cuda.device_count() if name == "cuda" and not world.is_single else 0
-    if devices > 1:  # if one is visible, it is this one's
+    if devices > 1:  # a launcher that shows each process one device has already assigned it
         if world.local_world_size > devices:
             raise UserError(
                 f"there are {world.local_world_size} processes on this node, but {devices} CUDA devices are visible; "
@@ -49,14 +51,14 @@ def select_device(name: str = "auto", world: World = SINGLE, *, parameter: str =
             f"{parameter} {name!r} is not available here ({first_line(error)}); set it to auto or cpu"
         ) from error
     if device.type == "cuda":
-        # Every width of a supernet is a new shape: autotuning would run again at each.
+        # Every width of a supernet is a new shape, and autotuning would run for each of them.
         torch.backends.cudnn.benchmark = False
-        torch.cuda.set_device(device)  # whose generator is the one that checkpoints keep
+        torch.cuda.set_device(device)  # checkpoints store the generator of the current device
     return device
 
 
 def worker_count(number: int | Literal["auto"], world: World = SINGLE) -> int:
-    """World that decode images; ``auto`` leaves one core to the training, and shares the node's with the others."""
+    """Number of processes that decode images. ``auto`` is the node's cores per rank, minus one for training."""
     if number == "auto":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(16, max(1, cores // world.local_world_size - 1))
@@ -64,12 +66,12 @@ def worker_count(number: int | Literal["auto"], world: World = SINGLE) -> int:
 
 
 def autocast(device: torch.device, precision: Precision) -> Callable[[], torch.autocast]:
-    """A function that makes the autocast context of a step: bf16 where asked for, a context without effect for fp32."""
+    """A factory of autocast contexts for ``precision``; with ``fp32`` they have no effect."""
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True)
 
 
 def to_device(network: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """Moves a network, in place, to the device and, where asked for, its convolutions to the channels-last layout."""
+    """Moves a network to the device in place, with ``channels_last`` in the channels-last memory format."""
     network.to(device)
     if channels_last:
         network.to(memory_format=torch.channels_last)
@@ -77,7 +79,7 @@ def to_device(network: nn.Module, device: torch.device, channels_last: bool) -> 
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of torch's global generators (dropout draws from them)."""
+    """The states of torch's global generators, which dropout uses."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -91,13 +93,10 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds torch's global generators.
-
-    Data order and random widths have generators of their own, keyed by (seed, step).
-    """
+    """Seeds torch's global generators. Data order and random widths have their own, keyed by (seed, step)."""
     torch.manual_seed(seed)
 
 
 def seed_step(root: int, step: int, rank: int) -> None:
-    """Seeds torch's global generators for a step of one of several processes, so that each has draws of its own."""
+    """Seeds torch's global generators for one step of one rank, so that dropout differs between ranks."""
     torch.manual_seed(random.Random(f"{root}/{step}/{rank}").getrandbits(63))

@@ -1,4 +1,4 @@
-"""The one training loop: supernet training and retraining differ by the step function that they hand to it."""
+"""The training loop. Supernet training and retraining differ in the step function that they pass to it."""
 
 import csv
 import hashlib
@@ -18,18 +18,17 @@ from autoslim.training.device import rng_state, seed_step, set_rng_state
 from autoslim.training.progress import Progress
 
 Step = Callable[[Tensor, Tensor, int], Tensor]
-"""What the training loop runs for each batch: (images, labels, number of the step) -> loss, with gradients added."""
-
+"""Runs on each batch: (images, labels, number of the step) -> loss. It adds gradients."""
 
 Batches = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
 Row = dict[str, float]
 
-SYNC_EVERY = 25  # steps between looks at the loss: each look makes the host wait for the device
+SYNC_EVERY = 25  # steps between checks of the loss: a check makes the host wait for the device
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to train, and how often to write a checkpoint in the middle of an epoch."""
+    """The length of a training run, and the time between checkpoints within an epoch."""
 
     epochs: int
     steps_per_epoch: int
@@ -54,31 +53,33 @@ def train(
     name: str,
     label: str,
     world: World = SINGLE,
-    alike: bool = True,
+    synchronise_batch_norm: bool = True,
 ) -> list[Row]:
-    """Trains ``network`` in place, going on from its last checkpoint, and returns one row of figures for each epoch.
+    """Trains ``network`` in place, continuing from its last checkpoint, and returns one row of metrics per epoch.
 
-    A run that was killed and started again gives the weights that the undisturbed run would have given: data order,
-    random widths and learning rate depend on the step's number, and the generators' states are kept. Several processes
-    give the weights of one to rounding, but for the draws of dropout: gradients, losses and batch statistics are of all
-    processes' images, and each keeps the same weights. The first one alone validates and writes.
+    A run that is killed and resumed gives the same weights as an uninterrupted one: data order, random widths and
+    learning rate depend on the number of the step, and checkpoints hold the states of the random number generators.
+    Several processes give the weights of a single one up to rounding and the draws of dropout: gradients, losses and
+    batch statistics are averaged over all images, and every rank keeps the same weights. Only rank 0 validates and
+    writes.
 
     Args:
-        step: adds gradients for a batch and returns the loss; gets the images, the labels and the step's number.
-        batches: this process's shares of the batches of an epoch but for the first few: ``batches(epoch, skip)``.
-        learning_rate: of a step.
-        validate: figures to add to an epoch's row.
-        observe: is handed each row as it is made (tracking); rows of a resumed run are handed over again.
-        checkpoints: where to keep the state, under ``name``.
-        label: names the run in the progress shown.
-        alike: all processes run the same layers at a step. Else each takes the batch statistics of its own images.
+        step: adds the gradients of a batch and returns the loss.
+        batches: ``batches(epoch, skip)`` yields this rank's shares of an epoch's batches, without the first ``skip``.
+        learning_rate: maps the number of a step to its learning rate.
+        validate: returns metrics to add to the row of an epoch.
+        observe: called with each new row, for tracking. A resumed run calls it again with the earlier rows.
+        checkpoints: stores the state as ``name``.
+        label: name of the run in the progress display.
+        synchronise_batch_norm: compute batch statistics over the images of all ranks, which must then run the same
+            layers in each step. Otherwise each rank uses those of its own images.
 
     Raises:
-        UserError: the loss or a weight is no longer finite. The last checkpoint has the last good weights.
+        UserError: the loss or a weight is no longer finite. The last checkpoint has the last finite weights.
     """
     root = torch.initial_seed()
     rows: list[Row] = []
-    losses: list[Tensor] = []  # of this epoch, on the device
+    losses: list[Tensor] = []  # of the current epoch, on the device
     number = 0
     if state := checkpoints.load(name):
         network.load_state_dict(state["network"])
@@ -98,7 +99,6 @@ def train(
         divergence.check_weights(network, number)
         if not world.is_rank_zero:
             return
-        kept = torch.stack(losses).cpu() if losses else torch.empty(0)
         checkpoints.save(
             name,
             {
@@ -106,7 +106,7 @@ def train(
                 "optimiser": optimiser.state_dict(),
                 "rows": rows,
                 "step": number,
-                "losses": kept,
+                "losses": torch.stack(losses).cpu() if losses else torch.empty(0),
                 "rng": rng_state(),
             },
         )
@@ -121,7 +121,7 @@ def train(
                     group["lr"] = rate
                 if not world.is_single:
                     seed_step(root, number, world.rank)
-                with synchronised_batch_norm(world if alike else SINGLE):
+                with synchronised_batch_norm(world if synchronise_batch_norm else SINGLE):
                     loss = step(images, labels, number)
                 losses.append(gradients.share(loss, len(images)))
                 optimiser.step()
@@ -135,8 +135,8 @@ def train(
                     saved_at = time.monotonic()
                 progress.advance()
             mean = divergence.mean(losses, number)
-            figures = world.on_rank_zero(validate)
-            row: Row = {"epoch": epoch + 1, "learning_rate": learning_rate(number - 1), "loss": mean, **figures}
+            metrics = world.on_rank_zero(validate)
+            row: Row = {"epoch": epoch + 1, "learning_rate": learning_rate(number - 1), "loss": mean, **metrics}
             rows.append(row)
             losses = []
             progress.show(
@@ -157,13 +157,13 @@ def _digest(network: nn.Module) -> str:
 
 
 class _Divergence:
-    """Looks whether numbers are still finite, and tells the user where to find the last good weights if not."""
+    """Raises if the loss or a weight is not finite, and names the last valid checkpoint."""
 
     def __init__(self, plan: Plan, checkpoint: Path) -> None:
         self.plan, self.checkpoint = plan, checkpoint
 
     def mean(self, losses: list[Tensor], done: int) -> float:
-        """The mean of this epoch's losses so far, the last one of step ``done``."""
+        """The mean of ``losses``, those of the current epoch up to step ``done``."""
         values = torch.stack(losses)
         if not bool(values.isfinite().all()):
             first = int((~values.isfinite()).nonzero()[0])
@@ -175,10 +175,10 @@ class _Divergence:
             self._stop("weights are no longer finite after step", done)
 
     def _stop(self, what: str, step: int) -> None:
-        there = self.checkpoint.exists()
-        kept = f"the last good weights are in {self.checkpoint}" if there else "no checkpoint was written before it"
+        exists = self.checkpoint.exists()
+        weights = f"the last good weights are in {self.checkpoint}" if exists else "no checkpoint was written before it"
         raise UserError(
-            f"{what} {step} (epoch {(step - 1) // self.plan.steps_per_epoch + 1}); {kept}; "
+            f"{what} {step} (epoch {(step - 1) // self.plan.steps_per_epoch + 1}); {weights}; "
             "lower learning_rate, or set precision to fp32"
         )
 
@@ -186,7 +186,7 @@ class _Divergence:
 def label_step(
     network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], autocast: Callable[[], torch.autocast]
 ) -> Step:
-    """The step function of plain training: the loss of the labels."""
+    """The step function of ordinary training: the loss against the labels."""
 
     def step(images: Tensor, labels: Tensor, _: int) -> Tensor:
         with autocast():
@@ -198,7 +198,7 @@ def label_step(
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Writes rows of figures as CSV."""
+    """Writes rows of metrics as CSV."""
 
     def write(to: Path) -> None:
         with to.open("w", newline="") as file:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line now and then where there is none."""
+"""Progress of long work: a bar on a terminal, a line every 30 seconds elsewhere."""
 
 import sys
 import time
@@ -11,16 +11,16 @@ LINE_EVERY_S = 30.0
 
 
 class Progress:
-    """``total`` pieces of work under a label, with figures beside them.
+    """Shows the progress of ``total`` units of work, with metrics.
 
-    On a terminal it is a bar with the time left. Elsewhere (DVC's queue, CI, a log file) it prints a line every 30
-    seconds, and one at the end.
+    A terminal gets a bar with the remaining time. Elsewhere (DVC's queue, CI, a log file) a line is printed every 30
+    seconds and at the end.
     """
 
     def __init__(self, label: str, total: int, unit: str = "step", done: int = 0) -> None:
         self.label, self.total, self.unit = label, total, unit
         self._done = self._first = done
-        self._figures: dict[str, str] = {}
+        self._metrics: dict[str, str] = {}
         self._start = self._last = time.monotonic()
         self._bar: Any = None
         if sys.stderr.isatty():
@@ -35,20 +35,20 @@ class Progress:
         elif self._done > self._first:
             self._line()
 
-    def show(self, **figures: float | str) -> None:
-        """Figures to stand beside the bar from now on; fractions named ``...top1`` are shown in percent."""
-        for name, value in figures.items():
+    def show(self, **metrics: float | str) -> None:
+        """Sets the metrics that are shown; fractions with names that end in ``top1`` are shown in percent."""
+        for name, value in metrics.items():
             if isinstance(value, str):
-                self._figures[name] = value
+                self._metrics[name] = value
             elif name.endswith("top1"):
-                self._figures[name.replace("_", " ")] = f"{value:.1%}"
+                self._metrics[name.replace("_", " ")] = f"{value:.1%}"
             else:
-                self._figures[name.replace("_", " ")] = f"{value:.4g}"
+                self._metrics[name.replace("_", " ")] = f"{value:.4g}"
         if self._bar is not None:
-            self._bar.set_postfix(self._figures, refresh=False)
+            self._bar.set_postfix(self._metrics, refresh=False)
 
     def expect(self, total: int) -> None:
-        """A new estimate of the whole."""
+        """Sets a new estimate of the total."""
         self.total = max(total, self._done)
         if self._bar is not None:
             self._bar.total = self.total
@@ -61,7 +61,7 @@ class Progress:
             self._line()
 
     def write(self, text: str) -> None:
-        """A line of its own that the bar does not overwrite."""
+        """Prints a line above the bar."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)
         else:
@@ -69,17 +69,17 @@ class Progress:
 
     def _line(self) -> None:
         self._last = time.monotonic()
-        passed = self._last - self._start
-        pace = passed / max(1, self._done - self._first)
-        left = _minutes(pace * (self.total - self._done))
-        figures = "".join(f", {name} {value}" for name, value in self._figures.items())
-        state = f"{self._done}/{self.total} {self.unit}s{figures}"
-        tail = f"{left} left" if self._done < self.total else f"took {_minutes(passed)}"
-        print(f"{self.label}: {state}, {tail}", file=sys.stderr, flush=True)
+        elapsed = self._last - self._start
+        seconds_per_unit = elapsed / max(1, self._done - self._first)
+        remaining = _minutes(seconds_per_unit * (self.total - self._done))
+        metrics = "".join(f", {name} {value}" for name, value in self._metrics.items())
+        state = f"{self._done}/{self.total} {self.unit}s{metrics}"
+        duration = f"{remaining} left" if self._done < self.total else f"took {_minutes(elapsed)}"
+        print(f"{self.label}: {state}, {duration}", file=sys.stderr, flush=True)
 
 
 def progress_over(items: Iterable[Any], label: str, total: int) -> Iterator[Any]:
-    """Iterates over ``items`` with progress shown."""
+    """Iterates over ``items`` and shows the progress."""
     with Progress(label, total, unit="image") as progress:
         for item in items:
             yield item

@@ -1,4 +1,4 @@
-"""The training recipe: optimiser, learning-rate schedule and data order."""
+"""The training recipe: optimiser, learning rate schedule and batches."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,8 +20,10 @@ Schedule = Literal["linear", "cosine", "multistep"]
 def sgd(
     network: nn.Module, *, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float
 ) -> torch.optim.SGD:
-    """SGD that decays dense convolution and linear weights only: 2-D weights, and 4-D ones with more than one input per
-    group, so not depthwise ones, biases or normalisation (the authors' code)."""
+    """SGD with weight decay on the weights of dense convolutions and linear layers only, as in the authors' code.
+
+    Depthwise convolutions, biases and normalisation layers are not decayed.
+    """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in network.parameters():
@@ -34,24 +36,25 @@ def sgd(
 def learning_rate_at(
     step: int, total: int, *, base: float, schedule: Schedule, warmup: int = 0, milestones: Sequence[float] = ()
 ) -> float:
-    """The learning rate of a step (from 0), changed at every iteration.
+    """The learning rate of a step (from 0). It changes at every step.
 
-    After ``warmup`` steps of linear increase: ``linear`` falls to 0 (the paper's), ``cosine`` to 0 along half a cosine,
-    ``multistep`` to a tenth at each of ``milestones``, fractions of the whole run.
+    It rises linearly during ``warmup`` steps. After them, ``linear`` decreases it to 0 (as in the paper), ``cosine``
+    decreases it to 0 along half a cosine, and ``multistep`` divides it by 10 at each of ``milestones``, which are
+    fractions of ``total``.
     """
     if step < warmup:
         return base * (step + 1) / (warmup + 1)
-    passed = (step - warmup) / max(1, total - warmup)
+    progress = (step - warmup) / max(1, total - warmup)
     if schedule == "linear":
-        return base * (1 - passed)
+        return base * (1 - progress)
     if schedule == "cosine":
-        return base * 0.5 * (1 + math.cos(math.pi * passed))
+        return base * 0.5 * (1 + math.cos(math.pi * progress))
     return float(base * 0.1 ** sum(step >= milestone * total for milestone in milestones))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """See ``shell.params.Training`` for the fields."""
+    """The training parameters; ``pipeline.params.Training`` describes the fields."""
 
     epochs: int
     batch_size: int

@@ -1,4 +1,4 @@
-"""Retraining: a chosen network, from new weights or the supernet's, once for each seed."""
+"""Retraining a chosen network, from scratch or from the supernet's weights, once for each seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,68 +36,57 @@ def retrain(
     checkpoints: Checkpoints,
     observe: Callable[[int, Row], None],
 ) -> dict[int, list[Row]]:
-    """Trains ``network`` resized to ``channels``, for each seed, and writes ``seed-N.safetensors``.
+    """Trains ``network`` resized to ``channels`` once for each seed, and writes ``seed-N.safetensors`` to ``folder``.
 
-    Each epoch's row holds the accuracy on the search split; the test split is not looked at.
+    The rows hold the accuracy on the search split after each epoch. The test split is not used.
 
     Args:
-        start: the weights that each seed starts from. None: new ones, of the seed.
+        network: the default network. It is not changed.
+        graph: ``trace`` of it.
+        seeds: seeds of the random weights and of the data order.
+        start: weights that every seed starts from. By default each seed trains from scratch.
+        label: names the network in the progress shown.
+        observe: called with the seed and each epoch's row, also with those of a resumed run.
 
     Returns:
-        The rows of each seed.
+        The rows of each seed, one per epoch.
     """
-    return {
-        seed: _retrain_once(
-            resize(network, graph, channels), start, data, recipe, context, seed, label, folder, checkpoints, observe
-        )
-        for seed in seeds
-    }
-
-
-def _retrain_once(
-    network: nn.Module,
-    start: Path | None,
-    data: PreparedData,
-    recipe: Recipe,
-    context: RunContext,
-    seed: int,
-    label: str,
-    folder: Path,
-    checkpoints: Checkpoints,
-    observe: Callable[[int, Row], None],
-) -> list[Row]:
-    if start is None:
-        initialise(network, seed)
-    else:
-        load_weights(network, start)
-    seed_everything(seed)
-    to_device(network, context.device, recipe.channels_last)
-    plan = recipe.plan(data, context)
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return smoothed_cross_entropy(logits, labels, recipe.label_smoothing)
 
-    rows = train(
-        network,
-        recipe.optimiser(network),
-        plan,
-        step=label_step(network, loss, recipe.autocast(context)),
-        batches=recipe.batches(data, seed, context),
-        learning_rate=recipe.rate(plan),
-        validate=lambda: {"search_top1": 1 - split_score(network, data, "search", recipe, context).error},
-        observe=lambda row: observe(seed, row),
-        checkpoints=checkpoints,
-        name=f"seed-{seed}",
-        label=f"retrain {label}, seed {seed}",
-        world=context.world,
-    )
-    if context.world.is_rank_zero:
-        save_weights(network, folder / f"seed-{seed}.safetensors")
-    return rows
+    def train_once(seed: int) -> list[Row]:
+        plain = resize(network, graph, channels)
+        if start is None:
+            initialise(plain, seed)
+        else:
+            load_weights(plain, start)
+        seed_everything(seed)
+        to_device(plain, context.device, recipe.channels_last)
+        plan = recipe.plan(data, context)
+        rows = train(
+            plain,
+            recipe.optimiser(plain),
+            plan,
+            step=label_step(plain, loss, recipe.autocast(context)),
+            batches=recipe.batches(data, seed, context),
+            learning_rate=recipe.rate(plan),
+            validate=lambda: {"search_top1": 1 - split_score(plain, data, "search", recipe, context).error},
+            observe=lambda row: observe(seed, row),
+            checkpoints=checkpoints,
+            name=f"seed-{seed}",
+            label=f"retrain {label}, seed {seed}",
+            world=context.world,
+        )
+        if context.world.is_rank_zero:
+            save_weights(plain, folder / f"seed-{seed}.safetensors")
+        return rows
+
+    return {seed: train_once(seed) for seed in seeds}
 
 
 def over_seeds(rows: Mapping[int, Sequence[Row]]) -> dict[str, dict[str, float]]:
-    """Mean and sample standard deviation (none for one seed) over the seeds of what each had at its last epoch."""
+    """Mean and sample standard deviation over seeds of the last epoch's figures; a single seed has no deviation."""
     last = [own[-1] for own in rows.values()]
     figures = {}
     for name in ("search_top1", "loss"):
@@ -107,7 +96,7 @@ def over_seeds(rows: Mapping[int, Sequence[Row]]) -> dict[str, dict[str, float]]
 
 
 def split_score(network: nn.Module, data: PreparedData, split: str, recipe: Recipe, context: RunContext) -> Score:
-    """Top-1 error and cross-entropy of a plain network on a split, in the recipe's precision."""
+    """Returns the top-1 error and cross-entropy of a plain network on a split, in the recipe's precision."""
     chunks = eval_batches(data, split, batch_size=EVALUATION_BATCH, device=context.device, workers=context.workers)
     return evaluate(network, chunks, recipe.autocast(context))
 
@@ -123,7 +112,7 @@ def retrained_top1(
     seeds: Sequence[int],
     folder: Path,
 ) -> dict[int, float]:
-    """Seed -> top-1 accuracy on the *test* split of its network in ``folder``, a fraction."""
+    """Returns seed -> top-1 accuracy (a fraction) on the *test* split of the network in ``folder``."""
     accuracies = {}
     for seed in seeds:
         plain = resize(network, graph, channels)

@@ -6,7 +6,7 @@ import random
 import pytest
 from specimens import specimen
 
-from autoslim.channels.grid import Span, grid, make_divisible, scaled, slimming_step
+from autoslim.channels.grid import Grid, GridSpec, make_divisible, make_grid, scaled, slimming_step
 from autoslim.channels.groups import ChannelGroup
 from autoslim.errors import UserError
 from autoslim.resources.budgets import UNITS, format_amount, parse_budget
@@ -71,7 +71,7 @@ def test_grid_by_its_definition(anchor: str) -> None:
         top = unit * draw.randint(1, 200)
         floor = draw.randint(1, 2 * top)
         groups = {"g": group("g", top, unit)}
-        levels = grid(groups, {"g": top}, {"g": floor}, steps, divisor, anchor)["g"]  # type: ignore[arg-type]
+        levels = make_grid(groups, {"g": top}, {"g": floor}, steps, divisor, anchor)["g"]  # type: ignore[arg-type]
         step = slimming_step(top, steps, math.lcm(divisor, unit))
         start = top if anchor == "widest" else 0
         lowest = max(unit, min(top, floor))
@@ -91,7 +91,7 @@ def test_grid_of_mobilenet_v2_holds_the_released_lists() -> None:
         "1440 240 1440 480 1920",
     ]
     graph = specimen("mobilenet_v2").graph
-    levels = Span(width=1.5, narrowest=0.15, steps=12, divisor=8).grid(graph)
+    levels = graph.grid(GridSpec(width=1.5, narrowest=0.15, steps=12, divisor=8))
     owner = {member: name for name, g in graph.groups.items() for member in g.members}
     blocks = [f"features.{n + 1}.conv.{part}" for n in range(1, 17) for part in ("0.0", "2")]
     layers = ["features.0.0", "features.1.conv.1", *blocks, "features.18.0"]
@@ -102,12 +102,23 @@ def test_grid_of_mobilenet_v2_holds_the_released_lists() -> None:
 
 def test_span_reaches_from_the_widest_to_the_trained_minimum() -> None:
     graph = specimen("mobilenet_v2").graph
-    levels = Span(width=1.5, narrowest=0.15, steps=12, divisor=8).grid(graph)
-    assert {name: options[0] for name, options in levels.items()} == graph.scaled(1.5, 8)
+    levels = graph.grid(GridSpec(width=1.5, narrowest=0.15, steps=12, divisor=8))
+    assert levels.widest == graph.scaled(1.5, 8)
+    assert levels.narrowest == {name: min(options) for name, options in levels.items()}
     for name, options in levels.items():
         assert options[-1] >= round(0.15 * graph.groups[name].size)
         step = slimming_step(options[0], 12, 8)
         assert options[-1] - step < round(0.15 * graph.groups[name].size)
+
+
+def test_a_grid_steps_down_one_group_at_a_time_until_nothing_is_left() -> None:
+    grid = Grid({"a": (6, 4, 2), "b": (5, 3)})
+    assert (grid.widest, grid.narrowest, grid.steps) == ({"a": 6, "b": 5}, {"a": 2, "b": 3}, 3)
+    assert grid.narrower({"a": 6, "b": 5}) == {"a": 4, "b": 3}
+    assert grid.narrower({"a": 4, "b": 3}) == {"a": 2}
+    assert grid.narrower(grid.narrowest) == {}
+    with pytest.raises(ValueError, match="not in tuple"):
+        grid.narrower({"a": 5, "b": 5})
 
 
 # Budgets

@@ -1,4 +1,4 @@
-"""Memory in closed form against what lies in real tensors' memory while a resized network runs."""
+"""Memory in closed form against the memory of real tensors while a resized network runs."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,16 +25,16 @@ def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
 # The independent truth
 
 
-class _Scales(fx.Interpreter):
-    """Runs a network operation by operation and weighs the memory of all values after each.
+class _MemoryMeter(fx.Interpreter):
+    """Runs a network and measures the memory of all live values after each operation.
 
-    torch.fx forgets a value after its last use; what nothing uses is forgotten here.
+    torch.fx deletes a value after its last use; values without any use are deleted here.
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.constant = {key(tensor) for tensor in (*module.parameters(), *module.buffers())}
-        self.weighed: dict[str, int] = {}  # bytes after each operation
+        self.measured: dict[str, int] = {}  # bytes after each operation
         self.elements: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -45,7 +45,7 @@ class _Scales(fx.Interpreter):
             self.constant.add(key(value))
         tensors = [leaf for leaf in pytree.tree_leaves([*self.env.values(), value]) if isinstance(leaf, Tensor)]
         sizes = {key(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
-        self.weighed[n.name] = sum(size for at, size in sizes.items() if at not in self.constant)
+        self.measured[n.name] = sum(size for at, size in sizes.items() if at not in self.constant)
         self.elements[n.name] = value.numel() if isinstance(value, Tensor) else 0
         return value
 
@@ -55,16 +55,16 @@ def key(tensor: Tensor) -> int:
 
 
 @torch.no_grad()
-def weighed(network: nn.Module, graph: ChannelGraph) -> _Scales:
-    """A network on the CPU that has run on one image."""
+def measured(network: nn.Module, graph: ChannelGraph) -> _MemoryMeter:
+    """Runs a network on the CPU on one image."""
     image = torch.randn(1, *graph.input_shape, dtype=next(network.parameters()).dtype)
     try:
         operations = symbolic_graph(network.eval(), graph.leaves)
     except UserError:
         operations, _ = shaped_graph(network, graph.leaves, image)
-    scales = _Scales(fx.GraphModule(network, operations))
-    scales.run(image)
-    return scales
+    meter = _MemoryMeter(fx.GraphModule(network, operations))
+    meter.run(image)
+    return meter
 
 
 def own_bytes(network: nn.Module) -> int:
@@ -73,20 +73,20 @@ def own_bytes(network: nn.Module) -> int:
 
 
 @torch.no_grad()
-def agrees(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> None:
+def check_memory(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> None:
     resized = resize(network, graph, channels).to_empty(device="cpu")
     for tensor in (*resized.parameters(), *resized.buffers()):
         tensor.zero_()  # some buffers are indices
-    scales = weighed(resized, graph)
-    assert {operation.name: operation.elements(channels) for operation in graph.operations} == scales.elements
+    meter = measured(resized, graph)
+    assert {operation.name: operation.elements(channels) for operation in graph.operations} == meter.elements
     outputs = live_outputs(graph.operations)
     sizes = [sum(output.bytes * output.elements(channels) for output in several) for several in outputs]
-    assert dict(zip(scales.weighed, sizes, strict=True)) == scales.weighed
-    assert graph.memory(channels) == own_bytes(resized) + max(scales.weighed.values())
+    assert dict(zip(meter.measured, sizes, strict=True)) == meter.measured
+    assert graph.memory(channels) == own_bytes(resized) + max(meter.measured.values())
 
 
 class Body(nn.Module):
-    """A stem, something between, a convolution and a linear layer."""
+    """A stem, a part that subclasses define, a convolution and a linear layer."""
 
     def __init__(self, between: int = 16) -> None:
         super().__init__()
@@ -107,10 +107,10 @@ EXAMPLE = torch.empty(1, 3, 8, 8)
 
 @pytest.mark.parametrize("name", [*MAIN, *OTHERS, "squeezenet1_0", "mobilenet_v3_small", "efficientnet_v2_s"])
 def test_memory_equals_what_a_run_of_the_resized_network_holds(name: str) -> None:
-    """Exactly, at its peak and at each operation, at random configurations between a tenth and 1.6 times the width."""
+    """They are equal at the peak and at each operation, at random configurations of 0.1 to 1.6 times the width."""
     sample = specimen(name)
     for seed, (low, high) in enumerate([(1.0, 1.0), (0.5, 1.5), (0.1, 1.6)]):
-        agrees(sample.network, sample.graph, random_channels(sample.graph, seed, low, high))
+        check_memory(sample.network, sample.graph, random_channels(sample.graph, seed, low, high))
 
 
 @pytest.mark.parametrize("name", ["skresnet18", "resnest14d", "hrnet_w18_small", "ghostnet_100"])
@@ -119,18 +119,18 @@ def test_networks_of_timm(name: str) -> None:
     network = pytest.importorskip("timm").create_model(name)
     graph = trace(network, torch.empty(1, 3, 32, 32))
     for seed in range(2):
-        agrees(network, graph, random_channels(graph, seed, 0.1, 0.6))
+        check_memory(network, graph, random_channels(graph, seed, 0.1, 0.6))
 
 
 def test_a_network_with_attention() -> None:
-    """Its windows are folded into the first dimension. At 224 pixels they need no padding inside the attention."""
+    """Windows are moved into the first dimension. At 224 pixels, attention needs no padding."""
     network = tv.swin_t()
     graph = trace(network, torch.empty(1, 3, 224, 224))
-    agrees(network, graph, random_channels(graph, 0, 0.3, 1.2))
+    check_memory(network, graph, random_channels(graph, 0, 0.3, 1.2))
 
 
 class Sequence(Body):
-    """Positions first: with one image, what is moved is still contiguous and ``reshape`` copies nothing."""
+    """Positions come first: with one image, permuted tensors are still contiguous and ``reshape`` copies nothing."""
 
     def between(self, maps: Tensor) -> Tensor:
         tokens = maps.flatten(2).permute(0, 2, 1).contiguous().transpose(0, 1)  # (N, 16, 8, 8) -> (64, N, 16)
@@ -148,7 +148,7 @@ class Tuples(Body):
 
 
 class Shuffled(Body):
-    """Channels are put out of order, and in order again."""
+    """Channels are shuffled and then restored to their order."""
 
     def between(self, maps: Tensor) -> Tensor:
         count, channels, height, width = maps.shape
@@ -163,7 +163,7 @@ class Unused(Body):
 
 
 class Chooses(Body):
-    """Its code depends on sizes, so that its graph is that of one size."""
+    """Its code depends on sizes, so its graph is valid for one size only."""
 
     def between(self, maps: Tensor) -> Tensor:
         if maps.shape[2] > 4:
@@ -181,7 +181,7 @@ class DropsTheBatch(Body):
 
 
 class Constants(Body):
-    """A parameter that is read, a view of one, and a tensor in the code."""
+    """Reads a parameter, a view of one, a buffer and a constant."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -201,11 +201,11 @@ def test_kinds_of_operations(make: Callable[[], nn.Module]) -> None:
     assert graph.groups
     for seed in range(4):
         channels = random_channels(graph, seed, 0.2, 1.5)
-        agrees(network, graph, {name: count + count % 2 for name, count in channels.items()})  # some halve them
+        check_memory(network, graph, {name: count + count % 2 for name, count in channels.items()})  # some halve them
 
 
 def test_a_network_that_takes_several_images_only() -> None:
-    """It is weighed by what it does on two, the first dimension taken for one."""
+    """Its memory follows from a run on two images, with the first dimension counted as one."""
 
     class Squeezes(Body):
         def forward(self, images: Tensor) -> Tensor:
@@ -233,11 +233,11 @@ def test_a_leaf_runs_on_the_cpu() -> None:
 
     network = WithLeaf()
     graph = trace(network, EXAMPLE, leaves=["leaf"])
-    agrees(network, graph, {"last": 5})
+    check_memory(network, graph, {"last": 5})
 
 
-def test_number_formats_and_shared_weights() -> None:
-    """Half precision takes half; a weight under two names counts once."""
+def test_dtypes_and_shared_weights() -> None:
+    """Half precision takes half the memory; a weight with two names is counted once."""
 
     class Tied(Body):
         def __init__(self) -> None:
@@ -253,7 +253,7 @@ def test_number_formats_and_shared_weights() -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         network = Tied().to(dtype)
         graph = trace(network, EXAMPLE)
-        agrees(network, graph, random_channels(graph, 0, 0.5, 1.5))
+        check_memory(network, graph, random_channels(graph, 0, 0.5, 1.5))
 
 
 # By hand
@@ -283,7 +283,7 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-def test_what_is_written_in_place_counts_once(in_place: bool) -> None:
+def test_in_place_operations_allocate_nothing(in_place: bool) -> None:
     class Rectified(Body):
         def between(self, maps: Tensor) -> Tensor:
             return nn.functional.relu(maps, inplace=in_place)
@@ -293,7 +293,7 @@ def test_what_is_written_in_place_counts_once(in_place: bool) -> None:
     assert graph.memory() == own_bytes(Rectified()) + (stem + last if in_place else 2 * stem)
 
 
-def test_views_count_once() -> None:
+def test_views_allocate_nothing() -> None:
     class Viewed(Body):
         def between(self, maps: Tensor) -> Tensor:
             return maps.flatten(2).transpose(1, 2).transpose(1, 2).unflatten(2, (8, 8))
@@ -301,7 +301,7 @@ def test_views_count_once() -> None:
     assert trace(Viewed(), EXAMPLE).memory() == trace(Body(), EXAMPLE).memory()
 
 
-def test_a_view_keeps_all_of_its_memory() -> None:
+def test_a_view_keeps_its_whole_storage_alive() -> None:
     """One channel of the stem is read at the end."""
 
     class Kept(Body):
@@ -330,7 +330,7 @@ def test_memory_grows_with_each_group(name: str) -> None:
 
 
 def test_memory_at_full_size() -> None:
-    """MobileNetV2's is its weights and the widest layer, before and after batch norm."""
+    """MobileNetV2 needs its weights and its largest activation twice, before and after batch norm."""
     graph = graph_at_224("mobilenet_v2")
     with torch.device("meta"):
         own = own_bytes(tv.mobilenet_v2())

@@ -33,7 +33,7 @@ def test_the_default_channels_give_the_network_itself(name: str) -> None:
 
 @pytest.mark.parametrize("width", [0.35, 0.75, 1.4])
 def test_a_scaled_mobilenet_v2_is_torchvisions_own(width: float) -> None:
-    """torchvision keeps the tail at 1280 below width 1."""
+    """torchvision keeps 1280 channels in the last convolution below width 1."""
     sample = specimen("mobilenet_v2")
     channels = sample.graph.scaled(width, 8)
     if width < 1:
@@ -47,7 +47,7 @@ def test_a_scaled_mobilenet_v2_is_torchvisions_own(width: float) -> None:
 
 @pytest.mark.parametrize("name", [*MAIN, "resnext50_32x4d", "shufflenet_v2_x0_5"])
 def test_attributes_follow_the_weights(name: str) -> None:
-    """What a module says of itself (``in_channels``, ``groups``, ...) is what its tensors have."""
+    """Attributes such as ``in_channels`` and ``groups`` agree with the shapes of the tensors."""
     sample = specimen(name)
     for seed in range(3):
         network = resize(sample.network, sample.graph, random_channels(sample.graph, seed, 0.2, 1.6))
@@ -73,7 +73,7 @@ def test_the_members_of_a_group_always_agree(name: str) -> None:
 
 
 def test_leading_channels_keep_their_weights_and_new_ones_are_neutral() -> None:
-    """New weights are zero, new scales, shifts and statistics the mean of the old ones."""
+    """New weights are zero; new scales, shifts and statistics are the mean of the old ones."""
     sample = specimen("cifar_resnet18")
     network = sample.real(sample.graph.default)
     channels = {n: size + (8 if index % 2 else -8) for index, (n, size) in enumerate(sample.graph.default.items())}
@@ -90,7 +90,7 @@ def test_leading_channels_keep_their_weights_and_new_ones_are_neutral() -> None:
 
 
 def test_new_channels_beside_a_single_one_are_neutral_too() -> None:
-    """A weight with one output has as many numbers as inputs, and is no vector of them."""
+    """The weight of a layer with one output is not a per-channel vector, although it has one number per input."""
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1), nn.Conv2d(4, 5, 1))
     graph = trace(network, torch.zeros(1, 3, 4, 4))
     narrow = resize(network, graph, {"0": 3, "1": 1, "2": 3})
@@ -100,7 +100,7 @@ def test_new_channels_beside_a_single_one_are_neutral_too() -> None:
 
 
 def test_concatenated_channels_move_even_where_their_sum_stays() -> None:
-    """One group gives what the other takes: the tensor that reads both keeps its shape, not its order."""
+    """One group shrinks as the other grows: a tensor that reads both keeps its shape, but its channels move."""
 
     class Joins(nn.Module):
         def __init__(self) -> None:
@@ -148,7 +148,7 @@ def test_the_argument_is_not_touched_and_shares_nothing() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_networks_with_normalised_weights_can_be_copied() -> None:
-    """The weight that weight norm leaves on its module is no parameter and has a history."""
+    """The weight that weight norm stores on its module is not a parameter and requires grad."""
     network = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.utils.weight_norm(nn.Conv2d(8, 8, 1)), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
     )
@@ -162,7 +162,7 @@ def test_networks_with_normalised_weights_can_be_copied() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda c: {**c, "nothing": 8}, "channels do not fit this network: unknown groups nothing; it has 12 groups"),
         (lambda c: {k: v for k, v in c.items() if k != "conv1"}, "missing groups conv1; it has 12 groups"),
@@ -170,11 +170,11 @@ def test_networks_with_normalised_weights_can_be_copied() -> None:
         (lambda c: {**c, "conv1": 0}, "channels of group conv1 are 0; they must be a positive multiple of 1"),
     ],
 )
-def test_channels_that_do_not_fit(change: object, told: str) -> None:
+def test_channels_that_do_not_fit(change: object, message: str) -> None:
     sample = specimen("resnet18")
     with pytest.raises(UserError) as error:
         resize(sample.network, sample.graph, change(sample.graph.default))  # type: ignore[operator]
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_channels_are_whole_units() -> None:
@@ -203,7 +203,7 @@ def test_another_network_than_the_traced_one() -> None:
 
 
 def test_initialisation_is_by_seed_and_by_the_papers_formulas() -> None:
-    """The authors' initialisation; deviations within 5 standard errors."""
+    """The authors' initialisation; standard deviations are within 5 standard errors."""
     sample = specimen("cifar_mobilenet_v2")
     network, twin, other = (sample.real(sample.graph.scaled(1.5, 8)) for _ in range(3))
     for each, seed in ((network, 3), (twin, 3), (other, 4)):

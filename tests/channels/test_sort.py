@@ -1,4 +1,4 @@
-"""``sort_channels``: the most important channels first, and the same function to the last digit but rounding."""
+"""``sort_channels`` puts the most important channels first and changes outputs only by rounding."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from autoslim.errors import UserError
 
 
 def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
-    """In float64, every parameter and running statistic at random."""
+    """Returns the network in float64, with random parameters and running statistics."""
     network.double()
     shuffle_weights(network, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -28,7 +28,7 @@ def randomised(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def outputs(network: nn.Module, images: Tensor, training: bool) -> list[Tensor]:
-    """All outputs of a copy, auxiliary heads among them, without noise; in training batch norms use the batch."""
+    """Returns all outputs of a copy, including auxiliary heads, without dropout."""
     ran = copy.deepcopy(network).train(training)
     for module in ran.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth):
@@ -73,7 +73,7 @@ def test_a_resized_network_is_sorted_too(name: str) -> None:
 
 
 class Everything(nn.Module):
-    """Every kind of tensor that follows a group, each with channels that count, in a few layers."""
+    """Every kind of tensor that depends on a group, in a few layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def test_every_kind_of_tensor_moves_with_its_group() -> None:
 
 @pytest.mark.parametrize("forgotten", EVERYTHING.tensors)
 def test_a_tensor_that_is_left_behind_shows(forgotten: str) -> None:
-    """The tests above would fail if any one of them were not permuted, running statistics among them."""
+    """The tests above fail if any tensor is not permuted, including running statistics."""
     network = randomised(Everything(), seed=1)
     ordered = sort_channels(network, EVERYTHING, "l1")
     with torch.no_grad():
@@ -134,7 +134,7 @@ class TwoLayers(nn.Sequential):
 
 @pytest.mark.parametrize(("importance", "best"), [("l1", [2, 0]), ("bn_scale", [3, 1])])
 def test_narrowing_keeps_the_most_important_channels(importance: Importance, best: list[int]) -> None:
-    """Against a network whose channels are taken by hand."""
+    """The result equals a network whose channels are selected by hand."""
     network = randomised(TwoLayers())
     graph = trace(TwoLayers(), torch.zeros(1, 2, 1, 1))
     images = torch.randn(8, 2, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -157,7 +157,7 @@ def test_narrowing_keeps_the_most_important_channels(importance: Importance, bes
 
 
 def test_l1_adds_up_the_layers_that_produce_a_group() -> None:
-    """A residual sum of two convolutions, the second with depthwise ones behind it."""
+    """A residual sum of two convolutions; the second is followed by depthwise ones."""
 
     class Sum(nn.Module):
         def __init__(self) -> None:
@@ -189,7 +189,7 @@ def test_units_of_a_grouped_convolution_move_whole() -> None:
 
 
 def test_scales_of_all_batch_norms_on_a_channel_count() -> None:
-    """DenseNet's new channels pass the batch norm of every later layer of their block."""
+    """In DenseNet, new channels pass the batch norm of every later layer of their block."""
     sample = specimen("densenet121")
     network = randomised(sample.real(sample.graph.default, torch.float64))
     group = "features.denseblock4.denselayer14.conv2"
@@ -253,7 +253,7 @@ def test_a_group_in_which_the_place_matters_keeps_its_order(treatment: Callable[
 
 
 def logistic(x: Tensor) -> Tensor:
-    """Doubles any difference fifty times over."""
+    """Doubles any difference fifty times."""
     x = x.sigmoid()
     for _ in range(50):
         x = 4 * x * (1 - x)
@@ -261,7 +261,7 @@ def logistic(x: Tensor) -> Tensor:
 
 
 def test_rounding_that_a_network_magnifies_is_no_reason_to_keep_the_order() -> None:
-    """As in a deep network that was never trained."""
+    """This happens in deep networks that are not trained."""
     network = randomised(Treated(logistic))
     graph = trace(Treated(logistic), torch.zeros(1, 3, 4, 4))
     orders = importance_orders(network, graph, "l1")

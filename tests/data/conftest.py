@@ -1,4 +1,4 @@
-"""Image folders made on the spot."""
+"""Image folders for the tests."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -17,80 +17,80 @@ from autoslim.data.augmentation import (
 from autoslim.errors import UserError
 
 
-def pictures(count: int, channels: int, size: int) -> torch.Tensor:
+def random_images(count: int, channels: int, size: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, channels, size, size), generator=torch.Generator().manual_seed(1)).byte()
 
 
 def test_a_pad_crop_is_a_shifted_window_of_the_zero_padded_image() -> None:
-    images = pictures(40, 3, 6)
+    images = random_images(40, 3, 6)
     rng = np.random.default_rng(0)
     offsets, flips = rng.integers(0, 5, (40, 2)), rng.random(40) < 0.5
-    got = shifted(images, offsets, flips, 2).numpy()
+    output = shifted(images, offsets, flips, 2).numpy()
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)))
     for index, ((top, left), flip) in enumerate(zip(offsets, flips, strict=True)):
         window = padded[index, :, top : top + 6, left : left + 6]
-        assert np.array_equal(got[index], window[:, :, ::-1] if flip else window)
+        assert np.array_equal(output[index], window[:, :, ::-1] if flip else window)
 
 
 def test_flip_mirrors_about_half_of_the_images_and_leaves_the_others() -> None:
-    images = pictures(400, 1, 5)
-    got = augment(images, uniforms(0, 0, np.arange(400)), Augmentation(flip=True), cut=False)
+    images = random_images(400, 1, 5)
+    output = augment(images, uniforms(0, 0, np.arange(400)), Augmentation(flip=True), cut=False)
     plain = images.float() / 255
-    mirrored = (got == plain.flip(-1)).flatten(1).all(1)
-    same = (got == plain).flatten(1).all(1)
+    mirrored = (output == plain.flip(-1)).flatten(1).all(1)
+    same = (output == plain).flatten(1).all(1)
     assert (mirrored ^ same).all()
     assert 160 < mirrored.sum() < 240  # 200 +- 4 standard deviations
 
 
-def test_pad_without_flip_never_mirrors_and_uses_every_shift_alike() -> None:
+def test_pad_without_flip_never_mirrors_and_draws_every_shift_equally() -> None:
     size, pad, count = 4, 1, 1800
-    images = pictures(1, 1, size).clamp(min=1).expand(count, 1, size, size)
-    got = augment(images, uniforms(0, 0, np.arange(count)), Augmentation(pad=pad), cut=False)
+    images = random_images(1, 1, size).clamp(min=1).expand(count, 1, size, size)
+    output = augment(images, uniforms(0, 0, np.arange(count)), Augmentation(pad=pad), cut=False)
     padded = functional.pad(images[:1].float() / 255, (pad,) * 4)
-    found = torch.zeros(3, 3)
+    counts = torch.zeros(3, 3)
     for top in range(3):
         for left in range(3):
             window = padded[..., top : top + size, left : left + size]
-            found[top, left] = (got == window).flatten(1).all(1).sum()
-    assert found.sum() == count
-    assert found.min() > 140  # 200 each, +- 4.5 standard deviations
-    assert found.max() < 260
+            counts[top, left] = (output == window).flatten(1).all(1).sum()
+    assert counts.sum() == count
+    assert counts.min() > 140  # 200 each, +- 4.5 standard deviations
+    assert counts.max() < 260
 
 
 def test_an_area_crop_is_the_box_cut_out_and_interpolated() -> None:
-    images = pictures(30, 3, 12)
+    images = random_images(30, 3, 12)
     boxes = crop_boxes(uniforms(0, 0, np.arange(30), AREA), 12, 12, (0.1, 1.0))
-    got = resized_boxes(images, boxes)
+    output = resized_boxes(images, boxes)
     for index, (top, left, height, width) in enumerate(boxes.tolist()):
         part = images[index : index + 1, :, top : top + height, left : left + width].float()
         expected = functional.interpolate(part, size=(12, 12), mode="bilinear", align_corners=False)
-        torch.testing.assert_close(got[index], expected[0], rtol=0, atol=1e-3)  # of 255
+        torch.testing.assert_close(output[index], expected[0], rtol=0, atol=1e-3)  # of 255
 
 
 def test_the_whole_image_as_area_is_the_image() -> None:
-    images = pictures(8, 3, 9)
-    got = augment(images, uniforms(0, 0, np.arange(8)), Augmentation(area=(1.0, 1.0)), cut=False)
+    images = random_images(8, 3, 9)
+    output = augment(images, uniforms(0, 0, np.arange(8)), Augmentation(area=(1.0, 1.0)), cut=False)
     whole = (crop_boxes(uniforms(0, 0, np.arange(8), AREA), 9, 9, (1.0, 1.0)) == (0, 0, 9, 9)).all(axis=1)
     assert whole.any()
-    torch.testing.assert_close(got[whole], images[whole].float() / 255, rtol=0, atol=1e-5)
+    torch.testing.assert_close(output[whole], images[whole].float() / 255, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jitter_is_torchvisions_brightness_contrast_and_saturation(channels: int) -> None:
-    images = pictures(20, channels, 7).float() / 255
+    images = random_images(20, channels, 7).float() / 255
     factors = np.random.default_rng(0).uniform(0.2, 1.8, (20, 3))
-    got = jittered(images, factors)
+    output = jittered(images, factors)
     for index, (brightness, contrast, saturation) in enumerate(factors.tolist()):
         expected = reference.adjust_brightness(images[index], brightness)
         expected = reference.adjust_contrast(expected, contrast)
         expected = reference.adjust_saturation(expected, saturation)
-        torch.testing.assert_close(got[index], expected, rtol=0, atol=2e-5)
+        torch.testing.assert_close(output[index], expected, rtol=0, atol=2e-5)
 
 
 def test_jitter_factors_fill_their_range() -> None:
     images = torch.full((2000, 1, 2, 2), 100, dtype=torch.uint8)  # uniform grey: brightness alone is seen
-    got = augment(images, uniforms(0, 0, np.arange(2000)), Augmentation(jitter=0.4), cut=False)
-    factor = got[:, 0, 0, 0] * 255 / 100
+    output = augment(images, uniforms(0, 0, np.arange(2000)), Augmentation(jitter=0.4), cut=False)
+    factor = output[:, 0, 0, 0] * 255 / 100
     assert factor.min() >= 0.6 - 1e-5
     assert factor.max() <= 1.4 + 1e-5
     assert abs(factor.mean() - 1) < 0.02  # 3.9 standard errors
@@ -99,7 +99,7 @@ def test_jitter_factors_fill_their_range() -> None:
 
 
 def test_everything_is_off_by_default() -> None:
-    images = pictures(4, 3, 5)
+    images = random_images(4, 3, 5)
     assert torch.equal(augment(images, uniforms(0, 0, np.arange(4)), Augmentation(), cut=False), images.float() / 255)
 
 
@@ -115,7 +115,7 @@ def test_everything_is_off_by_default() -> None:
         ({"area": (0.5, 0.4)}, "augmentation area (0.5, 0.4) is not possible"),
     ],
 )
-def test_meaningless_values_are_refused(values: dict[str, float], message: str) -> None:
+def test_values_out_of_range_are_errors(values: dict[str, float], message: str) -> None:
     with pytest.raises(UserError) as caught:
         Augmentation(**values)  # type: ignore[arg-type]
     assert str(caught.value).startswith(message)

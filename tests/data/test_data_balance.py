@@ -7,7 +7,7 @@ from autoslim.data.prepare import balanced_quotas, choose_balanced
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_quotas_sum_up_stay_within_what_there_is_and_are_as_even_as_possible(seed: int) -> None:
+def test_quotas_have_the_total_and_are_as_even_as_available(seed: int) -> None:
     rng = np.random.default_rng(seed)
     available = rng.integers(0, 30, size=7)
     total = int(rng.integers(0, available.sum() + 1))
@@ -27,13 +27,13 @@ def test_a_choice_has_equal_classes_and_no_image_twice() -> None:
     assert (np.diff(chosen) > 0).all()
 
 
-def test_smaller_choices_of_a_seed_are_among_larger_ones() -> None:
+def test_smaller_choices_of_a_seed_are_subsets_of_larger_ones() -> None:
     labels = np.random.default_rng(0).integers(0, 4, 200)
     choices = [set(choose_balanced(labels, total, np.random.default_rng(3)).tolist()) for total in (5, 18, 90, 200)]
     assert all(small < large for small, large in pairwise(choices))
 
 
-def test_what_is_available_bounds_each_class() -> None:
+def test_available_bounds_each_class() -> None:
     labels = np.repeat([0, 1], [10, 100])
     chosen = choose_balanced(labels, 40, np.random.default_rng(0), available=np.array([5, 50]))
     assert np.bincount(labels[chosen]).tolist() == [5, 35]

@@ -72,7 +72,7 @@ def test_seed_and_epoch_fix_the_draws(data: PreparedData) -> None:
     assert not same(train(data, augmentation=plain), train(data, augmentation=plain, epoch=1))
 
 
-def test_skipping_goes_on_as_if_the_batches_had_been_drawn(data: PreparedData) -> None:
+def test_skipping_batches_does_not_change_the_others(data: PreparedData) -> None:
     whole = train(data)
     for skip in (0, 1, 4, 6):
         assert same(train(data, skip=skip), whole[skip:])
@@ -101,9 +101,9 @@ def test_the_slices_of_the_ranks_are_the_batch_of_one_process(data: PreparedData
         assert torch.equal(labels, expected_labels)
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(data: PreparedData) -> None:
-    told = r"^a batch of 8 images cannot be shared by 9 processes; raise batch_size or lower runtime.processes$"
-    with pytest.raises(UserError, match=told):
+def test_a_batch_smaller_than_the_number_of_ranks_is_an_error(data: PreparedData) -> None:
+    message = r"^a batch of 8 images cannot be shared by 9 processes; raise batch_size or lower runtime.processes$"
+    with pytest.raises(UserError, match=message):
         train(data, world_size=9)
 
 
@@ -114,7 +114,7 @@ def test_the_number_of_workers_does_not_change_the_draws(pets: Path, tmp_path: P
     assert same(alone, train(data, workers=2))
 
 
-def test_batches_leave_the_global_random_state_alone(data: PreparedData) -> None:
+def test_batches_do_not_change_the_global_random_state(data: PreparedData) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
     train(data)
@@ -169,7 +169,7 @@ def test_a_shuffled_evaluation_is_a_fixed_permutation(data: PreparedData) -> Non
     assert torch.equal(labels_and_images(None, limit=13)[1], images[:13])
 
 
-def test_evaluating_nothing_is_refused(data: PreparedData) -> None:
+def test_evaluating_nothing_is_an_error(data: PreparedData) -> None:
     with pytest.raises(UserError, match=r"^batch_size 0 is not possible; use at least 1$"):
         eval_batches(data, "test", batch_size=0, device="cpu")
     with pytest.raises(UserError, match=r"^limit 0 is not possible; use at least 1 image, or None for all$"):
@@ -207,7 +207,7 @@ def test_a_truncated_image_is_unreadable(pets: Path, tmp_path: Path) -> None:
         list(eval_batches(data, "test", batch_size=4, device="cpu"))
 
 
-def test_a_large_split_stays_on_the_host(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_split_remains_on_the_host(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = prepared(pets, tmp_path / "prepared", "arrays")
     expected = train(data)
     monkeypatch.setattr("autoslim.data.prepared.RESIDENT_LIMIT", 10)

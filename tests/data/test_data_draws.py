@@ -17,7 +17,7 @@ def splitmix64(state: int) -> int:
     return z ^ (z >> 31)
 
 
-def test_draws_are_splitmix64_of_seed_and_epoch_at_the_images_place() -> None:
+def test_draws_are_splitmix64_of_seed_and_epoch_at_the_images_position() -> None:
     key = int(np.random.SeedSequence((7, 3)).generate_state(1, np.uint64)[0])
     drawn = uniforms(7, 3, np.array([0, 5, 1_281_166]))
     for row, index in enumerate((0, 5, 1_281_166)):
@@ -26,7 +26,7 @@ def test_draws_are_splitmix64_of_seed_and_epoch_at_the_images_place() -> None:
             assert drawn[row, column] == (splitmix64(state) >> 11) * 2.0**-53
 
 
-def test_draws_do_not_depend_on_the_company() -> None:
+def test_draws_do_not_depend_on_the_other_images() -> None:
     together = uniforms(0, 0, np.array([4, 9, 2]))
     assert np.array_equal(together[1], uniforms(0, 0, np.array([9]))[0])
     assert np.array_equal(together[:, AREA], uniforms(0, 0, np.array([4, 9, 2]), AREA))

@@ -92,7 +92,7 @@ def test_the_same_inputs_give_the_same_bytes(pets: Path, tmp_path: Path, storage
     assert contents(tmp_path / "one") != contents(tmp_path / "two")
 
 
-def test_files_are_listed_not_copied(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_listed_and_not_copied(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation_module, "SAMPLE", 5)
     broken = sorted((pets / "train").rglob("*.png"))
     for path in sorted((pets / "test").rglob("*.png")):
@@ -130,7 +130,7 @@ def test_subsets_are_balanced_and_leave_the_search_split_alone(pets: Path, tmp_p
         assert {item.tobytes() for item in read(part, split)} < {item.tobytes() for item in read(whole, split)}
 
 
-def test_paths_may_be_relative_to_a_place_and_hold_any_name(make_folder: Make, tmp_path: Path) -> None:
+def test_paths_may_be_relative_and_have_any_name(make_folder: Make, tmp_path: Path) -> None:
     names = ('a, "quoted"', "zwölf ü")
     make_folder({"train": dict.fromkeys(names, 8), "val": dict.fromkeys(names, 2)}, name="my images")
     options = {"storage": "files", "search_images": 2, "relative_to": tmp_path}
@@ -142,7 +142,7 @@ def test_paths_may_be_relative_to_a_place_and_hold_any_name(make_folder: Make, t
     assert len(images) == 4
     assert labels.tolist() == [0, 0, 1, 1]
     assert data.info.classes == names
-    with pytest.raises(UserError, match="lie in my images, which does not exist; run the prepare stage again"):
+    with pytest.raises(UserError, match="are in my images, which does not exist; run the prepare stage again"):
         PreparedData.open(tmp_path / "prepared")
 
 
@@ -182,7 +182,7 @@ def test_sixteen_bit_grey_keeps_its_upper_byte(make_folder: Make, tmp_path: Path
     assert np.array_equal(PreparedData.open(tmp_path / "prepared").images("test")[0, 0], deep >> 8)
 
 
-def test_floating_point_pixels_are_refused_with_the_path(make_folder: Make, tmp_path: Path) -> None:
+def test_floating_point_pixels_are_an_error_with_the_path(make_folder: Make, tmp_path: Path) -> None:
     folder = make_folder({"train": {"a": 6, "b": 6}, "test": {"a": 1, "b": 1}}, mode="L")
     path = folder / "test" / "a" / "deep.tiff"
     Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(path)
@@ -223,7 +223,7 @@ def test_images_of_different_sizes_need_a_size(make_folder: Make, tmp_path: Path
     assert run(f"folder:{folder}", tmp_path / "prepared", search_images=2, image_size=8).counts["train"] == 10
 
 
-def test_too_many_images_asked_for(pets: Path, tmp_path: Path) -> None:
+def test_too_many_images(pets: Path, tmp_path: Path) -> None:
     source = f"folder:{pets}"
     assert error(source, tmp_path / "p", search_images=31) == (
         "search_images 31 is not possible: from 1 to 30 can be held out of the 60 training images "
@@ -231,26 +231,26 @@ def test_too_many_images_asked_for(pets: Path, tmp_path: Path) -> None:
     )
     assert run(source, tmp_path / "p", search_images=30).counts["train"] == 30
     assert "search_images 0 is not possible" in error(source, tmp_path / "p", search_images=0)
-    expected = "train_images 52 is not possible: the split has 51 images, 3 are the least"
+    expected = "train_images 52 is not possible; use 3 to 51, the number of images in the split"
     assert error(source, tmp_path / "p", train_images=52) == expected
     assert error(source, tmp_path / "p", train_images=2).startswith("train_images 2 is not possible")
-    expected = "test_images 19 is not possible: the split has 18 images, 1 are the least"
+    expected = "test_images 19 is not possible; use 1 to 18, the number of images in the split"
     assert error(source, tmp_path / "p", test_images=19) == expected
 
 
-def test_values_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+def test_values_out_of_range_are_errors(tmp_path: Path) -> None:
     destination = tmp_path / "p"
     expected = "channels 2 is not possible; use 1 (grey), 3 (RGB) or leave it out"
     assert error("digits", destination, channels=2) == expected
     assert error("digits", destination, image_size=0).startswith("image_size 0 is not possible")
     expected = "storage 'disk' is unknown; expected one of auto, arrays, files"
     assert error("digits", destination, storage="disk") == expected
-    expected = "storage files: the images of digits are no files; use storage auto or arrays"
+    expected = "storage files: the images of digits are not files; use storage auto or arrays"
     assert error("digits", destination, storage="files") == expected
     assert not destination.exists()
 
 
-def test_an_unreadable_image_is_named_and_nothing_is_left_behind(pets: Path, tmp_path: Path) -> None:
+def test_the_error_for_an_unreadable_image_has_its_path_and_nothing_is_written(pets: Path, tmp_path: Path) -> None:
     run(f"folder:{pets}", tmp_path / "out" / "prepared")
     before = contents(tmp_path / "out")
     broken = pets / "test" / "dog" / "003.png"
@@ -263,7 +263,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_left_behind(pets: Path, tmp
     assert contents(tmp_path / "out") == before
 
 
-def test_a_folder_that_is_something_else_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_prepared_data_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("dear")
     expected = f"{tmp_path / 'mine'} exists and is not a prepared data folder; remove it or choose another"
@@ -271,7 +271,7 @@ def test_a_folder_that_is_something_else_is_not_replaced(tmp_path: Path) -> None
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
 
 
-def test_opening_what_is_not_prepared(pets: Path, tmp_path: Path) -> None:
+def test_opening_a_folder_that_is_not_prepared(pets: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"is not a prepared data folder \(it has no data.json\); run the prepare stage"
     ):
@@ -287,31 +287,29 @@ def test_opening_what_is_not_prepared(pets: Path, tmp_path: Path) -> None:
         PreparedData.open(folder)
 
 
-def test_a_manifest_that_lost_rows_is_refused(pets: Path, tmp_path: Path) -> None:
+def test_a_manifest_with_missing_rows_is_an_error(pets: Path, tmp_path: Path) -> None:
     run(f"folder:{pets}", tmp_path / "prepared", storage="files")
     manifest = tmp_path / "prepared" / "manifest.csv"
     manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(
-        UserError, match=r"is incomplete \(images .*'test': 17}, data.json says .*'test': 18}\); prepare"
-    ):
+    with pytest.raises(UserError, match=r"is incomplete \(images .*'test': 17}, data.json has .*'test': 18}\); run"):
         PreparedData.open(tmp_path / "prepared")
 
 
-def test_an_unknown_split_is_refused(pets: Path, tmp_path: Path) -> None:
+def test_an_unknown_split_is_an_error(pets: Path, tmp_path: Path) -> None:
     run(f"folder:{pets}", tmp_path / "prepared")
     with pytest.raises(ValueError, match="split 'val' is unknown; expected one of train, search, test"):
         PreparedData.open(tmp_path / "prepared").labels("val")
 
 
-def test_progress_is_told_what_and_how_many(pets: Path, tmp_path: Path) -> None:
-    told = []
+def test_progress_gets_a_description_and_a_total(pets: Path, tmp_path: Path) -> None:
+    calls = []
 
     def progress(items: object, description: str, total: int) -> object:
-        told.append((description, total))
+        calls.append((description, total))
         return items
 
     run(f"folder:{pets}", tmp_path / "prepared", progress=progress)
-    assert told == [("preparing train", 51), ("preparing search", 9), ("preparing test", 18)]
+    assert calls == [("preparing train", 51), ("preparing search", 9), ("preparing test", 18)]
 
 
 def test_a_constant_channel_does_not_divide_by_zero(make_folder: Make, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""torchvision's own classes are not downloaded here: stand-ins with their constructors take their place."""
+"""torchvision's data sets are not downloaded: classes with the same constructors replace them."""
 
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from autoslim.data.prepared import DataInfo, PreparedData
 from autoslim.errors import UserError
 
 
-def picture(split: str, index: int) -> Image.Image:
-    """8x8 RGB, unlike any other."""
+def image_of(split: str, index: int) -> Image.Image:
+    """An 8x8 RGB image that differs from all others."""
     rng = np.random.default_rng((len(split), index))
     return Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
 
 
 class InMemory(Dataset[Any]):
-    """As CIFAR10: ``train=``, images in memory, ``targets``, named ``classes``."""
+    """Like CIFAR10: ``train=``, images in memory, ``targets``, named ``classes``."""
 
     def __init__(self, root: str, train: bool = True, transform: Any = None, download: bool = False) -> None:
         assert download
@@ -35,11 +35,11 @@ class InMemory(Dataset[Any]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return picture(self.split, index), self.targets[index]
+        return image_of(self.split, index), self.targets[index]
 
 
 class InFiles(Dataset[Any]):
-    """As CLEVR: ``split=``, files below the root, ``_image_files`` and ``_labels``, a test split without labels."""
+    """Like CLEVR: ``split=``, files below the root, ``_image_files`` and ``_labels``, a test split without labels."""
 
     splits: tuple[str, ...] = ("train", "val", "test")
     without_labels: tuple[str, ...] = ("test",)
@@ -52,7 +52,7 @@ class InFiles(Dataset[Any]):
         count = 40 if split.startswith("train") else 12
         self._image_files = [folder / f"{index}.png" for index in range(count)]
         for index, path in enumerate(self._image_files):
-            picture(split, index).save(path)
+            image_of(split, index).save(path)
         self._labels = [None if split in self.without_labels else index % 3 for index in range(count)]
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class InFiles(Dataset[Any]):
 
 
 class WholeSet(Dataset[Any]):
-    """As EuroSAT: neither ``train=`` nor ``split=``; labels nowhere but in the items, and one misleading attribute."""
+    """Like EuroSAT: neither ``train=`` nor ``split=``; labels only in the items, and one misleading attribute."""
 
     def __init__(self, root: str, download: bool = False) -> None:
         self.targets = [0] * 40
@@ -72,11 +72,11 @@ class WholeSet(Dataset[Any]):
         return 40
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return picture("all", index), 1 + index % 2
+        return image_of("all", index), 1 + index % 2
 
 
 class Letters(InMemory):
-    """As EMNIST: a ``split`` without default beside the parent's ``train``; class 0 has no images."""
+    """Like EMNIST: a ``split`` without default beside the parent's ``train``; class 0 has no images."""
 
     def __init__(self, root: str, split: str, **kwargs: Any) -> None:
         if split != "letters":
@@ -96,11 +96,11 @@ class Captions(Dataset[Any]):
         return 3
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
-        return picture(self.split, index), "a text"
+        return image_of(self.split, index), "a text"
 
 
 class NoNetwork(InFiles):
-    """The test split cannot be downloaded, the val split could."""
+    """The test split cannot be downloaded; the val split can."""
 
     def __init__(self, root: str, split: str = "train", download: bool = False) -> None:
         if split == "test":
@@ -134,10 +134,10 @@ def test_a_set_with_train_is_read_from_memory(tmp_path: Path) -> None:
     assert info.counts == {"train": 34, "search": 6, "test": 12}
     assert info.classes == ("ape", "bee", "cow", "doe")
     assert info.storage == "arrays"
-    assert np.array_equal(data.images("test"), [pixels(picture("test", index)) for index in range(12)])
+    assert np.array_equal(data.images("test"), [pixels(image_of("test", index)) for index in range(12)])
     assert data.labels("test").tolist() == [0, 1, 2, 3] * 3
     held_out = {image.tobytes() for split in ("train", "search") for image in data.images(split)}
-    assert held_out == {pixels(picture("train", index)).tobytes() for index in range(40)}
+    assert held_out == {pixels(image_of("train", index)).tobytes() for index in range(40)}
 
 
 @pytest.mark.parametrize("storage", ["arrays", "files"])
@@ -150,14 +150,14 @@ def test_a_set_with_split_is_read_from_files_and_takes_the_first_labelled_test_s
     images, labels = next(eval_batches(data, "test", batch_size=12, device="cpu"))
     assert labels.tolist() == [0, 1, 2] * 4
     mean, std = (np.array(values)[:, None, None] for values in (info.mean, info.std))
-    expected = [(pixels(picture("val", index)) / 255 - mean) / std for index in range(12)]
+    expected = [(pixels(image_of("val", index)) / 255 - mean) / std for index in range(12)]
     np.testing.assert_allclose(images, expected, atol=1e-5)
     if storage == "files":
         assert data.paths("test")[3] == b"in-files/val/3.png"
         assert info.root == str(tmp_path / "raw")
 
 
-def test_trainval_is_taken_where_it_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainval_is_used_if_it_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Pets(InFiles):
         splits = ("trainval", "test")
         without_labels = ()
@@ -171,7 +171,7 @@ def test_trainval_is_taken_where_it_is_the_default(tmp_path: Path, monkeypatch: 
     assert data.paths("test")[0].startswith(b"in-files/test/")
 
 
-def test_a_set_without_splits_has_a_quarter_held_out_for_every_seed_alike(tmp_path: Path) -> None:
+def test_a_set_without_splits_has_the_same_quarter_held_out_for_every_seed(tmp_path: Path) -> None:
     info, data = run("WholeSet", tmp_path)
     assert info.counts == {"train": 24, "search": 6, "test": 10}
     assert info.classes == ("1", "2")
@@ -239,7 +239,7 @@ def test_torchvisions_imagenette_is_listed_as_files(tmp_path: Path) -> None:
             folder = tmp_path / "raw" / "imagenette2-160" / split / name
             folder.mkdir(parents=True)
             for index in range(count):
-                picture(split, 100 * number + index).save(folder / f"{index}.JPEG")
+                image_of(split, 100 * number + index).save(folder / f"{index}.JPEG")
     info, data = run("Imagenette?size=160px", tmp_path, search_images=10, storage="files")
     assert info.counts == {"train": 30, "search": 10, "test": 10}
     assert info.classes[0].startswith("tench")
@@ -250,7 +250,7 @@ def test_torchvisions_imagenette_is_listed_as_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Captions", "torchvision:Captions does not give (image, class) pairs; use an image classification set"),
+        ("Captions", "torchvision:Captions does not return (image, class) pairs; use an image classification set"),
         (
             "NoNetwork",
             "torchvision:NoNetwork could not be loaded (URLError: <urlopen error Name or service not known); check the "
@@ -272,6 +272,6 @@ def test_sets_that_cannot_be_used(tmp_path: Path, name: str, message: str) -> No
 
 def test_images_in_memory_cannot_be_listed_as_files(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"^storage files: the images of torchvision:InMemory are no files; use storage"
+        UserError, match=r"^storage files: the images of torchvision:InMemory are not files; use storage"
     ):
         run("InMemory", tmp_path, storage="files")

@@ -1,10 +1,10 @@
-"""Several processes against one: the same weights, the same search, and a clear end when one of them fails."""
+"""Several processes against one: the same weights, the same search, and the error reported if one of them fails."""
 
 import contextlib
+import faulthandler
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -12,28 +12,29 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from small_data import SPAN, prepared_digits, recipe, small_network
-from small_project import change_params, error_of, finished_project, stage, start_project
+from small_project import change_params, finished_project, stage, start_project
+from small_project import error_of as error_of_command
 from specimens import shuffle_weights
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure, record
 
 from autoslim import Supernet, resize
 from autoslim.data.prepared import PreparedData
-from autoslim.distributed.ranks import SINGLE, World, current_world, slurm_rendezvous, world_from_environment
+from autoslim.distributed.ranks import SINGLE, LostRankError, World, current_world, world_from_environment
 from autoslim.distributed.sync import GradientSynchronizer
 from autoslim.errors import UserError
 from autoslim.pipeline.launch import _reason, rank_count
 from autoslim.pipeline.params import Runtime
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search.search import search
-from autoslim.supernet.sandwich import sandwich_rule
-from autoslim.supernet.train import random_width_seed, train_supernet
+from autoslim.supernet.sandwich import Sandwich, random_width_seed, sandwich_rule
+from autoslim.supernet.train import train_supernet
 from autoslim.training.checkpoints import Checkpoints, load_weights
 from autoslim.training.device import RunContext, autocast, select_device
 from autoslim.training.loop import Plan, label_step, train
@@ -53,29 +54,29 @@ class KilledError(Exception):
     pass
 
 
-# What each of the processes does, and one process alone, to compare
+# The jobs, run by every rank and by a single process
 
 
 def everything(world: World, folder: Path, prepared: Path) -> dict[str, Any]:
-    """Figures of each job, by name."""
+    """The results of each job by name."""
     torch.set_num_threads(1)
     data = PreparedData.open(prepared)
-    machine = RunContext(torch.device("cpu"), workers=0, world=world)
+    context = RunContext(torch.device("cpu"), workers=0, world=world)
     return {
         "supernet, even batches": double_supernet(world, folder / "even", 12),
         "supernet, odd batches": double_supernet(world, folder / "odd", 13),
         "plain network, even batches": double_network(world, folder / "plain-even", 12),
         "plain network, odd batches": double_network(world, folder / "plain-odd", 13),
         "widths by rank": widths_by_rank(world, folder / "by-rank"),
-        "digits": digits(machine, data, folder / "digits"),
-        "digits by rank": digits(machine, data, folder / "digits-by-rank", widths_by_rank=True),
-        "searches": searches(machine, data, folder / "searches"),
+        "digits": digits(context, data, folder / "digits"),
+        "digits by rank": digits(context, data, folder / "digits-by-rank", widths_by_rank=True),
+        "searches": searches(context, data, folder / "searches"),
         "whole run": mortal_run(world, folder / "whole", None),
         "resumed run": mortal_run(world, folder / "torn", 4),
         "unused": unused_parameter(world),
-        "late": told(lambda: late_gradient(world)),
-        "disagreement": told(lambda: world.agree(min(world.rank, 1), "weights")),
-        "told": [world.on_rank_zero(partial(long_value, world, n)) for n in (1, 100_000)],
+        "late": error_of(lambda: late_gradient(world)),
+        "disagreement": error_of(lambda: world.agree(min(world.rank, 1), "weights")),
+        "broadcast": [world.on_rank_zero(partial(long_value, world, n)) for n in (1, 100_000)],
     }
 
 
@@ -83,7 +84,7 @@ def long_value(world: World, length: int) -> tuple[int, str]:
     return world.rank, "x" * length
 
 
-def told(act: Callable[[], object]) -> str:
+def error_of(act: Callable[[], object]) -> str:
     try:
         act()
     except UserError as error:
@@ -98,9 +99,9 @@ def run(
     folder: Path,
     batch: int,
     label: str = "run",
-    alike: bool = True,
+    synchronise_batch_norm: bool = True,
 ) -> dict[str, Any]:
-    """Trains in double precision on drawn images; weights, running statistics and rows at the end."""
+    """Trains in double precision on random images; returns weights, running statistics and rows."""
 
     def batches(epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         for number in range(skip, STEPS):
@@ -125,14 +126,14 @@ def run(
         name="run",
         label=label,
         world=world,
-        alike=alike,
+        synchronise_batch_norm=synchronise_batch_norm,
     )
     return {"state": network.state_dict(), "rows": rows}
 
 
 def start_supernet() -> Supernet:
     network, graph = small_network()
-    wide = resize(network, graph, {name: options[0] for name, options in SPAN.grid(graph).items()})
+    wide = resize(network, graph, {name: options[0] for name, options in graph.grid(SPAN).items()})
     shuffle_weights(wide)
     return Supernet(wide.double(), graph)
 
@@ -140,11 +141,9 @@ def start_supernet() -> Supernet:
 def sandwich(supernet: Supernet, seed: int = 0) -> Any:
     return sandwich_rule(
         supernet,
-        SPAN.grid(supernet.graph),
-        random_widths=2,
-        seed=seed,
+        supernet.graph.grid(SPAN),
+        Sandwich(random_widths=2, seed=seed),
         label_smoothing=0.1,
-        distillation=True,
         autocast=autocast(torch.device("cpu"), "fp32"),
     )
 
@@ -155,7 +154,7 @@ def double_supernet(world: World, folder: Path, batch: int) -> dict[str, Any]:
 
 
 def widths_by_rank(world: World, folder: Path) -> dict[str, Any]:
-    """One process does what several would: it adds up, for each, the gradients of its images at its widths."""
+    """A single process adds up the gradients that each rank would have, of its images at its widths."""
     supernet = start_supernet()
     steps = [sandwich(supernet, random_width_seed(0, rank)) for rank in range(SIZE)]
 
@@ -168,7 +167,7 @@ def widths_by_rank(world: World, folder: Path) -> dict[str, Any]:
         return torch.stack(losses).mean()
 
     step = all_in_one if world.is_single else steps[world.rank]
-    return run(world, supernet, step, folder, 12, alike=False)
+    return run(world, supernet, step, folder, 12, synchronise_batch_norm=False)
 
 
 def double_network(world: World, folder: Path, batch: int) -> dict[str, Any]:
@@ -179,8 +178,8 @@ def double_network(world: World, folder: Path, batch: int) -> dict[str, Any]:
     return run(world, plain, step, folder, batch)
 
 
-def digits(machine: RunContext, data: PreparedData, folder: Path, widths_by_rank: bool = False) -> dict[str, Any]:
-    """The two trainings as the stages call them, in single precision."""
+def digits(context: RunContext, data: PreparedData, folder: Path, widths_by_rank: bool = False) -> dict[str, Any]:
+    """Supernet training and retraining as the stages call them, in single precision."""
     network, graph = small_network()
     rows, scores = train_supernet(
         network,
@@ -188,11 +187,8 @@ def digits(machine: RunContext, data: PreparedData, folder: Path, widths_by_rank
         data,
         SPAN,
         recipe(epochs=1),
-        machine,
-        random_widths=1,
-        widths_by_rank=widths_by_rank,
-        distillation=True,
-        seed=0,
+        context,
+        sandwich=Sandwich(random_widths=1, widths_by_rank=widths_by_rank),
         name="net",
         folder=folder / "supernet",
         checkpoints=Checkpoints(folder, "supernet", "key"),
@@ -204,7 +200,7 @@ def digits(machine: RunContext, data: PreparedData, folder: Path, widths_by_rank
         graph.default,
         data,
         recipe(epochs=1),
-        machine,
+        context,
         seeds=[0],
         label="net",
         folder=folder / "retrain",
@@ -215,9 +211,9 @@ def digits(machine: RunContext, data: PreparedData, folder: Path, widths_by_rank
     return {"supernet": rows, "scores": errors, "retrain": retrained[0]}
 
 
-def searches(machine: RunContext, data: PreparedData, folder: Path) -> dict[str, Any]:
+def searches(context: RunContext, data: PreparedData, folder: Path) -> dict[str, Any]:
     network, graph = small_network()
-    levels = SPAN.grid(graph)
+    levels = graph.grid(SPAN)
     wide = resize(network, graph, {name: options[0] for name, options in levels.items()})
     shuffle_weights(wide, seed=3)
     supernet = Supernet(wide, graph)
@@ -226,7 +222,7 @@ def searches(machine: RunContext, data: PreparedData, folder: Path) -> dict[str,
             supernet,
             levels,
             data,
-            machine,
+            context,
             objective=Objective(Costs(supernet.graph), "macs"),
             stop=0.5,
             images=96,
@@ -235,14 +231,14 @@ def searches(machine: RunContext, data: PreparedData, folder: Path) -> dict[str,
             seed=0,
             folder=folder / name,
             checkpoints=Checkpoints(folder, name, "key"),
-            **asked,
+            **options,
         )
-        for name, asked in SEARCHES.items()
+        for name, options in SEARCHES.items()
     }
 
 
 def mortal_run(world: World, folder: Path, kill_at: int | None) -> dict[str, Any]:
-    """A training with dropout that is killed once, perhaps, and goes on; and the draws of its last epoch."""
+    """A run with dropout, killed at step ``kill_at`` and resumed; also returns the random draws of its last epoch."""
     draws: list[Tensor] = []
 
     def network() -> nn.Module:
@@ -271,7 +267,7 @@ def mortal_run(world: World, folder: Path, kill_at: int | None) -> dict[str, Any
 
 
 def unused_parameter(world: World) -> dict[str, Any]:
-    """Gradients where a parameter has one in the second process alone (of several), and one has none at all."""
+    """Gradients where one parameter has a gradient on the last rank only, and one has none on any rank."""
     network = nn.ParameterDict({name: nn.Parameter(torch.zeros(2)) for name in ("both", "last", "none")})
     network["both"].grad = torch.full((2,), float(world.rank + 1))
     if world.rank == world.world_size - 1:
@@ -290,7 +286,7 @@ def late_gradient(world: World) -> None:
 
 
 def work(rank: int, port: int, folder: Path, prepared: Path) -> None:
-    """One of the processes: it finds its place as torchrun tells it."""
+    """One rank, with the environment that torchrun sets."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(SIZE), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(SIZE))
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
     world = current_world()
@@ -307,7 +303,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of what two processes wrote, and of the figures that each of them had."""
+    """The folder with the files and the results of two ranks."""
     folder = tmp_path_factory.mktemp("together")
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -344,9 +340,9 @@ def alone(prepared: Path, alone_in: Path) -> dict[str, Any]:
 def test_training_equals_one_process_with_the_whole_batch(
     job: str, ranks: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
-    """In double precision; shares of 6 and 6 images, and of 7 and 6. Losses and running statistics included.
+    """In double precision, with shares of 6 and 6 images or 7 and 6, including losses and running statistics.
 
-    With widths by rank one process does all the work of two.
+    With widths by rank, the single process does the work of both ranks.
     """
     expected = alone[job]
     for figures in (rank[job] for rank in ranks):
@@ -365,7 +361,7 @@ def test_training_equals_one_process_with_the_whole_batch(
 def test_the_stages_trainings_on_several_processes(
     together: Path, ranks: list[dict[str, Any]], alone_in: Path, alone: dict[str, Any]
 ) -> None:
-    """In single precision, on digits: figures and files."""
+    """In single precision on digits: metrics and files."""
     for rank in ranks:
         for training in ("supernet", "retrain"):
             for row, wanted in zip(rank["digits"][training], alone["digits"][training], strict=True):
@@ -400,8 +396,8 @@ def test_the_search_gives_the_identical_trajectory(
     assert (together / file).read_bytes() == (alone_in / file).read_bytes()
 
 
-def test_a_resumed_run_of_several_processes_is_the_undisturbed_one(ranks: list[dict[str, Any]]) -> None:
-    """With dropout, which draws otherwise in each process."""
+def test_a_resumed_run_of_several_processes_equals_an_uninterrupted_one(ranks: list[dict[str, Any]]) -> None:
+    """With dropout, whose draws differ between ranks."""
     for rank in ranks:
         whole, resumed = rank["whole run"], rank["resumed run"]
         assert torch.equal(whole["draws"], resumed["draws"][-STEPS:])
@@ -410,8 +406,8 @@ def test_a_resumed_run_of_several_processes_is_the_undisturbed_one(ranks: list[d
     assert not bool((first == second).any())
 
 
-def test_gradients_are_of_the_mean_over_all_images(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
-    """Process 0 has one image, process 1 two; what one process alone reached counts, what none reached has nothing."""
+def test_gradients_are_averaged_over_all_images(ranks: list[dict[str, Any]], alone: dict[str, Any]) -> None:
+    """Rank 0 has one image, rank 1 two. A parameter without a gradient on any rank keeps none."""
     for rank in ranks:
         assert float(rank["unused"]["loss"]) == pytest.approx((0 * 1 + 1 * 2) / 3)
         grads = rank["unused"]["grads"]
@@ -422,51 +418,47 @@ def test_gradients_are_of_the_mean_over_all_images(ranks: list[dict[str, Any]], 
     assert alone["late"] == ""
 
 
-def test_the_first_process_tells_the_others_and_differences_are_found(ranks: list[dict[str, Any]]) -> None:
+def test_values_of_rank_zero_are_broadcast_and_differences_are_errors(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert rank["told"] == [(0, "x"), (0, "x" * 100_000)]
-        assert rank["late"].startswith("late had no gradient at the first step and has one now; a network that chooses")
+        assert rank["broadcast"] == [(0, "x"), (0, "x" * 100_000)]
+        assert rank["late"].startswith("late had no gradient at the first step and has one now; ")
         for job in ("supernet, even batches", "whole run"):
             assert {row["validated_by"] for row in rank[job]["rows"]} == {0}
     assert ranks[0]["disagreement"] == ""
-    assert ranks[1]["disagreement"].startswith("process 1 of 2 has other weights (1) than the first one (0); let all")
+    assert ranks[1]["disagreement"].startswith("rank 1 of 2 differs from rank 0 in its weights: 1 instead of 0; start")
 
 
-# A process's place
+# Ranks and devices
 
 
-def test_a_place_is_read_as_torchrun_and_slurm_write_it() -> None:
-    def place(**environment: str) -> list[int] | None:
-        found = world_from_environment(environment)
-        return found and [found.rank, found.size, found.local_rank, found.local_world_size]
+def test_ranks_are_read_from_torchruns_variables() -> None:
+    def ranks_of(**environment: str) -> list[int] | None:
+        world = world_from_environment(environment)
+        return world and [world.rank, world.world_size, world.local_rank, world.local_world_size]
 
-    assert place() is None
-    assert place(SLURM_NTASKS="4", SLURM_PROCID="0") is None  # a batch script, which is one process
-    assert place(SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0") is None  # one task with several devices, perhaps
-    assert place(RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", LOCAL_WORLD_SIZE="4") == [5, 8, 1, 4]
-    slurm = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
-    assert place(**slurm, SLURM_STEP_TASKS_PER_NODE="4(x2)") == [5, 8, 1, 4]
-    assert place(**slurm, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1") == [0, 1, 0, 1]
-    assert place(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1") == [1, 2, 1, 2]
+    assert ranks_of() is None
+    assert ranks_of(RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", LOCAL_WORLD_SIZE="4") == [5, 8, 1, 4]
+    assert ranks_of(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1") == [1, 2, 1, 2]
     for missing in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         environment = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"} | {missing: ""}
-        told = rf"^the environment has RANK, but {missing} is ''; start the processes with"
-        with pytest.raises(UserError, match=told):
-            place(**environment)
+        with pytest.raises(UserError, match=rf"^RANK is set, but {missing} is ''; .* torchrun"):
+            ranks_of(**environment)
+
+
+def test_several_tasks_of_srun_need_torchrun() -> None:
+    """Without it, each task would be a run of its own that writes the same files."""
+    assert world_from_environment({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a batch script: one process
+    assert world_from_environment({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
+    with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS is 8, .* srun .*torchrun .*stages/supernet\.py$"):
+        world_from_environment({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"})
+    by_torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    world = world_from_environment({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"} | by_torchrun)
+    assert world is not None
+    assert (world.rank, world.world_size) == (5, 8)
 
 
 @pytest.mark.parametrize(
-    ("nodes", "first"),
-    [("big1", "big1"), ("gpu[003-006,009],big1", "gpu003"), ("a1,b[1-2]", "a1"), ("r[1,3]n", "r1n")],
-)
-def test_the_processes_of_a_slurm_step_meet_at_its_first_node(nodes: str, first: str) -> None:
-    at = slurm_rendezvous({"SLURM_STEP_NODELIST": nodes, "SLURM_JOB_ID": "61234"})
-    assert at == {"MASTER_ADDR": first, "MASTER_PORT": "21234"}
-    assert slurm_rendezvous({"MASTER_ADDR": "x", "MASTER_PORT": "1"}) == {}
-
-
-@pytest.mark.parametrize(
-    ("device", "asked", "visible", "expected"),
+    ("device", "processes", "visible", "expected"),
     [
         ("auto", "auto", 0, 1),
         ("auto", "auto", 4, 4),
@@ -479,11 +471,11 @@ def test_the_processes_of_a_slurm_step_meet_at_its_first_node(nodes: str, first:
         ("cuda:0", 2, 2, "runtime.processes is 2, but runtime.device 'cuda:0' is one device; set runtime.device to"),
     ],
 )
-def test_as_many_processes_as_asked_for_or_as_devices(
-    device: str, asked: Any, visible: int, expected: Any, monkeypatch: pytest.MonkeyPatch
+def test_the_number_of_processes_is_the_parameter_or_that_of_devices(
+    device: str, processes: Any, visible: int, expected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    runtime = Runtime(device=device, world=asked, threads=1, workers=0, checkpoint_minutes=5)
+    runtime = Runtime(device=device, processes=processes, threads=1, workers=0, checkpoint_minutes=5)
     if isinstance(expected, int):
         assert rank_count(runtime) == expected
     else:
@@ -492,7 +484,7 @@ def test_as_many_processes_as_asked_for_or_as_devices(
         assert str(error.value).startswith(expected)
 
 
-def test_a_launcher_that_starts_more_processes_than_devices_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_devices_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for rank in (0, 3):
@@ -502,20 +494,53 @@ def test_a_launcher_that_starts_more_processes_than_devices_is_told_so(monkeypat
             select_device("auto", World(rank, 4, rank, 4))
 
 
-def test_what_failed_first_is_told_not_what_followed(capsys: pytest.CaptureFixture[str]) -> None:
-    def failure(rank: int, kind: str | None, at: int, message: str = "", code: int = 1) -> SimpleNamespace:
-        data = {"kind": kind} if kind else {}
-        told = SimpleNamespace(error_file_data=data, timestamp=at, local_rank=rank, message=message, exitcode=code)
-        told.signal_name = lambda: signal.Signals(-code).name
-        return told
+class TestReason:
+    """Which of several failures the parent process reports."""
 
-    lost = failure(0, "lost", 1, "process 0 of 3 lost the others")
-    assert _reason([lost, failure(1, "mistake", 2, "weights are infinite")], 3) == "weights are infinite"
-    assert _reason([lost, failure(2, None, 3, code=-9)], 3).startswith("process 2 of 3 was killed (SIGKILL), and the")
-    assert _reason([lost, failure(2, None, 3, code=7)], 3).startswith("process 2 of 3 ended with exit code 7, and the")
-    assert _reason([lost], 3) == "process 0 of 3 lost the others"
-    assert _reason([lost, failure(1, "defect", 4, "Traceback: it\n")], 3).startswith("process 1 of 3 failed as told")
-    assert capsys.readouterr().err == "Traceback: it\n"
+    @pytest.fixture
+    def failure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ProcessFailure]:
+        def make(rank: int, at: int, error: Exception | None = None, exitcode: int = 1) -> ProcessFailure:
+            """A rank that raised ``error`` under @record, or that ended without an error file."""
+            file = tmp_path / f"{rank}.json"
+            monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+            monkeypatch.setattr(time, "time", lambda: float(at))
+            monkeypatch.setattr(faulthandler, "enable", lambda **_: None)  # pytest has its own
+
+            def work() -> None:
+                if error is not None:
+                    raise error
+
+            with contextlib.suppress(Exception):
+                record(work)()
+            return ProcessFailure(local_rank=rank, pid=1, exitcode=exitcode, error_file=str(file))
+
+        return make
+
+    def test_another_ranks_error_comes_before_a_lost_connection(self, failure: Callable[..., ProcessFailure]) -> None:
+        lost = failure(0, 1, LostRankError("rank 0 lost the others"))
+        assert _reason([lost, failure(1, 2, UserError("weights are infinite: no"))], 3) == "weights are infinite: no"
+        assert _reason([lost, failure(2, 3, exitcode=-9)], 3).startswith("rank 2 of 3 was killed (SIGKILL)")
+        assert _reason([lost, failure(2, 3, exitcode=7)], 3).startswith("rank 2 of 3 ended with exit code 7")
+        assert _reason([lost], 3) == "rank 0 lost the others"
+
+    def test_the_first_error_is_reported(self, failure: Callable[..., ProcessFailure]) -> None:
+        assert _reason([failure(0, 5, UserError("later")), failure(1, 4, UserError("earlier"))], 2) == "earlier"
+
+    def test_a_defects_traceback_is_printed_once(
+        self, failure: Callable[..., ProcessFailure], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert _reason([failure(1, 4, ZeroDivisionError("by 0"))], 3).startswith("rank 1 of 3 failed")
+        printed = capsys.readouterr().err
+        assert printed.count("Traceback") == 1
+        assert printed.endswith("\nZeroDivisionError: by 0\n")
+
+    def test_another_librarys_user_error_is_a_defect(
+        self, failure: Callable[..., ProcessFailure], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """torch._dynamo has a class of this name."""
+        other = type("UserError", (Exception,), {"__module__": "torch._dynamo.exc"})
+        assert _reason([failure(0, 1, other("no"))], 2).startswith("rank 0 of 2 failed")
+        assert capsys.readouterr().err.endswith("torch._dynamo.exc.UserError: no\n")
 
 
 # The stages
@@ -535,7 +560,7 @@ def run_stage(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a project in which all stages have run in one process, as the working directory; two are asked for."""
+    """A copy of a project in which all stages have run in one process, as working directory; it now sets two."""
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project"))
     change_params(Path(), {"runtime": {"processes": 2, "device": "cpu"}})
@@ -544,7 +569,7 @@ def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
 
 @pytest.mark.parametrize("arguments", [("supernet",), ("search",), ("retrain", "uniform")])
 def test_a_stage_runs_itself_in_several_processes(arguments: tuple[str, ...], done: Path) -> None:
-    """The same files, and what is in them; with the checkpoints of one process, so that they go on from one another."""
+    """The files are the same and the checkpoints have the same keys, so that either can continue from the other."""
     folder = done / "outputs" / "/".join(arguments)
     before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     locks = {path.name for path in Path("checkpoints").iterdir()}
@@ -554,7 +579,7 @@ def test_a_stage_runs_itself_in_several_processes(arguments: tuple[str, ...], do
     after = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert after.keys() == before.keys()
     assert {path.name for path in Path("checkpoints").iterdir()} == locks
-    assert ended.stderr.count("took 0:") == (2 if arguments[0] == "retrain" else 1)  # by the first one, for each seed
+    assert ended.stderr.count("took 0:") == (2 if arguments[0] == "retrain" else 1)  # printed by rank 0, for each seed
     if arguments == ("search",):
         assert after[Path("trajectory.json")] == before[Path("trajectory.json")]
     elif arguments == ("supernet",):
@@ -581,7 +606,7 @@ def build(num_classes=10):
 """
 
 
-def test_a_process_that_dies_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_a_process_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(start_project(tmp_path / "project"))
     Path("net.py").write_text(NET)
@@ -592,18 +617,18 @@ def test_a_process_that_dies_ends_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     lasted = time.time() - float(Path("died").read_text())
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [
-        "error: process 1 of 2 ended with exit code 7, and the others were stopped; run it again to go on from "
+        "error: rank 1 of 2 ended with exit code 7, and the others were stopped; run it again to continue from "
         "the last checkpoint"
     ]
     assert lasted < 10
     assert not (tmp_path / "project/outputs").exists()
 
 
-def test_a_mistake_is_told_once_as_by_one_process(done: Path) -> None:
+def test_a_user_error_is_printed_once_as_by_one_process(done: Path) -> None:
     wrong = {"supernet": {"optimiser": {"learning_rate": 1e40}}}
     change_params(Path(), wrong | {"runtime": {"processes": 2, "device": "cpu"}})
     ended = run_stage("supernet")
     change_params(Path(), wrong | {"runtime": {"processes": 1, "device": "cpu"}})
-    alone = error_of("supernet", trains=True)
+    alone = error_of_command("supernet", trains=True)
     assert ended.returncode == 1
     assert [line for line in ended.stderr.splitlines() if not line.startswith("supernet: ")] == [f"error: {alone}"]

@@ -26,7 +26,7 @@ from autoslim.training.checkpoints import load_weights, save_weights
 def folder(tmp_path: Path) -> Path:
     """What the supernet stage leaves."""
     network, graph = small_network()
-    levels = SPAN.grid(graph)
+    levels = graph.grid(SPAN)
     wide = resize(network, graph, {name: options[0] for name, options in levels.items()})
     shuffle_weights(wide)
     save_weights(Supernet(wide, graph).network, tmp_path / "weights.safetensors")
@@ -67,7 +67,7 @@ def test_shared_weights_come_back(tmp_path: Path) -> None:
 def test_a_supernet_comes_back(folder: Path) -> None:
     network, graph = small_network()
     supernet, file = load_supernet(folder, network, graph)
-    assert file.grid == SPAN.grid(graph)
+    assert file.grid == graph.grid(SPAN)
     assert supernet.widest == {name: options[0] for name, options in file.grid.items()}
     expected = resize(network, graph, supernet.widest)
     shuffle_weights(expected)

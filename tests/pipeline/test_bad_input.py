@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from autoslim.channels.resize import resize
 from autoslim.data.prepared import read_info
 from autoslim.errors import UserError
-from autoslim.pipeline.assembly import span, traced_network
+from autoslim.pipeline.assembly import grid_spec, traced_network
 from autoslim.pipeline.entry import InvalidParametersError
 from autoslim.pipeline.params import MOVED_NETWORKS, RENAMED, Params, check_params, load_params
 from autoslim.pipeline.project import PREPARED
@@ -288,7 +288,7 @@ def test_every_parameter_has_a_whole_description() -> None:
 # Budget and network
 
 
-SPANS = "the supernet spans {narrowest} to {widest} {unit}, the default network takes {default}"
+SPANS = "the supernet spans {narrowest} to {widest} {unit}, and the default network has {default}"
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ SPANS = "the supernet spans {narrowest} to {widest} {unit}, the default network 
         ),
         (
             {"budget": "50%", "search": {"stop": 0.9}},
-            "budget 50% ({budget} MACs) is below {stop}, where the search stops; {spans}: "
+            "budget 50% ({budget} MACs) is below {stop}, the end of the search; {spans}: "
             "raise budget or lower search.stop (0.9)",
         ),
         (
@@ -320,7 +320,7 @@ def test_a_budget_out_of_reach_is_reported_with_both_bounds(
     change_params(done, changes)
     params = load_params()
     network, graph = traced_network(params.model, read_info(PREPARED))
-    levels = span(params.supernet).grid(graph)
+    levels = graph.grid(grid_spec(params.supernet))
     resource = params.resource
 
     def cost(level: int) -> str:
@@ -430,13 +430,13 @@ def number():
         ({"name": "net.py:Chooses"}, "name the module in model.leaves to keep its size"),
         (
             {"name": "net.py:Plain", "kwargs": {"num_classes": 7}},
-            "gives 7 outputs for 10 classes of data; set model.kwargs",
+            "returns 7 outputs for 10 classes of data; set model.kwargs",
         ),
-        ({"name": "net.py:Twice"}, "gives tuple outputs for 10 classes"),
-        ({"name": "torchvision.models:resnet18"}, "does not take images of 1x8x8: "),
+        ({"name": "net.py:Twice"}, "returns tuple outputs for 10 classes"),
+        ({"name": "torchvision.models:resnet18"}, "does not accept images of 1x8x8: "),
         (
             {"name": "torchvision.models:resnet18"},
-            "; set data.channels and data.image_size, or model.kwargs, to what it",
+            "; set data.channels and data.image_size, or model.kwargs, to what",
         ),
         ({"name": "net.py:NothingToSlim"}, "has no channels that can be slimmed (head: it is the network's output)"),
         (
@@ -456,14 +456,14 @@ def test_a_network_in_a_file_that_dvc_does_not_watch(done: Path) -> None:
     Path("mine.py").write_text(NETWORKS)
     change_params(done, {"model": {"name": "mine.py:Plain", "kwargs": {}}})
     message = error_of("prepare")
-    assert "model.name is the file mine.py, which DVC does not watch" in message
+    assert "model.name is the file mine.py" in message
     assert "would not rerun resources, supernet, search, allocate, retrain, report; add '- mine.py' to their" in message
 
 
 def test_weights_that_training_would_discard(done: Path) -> None:
     change_params(done, {"model": {"name": "torchvision.models:resnet18", "kwargs": {"weights": "DEFAULT"}}})
     assert error_of("supernet") == (
-        "model.kwargs.weights is 'DEFAULT', but the supernet alone can start from trained weights; name them in "
+        "model.kwargs.weights is 'DEFAULT', but only the supernet can start from trained weights; name them in "
         "model.weights instead"
     )
 
@@ -619,10 +619,10 @@ def test_a_retraining_needs_no_weights_of_the_supernet(done: Path) -> None:
     ("method", "message"),
     [
         ("random", "method 'random' is unknown; methods are autoslim, uniform, and released/mobilenet_v1-150M, "),
-        ("released/resnet50-1M", "there is no released list 'resnet50-1M'; there are mobilenet_v1-150M, "),
+        ("released/resnet50-1M", "there is no released list 'resnet50-1M'; the lists are mobilenet_v1-150M, "),
         (
             "released/resnet50-1G",
-            "resnet50-1G is a list of torchvision.models:resnet50; this network has no layer conv1",
+            "resnet50-1G is a list for torchvision.models:resnet50; this network has no layer conv1",
         ),
     ],
 )
@@ -634,7 +634,7 @@ def test_methods_that_do_not_exist_or_are_of_another_network(empty: Path, method
 def test_channels_of_another_network(done: Path) -> None:
     change_params(done, {"model": {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}})
     assert error_of("retrain", "uniform").startswith(
-        "the channels of method uniform are of another network (6 groups) than model.name "
+        "the channels of method uniform belong to another network than model.name "
     )
 
 
@@ -642,9 +642,9 @@ def test_a_supernet_of_another_network(done: Path) -> None:
     change_params(done, {"model": {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}})
     message = error_of("search")
     assert message.startswith(
-        "outputs/supernet holds a supernet of another network (autoslim.models.architectures:mobilenet_v2, 6 "
+        "outputs/supernet holds the supernet of another network (autoslim.models.architectures:mobilenet_v2, 6 "
     )
-    assert "the parameters name one with 3 groups and input [1, 8, 8]" in message
+    assert "params.yaml names one with 3 groups and input [1, 8, 8]" in message
     assert message.endswith("run `dvc repro supernet`")
 
 
@@ -657,7 +657,7 @@ def test_supernet_weights_of_another_network(done: Path) -> None:
 
 def test_a_trajectory_of_another_network(done: Path) -> None:
     change_params(done, {"model": {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}})
-    assert error_of("allocate").startswith("outputs/search/trajectory.json is of another network (default 12.2K")
+    assert error_of("allocate").startswith("outputs/search/trajectory.json belongs to another network (default 12.2K")
 
 
 def test_fewer_prepared_images_than_a_chunk_needs(done: Path) -> None:
@@ -760,7 +760,7 @@ def test_trained_weights_that_dvc_does_not_watch(empty: Path) -> None:
     torch.save({}, "weights/trained.pt")
     change_params(empty, TRAINED)
     assert error_of("prepare") == (
-        "model.weights is the file weights/trained.pt, which DVC does not watch: a change of it would not rerun "
+        "model.weights is the file weights/trained.pt, which DVC does not track: a change of it would not rerun "
         "supernet; add '- weights/trained.pt' to its deps in dvc.yaml"
     )
 
@@ -775,8 +775,8 @@ def test_trained_weights_of_another_network(done: Path, watched: str, stage: str
     watch(watched)
     change_params(done, TRAINED)
     assert error_of(stage) == (
-        "model.weights 'weights/trained.pt' have features.0.0.weight of 8x3x3x3, this network of 8x1x3x3; they are for "
-        "images of 3 channels: set data.channels and model.kwargs so"
+        "model.weights 'weights/trained.pt' have features.0.0.weight of shape 8x3x3x3, but this network has 8x1x3x3; "
+        "the weights are for images of 3 channels: set data.channels and model.kwargs accordingly"
     )
 
 

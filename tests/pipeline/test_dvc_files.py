@@ -1,31 +1,25 @@
-"""dvc.yaml against the source: each stage's deps hold what its code imports, its params what its code reads."""
+"""dvc.yaml against the code: the deps of a stage cover what it imports, and its params cover what it reads."""
 
-import ast
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
-from closure import ROOT, imported_files
+from paths import ROOT
 from ruamel.yaml import YAML
+from small_project import change_params, finished_project, one_thread
 
-# Code that cannot change a number: it says no, shows, or tracks. Parameters are values, and DVC compares those.
-OBSERVERS = frozenset(
-    Path(path)
-    for path in (
-        "autoslim/__init__.py",  # offers names of other modules, and imports them when they are asked for
-        "autoslim/errors.py",
-        "autoslim/pipeline/checks.py",
-        "autoslim/pipeline/entry.py",
-        "autoslim/pipeline/launch.py",
-        "autoslim/pipeline/params.py",
-        "autoslim/pipeline/project.py",
-        "autoslim/pipeline/tracking.py",
-        "autoslim/pipeline/validation.py",
-        "autoslim/training/progress.py",
-    )
-)
+from autoslim.errors import UserError
+from autoslim.pipeline import params as schema
+from autoslim.pipeline.fingerprint import OBSERVERS, imported_modules
+from autoslim.pipeline.project import STAGES
+
 UNTRACKED_PARAMS = {"tracking", "runtime"}
-STAGES = ("prepare", "resources", "supernet", "search", "allocate", "retrain", "report")
 
 
 def stage(name: str) -> dict[str, Any]:
@@ -34,29 +28,82 @@ def stage(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_deps_hold_all_code_that_can_change_a_number(name: str) -> None:
-    script = Path(f"stages/{name}.py")
-    needed = {file for file in imported_files(script, OBSERVERS) if file.name != "__init__.py" or _has_code(file)}
+def test_deps_cover_the_code_that_can_change_a_result(name: str) -> None:
+    files = {path_of(module) for module in imported_modules(f"autoslim.pipeline.{name}")}
+    needed = {file for file in files if file.name != "__init__.py" or file.parent.name == "tracing"}
     code = [Path(dep) for dep in stage(name)["deps"] if dep.startswith("autoslim")]
     covered = {file for file in needed if any(file == dep or dep in file.parents for dep in code)}
     assert needed - covered == set(), "imported, but not among deps"
-    idle = {dep for dep in code if not any(file == dep or dep in file.parents for file in needed)}
-    assert idle == set(), "among deps, but not imported"
+    unused = {dep for dep in code if not any(file == dep or dep in file.parents for file in needed)}
+    assert unused == set(), "among deps, but not imported"
+
+
+def path_of(module: str) -> Path:
+    path = Path(*module.split("."))
+    return path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py")
+
+
+@contextlib.contextmanager
+def recorded_reads() -> Iterator[set[str]]:
+    """Collects the dotted names of all parameters that are read, except by modules that cannot change a result."""
+    reads: set[str] = set()
+    prefixes: dict[int, str] = {}
+    sections: list[object] = []  # kept alive, so that no id is used twice
+    observers = {str(ROOT / path_of(module)) for module in OBSERVERS}
+    original = schema.Section.__getattribute__
+
+    def observed(frame: FrameType | None) -> bool:
+        while frame is not None:
+            if frame.f_code.co_filename in observers and frame.f_code.co_name != "budgets":
+                return True
+            frame = frame.f_back
+        return False
+
+    def read(self: schema.Section, name: str) -> Any:
+        value = original(self, name)
+        if name not in type(self).model_fields and name not in ("model_dump", "model_copy"):
+            return value
+        prefix = "" if isinstance(self, schema.Params) else prefixes.get(id(self), "?.")
+        if isinstance(value, schema.Section):
+            sections.append(value)
+            prefixes[id(value)] = f"{prefix}{name}."
+        elif not observed(sys._getframe(1)):
+            reads.add(prefix.removesuffix(".") if name.startswith("model_") and prefix else f"{prefix}{name}")
+        return value
+
+    schema.Section.__getattribute__ = read  # type: ignore[method-assign]
+    try:
+        yield reads
+    finally:
+        schema.Section.__getattribute__ = original  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_params_are_those_that_the_code_reads(name: str) -> None:
+def test_params_are_those_that_a_run_reads(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project"))
+    change_params(Path(), {"retrain": {"start": "supernet"}})
+    run = import_module(f"autoslim.pipeline.{name}").run
+    with one_thread(), recorded_reads() as reads:
+        run(*(["uniform"] if name == "retrain" else []))
+        if name == "resources":  # which reads more where latency is limited
+            monkeypatch.setattr("autoslim.pipeline.costs.measure_table", refuse)
+            change_params(Path(), {"resource": "latency", "budget": "50%"})
+            with pytest.raises(UserError, match="not measured"):
+                run()
     declared = set(stage(name)["params"])
-    read = {
-        value
-        for value in values_read(Path(f"autoslim/pipeline/{name}.py"))
-        if value.split(".")[0] not in UNTRACKED_PARAMS
-    }
-    assert {value for value in read if not any(_within(value, whole) for whole in declared)} == set(), "not declared"
-    assert {whole for whole in declared if not any(_within(value, whole) for value in read)} == set(), "not read"
+    read = {value for value in reads if value.split(".")[0] not in UNTRACKED_PARAMS}
+    assert {value for value in read if not any(within(value, whole) for whole in declared)} == set(), "not declared"
+    assert {whole for whole in declared if not any(within(value, whole) for value in read)} == set(), "not read"
 
 
-def _within(value: str, whole: str) -> bool:
+def refuse(*_: object, **__: object) -> None:
+    raise UserError("not measured here")
+
+
+def within(value: str, whole: str) -> bool:
     return value == whole or value.startswith(f"{whole}.")
 
 
@@ -64,67 +111,3 @@ def test_every_parameter_section_belongs_to_a_stage() -> None:
     params = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
     declared = {param.split(".")[0] for name in STAGES for param in stage(name)["params"]}
     assert set(params) == declared | UNTRACKED_PARAMS
-
-
-def values_read(script: Path) -> set[str]:
-    """What a stage reads of ``params``, dotted, but for what it hands to tracking, to checks and to labels."""
-    tree = _run(ast.parse((ROOT / script).read_text()))
-    functions = {
-        node.name: node
-        for module in ("assembly", "costs")
-        for node in ast.walk(ast.parse((ROOT / f"autoslim/pipeline/{module}.py").read_text()))
-        if isinstance(node, ast.FunctionDef)
-    }
-    return _values(tree, "params", "", functions)
-
-
-def _values(tree: ast.AST, variable: str, prefix: str, functions: dict[str, ast.FunctionDef]) -> set[str]:
-    """What ``tree`` reads of the values in ``variable``, which are those of ``prefix``."""
-    found: set[str] = set()
-
-    def path(node: ast.AST) -> list[str] | None:
-        """The attributes that lead from ``variable`` to an expression; None where it does not start there."""
-        if isinstance(node, ast.Name):
-            return [] if node.id == variable else None
-        before = path(node.value) if isinstance(node, ast.Attribute) else None
-        return None if before is None else [*before, node.attr]  # type: ignore[attr-defined]
-
-    def visit(node: ast.AST) -> None:
-        called = getattr(node.func, "id", "") if isinstance(node, ast.Call) else ""
-        if (
-            called.startswith("check_")
-            or called == "tracked"
-            or (isinstance(node, ast.keyword) and node.arg == "label")
-        ):
-            return
-        if called in functions:
-            names = [argument.arg for argument in functions[called].args.args]
-            for name, argument in zip(names, node.args, strict=False):  # type: ignore[attr-defined]
-                if (steps := path(argument)) is None:
-                    visit(argument)
-                else:
-                    inside = ".".join(filter(None, [prefix, *steps]))
-                    found.update(_values(functions[called], name, inside, functions))
-            for keyword in node.keywords:  # type: ignore[attr-defined]
-                visit(keyword)
-            return
-        if (steps := path(node)) is not None:
-            whole = [prefix, *steps] if not steps or steps[-1] != "model_dump" else [prefix, *steps[:-1]]
-            name = ".".join(filter(None, whole))
-            found.update({"budget", "resource"} if _within(name, "budgets") else {name})
-            return
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    for child in ast.iter_child_nodes(tree):
-        if not isinstance(child, ast.arguments):
-            visit(child)
-    return found - {""}
-
-
-def _run(tree: ast.Module) -> ast.FunctionDef:
-    return next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "run")
-
-
-def _has_code(file: Path) -> bool:
-    return any(not isinstance(node, ast.Expr) for node in ast.parse((ROOT / file).read_text()).body)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closure import ROOT
 from command_line import error_from, facts, printed, table
+from paths import ROOT
 from PIL import Image
 from small_data import SPAN, machine, prepared_digits, small_network
 from small_project import change_params, finished_project, stage, start_project
@@ -36,7 +36,7 @@ IMAGENET = Sizes(train=1_281_167 - 50_000, search=50_000, test=50_000)
 def preset(family: str) -> tuple[Params, ChannelGraph, dict[str, tuple[int, ...]]]:
     params = load_params(ROOT / f"presets/imagenet-{family}.yaml")
     graph = trace(on_meta(build_network(FAMILIES[family], {}, 1000)), torch.empty(1, 3, 224, 224))
-    return params, graph, assembly.span(params.supernet).grid(graph)
+    return params, graph, graph.grid(assembly.grid_spec(params.supernet))
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 def test_mean_macs_of_a_random_configuration_are_those_of_all_configurations() -> None:
     graph = small_network()[1]
-    levels = {name: options[:2] + options[-1:] for name, options in SPAN.grid(graph).items()}
+    levels = {name: options[:2] + options[-1:] for name, options in graph.grid(SPAN).items()}
     every = [dict(zip(levels, choice, strict=True)) for choice in itertools.product(*levels.values())]
     assert len(every) == 3**5
     assert expected_macs(graph, levels) == pytest.approx(fmean(map(graph.macs, every)), rel=1e-12)
@@ -89,7 +89,7 @@ def test_steps_are_those_of_the_trainings_own_plan(tmp_path: Path, batch_size: i
     params = check_params(merged(tiny_params(sections), {"retrain": {"seeds": [0, 1, 5]}}), "test")
     _, graph = assembly.traced_network(params.model, data.info)
     counts = data.info.counts
-    levels = assembly.span(params.supernet).grid(graph)
+    levels = graph.grid(assembly.grid_spec(params.supernet))
     works = plan(params, Costs(graph), levels, Sizes(counts["train"], counts["search"], 1))
     for name, seeds in (("supernet: training", 1), ("retrain uniform: training", 3), ("retrain autoslim: training", 3)):
         training = params.supernet if seeds == 1 else params.retrain
@@ -162,7 +162,7 @@ def test_an_even_search_slims_in_turn_and_counts_its_candidates() -> None:
 def test_other_resources_are_planned_as_they_are_searched(resource: str, budget: Any) -> None:
     params = check_params(tiny_params({"resource": resource, "budget": budget}), "test")
     graph = trace(build_network(params.model.name, params.model.kwargs, 10), torch.empty(1, 1, 8, 8))
-    costs, levels = Costs(graph), assembly.span(params.supernet).grid(graph)
+    costs, levels = Costs(graph), graph.grid(assembly.grid_spec(params.supernet))
     works = {work.name: work for work in plan(params, costs, levels, Sizes(100, 64, 50))}
     (chosen,) = works["retrain uniform: training"].configurations
     for name, limit in proxy_limits(params, costs).items():
@@ -174,7 +174,7 @@ def test_latency_that_is_not_known_has_a_stand_in() -> None:
     """MACs: the share asked for, or for milliseconds all of the default's; with other limits it is left out."""
     params = check_params(tiny_params({"resource": "latency", "budget": "60%"}), "test")
     graph = trace(build_network(params.model.name, params.model.kwargs, 10), torch.empty(1, 1, 8, 8))
-    costs, levels = Costs(graph), assembly.span(params.supernet).grid(graph)
+    costs, levels = Costs(graph), graph.grid(assembly.grid_spec(params.supernet))
 
     def limits(budget: Any) -> dict[str, float]:
         return proxy_limits(check_params(tiny_params({"resource": "latency", "budget": budget}), "test"), costs)
@@ -204,7 +204,7 @@ def small_rehearsal(**changes: Any) -> tuple[DryRun, Work]:
     params = check_params(tiny_params(changes), "test")
     network = Small(10)
     graph = trace(network, torch.empty(1, 1, 8, 8))
-    rehearsal = DryRun(params, network, graph, SPAN.grid(graph), 10, machine())
+    rehearsal = DryRun(params, network, graph, graph.grid(SPAN), 10, machine())
     return rehearsal, Work("retrain", "retrain", 1, 64, 64, 0, 1.0, (graph.default,))
 
 
@@ -221,7 +221,7 @@ def test_least_memory_by_hand(images: int) -> None:
 def test_what_cannot_fit_is_told_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     rehearsal, work = small_rehearsal()
     monkeypatch.setattr(rehearsing, "device_bytes", lambda device: 50e3)
-    with pytest.raises(rehearsing.UserError, match=r"retrain with 64 images at once needs 7\d\.\dkB at least, of 50kB"):
+    with pytest.raises(rehearsing.UserError, match=r"retrain with 64 images .* 7\d\.\dkB.* 50kB"):
         rehearsal.measure(work, 64, 0)
     assert rehearsal.measure(work, 16, 0).seconds > 0
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from closure import ROOT
 from independent_counts import counted
+from paths import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 from small_project import stage, start_project

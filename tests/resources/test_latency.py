@@ -1,4 +1,4 @@
-"""Latency: kernels against the network they are cut from, predictions against closed forms, measurements' structure."""
+"""Latency: kernels against the network they come from, predictions against closed forms, and how tables are made."""
 
 import dataclasses
 import itertools
@@ -9,22 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from closure import ROOT
+from paths import ROOT
 from specimens import OTHERS, random_channels, specimen
 from torch import Tensor, fx, nn
 
 from autoslim import trace
 from autoslim.channels.graph import ChannelGraph
-from autoslim.channels.grid import Span
+from autoslim.channels.grid import GridSpec
 from autoslim.errors import UserError
 from autoslim.models.architectures import mobilenet_v2
 from autoslim.pipeline.costs import latency_target, report_target
 from autoslim.pipeline.params import Latency as LatencyParams
 from autoslim.pipeline.params import read_yaml
 from autoslim.resources.costs import Costs, Objective
-from autoslim.resources.latency import backends as runtimes
+from autoslim.resources.latency import backends
 from autoslim.resources.latency import measure as measuring
-from autoslim.resources.latency.backends import check_runtime, prepared
+from autoslim.resources.latency.backends import check_runtime, prepare_forward
 from autoslim.resources.latency.kernels import described, find_kernels
 from autoslim.resources.latency.measure import fit_line, measure_table, prediction_check, random_configurations
 from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
@@ -45,33 +45,33 @@ def table_of(graph: ChannelGraph, kernels: Mapping[str, KernelTimes], **values: 
 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "cifar_resnet50", *OTHERS])
-def test_kernels_do_all_of_a_networks_work(name: str, batch: int) -> None:
-    """Each, cut out and resized by itself, computes what the network computes there, and no layer is left out."""
-    found = specimen(name)
-    graph = found.graph
+def test_kernels_compute_what_the_network_computes(name: str, batch: int) -> None:
+    """Each kernel, extracted and resized alone, returns the network's own values, and no layer is missing."""
+    sample = specimen(name)
+    graph = sample.graph
     channels = random_channels(graph, 1, 0.3, 1.4)
-    plain = found.real(channels).eval()
-    values = _Remembering(fx.GraphModule(plain, symbolic_graph(plain, graph.leaves)))
+    plain = sample.real(channels).eval()
+    values = _Recording(fx.GraphModule(plain, symbolic_graph(plain, graph.leaves)))
     with torch.inference_mode():
-        values.run(found.images(batch))
-    kernels = find_kernels(found.network, graph, batch)
+        values.run(sample.images(batch))
+    kernels = find_kernels(sample.network, graph, batch)
     state, layers = plain.state_dict(), []
     for kernel in kernels:
         module, ones = kernel.at(channels)
         module = module.to_empty(device="cpu")
         module.load_state_dict({name: state[name] for name in module.state_dict()})
-        given = [values.of[operation.name].clone() for operation in kernel.reads]
-        assert [(v.shape, v.dtype) for v in given] == [(one.shape, one.dtype) for one in ones]
+        inputs = [values.of[operation.name].clone() for operation in kernel.reads]
+        assert [(v.shape, v.dtype) for v in inputs] == [(one.shape, one.dtype) for one in ones]
         with torch.inference_mode():
-            assert torch.equal(module(*given), values.of[kernel.writes])
+            assert torch.equal(module(*inputs), values.of[kernel.writes])
         layers += [name for name, part in module.named_modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
     counted = [layer.weight.removesuffix(".weight") for layer in graph.layers if layer.weight is not None]
     assert sorted(layers) == sorted(counted)
     assert len({kernel.name for kernel in kernels}) == len(kernels)
 
 
-class _Remembering(fx.Interpreter):
-    """Keeps a copy of each operation's output: in-place ones write over others."""
+class _Recording(fx.Interpreter):
+    """Copies the output of each operation, because in-place operations overwrite values."""
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         self.of: dict[str, Tensor] = {}
@@ -85,7 +85,7 @@ class _Remembering(fx.Interpreter):
 
 
 def test_kernels_of_a_residual_network() -> None:
-    """Convolution, normalisation and activation are one; what a kernel reads and what it writes are told apart."""
+    """Convolution, normalisation and activation are one kernel. Groups read and groups written are distinguished."""
     network = specimen("resnet18").network
     graph = trace(network, torch.empty(1, 3, 64, 64))
     kernels = {kernel.name: kernel for kernel in find_kernels(network, graph)}
@@ -103,7 +103,7 @@ def test_kernels_of_a_residual_network() -> None:
     assert kernels["add"].outputs == ("conv1",)
 
 
-def test_what_writes_over_its_input_is_a_kernel_and_a_view_is_none() -> None:
+def test_in_place_operations_are_kernels_and_views_are_not() -> None:
     class Adds(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -119,21 +119,21 @@ def test_what_writes_over_its_input_is_a_kernel_and_a_view_is_none() -> None:
     assert [kernel.name for kernel in find_kernels(network, graph)] == ["conv", "mean", "add_"]
 
 
-def test_like_kernels_have_one_description() -> None:
+def test_equal_kernels_have_equal_descriptions() -> None:
     network, graph = specimen("resnet18").network, specimen("resnet18").graph
     kernels = {kernel.name: kernel for kernel in find_kernels(network, graph)}
 
-    def told(name: str, **changes: int) -> str:
+    def description(name: str, **changes: int) -> str:
         return described(*kernels[name].at({**graph.default, **changes}))
 
-    assert told("layer1_0_conv2") == told("layer1_1_conv2")
-    assert told("layer1_0_conv2") != told("layer2_0_conv2")
-    assert told("layer1_0_conv1") != told("layer1_0_conv2")  # an activation more
-    assert told("layer1_0_conv2", conv1=32) != told("layer1_0_conv2")
+    assert description("layer1_0_conv2") == description("layer1_1_conv2")
+    assert description("layer1_0_conv2") != description("layer2_0_conv2")
+    assert description("layer1_0_conv1") != description("layer1_0_conv2")  # the first one has an activation
+    assert description("layer1_0_conv2", conv1=32) != description("layer1_0_conv2")
 
 
 class Awkward(nn.Module):
-    """Windows of several images, a leaf that gives two tensors, a mask, a number, and parameters without a layer."""
+    """Has windows, a leaf that returns two tensors, a mask, a scalar tensor and parameters outside layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,30 +157,30 @@ class Pair(nn.Module):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_kernels_of_an_awkward_network(batch: int) -> None:
-    """What each reads has the network's own shapes and formats; a leaf with two outputs is one kernel."""
+    """The inputs of each kernel have the network's shapes and dtypes. A leaf with two outputs is one kernel."""
     network = Awkward().eval()
     graph = trace(network, torch.empty(1, 3, 8, 8), leaves=["pair"])
-    values = _Remembering(fx.GraphModule(network, symbolic_graph(network, graph.leaves)))
+    values = _Recording(fx.GraphModule(network, symbolic_graph(network, graph.leaves)))
     with torch.inference_mode():
         values.run(torch.rand(batch, 3, 8, 8))
     kernels = find_kernels(network, graph, batch)
     for kernel in kernels:
         module, ones = kernel.at(graph.default)
-        given = [values.of[reading.name] for reading in kernel.reads]
-        assert [(v.shape, v.dtype) for v in given] == [(one.shape, one.dtype) for one in ones]
+        inputs = [values.of[reading.name] for reading in kernel.reads]
+        assert [(v.shape, v.dtype) for v in inputs] == [(one.shape, one.dtype) for one in ones]
         module.load_state_dict(
             {name: value for name, value in network.state_dict().items() if name in module.state_dict()}
         )
         with torch.inference_mode():
-            results = module(*[value.clone() for value in given])
+            results = module(*[value.clone() for value in inputs])
             assert torch.is_tensor(results) or kernel.name == "pair"
             if torch.is_tensor(results):
                 assert torch.equal(results, values.of[kernel.writes])
-        prepared(module, ones, dataclasses.replace(TARGET, precision="bf16", batch=batch))()
+        prepare_forward(module, ones, dataclasses.replace(TARGET, precision="bf16", batch=batch))()
     names = [kernel.name for kernel in kernels]
     assert names.count("pair") == 1
     assert not any("getitem" in name for name in names)
-    formats = {reading.number_format for kernel in kernels for reading in kernel.reads}
+    formats = {reading.dtype for kernel in kernels for reading in kernel.reads}
     assert torch.bool in formats
     assert () in {reading.shape for kernel in kernels for reading in kernel.reads}
 
@@ -195,7 +195,7 @@ def test_kernels_of_an_awkward_network(batch: int) -> None:
         {"act": nn.GELU()},
     ],
 )
-def test_the_work_of_kernels_tells_networks_of_the_same_groups_apart(change: dict[str, Any]) -> None:
+def test_the_work_of_kernels_distinguishes_networks_of_the_same_groups(change: dict[str, Any]) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -218,7 +218,7 @@ def test_the_work_of_kernels_tells_networks_of_the_same_groups_apart(change: dic
     assert work(other) != work(Net())
 
 
-def test_a_network_that_runs_on_one_image_alone() -> None:
+def test_a_network_that_runs_only_on_one_image() -> None:
     class One(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -229,12 +229,12 @@ def test_a_network_that_runs_on_one_image_alone() -> None:
 
     network = One()
     graph = trace(nn.Sequential(nn.Conv2d(3, 8, 1)), torch.empty(1, 3, 4, 4))
-    with pytest.raises(UserError, match="One does not run on a batch of 4 images"):
+    with pytest.raises(UserError, match=r"One .*batch of 4"):
         find_kernels(network, graph, 4)
 
 
-def test_descriptions_tell_unlike_kernels_apart() -> None:
-    """By parameters that they read, by keywords, and user's modules by their place; in every process alike."""
+def test_different_kernels_have_different_descriptions() -> None:
+    """They differ by parameters, by keyword arguments and by the path of a user's module, the same in every process."""
 
     class Scaled(nn.Module):
         def __init__(self, size: int) -> None:
@@ -256,20 +256,20 @@ def test_descriptions_tell_unlike_kernels_apart() -> None:
             x = self.conv_3(self.leaf_2(x))
             return self.scale(x).mean(dim=self.along)
 
-    def told(size: int, along: int) -> dict[str, str]:
+    def descriptions(size: int, along: int) -> dict[str, str]:
         network = Scales(size, along)
         graph = trace(network, torch.empty(1, 3, 4, 4), leaves=["leaf", "leaf_2"])
         return {kernel.name: described(*kernel.at(graph.default)) for kernel in find_kernels(network, graph)}
 
-    one = told(1, 2)
-    assert one == told(1, 2)
-    assert one["conv_3"] != told(8, 2)["conv_3"]  # a weight for each channel
-    assert one["mean"] != told(1, 3)["mean"]
-    assert one["leaf"] != one["leaf_2"]  # what they hold is not known
+    one = descriptions(1, 2)
+    assert one == descriptions(1, 2)
+    assert one["conv_3"] != descriptions(8, 2)["conv_3"]  # a weight for each channel
+    assert one["mean"] != descriptions(1, 3)["mean"]
+    assert one["leaf"] != one["leaf_2"]  # the contents of a leaf are not known
     assert "0x" not in "".join(one.values())
 
 
-def test_a_network_that_chooses_by_shapes_has_no_kernels() -> None:
+def test_a_network_with_control_flow_on_shapes_has_no_kernels() -> None:
     class Chooses(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -281,12 +281,12 @@ def test_a_network_that_chooses_by_shapes_has_no_kernels() -> None:
 
     network = Chooses()
     graph = trace(network, torch.empty(1, 3, 16, 16))
-    with pytest.raises(UserError, match="latency needs a network that can be taken apart"):
+    with pytest.raises(UserError, match="latency"):
         find_kernels(network, graph)
 
 
-def test_prediction_is_bilinear_within_and_beyond_what_was_measured() -> None:
-    """Any time of the form a + b i + c o + d i o is predicted exactly, at and between all sizes."""
+def test_prediction_is_bilinear_within_and_beyond_the_measured_sizes() -> None:
+    """Any time of the form a + b i + c o + d i o is predicted exactly, at all sizes and between them."""
 
     def time(i: float, o: float) -> float:
         return 2 + 0.5 * i + 0.25 * o + 0.125 * i * o
@@ -298,10 +298,10 @@ def test_prediction_is_bilinear_within_and_beyond_what_was_measured() -> None:
     joint = KernelTimes((), ("a", "b"), (0,), (10, 20, 40), ((1.0, 3.0, 5.0),), "")
     assert [joint.predict({"a": n, "b": 10}) for n in (0, 5, 10, 20, 30)] == pytest.approx([1, 2, 3, 4, 5])
     assert KernelTimes((), (), (0,), (0,), ((0.5,),), "").predict({"a": 3}) == 0.5
-    assert KernelTimes((), ("a",), (0,), (10, 20), ((1.0, 9.0),), "").predict({"a": 2}) == 0  # never less
+    assert KernelTimes((), ("a",), (0,), (10, 20), ((1.0, 9.0),), "").predict({"a": 2}) == 0  # not negative
 
 
-def test_a_networks_latency_is_the_line_of_its_kernels_sum() -> None:
+def test_a_networks_latency_is_a_line_of_the_sum_of_its_kernels() -> None:
     _, graph = small()
     group = next(iter(graph.groups))
     kernels = {
@@ -311,35 +311,35 @@ def test_a_networks_latency_is_the_line_of_its_kernels_sum() -> None:
     costs = Costs(graph, table_of(graph, kernels, slope=2.0, intercept=0.5))
     channels = {**graph.default, group: 20}
     assert costs.of(channels, "latency") == 0.5 + 2 * (3 + 4)
-    everything = costs.all(channels)
-    assert everything == {
+    all_costs = costs.all(channels)
+    assert all_costs == {
         "macs": graph.macs(channels),
         "params": graph.params(channels),
         "memory": graph.memory(channels),
         "latency": 14.5,
     }
-    assert Costs(graph).all(channels).keys() == everything.keys() - {"latency"}
-    with pytest.raises(UserError, match="there is no latency table; run `dvc repro resources`"):
+    assert Costs(graph).all(channels).keys() == all_costs.keys() - {"latency"}
+    with pytest.raises(UserError, match=r"no latency table.*latency\.table"):
         Costs(graph).of(channels, "latency")
 
 
-def test_a_table_of_another_network_is_refused() -> None:
+def test_a_table_of_another_network_raises() -> None:
     _, graph = small()
     other = specimen("resnet18").graph
-    with pytest.raises(UserError, match="the latency table is of another network"):
+    with pytest.raises(UserError, match="latency table is of another network"):
         Costs(graph, table_of(other, {}))
 
 
-def test_what_several_limits_lower() -> None:
+def test_the_objective_with_several_limits() -> None:
     _, graph = small()
     costs = Costs(graph)
     half = {name: count // 2 for name, count in graph.default.items()}
     limits = {"macs": graph.macs() / 4, "params": graph.params() / 2}
-    lowered = Objective(costs, "macs", limits)
-    assert lowered.cost(graph.default) == 4
-    assert lowered.cost(half) == max(graph.macs(half) / limits["macs"], graph.params(half) / limits["params"])
-    assert lowered.stop(0.9, graph.default) == 1  # to where all are held
-    assert lowered.stop(0.1, graph.default) == pytest.approx(0.4)
+    objective = Objective(costs, "macs", limits)
+    assert objective.cost(graph.default) == 4
+    assert objective.cost(half) == max(graph.macs(half) / limits["macs"], graph.params(half) / limits["params"])
+    assert objective.stop(0.9, graph.default) == 1  # all limits are satisfied
+    assert objective.stop(0.1, graph.default) == pytest.approx(0.4)
     assert Objective(costs, "macs").stop(0.25, graph.default) == graph.macs() / 4
 
 
@@ -364,7 +364,7 @@ DAMAGES: list[tuple[tuple[str, ...], Any]] = [
 ]
 
 
-def test_a_table_survives_its_file() -> None:
+def test_a_table_is_restored_from_its_file() -> None:
     _, graph = small()
     kernels = {"one": KernelTimes((), ("features.0.0",), (0,), (1, 2), ((1.0, 2.0),), "work")}
     check = Check((1.0, 2.0), (1.5, 2.5), 0.1, 0.2, 1.0)
@@ -372,26 +372,28 @@ def test_a_table_survives_its_file() -> None:
     again = LatencyTable.from_dict(json.loads(json.dumps(table.to_dict())), "table.json")
     assert again == table
     assert "rank correlation 1.000" in table.summary()
-    assert "too low to search by" not in table.summary()
-    unsure = dataclasses.replace(table, check=dataclasses.replace(check, rank_correlation=0.3))
-    assert "rank correlation 0.300: too low to search by" in unsure.summary()
-    for place, value in DAMAGES:
+    assert table.reliable
+    assert "too low" not in table.summary()
+    unreliable = dataclasses.replace(table, check=dataclasses.replace(check, rank_correlation=0.3))
+    assert not unreliable.reliable
+    assert "rank correlation 0.300, which is too low" in unreliable.summary()
+    for (*parents, last), value in DAMAGES:
         damaged = json.loads(json.dumps(table.to_dict()))
-        inside = damaged
-        for name in place[:-1]:
-            inside = inside[name]
-        inside[place[-1]] = value
+        section = damaged
+        for name in parents:
+            section = section[name]
+        section[last] = value
         with pytest.raises(UserError, match=r"table\.json is damaged"):
             LatencyTable.from_dict(damaged, "table.json")
     damaged = table.to_dict()
     del damaged["target"]
     with pytest.raises(UserError, match=r"table\.json is damaged"):
         LatencyTable.from_dict(damaged, "table.json")
-    with pytest.raises(UserError, match=r"table\.json is no latency table of format 1"):
+    with pytest.raises(UserError, match=r"table\.json is not a latency table of format 1"):
         LatencyTable.from_dict({"a": 1}, "table.json")
 
 
-def test_the_line_and_the_errors_are_those_of_closed_forms() -> None:
+def test_the_fitted_line_and_the_errors_in_closed_form() -> None:
     sums = [1.0, 2.0, 3.0, 7.0]
     assert fit_line(sums, [3 * total + 0.5 for total in sums]) == pytest.approx((3, 0.5))
     assert fit_line([1.0, 2.0, 3.0], [2.0, 2.0, 1.0]) == pytest.approx((0, (1 / 2 + 1 / 2 + 1) / (1 / 4 + 1 / 4 + 1)))
@@ -402,37 +404,36 @@ def test_the_line_and_the_errors_are_those_of_closed_forms() -> None:
     assert prediction_check([2.0, 1.0, 3.0], [1.0, 2.0, 3.0]).rank_correlation == pytest.approx(0.5)
 
 
-def test_equal_times_rank_nothing() -> None:
+def test_equal_times_have_no_rank_correlation() -> None:
     assert prediction_check([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]).rank_correlation == 0
     assert prediction_check([1.0, 2.0, 3.0], [1.0, 1.0, 1.0]).rank_correlation == 0
 
 
-def test_random_configurations_lie_on_the_grid_from_end_to_end() -> None:
+def test_random_configurations_cover_the_grid() -> None:
     _, graph = small()
-    grid = Span(1.5, 0.25, 12, 1).grid(graph)
-    found = random_configurations(grid, 40, seed=0)
-    assert all(channels[name] in levels for channels in found for name, levels in grid.items())
-    assert found == random_configurations(grid, 40, seed=0) != random_configurations(grid, 40, seed=1)
-    costs = [graph.macs(channels) for channels in found]
-    ends = [graph.macs({name: levels[place] for name, levels in grid.items()}) for place in (0, -1)]
+    grid = graph.grid(GridSpec(1.5, 0.25, 12, 1))
+    drawn = random_configurations(grid, 40, seed=0)
+    assert all(channels[name] in levels for channels in drawn for name, levels in grid.items())
+    assert drawn == random_configurations(grid, 40, seed=0) != random_configurations(grid, 40, seed=1)
+    costs = [graph.macs(channels) for channels in drawn]
+    ends = [graph.macs({name: levels[end] for name, levels in grid.items()}) for end in (0, -1)]
     assert max(costs) > 0.6 * ends[0]
     assert min(costs) < 4 * ends[1]
 
 
-def test_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a clock that tells the kernel's multiply-adds, predictions are exact wherever they are measured, and an
-    interrupted measurement goes on."""
+def test_tables_are_measured_from_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the time is proportional to MACs, predictions are exact. A second measurement continues from the cache."""
     network, graph = small()
-    grid = Span(1.5, 0.25, 4, 1).grid(graph)
-    seen: list[int] = []
+    grid = graph.grid(GridSpec(1.5, 0.25, 4, 1))
+    measurements: list[int] = []
 
-    def clock(module: nn.Module, values: list[Tensor], target: Target, seconds: float = 0) -> measuring.Latency:
+    def by_macs(module: nn.Module, values: list[Tensor], target: Target, seconds: float = 0) -> measuring.Latency:
         macs = sum(part.weight.numel() * out for part, out in _outputs(module, values))
-        seen.append(macs)
+        measurements.append(macs)
         return measuring.Latency(1e-3 * macs + 0.01, 0, 0)
 
-    monkeypatch.setattr(measuring, "measure_latency", clock)
-    arguments: dict[str, Any] = {"name": "small", "points": None, "checked_on": 10, "kept": tmp_path / "kept.json"}
+    monkeypatch.setattr(measuring, "measure_latency", by_macs)
+    arguments: dict[str, Any] = {"name": "small", "points": None, "checked_on": 10, "cache": tmp_path / "kernels.json"}
     table = measure_table(network, graph, grid, TARGET, **arguments)
     for channels in random_configurations(grid, 5, seed=9):
         kernels = 1e-3 * graph.macs(channels) + 0.01 * len(table.kernels)
@@ -441,27 +442,27 @@ def test_what_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert table.check is not None
     assert len(table.check.measured) == 10
     assert table.check.rank_correlation == pytest.approx(1)
-    measured = len(seen)
+    count = len(measurements)
     again = measure_table(network, graph, grid, TARGET, **arguments)
     assert again == table
-    assert len(seen) - measured == 10 + measuring.FITTED_ON  # whole networks alone
+    assert len(measurements) - count == 10 + measuring.FITTED_ON  # only whole networks
 
 
 def _outputs(module: nn.Module, values: list[Tensor]) -> list[tuple[nn.Conv2d | nn.Linear, int]]:
-    """The layers that run, with the number of their output positions."""
-    found: list[tuple[nn.Conv2d | nn.Linear, int]] = []
+    """The layers that run, with the number of positions of their outputs."""
+    outputs: list[tuple[nn.Conv2d | nn.Linear, int]] = []
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
             part.register_forward_hook(
-                lambda m, _, out: found.append((m, out[0].numel() // out.shape[1])),  # H' * W'
+                lambda m, _, out: outputs.append((m, out[0].numel() // out.shape[1])),  # H' * W'
             )
     with torch.inference_mode():
         module(*values)
-    return found
+    return outputs
 
 
 @pytest.mark.parametrize("runtime", ["eager", "onnxruntime", "compile"])
-def test_each_runtime_runs_what_it_is_given(runtime: str) -> None:
+def test_each_runtime_computes_the_networks_output(runtime: str) -> None:
     if runtime == "onnxruntime":
         pytest.importorskip("onnxruntime")
         pytest.importorskip("onnxscript")
@@ -469,30 +470,27 @@ def test_each_runtime_runs_what_it_is_given(runtime: str) -> None:
     target = dataclasses.replace(TARGET, runtime=runtime)
     images = torch.rand(1, 3, 8, 8)
     expected = network.eval()(images)
-    run = prepared(network, [images], target)
-    result = run()
+    result = prepare_forward(network, [images], target)()
     output = result[0] if isinstance(result, list) else result
     torch.testing.assert_close(torch.as_tensor(output), expected.detach(), rtol=1e-4, atol=1e-5)
-    found = measuring.measure_latency(network, [images], target, seconds=0.02)
-    assert 0 < found.low <= found.median <= found.high
+    latency = measuring.measure_latency(network, [images], target, seconds=0.02)
+    assert 0 < latency.low <= latency.median <= latency.high
 
 
-def test_a_runtime_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_a_runtime_does_not_support(monkeypatch: pytest.MonkeyPatch) -> None:
     check_runtime("eager", "cuda", "bf16", True)
-    with pytest.raises(UserError, match=r"latency\.device is cuda, but onnxruntime is supported with cpu alone"):
+    with pytest.raises(UserError, match=r"latency\.device is cuda.*set latency\.device to cpu"):
         check_runtime("onnxruntime", "cuda", "fp32", False)
-    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"onnx, onnxscript, onnxruntime cannot be found; install them"):
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"onnx, onnxscript, onnxruntime cannot be found; install"):
         check_runtime("onnxruntime", "cpu", "fp32", False)
 
 
-def test_what_runtimes_do_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        UserError, match=r"latency\.channels_last is true, but onnxruntime is supported with false alone"
-    ):
+def test_networks_that_a_runtime_cannot_run() -> None:
+    with pytest.raises(UserError, match=r"latency\.channels_last is true.*set latency\.channels_last to false"):
         check_runtime("onnxruntime", "cpu", "fp32", True)
-    with pytest.raises(UserError, match=r"torch cannot run this network here in fp32, batch 1 \(Given groups=1"):
-        prepared(nn.Conv2d(3, 8, 1), [torch.rand(1, 4, 8, 8)], TARGET)
+    with pytest.raises(UserError, match=r"torch cannot run .* cpu in fp32 with batch 1 \(Given groups=1"):
+        prepare_forward(nn.Conv2d(3, 8, 1), [torch.rand(1, 4, 8, 8)], TARGET)
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
 
@@ -500,13 +498,13 @@ def test_what_runtimes_do_not_do(monkeypatch: pytest.MonkeyPatch) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.linalg.eigvals(x).real
 
-    with pytest.raises(UserError, match=r"ONNX Runtime cannot run this network \(") as told:
-        prepared(Unknown(), [torch.rand(1, 3, 4, 4)], dataclasses.replace(TARGET, runtime="onnxruntime"))
-    assert "\x1b" not in str(told.value)
-    assert "linalg_eig" in str(told.value)  # what failed, and no banner
+    with pytest.raises(UserError, match=r"ONNX Runtime cannot run this network \(") as raised:
+        prepare_forward(Unknown(), [torch.rand(1, 3, 4, 4)], dataclasses.replace(TARGET, runtime="onnxruntime"))
+    assert "\x1b" not in str(raised.value)
+    assert "linalg_eig" in str(raised.value)  # the reason and not the exporter's banner
 
 
-def test_what_onnx_runtime_fails_on_is_told_where_it_is_prepared() -> None:
+def test_a_network_that_fails_in_onnx_runtime_raises_before_it_is_measured() -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
 
@@ -515,29 +513,29 @@ def test_what_onnx_runtime_fails_on_is_told_where_it_is_prepared() -> None:
             return x[:, :, (x[0, 0, 0, 0] + 100).long()]
 
     with pytest.raises(UserError, match=r"ONNX Runtime cannot run this network \("):
-        prepared(Beyond(), [torch.zeros(1, 3, 4, 4)], dataclasses.replace(TARGET, runtime="onnxruntime"))
+        prepare_forward(Beyond(), [torch.zeros(1, 3, 4, 4)], dataclasses.replace(TARGET, runtime="onnxruntime"))
 
 
-def test_measuring_leaves_torchs_threads_as_they_were() -> None:
+def test_measuring_restores_the_number_of_threads() -> None:
     before = torch.get_num_threads()
-    seen: list[int] = []
+    threads: list[int] = []
 
-    class Looks(nn.Module):
+    class Records(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            seen.append(torch.get_num_threads())
+            threads.append(torch.get_num_threads())
             return x
 
-    measuring.measure_latency(Looks(), [torch.rand(1)], dataclasses.replace(TARGET, threads=before + 1), seconds=0)
-    assert set(seen) == {before + 1}
+    measuring.measure_latency(Records(), [torch.rand(1)], dataclasses.replace(TARGET, threads=before + 1), seconds=0)
+    assert set(threads) == {before + 1}
     assert torch.get_num_threads() == before
 
 
-def test_memory_measured_is_what_the_pass_holds() -> None:
-    """Two layers, one after the other: weights, and the most of input, hidden and output that are there at once."""
+def test_measured_memory_in_closed_form() -> None:
+    """Two layers: the peak is that of the weights, the input, the hidden activation and the output."""
     network = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 4, 1, bias=False)).eval()
     images = torch.rand(1, 3, 10, 10)
     weights, plane = 4 * (3 * 8 + 8 * 4), 4 * 100
-    # The caller keeps the input; the hidden tensor lives while the second layer runs.
+    # The caller keeps the input, and the hidden tensor is alive while the second layer runs.
     assert measure_memory(network, images) == weights + (3 + 8 + 4) * plane
     in_place = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.ReLU(inplace=True)).eval()
     assert measure_memory(in_place, images) == 4 * 24 + (3 + 8) * plane
@@ -545,21 +543,21 @@ def test_memory_measured_is_what_the_pass_holds() -> None:
     assert measure_memory(network, images) >= graph.memory()
 
 
-def test_what_the_report_measures_is_of_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_measures_the_memory_of_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
     network, graph = small()
     values = read_yaml(ROOT / "params.yaml")["latency"]
     monkeypatch.setattr(measuring, "NETWORK_SECONDS", 0.0)
     targets = [latency_target(LatencyParams(**values | {"batch": count})) for count in (1, 8)]
-    found = [measure_network(network, graph.input_shape, target) for target in targets]
-    assert found[0].memory == found[1].memory >= graph.memory()
+    costs = [measure_network(network, graph.input_shape, target) for target in targets]
+    assert costs[0].memory == costs[1].memory >= graph.memory()
 
 
-def test_the_report_measures_as_the_table_was_where_that_was_here() -> None:
+def test_the_report_measures_with_the_tables_settings_if_it_is_of_this_machine() -> None:
     _, graph = small()
-    asked = LatencyParams(**read_yaml(ROOT / "params.yaml")["latency"])
-    here = latency_target(asked)
-    assert report_target(asked, None) == here
+    params = LatencyParams(**read_yaml(ROOT / "params.yaml")["latency"])
+    here = latency_target(params)
+    assert report_target(params, None) == here
     table = table_of(graph, {})
-    assert report_target(asked, table) == here  # it is of another machine
-    made = dataclasses.replace(here, batch=64, threads=2, channels_last=True)
-    assert report_target(asked, dataclasses.replace(table, target=made)) == made
+    assert report_target(params, table) == here  # the table is of another machine
+    other = dataclasses.replace(here, batch=64, threads=2, channels_last=True)
+    assert report_target(params, dataclasses.replace(table, target=other)) == other

@@ -1,4 +1,4 @@
-"""Subnets run from the middle against the same subnets run whole."""
+"""Incremental evaluation against whole runs of the same subnets."""
 
 from collections.abc import Callable
 
@@ -13,8 +13,8 @@ from autoslim.supernet.supernet import Supernet
 from autoslim.tracing import trace
 
 
-def tails_of(name: str) -> tuple[Supernet, IncrementalEvaluator, Tensor, dict[str, int], dict[str, int]]:
-    """A supernet in float64, images, a configuration, and each group's channels with a quarter less."""
+def evaluator_of(name: str) -> tuple[Supernet, IncrementalEvaluator, Tensor, dict[str, int], dict[str, int]]:
+    """Returns a supernet in float64, its evaluator, images, a configuration, and slimmer groups."""
     found = specimen(name)
     supernet = Supernet(found.real(found.graph.default, torch.float64), found.graph).eval()
     current = random_channels(found.graph, 3, 0.6, 1.0)
@@ -32,10 +32,10 @@ def whole(supernet: Supernet, images: Tensor, channels: dict[str, int]) -> Tenso
 
 @pytest.mark.parametrize("name", ["small_mobilenet_v2", *MAIN, *OTHERS])
 @torch.inference_mode()
-def test_a_tail_gives_what_the_whole_subnet_gives(name: str) -> None:
-    supernet, tails, images, current, slimmer = tails_of(name)
+def test_incremental_evaluation_equals_whole_runs(name: str) -> None:
+    supernet, evaluator, images, current, slimmer = evaluator_of(name)
     expected = {group: whole(supernet, images, {**current, group: count}) for group, count in slimmer.items()}
-    found: dict[str | None, Tensor] = dict(tails.run(images, current, slimmer))
+    found: dict[str | None, Tensor] = dict(evaluator.run(images, current, slimmer))
     torch.testing.assert_close(found.pop(None), whole(supernet, images, current), rtol=1e-9, atol=1e-9)
     assert found.keys() == expected.keys()
     for group, output in found.items():
@@ -45,35 +45,35 @@ def test_a_tail_gives_what_the_whole_subnet_gives(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "efficientnet_b0"])
 @torch.inference_mode()
-def test_no_tail_is_longer_than_it_needs_to_be(name: str) -> None:
-    """It begins at the group's first consumer: at no layer before it a channel of the group is read."""
-    supernet, tails, *_ = tails_of(name)
+def test_no_operation_runs_again_without_need(name: str) -> None:
+    """A slimmed subnet branches off at the first layer that reads a channel of its group, not earlier."""
+    supernet, evaluator, *_ = evaluator_of(name)
     readers = {}
     for layer in supernet.graph.layers:
         if layer.kind in ("conv", "linear"):
             for segment in layer.inputs:
                 readers.setdefault(segment.group, layer.name)
-    started = {group: str(tails.nodes[start].target) for group, start in tails.start.items()}
+    started = {group: str(evaluator.nodes[start].target) for group, start in evaluator.start.items()}
     assert started == {group: readers[group] for group in started}
 
 
 @torch.inference_mode()
-def test_what_is_computed_is_the_current_network_once_and_the_tails() -> None:
-    """Operations counted by torch, against the sums of the layers' closed forms."""
-    supernet, tails, images, current, slimmer = tails_of("cifar_resnet18")
+def test_the_current_subnet_runs_once() -> None:
+    """The operations that torch counts equal the sums of the layers' closed forms."""
+    supernet, evaluator, images, current, slimmer = evaluator_of("cifar_resnet18")
     layers = [layer for layer in supernet.graph.layers if layer.kind in ("conv", "linear")]
     names = [layer.name for layer in layers]
     expected = sum(layer.macs(current) for layer in layers)
     for group, count in slimmer.items():
-        first = names.index(str(tails.nodes[tails.start[group]].target))
+        first = names.index(str(evaluator.nodes[evaluator.start[group]].target))
         expected += sum(layer.macs({**current, group: count}) for layer in layers[first:])
     with FlopCounterMode(display=False) as counter:
-        list(tails.run(images, current, slimmer))
+        list(evaluator.run(images, current, slimmer))
     assert counter.get_total_flops() == 2 * len(images) * expected
 
 
 class Overwriting(nn.Module):
-    """Writes over a value that another branch still reads, through a view of it."""
+    """Overwrites, through a view, a value that another branch still reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Overwriting(nn.Module):
 
 
 @torch.inference_mode()
-def test_operations_in_place_do_not_reach_other_subnets() -> None:
+def test_in_place_operations_do_not_affect_other_subnets() -> None:
     torch.manual_seed(0)
     network = Overwriting()
     graph = trace(network, torch.empty(1, 3, 8, 8))
@@ -108,7 +108,7 @@ def test_operations_in_place_do_not_reach_other_subnets() -> None:
 
 
 class Normalised(nn.Module):
-    """Softmax and layer normalisation over the channels: what lies after them is no slice."""
+    """Softmax and normalisation over the channels: outputs with fewer channels are not slices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -123,16 +123,16 @@ class Normalised(nn.Module):
 
 
 @torch.inference_mode()
-def test_operations_over_the_channels_are_run_again() -> None:
+def test_operations_over_the_channels_run_again() -> None:
     torch.manual_seed(0)
     network = Normalised()
     graph = trace(network, torch.empty(1, 3, 8, 8))
     supernet = Supernet(network.double(), graph).eval()
     images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
-    tails = IncrementalEvaluator(supernet)
+    evaluator = IncrementalEvaluator(supernet)
     (group,) = graph.groups
-    assert str(tails.nodes[tails.start[group]].target) == "norm"
-    found = dict(tails.run(images, graph.default, {group: 5}))
+    assert str(evaluator.nodes[evaluator.start[group]].target) == "norm"
+    found = dict(evaluator.run(images, graph.default, {group: 5}))
     torch.testing.assert_close(found[group], whole(supernet, images, {group: 5}))
 
 
@@ -143,7 +143,7 @@ def supernet_of(network: nn.Module, side: int = 8) -> tuple[Supernet, Tensor]:
 
 
 class Parts(nn.Module):
-    """Three convolutions of 8 channels and a head, for code that uses them in ways of its own."""
+    """Three convolutions of 8 channels and a head, which ``forward`` combines."""
 
     def __init__(self, forward: Callable[["Parts", Tensor], Tensor]) -> None:
         super().__init__()
@@ -220,7 +220,7 @@ def split_and_read_by_parts(p: Parts, x: Tensor) -> Tensor:
     ],
 )
 @torch.inference_mode()
-def test_code_that_writes_over_values_or_mixes_channels_in_its_own_way(
+def test_code_that_overwrites_values_or_mixes_channels(
     forward: Callable[[Parts, Tensor], Tensor],
 ) -> None:
     torch.manual_seed(0)
@@ -249,35 +249,35 @@ def merged_by_a_view(p: Parts, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("forward", [scaled_by_a_modules_size, chosen_by_shape, merged_by_a_view])
 @torch.no_grad()
-def test_what_cannot_be_run_in_parts_is_noticed(forward: Callable[[Parts, Tensor], Tensor]) -> None:
+def test_code_that_cannot_be_evaluated_incrementally_is_detected(forward: Callable[[Parts, Tensor], Tensor]) -> None:
     torch.manual_seed(0)
     supernet, images = supernet_of(Parts(forward))
     expected = whole(supernet, images, supernet.widest)
-    tails, reason = verified_evaluator(supernet, images)
-    if tails is None:
+    evaluator, reason = verified_evaluator(supernet, images)
+    if evaluator is None:
         assert reason
     else:  # a later torch, or tracing, may manage: then it must be right
         current = {n: g.size - g.unit for n, g in supernet.graph.groups.items()}
-        for group, output in tails.run(images, current, {n: c - 1 for n, c in current.items()}):
+        for group, output in evaluator.run(images, current, {n: c - 1 for n, c in current.items()}):
             channels = current if group is None else {**current, group: current[group] - 1}
             torch.testing.assert_close(output, whole(supernet, images, channels))
     torch.testing.assert_close(whole(supernet, images, supernet.widest), expected)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "densenet121", "efficientnet_b0", "shufflenet_v2_x0_5"])
-def test_ordinary_networks_are_run_in_parts(name: str) -> None:
-    supernet, _, images, *_ = tails_of(name)
-    tails, reason = verified_evaluator(supernet, torch.cat([images, images.flip(3)]))
-    assert tails is not None, reason
+def test_ordinary_networks_are_evaluated_incrementally(name: str) -> None:
+    supernet, _, images, *_ = evaluator_of(name)
+    evaluator, reason = verified_evaluator(supernet, torch.cat([images, images.flip(3)]))
+    assert evaluator is not None, reason
 
 
-def test_the_supernet_is_left_as_it_was() -> None:
-    supernet, _, images, current, slimmer = tails_of("small_mobilenet_v2")
+def test_the_supernet_is_not_changed() -> None:
+    supernet, _, images, current, slimmer = evaluator_of("small_mobilenet_v2")
     supernet.train().select(current)
     next(iter(supernet.network.modules())).eval()
     before = [supernet.selected, [m.training for m in supernet.modules()], whole(supernet, images, current).detach()]
-    tails = IncrementalEvaluator(supernet)
+    evaluator = IncrementalEvaluator(supernet)
     assert before[:2] == [current, [m.training for m in supernet.modules()]]
     with torch.no_grad():
-        list(tails.run(images, current, slimmer))
+        list(evaluator.run(images, current, slimmer))
     torch.testing.assert_close(whole(supernet, images, current).detach(), before[2])

@@ -92,7 +92,7 @@ def test_uniform_where_less_may_take_longer() -> None:
     assert holds(found)
     assert all(count % 8 == 0 for count in found.values())
     assert uniform(groups_of({"a": (12, 1)}), lambda _: True, 1.0, 8) == {"a": 16}
-    assert uniform(groups_of({"a": (12, 1)}), lambda _: True, 1.0, 8, between={"a": (1, 12)}) == {"a": 12}
+    assert uniform(groups_of({"a": (12, 1)}), lambda _: True, 1.0, 8, bounds={"a": (1, 12)}) == {"a": 12}
 
 
 def test_uniform_has_no_more_channels_than_the_supernet() -> None:
@@ -109,10 +109,10 @@ def test_uniform_has_no_more_channels_than_the_supernet() -> None:
 def test_uniform_stays_where_latency_was_measured() -> None:
     """Below the grid's narrowest a table knows nothing: predictions there may be anything, such as zero."""
     groups = groups_of({"a": (64, 1), "b": (32, 1)})
-    between = {"a": (16, 96), "b": (8, 48)}
+    bounds = {"a": (16, 96), "b": (8, 48)}
     with pytest.raises(UserError, match="no uniform width multiplier is within the budget"):
-        uniform(groups, lambda channels: channels["a"] < 16, 1.5, 8, between=between, monotone=False)
-    least = uniform(groups, lambda channels: channels["a"] <= 16, 1.5, 8, between=between, monotone=False)
+        uniform(groups, lambda channels: channels["a"] < 16, 1.5, 8, bounds=bounds, monotone=False)
+    least = uniform(groups, lambda channels: channels["a"] <= 16, 1.5, 8, bounds=bounds, monotone=False)
     assert least == {"a": 16, "b": 8}
 
 
@@ -139,7 +139,7 @@ def test_methods_by_name() -> None:
     with pytest.raises(UserError, match="method 'best' is unknown; methods are autoslim, uniform, and released/"):
         allocate("best", costs, [wide], {"macs": budget})
     for method, told in (("autoslim", "the trajectory has no"), ("uniform", "no uniform width multiplier is")):
-        with pytest.raises(UserError, match=rf"^{told}.*\(it is 100 MACs; the search ended at .*M MACs\)$"):
+        with pytest.raises(UserError, match=rf"^{told}.*\(the budget is 100 MACs, the search ended at .*M MACs\)$"):
             allocate(method, costs, [wide, half], {"macs": 100})
 
 

@@ -1,6 +1,7 @@
 """The search on a real supernet: what it writes, and that a kill changes nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from autoslim.errors import UserError
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search import search as searching
 from autoslim.search.racing import ChunkRunner
-from autoslim.search.search import read_trajectory, search
+from autoslim.search.search import SearchSettings, read_trajectory, search
 from autoslim.training.checkpoints import Checkpoints
 
 
@@ -34,42 +35,41 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 def supernet() -> Supernet:
     """With weights at random: a search does not ask whether they are trained."""
     network, graph = small_network()
-    levels = SPAN.grid(graph)
+    levels = graph.grid(SPAN)
     wide = resize(network, graph, {name: options[0] for name, options in levels.items()})
     shuffle_weights(wide, seed=3)
     return Supernet(wide, graph)
 
 
 def run(supernet: Supernet, data: PreparedData, folder: Path, key: str = "key", **changes: Any) -> dict[str, Any]:
-    asked: dict[str, Any] = {
-        "resource": "macs",
-        "stop": 0.4,
-        "images": 96,
-        "chunk": 32,
-        "by": "error",
-        "per_cost": False,
-        "incremental": True,
-        "risk": None,
-        "precision": "fp32",
-        "seed": 0,
-    } | changes
-    costs = Costs(supernet.graph)
-    asked["objective"] = Objective(costs, asked.pop("resource"), asked.pop("limits", {}))
+    objective = Objective(Costs(supernet.graph), changes.pop("resource", "macs"), changes.pop("limits", {}))
+    settings = SearchSettings(
+        stop=0.4,
+        images=96,
+        chunk=32,
+        score="error",
+        per_cost=False,
+        incremental=True,
+        risk=None,
+        precision="fp32",
+    )
     return search(
         supernet,
-        SPAN.grid(supernet.graph),
+        supernet.graph.grid(SPAN),
         data,
         machine(),
+        objective=objective,
+        settings=replace(settings, **changes),
+        seed=0,
         folder=folder,
         checkpoints=Checkpoints(folder / "checkpoints", "search", key),
-        **asked,
     )
 
 
 def test_the_trajectory_is_what_it_says(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
     """Costs are the graph's; scores are those of the networks cut out, chunk by chunk under batch statistics."""
     trajectory = run(supernet, data, tmp_path)
-    graph, levels = supernet.graph, SPAN.grid(supernet.graph)
+    graph, levels = supernet.graph, supernet.graph.grid(SPAN)
     assert trajectory == read_trajectory(tmp_path / "trajectory.json")
     assert [step["step"] for step in trajectory["steps"]] == list(range(len(trajectory["steps"])))
     assert {trajectory[name] for name in ("resource", "score", "images", "chunk")} == {"macs", "error", 96, 32}
@@ -109,7 +109,7 @@ def test_metrics_count_what_was_evaluated(supernet: Supernet, data: PreparedData
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"by": "cross_entropy"}, {"per_cost": True}, {"by": "cross_entropy", "risk": 0.1}]
+    "changes", [{}, {"score": "cross_entropy"}, {"per_cost": True}, {"score": "cross_entropy", "risk": 0.1}]
 )
 def test_running_only_what_changes_gives_the_trajectory_of_whole_runs(
     supernet: Supernet, data: PreparedData, tmp_path: Path, changes: dict[str, Any]
@@ -128,7 +128,7 @@ def test_running_only_what_changes_gives_the_trajectory_of_whole_runs(
 def test_a_race_evaluates_fewer_images_and_scores_what_it_chooses_on_all(
     supernet: Supernet, data: PreparedData, tmp_path: Path
 ) -> None:
-    trajectory = run(supernet, data, tmp_path, by="cross_entropy", risk=0.1)
+    trajectory = run(supernet, data, tmp_path, score="cross_entropy", risk=0.1)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert trajectory["risk"] == 0.1
     assert {step["images"] for step in trajectory["steps"]} == {96}
@@ -138,7 +138,7 @@ def test_a_race_evaluates_fewer_images_and_scores_what_it_chooses_on_all(
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"by": "cross_entropy"}, {"per_cost": True, "risk": 0.1}, {"resource": "memory"}]
+    "changes", [{}, {"score": "cross_entropy"}, {"per_cost": True, "risk": 0.1}, {"resource": "memory"}]
 )
 def test_a_resumed_search_gives_the_identical_trajectory(
     supernet: Supernet, data: PreparedData, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -192,8 +192,8 @@ def test_another_search_does_not_go_on_from_this_one(supernet: Supernet, data: P
     run(supernet, data, tmp_path, key="one", stop=0.9)
     steps = tmp_path / "checkpoints/search-one/steps.jsonl"
     assert steps.exists()
-    fresh = run(supernet, data, tmp_path, key="two", by="cross_entropy")
-    assert fresh == run(supernet, data, tmp_path / "other", by="cross_entropy")
+    fresh = run(supernet, data, tmp_path, key="two", score="cross_entropy")
+    assert fresh == run(supernet, data, tmp_path / "other", score="cross_entropy")
 
 
 def test_one_pass_serves_every_budget(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_stop_below_the_narrowest_ends_there_and_says_so(
 ) -> None:
     trajectory = run(supernet, data, tmp_path, stop=0.001)
     assert trajectory["steps"][-1]["channels"] == trajectory["narrowest"]["channels"]
-    assert "search: the narrowest subnet takes" in capsys.readouterr().err
+    assert "search: the narrowest subnet costs" in capsys.readouterr().err
 
 
 def test_fewer_images_than_a_chunk(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""What autoslim promises of a network, for every classification CNN of torchvision and some of timm's most used.
+"""Contract tests on every classification CNN of torchvision and some of timm's most used.
 
-The list is in benchmarks/networks.py. Costs are compared at full size, on the meta device; what networks compute, at a
-quarter of their width and on the smallest images that they take, so that one of 645 million parameters passes too.
+The list is in benchmarks/networks.py. Costs are compared at full size, on the meta device. Outputs are compared at a
+quarter of the width and on the smallest images that the network accepts, because one has 645 million parameters.
 """
 
 import warnings
@@ -18,14 +18,14 @@ from autoslim import Supernet, resize
 
 WIDTH = 0.25
 SIDES = {"alexnet": 63, "inception_v3": 75, "inception_v4": 75, "legacy_xception": 71}
-"""Of the smallest images; 32 for all others."""
+"""The smallest image size of a network; 32 for all others."""
 STANDARDISED = ("timm:eca_nfnet_l0",)
-"""It standardises its weights at each call; a sum over a view goes another way than one over a copy."""
+"""These standardise their weights at each call; a sum over a view is rounded differently than one over a copy."""
 
 
 @pytest.fixture(scope="module", params=all_names())
 def sample(request: pytest.FixtureRequest) -> Specimen:
-    """One network after the other: all tests of one run together."""
+    """A network with its graph; the tests of one network run together."""
     network, graph = traced(request.param)
     return Specimen(request.param, network, graph, SIDES.get(request.param.partition(":")[2], 32))
 
@@ -34,7 +34,7 @@ def sample(request: pytest.FixtureRequest) -> Specimen:
 def supernet(sample: Specimen) -> Supernet:
     network = sample.real(random_channels(sample.graph, 0, WIDTH, WIDTH))
     for name, _ in network.named_buffers():
-        assert name.endswith(("running_mean", "running_var", "num_batches_tracked")), f"{name} holds anything"
+        assert name.endswith(("running_mean", "running_var", "num_batches_tracked")), f"{name} is not a statistic"
     return Supernet(network, sample.graph).eval()
 
 
@@ -51,7 +51,7 @@ def test_costs_equal_an_independent_count(sample: Specimen) -> None:
 
 
 @torch.no_grad()
-def test_a_network_cut_out_computes_what_the_supernet_does(sample: Specimen, supernet: Supernet) -> None:
+def test_an_extracted_network_computes_the_same_as_the_supernet(sample: Specimen, supernet: Supernet) -> None:
     images = sample.images(2)
     channels = random_channels(sample.graph, 2, 0.05, WIDTH)
     cut = batch_statistics(supernet.extract(channels))
@@ -64,14 +64,14 @@ def test_a_network_cut_out_computes_what_the_supernet_does(sample: Specimen, sup
 
 
 @torch.no_grad()
-def test_a_network_that_grows_computes_what_it_did(sample: Specimen, supernet: Supernet) -> None:
-    """New channels have zero weights, and change nothing if all layers read the channels that they read before.
+def test_a_widened_network_computes_the_same_as_before(sample: Specimen, supernet: Supernet) -> None:
+    """New channels have zero weights, so the output does not change if all layers read the same channels as before.
 
-    This sees what the last test cannot: channels that are held in another order than they are made in.
+    Unlike the previous test, this detects channels that are stored in another order than they are produced in.
     """
     cut = supernet.extract(random_channels(sample.graph, 2, 0.05, WIDTH)).double().eval()
     if any(_mixes_channels(module) for module in cut.modules()):
-        pytest.skip("more channels change what it computes: it normalises over them, or slides along them")
+        pytest.skip("more channels change the output: the network normalises over them or slides along them")
     grown = resize(cut, sample.graph, supernet.widest)
     images = sample.images(2).double()
     torch.testing.assert_close(grown(images), cut(images), rtol=1e-10, atol=1e-10)
@@ -82,16 +82,16 @@ def _mixes_channels(module: nn.Module) -> bool:
     return isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.Conv1d) or standardises
 
 
-def test_the_table_is_the_codes(sample: Specimen) -> None:
-    """All but the seconds. For a network that a later torchvision brings, see the next test."""
+def test_the_table_agrees_with_the_code(sample: Specimen) -> None:
+    """All columns except the seconds are compared. For networks of a later torchvision, see the next test."""
     table = TABLE.read_text()
     name = sample.name.removeprefix(TORCHVISION)
     if f"\n| {name} |" in table:
         assert f"\n{row(sample.name, sample.graph)} " in table, "run python benchmarks/networks.py"
 
 
-def test_the_table_is_whole() -> None:
-    """torchvision 0.29 has 68 networks that are no transformers; a later one may have more."""
+def test_the_table_is_complete() -> None:
+    """torchvision 0.29 has 68 networks that are not transformers; a later version may have more."""
     listed = [line.split("|")[1].strip() for line in TABLE.read_text().splitlines() if line.startswith("| ")][1:]
     known = [name.removeprefix(TORCHVISION) for name in all_names()]
     assert len(listed) - sum(name.startswith("timm:") for name in listed) == 68
@@ -103,7 +103,7 @@ def test_the_table_is_whole() -> None:
         )
 
 
-def test_most_of_torchvision_is_slimmed_whole() -> None:
+def test_most_of_torchvision_can_be_slimmed_completely() -> None:
     rows = [line.split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| ")]
     whole = [cells[0] for cells in rows if cells[6] == "none" and "timm:" not in cells[0]]
     assert len(whole) >= 55

@@ -1,4 +1,4 @@
-"""Costs in closed form against an independent count, and against the figures that the authors and others published."""
+"""Costs in closed form against an independent count and against published figures."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from autoslim.models.architectures import mobilenet_v2
 
 @pytest.mark.parametrize("name", MAIN + OTHERS)
 def test_closed_form_equals_the_count_on_the_resized_network(name: str) -> None:
-    """Exactly, at random configurations between a tenth and 1.6 times the width."""
+    """They are equal at random configurations between 0.1 and 1.6 times the width."""
     sample = specimen(name)
     for seed, (low, high) in enumerate([(1.0, 1.0), (0.5, 1.5), (0.1, 1.6)]):
         channels = random_channels(sample.graph, seed, low, high)
@@ -27,8 +27,8 @@ def test_closed_form_equals_the_count_on_the_resized_network(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1"])
-def test_every_layer_costs_what_it_computes(name: str) -> None:
-    """By the layer's own definition, on what it sees as it runs; so is the size of its activation."""
+def test_costs_of_every_layer_against_its_shapes_at_run_time(name: str) -> None:
+    """MACs and activation sizes follow from the shapes that each layer sees at run time."""
     sample = specimen(name)
     channels = random_channels(sample.graph, 0, 0.3, 1.5)
     network = resize(sample.network, sample.graph, channels).eval()
@@ -36,11 +36,11 @@ def test_every_layer_costs_what_it_computes(name: str) -> None:
     for path, module in network.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
 
-            def note(layer: nn.Module, _: object, output: torch.Tensor, path: str = path) -> None:
+            def record(layer: nn.Module, _: object, output: torch.Tensor, path: str = path) -> None:
                 positions = output[0, 0].numel() if output.dim() == 4 else 1
                 found[path] = (positions * layer.get_parameter("weight").numel(), output[0].numel())
 
-            module.register_forward_hook(note)
+            module.register_forward_hook(record)
     network(torch.empty(1, *sample.graph.input_shape, device="meta"))
     layers = {layer.name: layer for layer in sample.graph.layers if layer.kind != "avgpool"}
     assert layers.keys() == found.keys()
@@ -49,8 +49,8 @@ def test_every_layer_costs_what_it_computes(name: str) -> None:
         assert (layer.macs(channels), activation) == found[path]
 
 
-def test_what_has_no_rule_still_costs() -> None:
-    """Transposed convolutions, functional ones, layers in an attention block, layers in a leaf."""
+def test_operations_without_a_rule_are_counted() -> None:
+    """Transposed and functional convolutions and the layers of an attention block are counted."""
 
     class Mixture(nn.Module):
         def __init__(self) -> None:
@@ -101,7 +101,7 @@ def test_a_layer_called_twice_costs_twice_and_has_its_parameters_once() -> None:
     ],
 )
 def test_figures_of_the_authors(name: str, figures: dict[float, float]) -> None:
-    """As the authors count, with average pooling. MobileNetV2's tail stays at 1280 below width 1."""
+    """The authors count average pooling. Below width 1, MobileNetV2's last convolution keeps 1280 channels."""
     graph = graph_at_224(name)
     for width, millions in figures.items():
         channels = graph.scaled(width, 8) | ({"features.18.0": 1280} if width < 1 else {})
@@ -109,7 +109,7 @@ def test_figures_of_the_authors(name: str, figures: dict[float, float]) -> None:
 
 
 def test_figures_at_cifars_size() -> None:
-    """88.00M MACs are what the paper has for CIFAR-10."""
+    """The paper states 88.00M MACs for CIFAR-10."""
     graph = trace(mobilenet_v2(), torch.empty(1, 3, 32, 32))
     assert round(graph.macs(pooling=True) / 1e6, 2) == 88.00
     assert round(graph.params() / 1e6, 2) == 2.24
@@ -119,25 +119,25 @@ def test_figures_at_cifars_size() -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_figures_of_torchvision(name: str) -> None:
-    """Its weights' metadata: billions of multiply-adds, and parameters."""
+    """torchvision publishes parameters and billions of multiply-adds in the metadata of its weights."""
     meta = tv.get_model_weights(name).DEFAULT.meta
     graph = graph_at_224(name)
     assert graph.params() == meta["num_params"]
     assert round(graph.macs() / 1e9, 2) == pytest.approx(meta["_ops"], abs=0.011)
 
 
-def test_pooling_costs_one_for_each_element_it_reads() -> None:
+def test_average_pooling_costs_one_mac_per_input_element() -> None:
     graph = specimen("efficientnet_b0").graph
     network = on_meta(specimen("efficientnet_b0").network).eval()
     read = 0
 
-    def note(_: nn.Module, inputs: tuple[torch.Tensor, ...], __: object) -> None:
+    def record(_: nn.Module, inputs: tuple[torch.Tensor, ...], __: object) -> None:
         nonlocal read
         read += inputs[0][0].numel()
 
     for module in network.modules():
         if isinstance(module, nn.AdaptiveAvgPool2d):
-            module.register_forward_hook(note)
+            module.register_forward_hook(record)
     network(torch.empty(1, *graph.input_shape, device="meta"))
     assert graph.macs(pooling=True) - graph.macs() == read > 0
 
@@ -153,7 +153,7 @@ def test_cost_by_resource() -> None:
         graph.cost(graph.default, "latency")
 
 
-def test_costs_do_not_fall_as_channels_grow() -> None:
+def test_costs_grow_with_channels() -> None:
     graph = specimen("densenet121").graph
     for seed in range(5):
         channels = random_channels(graph, seed, 0.2, 1.4)

@@ -1,4 +1,4 @@
-"""Channel groups as they are traced: known networks, small ones that each pose one problem, and what is refused."""
+"""Tracing of known networks and of small networks with one difficulty each, and the errors that it raises."""
 
 import math
 from collections.abc import Callable
@@ -17,8 +17,10 @@ from autoslim import Supernet, resize, trace
 from autoslim.channels.copying import on_meta
 from autoslim.channels.graph import ChannelGraph, layers_not_prunable, slimmable_share
 from autoslim.errors import UserError
+from autoslim.tracing import propagate
 from autoslim.tracing.capture import symbolic_graph
 from autoslim.tracing.operations import is_local
+from autoslim.tracing.record import Carrier
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, **options: Any) -> nn.Conv2d:
@@ -26,7 +28,7 @@ def conv(inputs: int, outputs: int, kernel: int = 3, **options: Any) -> nn.Conv2
 
 
 class Body(nn.Module):
-    """A stem of 16 channels, a middle that subclasses or arguments say, and a classifier."""
+    """A stem with 16 channels, a middle part given by a subclass or an argument, and a classifier."""
 
     def __init__(self, middle: nn.Module | None = None, channels: int = 16) -> None:
         super().__init__()
@@ -46,8 +48,8 @@ class Body(nn.Module):
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 
 
-def survives(network: nn.Module, graph: ChannelGraph, widest: float = 1.5) -> None:
-    """The network resized, and its supernet, give the same at random configurations, in both modes."""
+def check_resizing(network: nn.Module, graph: ChannelGraph, widest: float = 1.5) -> None:
+    """Checks that the supernet and the networks extracted from it agree at random configurations."""
     network.eval()
     shuffle_weights(network)
     images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -69,14 +71,14 @@ def survives(network: nn.Module, graph: ChannelGraph, widest: float = 1.5) -> No
     [("mobilenet_v2", 25), ("resnet50", 37), ("mobilenet_v1", 14), ("mnasnet", 25), ("resnet18", 12)],
 )
 def test_number_of_groups(name: str, groups: int) -> None:
-    """As many as the authors search; ResNet-18 has 4 stages, its stem in the first, and 8 inner layers."""
+    """The number that the authors search. ResNet-18 has 8 inner layers and 4 stages; the stem belongs to the first."""
     assert len(specimen(name).graph.groups) == groups
 
 
 @pytest.mark.parametrize("name", [*MAIN, *(name for name in OTHERS if name not in ("shufflenet_v2_x0_5", "googlenet"))])
-def test_only_the_classes_are_fixed(name: str) -> None:
-    fixed = specimen(name).graph.not_prunable
-    assert list(fixed.values()) == ["it is the network's output"]
+def test_only_the_classes_are_not_prunable(name: str) -> None:
+    not_prunable = specimen(name).graph.not_prunable
+    assert list(not_prunable.values()) == ["it is the network's output"]
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50"])
@@ -95,14 +97,14 @@ def test_residual_groups_are_the_architectures_stages(name: str) -> None:
             assert [group for group in members if group & outputs] == [outputs]
 
 
-def test_depthwise_convolutions_belong_to_what_feeds_them() -> None:
+def test_depthwise_convolutions_belong_to_the_group_they_read() -> None:
     graph = specimen("mobilenet_v2").graph
     assert set(graph.groups["features.2.conv.0.0"].members) == {"features.2.conv.0.0", "features.2.conv.1.0"}
     assert graph.groups["features.2.conv.0.0"].expansion == ("features.1.conv.1", 6)
     assert {group.expansion and group.expansion[1] for group in graph.groups.values()} == {None, 6}
 
 
-def test_widening_without_projection_is_no_expansion() -> None:
+def test_widening_without_projection_is_not_an_expansion() -> None:
     assert all(group.expansion is None for group in specimen("mobilenet_v1").graph.groups.values())
 
 
@@ -112,13 +114,13 @@ def test_grouped_convolutions_have_units() -> None:
     assert graph.groups["layer4.2.conv1"].unit == 1024 // 32
 
 
-def test_shuffled_channels_stay_and_say_why() -> None:
+def test_shuffled_channels_are_not_prunable() -> None:
     graph = specimen("shufflenet_v2_x0_5").graph
     assert "interleaved" in graph.not_prunable["stage2.0.branch2.5"]
     assert "stage2.0.branch2.0" in graph.groups  # what lies between shuffles can be slimmed
 
 
-def test_auxiliary_heads_are_traced_though_they_run_in_training_only() -> None:
+def test_auxiliary_heads_that_run_in_training_only_are_traced() -> None:
     graph = specimen("googlenet").graph
     assert {"aux1.conv.conv", "aux1.fc1", "aux2.conv.conv", "aux2.fc1"} <= graph.groups.keys()
     assert graph.not_prunable == dict.fromkeys(["fc", "aux1.fc2", "aux2.fc2"], "it is the network's output")
@@ -141,7 +143,7 @@ def test_tracing_changes_nothing_and_runs_nothing() -> None:
 
 
 class SharedWeight(Body):
-    """Two layers with one weight; also one module that is called twice."""
+    """Two layers share a weight, and one module is called twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +158,7 @@ class SharedWeight(Body):
 
 
 class PlainTensors(Body):
-    """Constants that are no buffers, and tensors made in ``forward``."""
+    """Constants that are not buffers, and tensors created in ``forward``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +171,7 @@ class PlainTensors(Body):
 
 
 class Halves(Body):
-    """Two groups in one tensor, cut at a computed place: they only stay in step by chance."""
+    """Two groups in one tensor that is split at a computed position; their sizes match only by chance."""
 
     def __init__(self) -> None:
         super().__init__(channels=8)
@@ -185,7 +187,7 @@ class Halves(Body):
 
 
 class Gated(Body):
-    """An even split whose pieces meet again: the halves are one group, held twice."""
+    """An even split whose pieces are combined again: both halves belong to one group."""
 
     def __init__(self) -> None:
         super().__init__(channels=12)
@@ -198,7 +200,7 @@ class Gated(Body):
 
 
 class Parts(Body):
-    """A group that no tensor holds alone: fixed channels and it, in one concatenation."""
+    """A group that occurs only in a concatenation with channels that are not prunable."""
 
     def __init__(self) -> None:
         super().__init__(channels=8)
@@ -211,7 +213,7 @@ class Parts(Body):
 
 
 class ChannelsLast(Body):
-    """Linear layers and a layer norm along the channels' axis, at the end."""
+    """Linear layers and a layer norm on channels along the last axis."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,7 +226,7 @@ class ChannelsLast(Body):
 
 
 class Flattened(nn.Module):
-    """A flatten with pixels left over: a linear layer reads each channel several times."""
+    """A flatten with several pixels left: a linear layer reads each channel several times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,7 +250,7 @@ class Residual(Body):
 
 
 class Concatenations(Body):
-    """A dense block: every layer reads all before it; the norm too is over channels of several groups."""
+    """A dense block: each layer reads all previous ones, and the norm has channels of several groups."""
 
     def __init__(self) -> None:
         super().__init__(channels=28)
@@ -261,7 +263,7 @@ class Concatenations(Body):
 
 
 class Excitation(Body):
-    """Squeeze-and-excitation twice: by 1x1 convolutions, and by linear layers with views between."""
+    """Squeeze-and-excitation twice: with 1x1 convolutions, and with linear layers and views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -290,7 +292,7 @@ class Nested(Body):
 
 
 class Noise(Body):
-    """Dropout of elements and of channels, as modules and as functions; paths dropped at random."""
+    """Dropout of elements, channels and paths, as modules and as functions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -304,7 +306,7 @@ class Noise(Body):
 
 
 class ConvolutionHead(nn.Module):
-    """SqueezeNet's: the classes are a convolution's channels."""
+    """As in SqueezeNet, a convolution produces the classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -327,7 +329,7 @@ class TwoHeads(Body):
 
 
 class SelectiveKernel(Body):
-    """Branches that are stacked, weighed against each other, and summed up."""
+    """Branches that are stacked, weighted and added up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -341,7 +343,7 @@ class SelectiveKernel(Body):
 
 
 class SplitAttention(Body):
-    """One convolution's channels, seen as branches."""
+    """The channels of one convolution viewed as branches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -369,7 +371,7 @@ class ChannelAttention(Body):
 
 
 class GlobalContext(Body):
-    """A map of weights, times all channels, as a product of matrices; then added to every pixel."""
+    """A matrix product of all channels with a map of weights, added to every pixel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -395,21 +397,21 @@ class ResponseNorm(Body):
 
 
 class UnitVectors(Body):
-    """The order of a norm stands before its dimension."""
+    """A norm whose order is passed before its dimension."""
 
     def between(self, maps: Tensor) -> Tensor:
         return maps / maps.norm(2, 1, keepdim=True)
 
 
 class NormOfAll(Body):
-    """A norm over everything, the images too."""
+    """A norm over all elements, including the images of the batch."""
 
     def between(self, maps: Tensor) -> Tensor:
         return maps / maps.norm(1)
 
 
 class PadsToEven(Body):
-    """Code that chooses by the size of the maps, as padding like TensorFlow's does, and checks it."""
+    """Code that branches on the size of the maps, as padding like TensorFlow's does, and asserts it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -428,7 +430,7 @@ class PadsToEven(Body):
 
 
 class HandMadeDrop(Body):
-    """Paths dropped at random by hand: the shape of the noise is the images'."""
+    """Stochastic depth written by hand, with noise of the shape of the images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -442,7 +444,7 @@ class HandMadeDrop(Body):
 
 
 class EachPiece(Body):
-    """A loop over the pieces of a tensor, and over its pixels' rows."""
+    """A loop over the pieces of a tensor and over its rows of pixels."""
 
     def __init__(self) -> None:
         super().__init__(channels=8)
@@ -455,7 +457,7 @@ class EachPiece(Body):
         return torch.stack([maps[:, :, row] for row in range(maps.shape[2])], 2)
 
 
-SLIMMED: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] = {
+PRUNABLE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] = {
     "shared weight": (SharedWeight, {"stem": (16, 1)}),
     "plain tensors": (PlainTensors, {"stem": (16, 1)}),
     "gate": (Gated, {"stem": (16, 1), "wide": (12, 1), "out": (12, 1)}),
@@ -492,14 +494,14 @@ SLIMMED: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] =
 }
 
 
-@pytest.mark.parametrize("case", SLIMMED)
+@pytest.mark.parametrize("case", PRUNABLE)
 @pytest.mark.filterwarnings("error")
 def test_what_can_be_slimmed(case: str) -> None:
-    make, groups = SLIMMED[case]
+    make, groups = PRUNABLE[case]
     network = make()
     graph = trace(network, EXAMPLE)
     assert {name: (group.size, group.unit) for name, group in graph.groups.items()} == groups
-    survives(network, graph)
+    check_resizing(network, graph)
 
 
 def test_a_kernel_that_slides_over_channels_mixes_them() -> None:
@@ -527,7 +529,7 @@ class HardSlice(Body):
 
 
 class Functional(Body):
-    """A convolution that is no module."""
+    """A convolution that is not a module."""
 
     def __init__(self) -> None:
         super().__init__(channels=12)
@@ -562,7 +564,7 @@ class Indices(Body):
 
 
 class Gather(Body):
-    """Channels picked by numbers that stand in a buffer."""
+    """Channels selected by the indices in a buffer."""
 
     def __init__(self) -> None:
         super().__init__(channels=8)
@@ -570,6 +572,11 @@ class Gather(Body):
 
     def between(self, maps: Tensor) -> Tensor:
         return maps[:, self.picked]
+
+
+class Reinterprets(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        return maps.view(torch.int32).view(torch.float32)
 
 
 class PositionMixer(Body):
@@ -583,7 +590,7 @@ class PositionMixer(Body):
 
 
 class ChoosesByChannels(Body):
-    """A projection where the numbers of channels differ: with others, there might be none."""
+    """A projection that runs only if the numbers of channels differ."""
 
     def __init__(self) -> None:
         super().__init__(channels=12)
@@ -599,7 +606,7 @@ class ChoosesByChannels(Body):
 
 
 class LoopsByChannels(Body):
-    """The same layer once more for each eight channels."""
+    """A layer that runs once for every eight channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -613,7 +620,7 @@ class LoopsByChannels(Body):
 
 
 class MakesChannels(Body):
-    """A tensor of as many channels is made on the way."""
+    """Creates a tensor with the same number of channels."""
 
     def between(self, maps: Tensor) -> Tensor:
         return maps + torch.linspace(0, 1, maps.shape[1], device=maps.device).view(-1, 1, 1)
@@ -628,13 +635,13 @@ def transposed() -> nn.Module:
     return Body(nn.Sequential(nn.ConvTranspose2d(16, 12, 2, 2), conv(12, 8)), 8)
 
 
-FIXED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
+NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "size in a view": (HardView, "stem", "its size is written in the network's code: "),
     "size in a slice": (HardSlice, "stem", "its channels are interleaved or cut apart"),
     "halves at a computed place": (Halves, "stem", "its size is written in the network's code: "),
     "choice by channels": (ChoosesByChannels, "stem", "the code at test_tracing.py:"),
     "choice by other channels": (ChoosesByChannels, "wide", "the code at test_tracing.py:"),
-    "loop by channels": (LoopsByChannels, "stem", "its code does other things at another size"),
+    "loop by channels": (LoopsByChannels, "stem", "its code runs other operations at another size"),
     "channels made on the way": (MakesChannels, "stem", "`add` at test_tracing.py:"),
     "batch norm with constants": (
         HiddenConstants,
@@ -648,6 +655,7 @@ FIXED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "transposed convolution itself": (transposed, "middle.0", "has no slimming rule"),
     "pooling with indices": (Indices, "stem", "MaxPool2d `pool` at test_tracing.py:"),
     "gather": (Gather, "stem", "`getitem` at test_tracing.py:"),
+    "view as another dtype": (Reinterprets, "stem", "has no slimming rule: it reinterprets the elements"),
     "norm of all": (NormOfAll, "stem", "`norm` at test_tracing.py:"),
     "local response norm": (lambda: Body(nn.LocalResponseNorm(5)), "stem", "LocalResponseNorm `middle`"),
     "channel shuffle": (lambda: Body(nn.ChannelShuffle(4)), "stem", "its channels are interleaved or cut apart"),
@@ -668,18 +676,35 @@ FIXED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 }
 
 
-@pytest.mark.parametrize("case", FIXED)
-def test_what_must_keep_its_size_is_named_with_the_reason(case: str) -> None:
-    make, layer, reason = FIXED[case]
+@pytest.mark.parametrize("case", NOT_PRUNABLE)
+def test_what_is_not_prunable_is_listed_with_the_reason(case: str) -> None:
+    make, layer, reason = NOT_PRUNABLE[case]
     network = make()
     graph = trace(network, EXAMPLE)
     assert reason in graph.not_prunable[layer]
     assert layer not in graph.groups
-    survives(network, graph, widest=1.0)
+    check_resizing(network, graph, widest=1.0)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_unforeseen_error_in_a_rule_is_raised_only_on_request(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(carrier: Carrier, *_: Any) -> None:
+        raise ZeroDivisionError("in the rule")
+
+    monkeypatch.setattr(propagate, "operation_rule", lambda node: faulty)
+    token = propagate.STRICT.set(strict)
+    try:
+        if strict:
+            with pytest.raises(UserError, match="in the rule"):
+                trace(Body(), EXAMPLE)
+        else:
+            assert "`mean` at test_tracing.py:" in trace(Body(), EXAMPLE).not_prunable["stem"]
+    finally:
+        propagate.STRICT.reset(token)
 
 
 class CutOff(Body):
-    """As many leading channels as there were: with fewer all of them, with more not."""
+    """Reads the first 16 channels: all of them if there are fewer, but not if there are more."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -695,13 +720,13 @@ def test_what_can_be_slimmed_but_not_widened() -> None:
     graph = trace(network, EXAMPLE)
     assert graph.groups.keys() == {"stem", "again.0", "again.1"}
     assert graph.not_widenable.keys() == {"stem"}
-    survives(network, graph, widest=1.0)
+    check_resizing(network, graph, widest=1.0)
     assert resize(network, graph, graph.default | {"again.0": 20})(EXAMPLE).shape == (1, 4)
     with pytest.raises(UserError, match=r"channels of group stem are 24, and it can have 16 at most: .*; keep"):
         resize(network, graph, graph.scaled(1.5))
 
 
-def test_leaves_keep_what_passes_through_them() -> None:
+def test_channels_that_a_leaf_module_reads_are_not_prunable() -> None:
     network = Body(nn.Sequential(conv(16, 16), nn.ReLU(), conv(16, 16)))
     assert trace(network, EXAMPLE).groups.keys() == {"stem", "middle.0", "middle.2"}
     graph = trace(network, EXAMPLE, leaves=["middle"])
@@ -710,7 +735,7 @@ def test_leaves_keep_what_passes_through_them() -> None:
     assert graph.macs() == trace(network, EXAMPLE).macs()
 
 
-def test_share_that_can_be_slimmed_and_layers_that_stay() -> None:
+def test_slimmable_share_and_layers_that_are_not_prunable() -> None:
     graph = trace(transposed(), EXAMPLE)
     stem, up, last, head = 64 * 27 * 16, 64 * 16 * 4 * 12, 256 * 9 * 12 * 8, 8 * 4
     assert slimmable_share(graph, graph.default) == (last + head) / (stem + up + last + head)
@@ -742,17 +767,17 @@ class Loops(Body):
     ("make", "module", "line"),
     [(lambda: Body(nn.Sequential(Chooses())), "'middle.0'", "if maps.sum()"), (Loops, "'Loops'", "for image in maps")],
 )
-def test_what_depends_on_data_is_refused_by_module_and_line(
+def test_the_error_for_code_that_depends_on_data_names_module_and_line(
     make: Callable[[], nn.Module], module: str, line: str
 ) -> None:
     number = 1 + next(n for n, text in enumerate(Path(__file__).read_text().splitlines()) if line in text)
     network = make()
     with pytest.raises(UserError) as error:
         trace(network, EXAMPLE)
-    told = str(error.value)
-    assert f"cannot trace module {module} of {type(network).__name__} (test_tracing.py:{number})" in told
-    assert "name the module in model.leaves" in told
-    assert "\n" not in told
+    message = str(error.value)
+    assert f"cannot trace module {module} of {type(network).__name__} (test_tracing.py:{number})" in message
+    assert "name the module in model.leaves" in message
+    assert "\n" not in message
 
 
 def test_a_leaf_is_the_remedy_for_what_depends_on_data() -> None:
@@ -769,15 +794,15 @@ def test_a_leaf_is_the_remedy_for_what_depends_on_data() -> None:
     assert graph.groups.keys() == {"middle.1"}
     assert "Wide `middle.0` at test_tracing.py:" in graph.not_prunable["stem"]
     assert graph.macs() == 64 * 9 * (3 * 16 + 16 * 16 + 16 * 12) + 12 * 4
-    survives(network, graph)
+    check_resizing(network, graph)
 
 
-def test_another_input_than_the_network_takes() -> None:
+def test_an_input_that_does_not_fit_the_network() -> None:
     with pytest.raises(UserError, match=r"Body does not run on an input of shape \(1, 1, 8, 8\): .*; give the input"):
         trace(Body(), torch.zeros(1, 1, 8, 8))
 
 
-def test_a_leaf_that_is_no_module() -> None:
+def test_a_leaf_that_is_not_a_module() -> None:
     with pytest.raises(UserError, match=r"model.leaves names 'midle', which is no module of Body"):
         trace(Body(), EXAMPLE, leaves=["midle"])
 

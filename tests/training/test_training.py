@@ -1,4 +1,4 @@
-"""The training loop: what a kill costs (nothing), what a bad loss says, and the pieces of a recipe."""
+"""The training loop: resuming after a kill, errors for numbers that are not finite, and the parts of a recipe."""
 
 import csv
 import dataclasses
@@ -25,6 +25,7 @@ from autoslim.errors import UserError
 from autoslim.models.architectures import mobilenet_v2
 from autoslim.pipeline.artifacts import initial_weights_file, write_initial_weights
 from autoslim.supernet.extract import subnet_extractor
+from autoslim.supernet.sandwich import Sandwich
 from autoslim.supernet.train import initial_supernet, train_supernet
 from autoslim.tasks.classification import evaluate
 from autoslim.training.checkpoints import Checkpoints, file_digest, load_weights, run_key, write_atomically, write_json
@@ -46,21 +47,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """Bitwise."""
+    """Whether all tensors are bitwise equal."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def forget_randomness() -> None:
-    """What a new process would do to torch's generator."""
+def disturb_generator() -> None:
+    """Puts torch's generator into another state, as in a new process."""
     torch.manual_seed(12345)
     torch.rand(7)
 
 
-# A kill costs nothing: the loop itself
+# Resuming: the loop
 
 
 class Run:
-    """A training of a network with dropout on drawn numbers, with a kill where a test wants one."""
+    """Trains a network with dropout on random data; the run can be killed at a step or after an epoch."""
 
     def __init__(self, checkpoints: Checkpoints, every: float, kill_at: int | None = None, kill_after: int = 0) -> None:
         torch.manual_seed(7)
@@ -113,17 +114,17 @@ def drawn_batches(epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         ({"kill_at": 4}, 4),  # in the first epoch
         ({"kill_at": STEPS + 7}, STEPS + 7),  # in the second
         ({"kill_at": STEPS}, STEPS),  # between two epochs
-        ({"kill_after": 1}, STEPS),  # after an epoch's checkpoint, before its row is handed over
-        ({"kill_after": 3}, 3 * STEPS),  # when everything is done but said
+        ({"kill_after": 1}, STEPS),  # after an epoch's checkpoint, before its row is observed
+        ({"kill_after": 3}, 3 * STEPS),  # after the last checkpoint, before its row is observed
     ],
 )
-def test_a_resumed_run_is_the_undisturbed_one_bitwise(tmp_path: Path, kill: dict[str, int], resumed_at: int) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, kill: dict[str, int], resumed_at: int) -> None:
     whole = Run(Checkpoints(tmp_path, "whole", "a"), every=1e9)
     rows = whole.go()
     torn = Run(Checkpoints(tmp_path, "torn", "a"), every=0, **kill)
     with pytest.raises(KilledError):
         torn.go()
-    forget_randomness()
+    disturb_generator()
     again = Run(Checkpoints(tmp_path, "torn", "a"), every=0)
     assert again.go() == rows == again.observed
     assert again.steps == list(range(resumed_at, 3 * STEPS))
@@ -136,7 +137,7 @@ def test_a_run_can_be_killed_again_and_again(tmp_path: Path) -> None:
     whole = Run(Checkpoints(tmp_path, "whole", "a"), every=1e9)
     rows = whole.go()
     for number in range(2, 3 * STEPS, 4):
-        forget_randomness()
+        disturb_generator()
         with pytest.raises(KilledError):
             Run(Checkpoints(tmp_path, "torn", "a"), every=0, kill_at=number).go()
     last = Run(Checkpoints(tmp_path, "torn", "a"), every=0)
@@ -157,7 +158,7 @@ def test_a_changed_key_never_resumes(tmp_path: Path) -> None:
     assert resumed.steps[0] == 7
 
 
-def test_keys_differ_in_everything_and_in_nothing_else() -> None:
+def test_keys_depend_on_every_value_and_not_on_order() -> None:
     base: dict[str, Any] = {"a": {"x": 1, "y": [1, 2]}, "b": "text"}
     assert run_key(**base) == run_key(b="text", a={"y": [1, 2], "x": 1})
     others = [
@@ -172,11 +173,11 @@ def test_keys_differ_in_everything_and_in_nothing_else() -> None:
     assert len({run_key(**parts) for parts in [base, *others]}) == len(others) + 1
 
 
-# A kill costs nothing: the two trainings
+# Resuming: supernet training and retraining
 
 
 def kill_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """The next training's optimiser dies at this step."""
+    """Kills the next training run at this step of its optimiser."""
     steps = 0
     original = torch.optim.SGD.step
 
@@ -218,7 +219,7 @@ def test_retraining_resumes_bitwise_with_dropout(
         kill_in(monkeypatch, kill)
         with pytest.raises(KilledError):
             run("torn")
-        forget_randomness()
+        disturb_generator()
     assert run("torn") == rows
     for seed in (0, 3):
         files = [(tmp_path / name / f"seed-{seed}.safetensors").read_bytes() for name in ("whole", "torn")]
@@ -240,9 +241,7 @@ def test_supernet_training_resumes_bitwise(
             SPAN,
             recipe(epochs=2, channels_last=True),
             machine(every),
-            random_widths=2,
-            distillation=True,
-            seed=1,
+            sandwich=Sandwich(random_widths=2, seed=1),
             name="test",
             folder=tmp_path / name,
             checkpoints=Checkpoints(tmp_path / "checkpoints", name, "key"),
@@ -253,7 +252,7 @@ def test_supernet_training_resumes_bitwise(
     kill_in(monkeypatch, kill)
     with pytest.raises(KilledError):
         run("torn")
-    forget_randomness()
+    disturb_generator()
     assert run("torn") == whole
     for file in ("weights.safetensors", "supernet.json"):
         assert (tmp_path / "torn" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -263,7 +262,7 @@ def test_supernet_training_resumes_bitwise(
 
 
 def diverging(checkpoints: Checkpoints, at: int, what: str) -> tuple[nn.Module, Callable[[], list[Row]]]:
-    """A training whose loss, or only whose gradient, is not finite at a step (from 0)."""
+    """A run whose loss, or only whose gradient, is not finite at a step (from 0)."""
     network = nn.Linear(6, 3)
     loss = label_step(network, F.cross_entropy, autocast(torch.device("cpu"), "fp32"))
 
@@ -293,13 +292,13 @@ def diverging(checkpoints: Checkpoints, at: int, what: str) -> tuple[nn.Module, 
 
 
 @pytest.mark.parametrize(
-    ("at", "what", "told", "kept"),
+    ("at", "what", "message", "saved"),
     [
         (STEPS + 4, "nan", f"the loss is nan at step {STEPS + 5} (epoch 2); the last good weights are in ", STEPS + 4),
         (STEPS + 3, "inf", f"the loss is inf at step {STEPS + 4} (epoch 2); the last good weights are in ", STEPS + 3),
         (STEPS - 1, "nan", f"the loss is nan at step {STEPS} (epoch 1); the last good weights are in ", STEPS - 1),
         (0, "nan", "the loss is nan at step 1 (epoch 1); no checkpoint was written before it; lower", None),
-        # The last step of an epoch: its loss was fine, what it did to the weights is not.
+        # The last step of an epoch: its loss is finite, the weights after it are not.
         (STEPS - 1, "gradient", f"weights are no longer finite after step {STEPS} (epoch 1); the", STEPS - 1),
         (
             3 * STEPS - 1,
@@ -309,27 +308,27 @@ def diverging(checkpoints: Checkpoints, at: int, what: str) -> tuple[nn.Module, 
         ),
     ],
 )
-def test_a_number_that_is_not_finite_stops_with_the_step_and_keeps_good_weights(
-    tmp_path: Path, at: int, what: str, told: str, kept: int | None
+def test_a_number_that_is_not_finite_raises_with_the_step_and_keeps_finite_weights(
+    tmp_path: Path, at: int, what: str, message: str, saved: int | None
 ) -> None:
     checkpoints = Checkpoints(tmp_path, "run", "key")
     _, go = diverging(checkpoints, at, what)
     with pytest.raises(UserError) as error:
         go()
-    assert str(error.value).startswith(told)
+    assert str(error.value).startswith(message)
     assert "lower learning_rate, or set precision to fp32" in str(error.value)
     assert "\n" not in str(error.value)
     state = checkpoints.load("run")
-    if kept is None:
+    if saved is None:
         assert state is None
         return
     assert state is not None
     assert str(checkpoints.path("run")) in str(error.value)
-    assert state["step"] == kept
+    assert state["step"] == saved
     assert all(tensor.isfinite().all() for tensor in state["network"].values())
 
 
-def test_a_learning_rate_far_too_high_says_so(tmp_path: Path, data: PreparedData) -> None:
+def test_a_learning_rate_that_is_far_too_high_is_named(tmp_path: Path, data: PreparedData) -> None:
     network, graph = small_network()
     with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+ \(epoch \d\); .* lower learning_rate"):
         train_supernet(
@@ -339,9 +338,7 @@ def test_a_learning_rate_far_too_high_says_so(tmp_path: Path, data: PreparedData
             SPAN,
             recipe(learning_rate=1e30),
             machine(),
-            random_widths=1,
-            distillation=True,
-            seed=0,
+            sandwich=Sandwich(random_widths=1),
             name="test",
             folder=tmp_path,
             checkpoints=Checkpoints(tmp_path, "run", "key"),
@@ -354,7 +351,7 @@ def test_a_learning_rate_far_too_high_says_so(tmp_path: Path, data: PreparedData
 
 
 def test_a_supernet_learns_the_digits(tmp_path: Path, data: PreparedData) -> None:
-    """Chance is 10 %. Rows hold what the issue asks for: loss, rate, accuracy of widest, default and narrowest."""
+    """Chance is 10 %. Rows have the loss, the learning rate and the accuracy of widest, default and narrowest."""
     network, graph = small_network()
     observed: list[Row] = []
     rows, scores = train_supernet(
@@ -364,9 +361,7 @@ def test_a_supernet_learns_the_digits(tmp_path: Path, data: PreparedData) -> Non
         SPAN,
         recipe(epochs=15),
         machine(),
-        random_widths=1,
-        distillation=True,
-        seed=0,
+        sandwich=Sandwich(random_widths=1),
         name="test",
         folder=tmp_path,
         checkpoints=Checkpoints(tmp_path, "run", "key"),
@@ -380,8 +375,8 @@ def test_a_supernet_learns_the_digits(tmp_path: Path, data: PreparedData) -> Non
     assert scores["widest"].error < 0.6
 
 
-def test_retrained_networks_are_tested_from_their_files(tmp_path: Path, data: PreparedData) -> None:
-    """The accuracy on test is that of the weights written, counted by hand."""
+def test_test_accuracy_is_that_of_the_files_written(tmp_path: Path, data: PreparedData) -> None:
+    """Against accuracy computed here from the stored weights."""
     network, graph = small_network()
     channels = graph.scaled(0.75, 2)
     retrain(
@@ -397,23 +392,23 @@ def test_retrained_networks_are_tested_from_their_files(tmp_path: Path, data: Pr
         checkpoints=Checkpoints(tmp_path, "run", "key"),
         observe=lambda seed, row: None,
     )
-    found = retrained_top1(network, graph, channels, data, recipe(), machine(), seeds=[5], folder=tmp_path)
+    top1 = retrained_top1(network, graph, channels, data, recipe(), machine(), seeds=[5], folder=tmp_path)
     plain = resize(network, graph, channels).eval()
     load_weights(plain, tmp_path / "seed-5.safetensors")
     pixels = torch.from_numpy(np.array(data.images("test"))).float() / 255
     images = (pixels - torch.tensor(data.info.mean)[:, None, None]) / torch.tensor(data.info.std)[:, None, None]
     with torch.no_grad():
         right = plain(images).argmax(1).numpy() == data.labels("test")
-    assert found == {5: pytest.approx(right.mean())}
+    assert top1 == {5: pytest.approx(right.mean())}
 
 
 # Starting from the supernet
 
 
-def test_a_network_cut_from_the_supernet_computes_what_the_supernet_does(data: PreparedData) -> None:
-    """The first channels of each layer; running statistics are those of the search images."""
+def test_an_extracted_subnet_equals_the_supernet_at_its_channels(data: PreparedData) -> None:
+    """It has the first channels of each layer and the running statistics of the search images."""
     network, graph = small_network()
-    levels = SPAN.grid(graph)
+    levels = graph.grid(SPAN)
     supernet = initial_supernet(network, graph, {name: counts[0] for name, counts in levels.items()}, 0, trained=False)
     channels = {name: counts[len(counts) // 2] for name, counts in levels.items()}
     cut = subnet_extractor(supernet, data, machine(), seed=0)(channels)
@@ -430,7 +425,7 @@ def test_a_network_cut_from_the_supernet_computes_what_the_supernet_does(data: P
         torch.testing.assert_close(cut.eval()(images), supernet(images), rtol=4 / count, atol=0.02)
 
 
-def test_a_network_wider_than_the_supernet_is_not_cut_out_of_it() -> None:
+def test_a_subnet_wider_than_the_supernet_is_an_error() -> None:
     network, graph = small_network()
     supernet = initial_supernet(network, graph, graph.default, 0, trained=False)
     name = next(iter(graph.groups))
@@ -439,8 +434,8 @@ def test_a_network_wider_than_the_supernet_is_not_cut_out_of_it() -> None:
         supernet.extract(wider)
 
 
-def test_retraining_starts_from_the_weights_it_is_given(tmp_path: Path, data: PreparedData) -> None:
-    """With next to no learning rate they are what comes out, whatever the seed."""
+def test_retraining_starts_from_the_given_weights(tmp_path: Path, data: PreparedData) -> None:
+    """With a negligible learning rate they are the result for every seed."""
     network, graph = small_network()
     channels = graph.scaled(0.75, 2)
     given = resize(network, graph, channels)
@@ -468,7 +463,7 @@ def test_retraining_starts_from_the_weights_it_is_given(tmp_path: Path, data: Pr
     assert load_file(tmp_path / "nothing.safetensors") == {}
 
 
-# The pieces
+# Parts
 
 
 def test_learning_rates_by_their_formulas() -> None:
@@ -518,15 +513,15 @@ def test_scores_over_chunks_are_those_over_all_images() -> None:
     assert network.training
 
 
-def test_evaluation_gives_each_module_its_own_mode_back() -> None:
-    """A user's frozen batch norm stays frozen."""
+def test_evaluation_restores_the_mode_of_each_module() -> None:
+    """A frozen batch norm of the user's remains frozen."""
     network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
     network[1].eval()
     evaluate(network, [(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1]))], autocast(torch.device("cpu"), "fp32"))
     assert [module.training for module in network.modules()] == [True, True, False, True]
 
 
-def test_no_chunk_has_less_images_than_asked_nor_needlessly_many() -> None:
+def test_chunks_have_at_least_the_given_size_and_not_many_more() -> None:
     for images in range(1, 400):
         for least in (2, 7, 32, 256):
             size = even_chunk(images, least)
@@ -538,7 +533,7 @@ def test_no_chunk_has_less_images_than_asked_nor_needlessly_many() -> None:
     assert even_chunk(300, 256) == 300
 
 
-def test_search_chunks_are_always_the_same_and_mix_the_classes(data: PreparedData) -> None:
+def test_search_chunks_are_deterministic_and_mix_the_classes(data: PreparedData) -> None:
     chunks = search_chunks(data, images=80, chunk=32, seed=0, device=machine().device, workers=machine().workers)
     again = search_chunks(data, images=80, chunk=32, seed=0, device=machine().device, workers=machine().workers)
     assert [len(labels) for _, labels in chunks] == [40, 40]
@@ -559,7 +554,7 @@ def test_search_chunks_are_always_the_same_and_mix_the_classes(data: PreparedDat
     )
 
 
-def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_files_are_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file.json"
     write_json(path, {"a": 1})
 
@@ -581,15 +576,17 @@ def test_rows_are_written_as_csv(tmp_path: Path) -> None:
         assert [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)] == rows
 
 
-def test_a_digest_is_of_all_files_in_their_order(tmp_path: Path) -> None:
+def test_a_digest_depends_on_all_files_and_their_order(tmp_path: Path) -> None:
     for name, text in (("a", "one"), ("b", "two"), ("c", "onetwo")):
         (tmp_path / name).write_text(text)
-    a, b = tmp_path / "a", tmp_path / "b"
-    digests = {file_digest(a), file_digest(b), file_digest(a, b), file_digest(b, a)}
-    assert len(digests) == 4
+    a, b, c = (tmp_path / name for name in "abc")
+    digests = {file_digest(*files) for files in ((a,), (b,), (c,), (a, b), (b, a))}
+    assert len(digests) == 5
+    (tmp_path / "copy").write_text("one")
+    assert file_digest(tmp_path / "copy", b) == file_digest(a, b)
 
 
-def test_a_damaged_checkpoint_starts_anew_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_reported_and_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = Run(Checkpoints(tmp_path, "whole", "a"), every=1e9)
     rows = whole.go()
     checkpoints = Checkpoints(tmp_path, "torn", "a")
@@ -602,7 +599,7 @@ def test_a_damaged_checkpoint_starts_anew_and_says_so(tmp_path: Path, capsys: py
     assert f"checkpoint {checkpoints.path('run')} cannot be read" in capsys.readouterr().err
 
 
-def test_runs_of_the_same_key_take_turns(tmp_path: Path) -> None:
+def test_runs_with_the_same_key_exclude_each_other(tmp_path: Path) -> None:
     inside: list[str] = []
 
     def second() -> None:

@@ -1,4 +1,4 @@
-"""The runtimes that latency is measured in: torch as it is, compiled by torch, and ONNX Runtime."""
+"""Runtimes for latency measurements: eager PyTorch, torch.compile and ONNX Runtime."""
 
 import contextlib
 import io
@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from autoslim.errors import UserError, first_line
 from autoslim.resources.latency.table import Target
 
-_COLOURS = re.compile("\x1b\\[[0-9;]*m")
+_ANSI_COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 
 def check_runtime(runtime: str, device: str, precision: str, channels_last: bool) -> None:
-    """Raises:
-    UserError: the runtime is not installed, or does not go with the device, the precision or the layout here.
+    """Checks that a runtime is installed and supports the settings.
+
+    Raises:
+        UserError: the runtime is not installed, or does not support the device, precision or memory format.
     """
     if runtime != "onnxruntime":
         return
@@ -28,63 +30,67 @@ def check_runtime(runtime: str, device: str, precision: str, channels_last: bool
             "install them (pip install -e '.[onnx]'), or set latency.runtime to eager or compile"
         )
     layout = str(channels_last).lower()
-    for name, value, only in (
+    for name, value, supported in (
         ("device", device, "cpu"),
         ("precision", precision, "fp32"),
         ("channels_last", layout, "false"),
     ):
-        if value != only:
+        if value != supported:
             raise UserError(
-                f"latency.{name} is {value}, but onnxruntime is supported with {only} alone; "
-                f"set latency.{name} to {only}, or latency.runtime to eager or compile"
+                f"latency.{name} is {value}, but onnxruntime is supported only with {supported}; "
+                f"set latency.{name} to {supported}, or latency.runtime to eager or compile"
             )
 
 
-def prepared(network: nn.Module, values: Sequence[Tensor], target: Target) -> Callable[[], object]:
-    """A function that runs ``network`` (changed: moved to the device) once on ``values``, on the target's runtime.
+def prepare_forward(network: nn.Module, values: Sequence[Tensor], target: Target) -> Callable[[], object]:
+    """Returns a function that runs ``network`` once on ``values`` with the target's runtime.
+
+    The network is put into evaluation mode and moved to the target's device, dtype and memory format.
 
     Raises:
-        UserError: the runtime cannot run it.
+        UserError: the runtime cannot run the network.
     """
     dtype = torch.bfloat16 if target.precision == "bf16" else torch.float32
     layout = torch.channels_last if target.channels_last else torch.contiguous_format
 
     def moved(value: Tensor) -> Tensor:
-        wanted = dtype if value.is_floating_point() else value.dtype
-        return value.to(target.device, wanted, memory_format=layout if value.dim() == 4 else torch.contiguous_format)
+        value_dtype = dtype if value.is_floating_point() else value.dtype
+        return value.to(
+            target.device, value_dtype, memory_format=layout if value.dim() == 4 else torch.contiguous_format
+        )
 
     network = network.eval().to(target.device, dtype).to(memory_format=layout)
     inputs = [moved(value) for value in values]
     if target.runtime == "onnxruntime":
-        return _in_onnxruntime(network, inputs, target.threads)
-    run = torch.compile(network) if target.runtime == "compile" else network
+        return _onnxruntime_forward(network, inputs, target.threads)
+    module = torch.compile(network) if target.runtime == "compile" else network
 
-    def once() -> object:
+    def forward() -> object:
         with torch.inference_mode():
-            return run(*inputs)
+            return module(*inputs)
 
     if target.runtime == "compile":
-        torch.compiler.reset()  # every network is another one: the limit of recompilations is not for these
+        torch.compiler.reset()  # otherwise many networks would exceed the limit of recompilations
     try:
-        once()
+        forward()
     except Exception as error:
         if target.runtime == "eager":
             raise UserError(
-                f"torch cannot run this network here in {target.precision}, batch {target.batch} "
-                f"({first_line(error)}); change the section latency, or mend the network"
+                f"torch cannot run this network on {target.device} in {target.precision} with batch {target.batch} "
+                f"({first_line(error)}); change the section latency, or correct the network"
             ) from error
         raise UserError(
-            f"torch.compile cannot run this network here ({first_line(error)}); install a C++ compiler, "
+            f"torch.compile cannot run this network ({first_line(error)}); install a C++ compiler, "
             "or set latency.runtime to eager"
         ) from error
-    return once
+    return forward
 
 
-def _in_onnxruntime(network: nn.Module, inputs: Sequence[Tensor], threads: int) -> Callable[[], object]:
+def _onnxruntime_forward(network: nn.Module, inputs: Sequence[Tensor], threads: int) -> Callable[[], object]:
     import onnxruntime
 
     try:
-        with _silence():
+        with _without_output():
             program = torch.onnx.export(network, tuple(inputs), dynamo=True, verbose=False)
         assert program is not None
         options = onnxruntime.SessionOptions()
@@ -94,18 +100,18 @@ def _in_onnxruntime(network: nn.Module, inputs: Sequence[Tensor], threads: int) 
         session = onnxruntime.InferenceSession(
             program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        fed = {given.name: value.numpy() for given, value in zip(session.get_inputs(), inputs, strict=True)}
-        session.run(None, fed)
-    except Exception as error:  # the exporter's and the runtime's own kinds
-        # The exporter's own message is a banner; what it failed on is the cause.
-        reason = _COLOURS.sub("", first_line(error.__cause__ or error))
+        feed = {spec.name: value.numpy() for spec, value in zip(session.get_inputs(), inputs, strict=True)}
+        session.run(None, feed)
+    except Exception as error:  # the exporter and the runtime raise exceptions of their own
+        # The exporter's message is a banner; the reason is in the cause.
+        reason = _ANSI_COLOURS.sub("", first_line(error.__cause__ or error))
         raise UserError(f"ONNX Runtime cannot run this network ({reason}); set latency.runtime to eager") from error
-    return lambda: session.run(None, fed)
+    return lambda: session.run(None, feed)
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Without the exporter's report of each step."""
+def _without_output() -> Iterator[None]:
+    """Suppresses the exporter's warnings, log messages and prints."""
     import logging
     import warnings
 

@@ -1,4 +1,4 @@
-"""Kernels: the pieces of a network that a runtime runs in one go, and the channels that their time depends on."""
+"""Kernels: the parts of a network that a backend runs as one, and the channels that their time depends on."""
 
 import dataclasses
 import re
@@ -30,71 +30,79 @@ _FOLLOWING_MODULES = (*kinds.NORMALISATIONS, *kinds.MOVEMENT_MODULES, nn.Identit
 
 @dataclass(frozen=True)
 class Reading:
-    """A tensor that a kernel reads: its shape in the network as traced, for a batch of images, and its channels."""
+    """A tensor that a kernel reads, with its shape in the traced network for a batch of images."""
 
     name: str  # of the torch.fx node
     shape: tuple[int, ...]
-    number_format: torch.dtype
-    axis: tuple[int, Axis] | None
+    dtype: torch.dtype
+    axis: tuple[int, Axis] | None  # the dimension of its channels, and that axis
 
     def at(self, channels: Mapping[str, int], default: Mapping[str, int]) -> Tensor:
+        """Returns a tensor of ones with the shape that it has at ``channels``."""
         shape = [*self.shape]
         if self.axis is not None:
             dimension, axis = self.axis
             shape[dimension] = shape[dimension] * axis_size(axis, channels) // axis_size(axis, default)
-        return torch.ones(shape, dtype=self.number_format)
+        return torch.ones(shape, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
 class Kernel:
     """A layer with the normalisation and the activation after it, or another operation.
 
-    Its time depends on the channels that it reads and does not write (``inputs``) and on those that it writes
-    (``outputs``): groups, empty where there are none.
+    Attributes:
+        name: The name of its first torch.fx node.
+        inputs: The groups that it reads but does not write, on which its time depends.
+        outputs: The groups that it writes, on which its time depends.
+        reads: The tensors that it reads.
+        writes: The torch.fx node whose output is the kernel's output.
+        module: The kernel as a network, with the widths of the traced network.
+        graph: The channel graph of the network, restricted to the kernel's tensors.
     """
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     reads: tuple[Reading, ...]
-    writes: str  # the torch.fx node whose output is the kernel's
+    writes: str
     module: fx.GraphModule
     graph: ChannelGraph
 
     def at(self, channels: Mapping[str, int]) -> tuple[nn.Module, list[Tensor]]:
-        """The kernel as a network of its own with these channels, and what it reads: ones."""
+        """Returns the kernel as a network with these channels, and tensors of ones as its inputs."""
         chosen = {**self.graph.default, **channels}
         module = resize(self.module, self.graph, chosen).eval()
         return module, [reading.at(chosen, self.graph.default) for reading in self.reads]
 
     @property
     def work(self) -> str:
-        """What it does and reads in the network as traced, in words that torch's versions share."""
+        """A description of its operations and shapes in the traced network that does not depend on torch's version."""
         modules = dict(self.module.named_modules())
-        done = []
+        steps = []
         for node in self.module.graph.nodes:
             if node.op == "call_module":
                 module = modules[str(node.target)]
                 settings = {name: getattr(module, name) for name in _SETTINGS if hasattr(module, name)}
-                done.append(type(module).__name__ + "".join(f" {name} {value}" for name, value in settings.items()))
+                steps.append(type(module).__name__ + "".join(f" {name} {value}" for name, value in settings.items()))
             elif node.op.startswith("call_"):
-                told = [
+                numbers = [
                     repr(value) for value in tree_leaves((node.args, node.kwargs)) if isinstance(value, int | float)
                 ]
-                done.append(" ".join([operation(node), *told]))
+                steps.append(" ".join([operation(node), *numbers]))
         weights = ["x".join(map(str, value.shape)) for value in self.module.parameters() if value.dim() > 1]
         images = ["x".join(map(str, reading.shape)) or "number" for reading in self.reads]
-        return f"{', '.join(done)} {' '.join(weights)} of {', '.join(images) or 'nothing'}"
+        return f"{', '.join(steps)} {' '.join(weights)} of {', '.join(images) or 'nothing'}"
 
 
 def find_kernels(network: nn.Module, graph: ChannelGraph, batch: int = 1) -> list[Kernel]:
-    """The kernels of a network in evaluation mode, in their order, for batches of ``batch`` images.
+    """Returns the kernels of a network in evaluation mode, in order, for batches of ``batch`` images.
 
-    A layer's batch normalisation and activation belong to it, as runtimes fuse them; so do views of its output. Any
-    other operation is a kernel of its own.
+    The batch norm and the activation after a layer belong to its kernel, because backends fuse them; so do views of its
+    output. Any other operation is a kernel of its own.
 
     Raises:
-        UserError: the network's code depends on shapes, so that it cannot be taken apart, or does not run on a batch.
+        UserError: If the network's code depends on shapes, so that it cannot be divided, or if it does not run on such
+            a batch.
     """
     with evaluation_mode(network):
         operations = _operations(network, graph)
@@ -111,8 +119,8 @@ def find_kernels(network: nn.Module, graph: ChannelGraph, batch: int = 1) -> lis
             pieces[-1].append(node)
         else:
             pieces.append([node])
-    found = (_kernel(network, graph, modules, piece, known, shapes) for piece in pieces)
-    return [kernel for kernel in found if kernel is not None]
+    kernels = (_kernel(network, graph, modules, piece, known, shapes) for piece in pieces)
+    return [kernel for kernel in kernels if kernel is not None]
 
 
 def _operations(network: nn.Module, graph: ChannelGraph) -> fx.Graph:
@@ -123,7 +131,7 @@ def _operations(network: nn.Module, graph: ChannelGraph) -> fx.Graph:
 
 
 def _computes(node: fx.Node, known: Mapping[str, Operation]) -> bool:
-    """Whether the operation makes a tensor, or several. To take one of several makes none."""
+    """Returns whether the operation computes tensors. Selecting one of several outputs computes none."""
     if node.op in ("placeholder", "get_attr", "output"):
         return False
     if operation(node) == "getitem" and known[node.all_input_nodes[0].name].shape is None:
@@ -134,31 +142,33 @@ def _computes(node: fx.Node, known: Mapping[str, Operation]) -> bool:
 def _shapes(
     network: nn.Module, operations: fx.Graph, graph: ChannelGraph, batch: int
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """The shape and the number format of each operation's output, where that is one tensor."""
-    # Leaves may depend on data, which the meta device has none of.
+    """Returns the shape and the dtype of the output of each operation that returns one tensor."""
+    # Leaf modules may depend on data, which meta tensors do not have.
     prototype, device = (zeroed(network), "cpu") if graph.leaves else (on_meta(network), "meta")
-    number_format = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-    runner = _Shapes(fx.GraphModule(prototype, operations))
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    runner = _Shapes(prototype, operations, torch.device(device))
     try:
         with for_shapes(torch.device(device)):
-            runner.run(torch.zeros(batch, *graph.input_shape, dtype=number_format))
-    except Exception as error:  # whatever the user's code raises
-        remedy = "mend the network" if batch == 1 else "measure latency with latency.batch 1, or mend the network"
+            runner.run(torch.zeros(batch, *graph.input_shape, dtype=dtype))
+    except Exception as error:  # the user's code may raise anything
+        remedy = "correct the network" if batch == 1 else "measure latency with latency.batch 1, or correct the network"
         raise UserError(
             f"{type(network).__name__} does not run on a batch of {batch} images ({first_line(error)}); {remedy}"
         ) from error
-    return runner.found
+    return runner.outputs
 
 
 class _Shapes(GraphRunner):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    """Records the shape and the dtype of each operation's output."""
+
+    def __init__(self, network: nn.Module, graph: fx.Graph, device: torch.device) -> None:
+        super().__init__(network, graph, device)
+        self.outputs: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if isinstance(value, Tensor):
-            self.found[n.name] = (tuple(value.shape), value.dtype)
+            self.outputs[n.name] = (tuple(value.shape), value.dtype)
         return value
 
 
@@ -179,7 +189,7 @@ def _kernel(
     known: Mapping[str, Operation],
     shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
 ) -> Kernel | None:
-    """``piece`` as a network of its own; None where it only hands on what it reads."""
+    """Returns ``piece`` as a kernel, or None if it only returns its inputs or views of them."""
     own = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     reads: list[fx.Node] = []
@@ -187,7 +197,7 @@ def _kernel(
     def copy(node: fx.Node) -> fx.Node:
         if node not in copied:
             if node in piece or node.op == "get_attr" or (known[node.name].shape is None and node.op != "placeholder"):
-                for read in node.all_input_nodes:  # numbers and tuples are made anew where they are needed
+                for read in node.all_input_nodes:  # numbers and tuples are computed again where they are needed
                     copy(read)
                 copied[node] = own.node_copy(node, copied.__getitem__)
             else:
@@ -222,35 +232,35 @@ def _tensors(operation: Operation) -> Sequence[Operation]:
 
 
 def _groups(operations: Sequence[Operation]) -> dict[str, None]:
-    """The groups on the operations' axes, in order."""
+    """Returns the groups on the operations' axes, in order."""
     axes = [operation.axis[1] for operation in operations if operation.axis is not None]
     return {segment.group: None for axis in axes for segment in axis if segment.group is not None}
 
 
 def described(module: nn.Module, values: Sequence[Tensor]) -> str:
-    """What the kernel does and on what shapes: equal for kernels that take equally long, in every process alike."""
+    """Returns a description that is equal, in every process, for kernels that do the same on the same shapes."""
     assert isinstance(module, fx.GraphModule)
-    place: dict[fx.Node, str] = {}
-    lines = [str(_formats(values))]
+    numbers: dict[fx.Node, str] = {}
+    lines = [str(_shapes_and_dtypes(values))]
     for number, node in enumerate(module.graph.nodes):
         what = node.op
         if node.op == "call_module":
-            what = _told(str(node.target), module.get_submodule(str(node.target)))
+            what = _described_module(str(node.target), module.get_submodule(str(node.target)))
         elif node.op == "get_attr":
-            what = str(_formats([attrgetter(str(node.target))(module)]))
+            what = str(_shapes_and_dtypes([attrgetter(str(node.target))(module)]))
         elif node.op in ("call_function", "call_method"):
             what = f"{getattr(node.target, '__module__', '')}.{getattr(node.target, '__qualname__', node.target)}"
-        lines.append(f"{what} {fx.node.map_arg((node.args, node.kwargs), place.__getitem__)}")
-        place[node] = f"%{number}"
+        lines.append(f"{what} {fx.node.map_arg((node.args, node.kwargs), numbers.__getitem__)}")
+        numbers[node] = f"%{number}"
     return _ADDRESS.sub("", "\n".join(lines))
 
 
-def _told(path: str, module: nn.Module) -> str:
-    """What a module is. Torch's own write out what their time depends on; of others only their place is sure."""
+def _described_module(path: str, module: nn.Module) -> str:
+    """Describes a module: torch's by their repr, which states all options, and others by their path."""
     parts = list(module.modules())
     known = all(type(part).__module__.startswith("torch.") for part in parts)
-    return f"{module!r} {_formats(module.state_dict().values())}{'' if known else f' at {path}'}"
+    return f"{module!r} {_shapes_and_dtypes(module.state_dict().values())}{'' if known else f' at {path}'}"
 
 
-def _formats(values: Iterable[Any]) -> list[Any]:
+def _shapes_and_dtypes(values: Iterable[Any]) -> list[Any]:
     return [(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value for value in values]

@@ -1,4 +1,4 @@
-"""Measuring latency: of kernels, for a table, and of whole networks."""
+"""Latency measurement of kernels, for latency tables, and of whole networks."""
 
 import dataclasses
 import hashlib
@@ -14,12 +14,11 @@ from statistics import median
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.resize import resize
-from autoslim.resources.latency.backends import prepared
+from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import Kernel, described, find_kernels
 from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
 from autoslim.training.checkpoints import write_json
@@ -27,14 +26,14 @@ from autoslim.training.progress import Progress
 
 KERNEL_SECONDS = 0.02
 NETWORK_SECONDS = 0.5
-LEAST_SAMPLES = 5
+MIN_SAMPLES = 5
 FITTED_ON = 12
-"""Networks that the line from the kernels' sum to a network's time is fitted to."""
+"""Number of networks to which the line from the sum of the kernels' times to the latency is fitted."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of a forward pass: the median over blocks of runs, and the quartiles."""
+    """Milliseconds of a forward pass: median, lower and upper quartile over blocks of runs."""
 
     median: float
     low: float
@@ -44,26 +43,28 @@ class Latency:
 def measure_latency(
     network: nn.Module, values: Sequence[Tensor], target: Target, seconds: float | None = None
 ) -> Latency:
-    """How long ``network`` takes on ``values`` (one tensor for each input), run again and again for ``seconds``."""
-    # Before the network is compiled: it is compiled for a number of threads.
+    """Measures the latency of ``network`` on ``values`` (one tensor per input), by running it for ``seconds``.
+
+    The number of torch's threads is restored afterwards.
+    """
+    # Set before the network is compiled, because it is compiled for a number of threads.
     before = torch.get_num_threads()
     torch.set_num_threads(target.threads)
     try:
-        return _timed(
-            prepared(network, values, target), target.threads, NETWORK_SECONDS if seconds is None else seconds
-        )
+        forward = prepare_forward(network, values, target)
+        return _time(forward, target.threads, NETWORK_SECONDS if seconds is None else seconds)
     finally:
         torch.set_num_threads(before)
 
 
-def _timed(run: Callable[[], object], threads: int, seconds: float) -> Latency:
-    from torch.utils.benchmark import Timer  # it looks for compilers and CUDA, and prints what it misses
+def _time(run: Callable[[], object], threads: int, seconds: float) -> Latency:
+    from torch.utils.benchmark import Timer  # searches for compilers and CUDA and prints what is missing
 
     for _ in range(3):
         run()
     timer = Timer("run()", globals={"run": run}, num_threads=threads)
     times = timer.blocked_autorange(min_run_time=seconds).times
-    while len(times) < LEAST_SAMPLES:  # one run of a slow network may be longer than that
+    while len(times) < MIN_SAMPLES:  # a single run of a slow network may take longer than ``seconds``
         times.append(timer.timeit(1).mean)
     times = [1e3 * time for time in times]
     low, high = np.quantile(times, [0.25, 0.75])
@@ -79,38 +80,39 @@ def measure_table(
     name: str,
     points: int | None,
     checked_on: int,
-    kept: Path,
+    cache: Path,
     seed: int = 0,
 ) -> LatencyTable:
-    """Measures each kernel over the channel numbers of ``grid``, then whole networks to fit and to check the sum.
+    """Measures each kernel over the grid, then whole networks to fit and to check the predictions.
 
     Args:
         network: the default network.
-        grid: each group's numbers of channels, from the widest down.
-        points: numbers of channels measured on each axis of a kernel, spread over the grid; between them the time is
-            interpolated. None: all.
-        checked_on: random configurations whose prediction is compared with their measured time.
-        kept: a file that holds the times of kernels measured so far; an interrupted measurement goes on from there.
-        seed: of the random configurations.
+        grid: each group's numbers of channels in descending order.
+        name: name of the network.
+        points: numbers of channels measured along each axis of a kernel, spread over the grid; None measures all. Times
+            in between are interpolated.
+        checked_on: number of random configurations whose predicted and measured latencies are compared.
+        cache: a JSON file of measured kernels. An interrupted measurement continues from it.
+        seed: seed of the random configurations.
 
     Raises:
-        UserError: the network cannot be taken apart, or the runtime cannot run it.
+        UserError: the network cannot be split into kernels, or the runtime cannot run it.
     """
     kernels = find_kernels(network, graph, target.batch)
     plans = [_plan(kernel, grid, points) for kernel in kernels]
-    known: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
+    measured: dict[str, float] = json.loads(cache.read_text()) if cache.exists() else {}
     times: dict[str, KernelTimes] = {}
     with Progress("latency of kernels", sum(len(rows) * len(columns) for rows, columns in plans), unit="point") as bar:
         for kernel, (rows, columns) in zip(kernels, plans, strict=True):
             ms = []
             for row, column in itertools.product(rows, columns):
                 module, values = kernel.at({**row, **column})
-                does = hashlib.sha256(described(module, values).encode()).hexdigest()[:16]
-                if does not in known:  # networks repeat their blocks
-                    known[does] = measure_latency(module, values, target, KERNEL_SECONDS).median
-                ms.append(known[does])
+                key = hashlib.sha256(described(module, values).encode()).hexdigest()[:16]
+                if key not in measured:  # networks repeat their blocks
+                    measured[key] = measure_latency(module, values, target, KERNEL_SECONDS).median
+                ms.append(measured[key])
                 bar.advance()
-            write_json(kept, known)
+            write_json(cache, measured)
             width = len(columns)
             times[kernel.name] = KernelTimes(
                 kernel.inputs,
@@ -121,45 +123,48 @@ def measure_table(
                 kernel.work,
             )
     table = LatencyTable(name, graph.input_shape, graph.default, target, times)
-    return _checked(table, network, graph, grid, checked_on, seed)
+    return _fitted_and_checked(table, network, graph, grid, checked_on, seed)
 
 
 def _plan(
     kernel: Kernel, grid: Mapping[str, Sequence[int]], points: int | None
 ) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
-    """The channels of a kernel's inputs, and of its outputs, that it is measured at, from the least up."""
+    """Returns the channels of a kernel's inputs and of its outputs at which it is measured, in ascending order."""
     return _levels(kernel.inputs, grid, points), _levels(kernel.outputs, grid, points)
 
 
 def _levels(groups: Sequence[str], grid: Mapping[str, Sequence[int]], points: int | None) -> list[dict[str, int]]:
-    """Several groups go up together."""
+    """Returns channels of ``groups`` spread over the grid, in ascending order. All groups increase together."""
     longest = max((len(grid[group]) for group in groups), default=1)
     count = longest if points is None else min(points, longest)
     levels: dict[int, dict[str, int]] = {}
-    for number in range(count):
-        share = 1 - number / max(1, count - 1)  # of the way down the grid
-        at = {group: grid[group][round(share * (len(grid[group]) - 1))] for group in groups}
-        levels.setdefault(sum(at.values()), at)
+    for index in range(count):
+        position = 1 - index / max(1, count - 1)  # in the grid: 0 is the widest, 1 the narrowest
+        channels = {group: grid[group][round(position * (len(grid[group]) - 1))] for group in groups}
+        levels.setdefault(sum(channels.values()), channels)
     return [levels[total] for total in sorted(levels)]
 
 
 def random_configurations(grid: Mapping[str, Sequence[int]], count: int, seed: int) -> list[dict[str, int]]:
-    """Configurations from the narrowest to the widest, each group up to a quarter of the grid off the others."""
-    draw = random.Random(seed)
-    found = []
-    for number in range(count):
-        middle = (number + draw.random()) / count
-        found.append(
+    """Draws configurations between the narrowest and the widest, in random order.
+
+    Within a configuration, the position of each group in the grid deviates by up to a quarter from a common one.
+    """
+    generator = random.Random(seed)
+    configurations = []
+    for index in range(count):
+        middle = (index + generator.random()) / count
+        configurations.append(
             {
-                group: levels[round(min(1.0, max(0.0, middle + draw.uniform(-0.25, 0.25))) * (len(levels) - 1))]
+                group: levels[round(min(1.0, max(0.0, middle + generator.uniform(-0.25, 0.25))) * (len(levels) - 1))]
                 for group, levels in grid.items()
             }
         )
-    draw.shuffle(found)
-    return found
+    generator.shuffle(configurations)
+    return configurations
 
 
-def _checked(
+def _fitted_and_checked(
     table: LatencyTable,
     network: nn.Module,
     graph: ChannelGraph,
@@ -167,14 +172,15 @@ def _checked(
     checked_on: int,
     seed: int,
 ) -> LatencyTable:
+    """Measures random networks, fits the table's line to the first ones and compares predictions for the others."""
     images = torch.ones(table.target.batch, *graph.input_shape)
-    chosen = random_configurations(grid, FITTED_ON, seed) + random_configurations(grid, checked_on, seed + 1)
+    configurations = random_configurations(grid, FITTED_ON, seed) + random_configurations(grid, checked_on, seed + 1)
     measured = []
-    with Progress("latency of networks", len(chosen), unit="network") as bar:
-        for channels in chosen:
+    with Progress("latency of networks", len(configurations), unit="network") as bar:
+        for channels in configurations:
             measured.append(measure_latency(resize(network, graph, channels), [images], table.target).median)
             bar.advance()
-    sums = [table.kernels_ms(channels) for channels in chosen]
+    sums = [table.kernels_ms(channels) for channels in configurations]
     slope, intercept = fit_line(sums[:FITTED_ON], measured[:FITTED_ON])
     predicted = [intercept + slope * total for total in sums[FITTED_ON:]]
     return dataclasses.replace(
@@ -183,9 +189,10 @@ def _checked(
 
 
 def fit_line(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
-    """Slope and intercept of the line with the least squared relative errors; level where it would fall.
+    """Returns slope and intercept of the line with the least squared relative errors.
 
-    It falls where the time hardly depends on the channels and chance decides: more work must not be said to be faster.
+    The slope is 0 where the fitted one would be negative. That happens by chance if the latency hardly depends on the
+    channels, and more work must not be predicted to be faster.
     """
     weights = 1 / np.asarray(measured)
     slope, intercept = np.polyfit(sums, measured, 1, w=weights)
@@ -195,7 +202,9 @@ def fit_line(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, f
 
 
 def prediction_check(predicted: Sequence[float], measured: Sequence[float]) -> Check:
-    """The errors of predictions, and Spearman's rank correlation (0 where either are all the same)."""
+    """Returns the errors of predictions and Spearman's rank correlation (0 if one of the two is constant)."""
+    from scipy.stats import spearmanr
+
     errors = np.abs(np.asarray(predicted) / np.asarray(measured) - 1)
     return Check(
         tuple(predicted),
@@ -209,7 +218,7 @@ def prediction_check(predicted: Sequence[float], measured: Sequence[float]) -> C
 def current_target(
     *, device: torch.device, runtime: str, threads: int, batch: int, precision: str, channels_last: bool
 ) -> Target:
-    """The machine at hand, by its processor's or its GPU's name."""
+    """Returns the target that describes this machine, by the name of its processor or GPU, with these settings."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     versions = f"torch {torch.__version__}"
     if runtime == "onnxruntime":
@@ -220,7 +229,7 @@ def current_target(
 
 
 def processor() -> str:
-    """The name of the machine's processor."""
+    """Returns the name of this machine's processor."""
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith(("model name", "Model"))]
