@@ -1,13 +1,13 @@
-"""The one exception for mistakes that the user can mend."""
+"""The exception for errors that the user can correct."""
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that names the value, the rule and the remedy.
+    """Raised for wrong input. The message is one line with the value, the rule and the remedy.
 
-    The shell prints it without a traceback and exits with code 1; library users catch it as a ``ValueError``.
+    Commands print it without a traceback and exit with code 1. Users of the library catch it as a ``ValueError``.
     """
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says first, for a message of one line."""
+    """The first line of another library's error message, or the error's type if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

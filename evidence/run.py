@@ -68,7 +68,7 @@ def table(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
         changes = study["regimes"][regime] | (study["searches"][search] if search else {})
         own = changed(params, {"supernet.seed": supernet, **changes})
         method, start = "autoslim" if search else "uniform", own["retrain"]["start"]
-        seeds = study["seeds_of_uniform" if (method, start) == ("uniform", "new") else "seeds"]
+        seeds = study["seeds_of_uniform" if (method, start) == ("uniform", "scratch") else "seeds"]
         for row in _compared(cache, own, study["budgets"][network], method, seeds):
             yield {"regime": regime, "start": start, "method": method, "search": search, "supernet": supernet, **row}
 

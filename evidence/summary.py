@@ -213,7 +213,7 @@ def _pair(rows: pd.DataFrame, over: str, search: str, regime: str, budget: str) 
 
 def _same_for_all(rows: pd.DataFrame, search: str, regime: str) -> bool:
     """Whether the networks do not depend on the supernet, which holds for uniform from scratch."""
-    return search == UNIFORM and set(rows[rows["regime"] == regime]["start"]) == {"new"}
+    return search == UNIFORM and set(rows[rows["regime"] == regime]["start"]) == {"scratch"}
 
 
 def _gain(rows: pd.DataFrame, other: pd.DataFrame, *, paired: bool, score: str = "top1") -> Gain:
@@ -268,7 +268,7 @@ def _ranking(rows: pd.DataFrame, figure_path: Path) -> None:
     path = RESULTS / figure_path.with_suffix(".csv").name.replace("ranking", "table")
     if path.exists():
         table = _whole(_read(path))
-        scratch = table[(table["start"] == "new") & table["budget"].isin(rows["budget"].unique())]
+        scratch = table[(table["start"] == "scratch") & table["budget"].isin(rows["budget"].unique())]
         noise = _within(scratch.groupby(["search", "supernet"])["top1"]) / rows["seed"].nunique()
         ceiling = math.sqrt(max(0.0, 1 - noise / top1.var()))
         print(

@@ -255,7 +255,7 @@ def table_rows(budgets: dict[str, float]) -> list[dict[str, Any]]:
     return [
         {"regime": regime, "start": start, "method": "autoslim" if search else "uniform", "search": search}
         | {"budget": budget, **row(supernet, seed, value + (more if search else 0))}
-        for regime, start in (("scratch", "new"), ("fine-tuned", "supernet"))
+        for regime, start in (("scratch", "scratch"), ("fine-tuned", "supernet"))
         for budget, more in budgets.items()
         for (search, supernet), value in TOP1.items()
         for seed in range(3)

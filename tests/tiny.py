@@ -1,4 +1,4 @@
-"""A copy of this project with parameters so small that the whole pipeline runs in seconds."""
+"""A copy of this project with parameters for a pipeline that runs in seconds."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ TINY: dict[str, Any] = {
 
 
 def merged(values: Any, changes: Any) -> Any:
-    """``values`` with ``changes`` put in at any depth; model.kwargs is replaced whole."""
+    """``values`` with ``changes`` merged at any depth; model.kwargs is replaced as a whole."""
     if not isinstance(changes, dict) or not isinstance(values, dict):
         return changes
     return values | {
@@ -40,7 +40,7 @@ def write_params(folder: Path, values: dict[str, Any]) -> None:
 
 
 def project_copy(folder: Path, changes: dict[str, Any] | None = None) -> Path:
-    """The project's files that git knows or would take, in a git repository of their own, with tiny parameters."""
+    """Copies the files that git tracks or would add to a new git repository, with tiny parameters."""
     listed = run(["git", "ls-files", "-co", "--exclude-standard", "-z"], ROOT).split("\0")
     for name in filter(None, listed):
         if (ROOT / name).is_file():
@@ -55,7 +55,7 @@ def project_copy(folder: Path, changes: dict[str, Any] | None = None) -> Path:
 
 
 def run(command: list[str], cwd: Path, *, check: bool = True, **environment: str) -> str:
-    """What a command prints, stdout and stderr together; the commands of this Python's environment come first."""
+    """Returns stdout and stderr of a command. The commands of this Python's environment come first in PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))}
     names = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org"}

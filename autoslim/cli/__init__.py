@@ -1,4 +1,5 @@
-"""The ``autoslim`` command, one module per subcommand: ``*_cli`` has the options, an ordinary function does the work.
+"""The ``autoslim`` command, one module for each subcommand.
 
-Nothing here imports torch at the top, so that help and usage errors appear at once.
+A function ``*_cli`` defines the options; an ordinary function does the work. Modules import torch only inside
+functions, so that help and usage errors appear at once.
 """

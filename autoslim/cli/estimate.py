@@ -1,4 +1,4 @@
-"""``autoslim estimate``: what a run of the parameters will cost on this machine, before it is started."""
+"""``autoslim estimate``: time, multiply-adds and memory that a run of the pipeline will take on this machine."""
 
 import math
 from collections.abc import Sequence
@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoslim.cli.check import known_table
-from autoslim.cli.terminal import Classes, ParamsFile, amounts, described_data, prepared_info, print_facts, print_table
+from autoslim.cli.terminal import (
+    Classes,
+    ParamsFile,
+    amounts,
+    described_data,
+    known_table,
+    prepared_info,
+    print_facts,
+    print_table,
+)
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project_with
@@ -25,34 +33,37 @@ if TYPE_CHECKING:
 
 
 NOTES = """\
-hours: the median pass on synthetic images times the number of passes; loading data and writing files are not in them.
-search: as if all groups were slimmed evenly and each candidate run in full; the real number depends on the scores.
-autoslim's network is not known yet: it is measured as the uniform network of the same budget.
-petaMACs: forward, in closed form, whatever the machine; training steps take about three times that with the backward.
-memory: on CUDA what is allocated at most; with ">" only weights, gradients, momentum and what autograd keeps."""
+hours: median time of a pass on synthetic images times the number of passes, without loading data and writing files.
+search: assumes that all groups are slimmed evenly and each candidate runs in full; the scores decide the actual number.
+autoslim: its network is not known yet, so the uniform network of the same budget is measured instead.
+petaMACs: forward passes only, in closed form; with the backward pass, training takes about three times as many.
+memory: peak of allocated CUDA memory; ">": a lower bound of weights, gradients, momentum and saved activations."""
 
 
 @with_clear_errors
 def estimate_cli(
     file: ParamsFile = Path("params.yaml"),
     images: Annotated[
-        int | None, typer.Option("--images", min=1, help="Training images there are. Default: as prepared.")
+        int | None,
+        typer.Option("--images", min=1, help="Number of training images. Default: as prepared."),
     ] = None,
     classes: Classes = None,
     test_images: Annotated[
-        int | None, typer.Option("--test-images", min=1, help="Test images there are. Default: as prepared.")
+        int | None,
+        typer.Option("--test-images", min=1, help="Number of test images. Default: as prepared."),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", min=2, help="Measure with at most so many images at once, and scale linearly."),
+        typer.Option("--batch", min=2, help="Measure with at most this batch size, and scale linearly."),
     ] = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", min=0, help="Measure each kind of pass for about so long.")
+        float, typer.Option("--seconds", min=0, help="Approximate measuring time for each kind of pass.")
     ] = 10.0,
 ) -> None:
-    """Estimate what a run costs on this machine: hours, multiply-adds and memory of each stage.
+    """Estimate the hours, multiply-adds and memory of each stage on this machine.
 
-    Builds the networks as the stages do and times a few passes of each kind on synthetic images. Needs no data.
+    The command builds the networks as the stages do, and times a few passes of each kind on synthetic images. It needs
+    no data.
 
     Examples:
 
@@ -72,10 +83,10 @@ def estimate_cli(
 def _described(
     params: "Params", info: "DataInfo | None", images: int | None, classes: int | None, test_images: int | None
 ) -> "DataInfo":
-    """The data as they were prepared, or, where the options say something else, as they would be.
+    """The description of the prepared data, changed by the options.
 
     Raises:
-        UserError: neither says how large they are, or nothing is left to train on.
+        UserError: The number of images or classes is not known, or no training image is left.
     """
     data = params.data
     if images is None and classes is None and test_images is None and info is not None:
@@ -83,19 +94,18 @@ def _described(
     size: int | None = data.image_size
     channels: int | None = data.channels
     if info is not None:
-        there = info.counts
-        images = images or there["train"] + there["search"]
-        classes, test_images = classes or len(info.classes), test_images or there.get("test")
+        images = images or info.counts["train"] + info.counts["search"]
+        classes, test_images = classes or len(info.classes), test_images or info.counts.get("test")
         size, channels = info.image_size, info.channels
     if images is None or classes is None:
         raise UserError(
-            f"how many images and classes {data.source} has is not known; run `dvc repro prepare`, or give --images "
+            f"the number of images and classes of {data.source} is not known; run `dvc repro prepare`, or set --images "
             "and --classes (for ImageNet --images 1281167 --classes 1000 --test-images 50000)"
         )
     left = images - data.search_images
     if left < 1:
         raise UserError(
-            f"--images {images} leaves nothing to train on beside data.search_images {data.search_images}; "
+            f"--images {images} leaves no training images, because data.search_images is {data.search_images}; "
             "raise --images or lower data.search_images"
         )
     counts = {"train": min(left, data.train_images or left), "search": data.search_images}
@@ -112,10 +122,16 @@ def _described(
 
 
 def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int | None, seconds: float) -> None:
-    """Prints what a run of ``params`` on data like ``info`` costs here. ``root``: where these data start, if any.
+    """Prints the estimated costs of a run of ``params``.
+
+    Args:
+        info: Description of the data.
+        root: The project's folder if the data are prepared; None: no data are loaded.
+        batch: Largest batch size to measure with; None: no limit.
+        seconds: Measuring time for each kind of pass.
 
     Raises:
-        UserError: the network or the budget does not fit, or a batch the machine's memory.
+        UserError: The network or the budget does not fit, or the device does not have enough memory for a batch.
     """
     from autoslim.pipeline.assembly import grid_spec, run_context, traced_network
     from autoslim.pipeline.checks import check_reach
@@ -129,92 +145,96 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     grid = graph.grid(grid_spec(params.supernet))
     counts = info.counts
     works = plan(params, costs, grid, Sizes(counts["train"], counts["search"], counts.get("test")))
-    rehearsal = DryRun(params, network, graph, grid, len(info.classes), run_context(params.runtime))
-    measured = _measured(rehearsal, works, batch, seconds)
+    dry_run = DryRun(params, network, graph, grid, len(info.classes), run_context(params.runtime))
+    measured = _measured(dry_run, works, batch, seconds)
     splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     facts = [
-        ("device", _named(rehearsal.context.device)),
+        ("device", _named(dry_run.context.device)),
         ("network", f"{params.model.name}, {amounts(costs.all(graph.default))}"),
         ("budget", format_budgets(params.budgets) + _stand_in(params, costs)),
         ("images", f"{'x'.join(map(str, graph.input_shape))}, {len(info.classes)} classes; {splits}"),
-        ("measured", "at full size" if batch is None else f"with at most {batch} images at once, and scaled linearly"),
+        ("measured", "with full batches" if batch is None else f"with batches of at most {batch}, scaled linearly"),
     ]
     if root is not None and info.storage == "files":
-        facts.append(("loading", _loading(rehearsal, root, measured[0], seconds)))
+        facts.append(("loading", _loading(dry_run, root, measured[0], seconds)))
     print_facts(facts)
     print()
-    rows = [_row(work, seen, rehearsal) for work, seen in zip(works, measured, strict=True)]
-    hours = sum(work.hours(seen.seconds, seen.images) for work, seen in zip(works, measured, strict=True))
-    rows.append(["(all)", "", "", "", _figure(hours), _figure(sum(work.petamacs for work in works)), ""])
+    rows = [_row(work, measurement, dry_run) for work, measurement in zip(works, measured, strict=True)]
+    hours = sum(work.hours(m.seconds, m.images) for work, m in zip(works, measured, strict=True))
+    rows.append(["(total)", "", "", "", _rounded(hours), _rounded(sum(work.petamacs for work in works)), ""])
     print_table(["work", "passes", "images each", "seconds each", "hours", "petaMACs", "memory"], rows)
     print(f"\n{NOTES}")
 
 
 def _stand_in(params: "Params", costs: "Costs") -> str:
-    """What is taken in the place of a latency that nobody has measured yet."""
+    """A note on how a budget of latency is replaced if there is no latency table."""
     from autoslim.pipeline.estimate import proxy_limits
 
     if "latency" not in params.budgets or costs.table is not None:
         return ""
-    why = "latency is not known before `dvc repro resources`"
+    reason = "latency is not known before `dvc repro resources`"
     if len(params.budgets) > 1:
-        return f" ({why}: its limit is left out here)"
-    return f" ({why}: {format_named_amount(proxy_limits(params, costs)['macs'])} are taken in its place)"
+        return f" ({reason}; its limit is ignored here)"
+    return f" ({reason}; {format_named_amount(proxy_limits(params, costs)['macs'])} are assumed instead)"
 
 
-def _measured(rehearsal: "DryRun", works: Sequence["Work"], batch: int | None, seconds: float) -> "list[PassTiming]":
-    """One for each of ``works``; those that run the same are measured once."""
+def _measured(dry_run: "DryRun", works: Sequence["Work"], batch: int | None, seconds: float) -> "list[PassTiming]":
+    """One measurement for each of ``works``. Works with equal passes share a measurement."""
     from autoslim.training.progress import Progress
 
-    found: dict[str, PassTiming] = {}
+    measured: dict[str, PassTiming] = {}
     keys = [f"{work.kind} {work.configurations}" for work in works]
     with Progress("measuring", len(set(keys)), unit="kind") as progress:
         for work, key in zip(works, keys, strict=True):
-            if key not in found:
+            if key not in measured:
                 progress.write(f"measuring {work.name}")
-                found[key] = rehearsal.measure(work, min(work.at_once, batch or work.at_once), seconds)
+                measured[key] = dry_run.measure(work, min(work.at_once, batch or work.at_once), seconds)
                 progress.advance()
-    return [found[key] for key in keys]
+    return [measured[key] for key in keys]
 
 
-def _row(work: "Work", seen: "PassTiming", rehearsal: "DryRun") -> list[str]:
+def _row(work: "Work", measured: "PassTiming", dry_run: "DryRun") -> list[str]:
     from autoslim.pipeline.estimate import TRAINING
 
-    kept = 4 * work.kept * math.prod(rehearsal.graph.input_shape)
+    kept_bytes = 4 * work.kept * math.prod(dry_run.graph.input_shape)
     memory = ""
-    if seen.peak_bytes is not None and seen.images == work.at_once:
-        memory = format_amount(seen.peak_bytes + kept, "memory")
+    if measured.peak_bytes is not None and measured.images == work.at_once:
+        memory = format_amount(measured.peak_bytes + kept_bytes, "memory")
     elif work.kind in TRAINING:
-        memory = f"> {format_amount(rehearsal.least_bytes(work, work.at_once) + kept, 'memory')}"
+        memory = f"> {format_amount(dry_run.least_bytes(work, work.at_once) + kept_bytes, 'memory')}"
     about = "~" if work.kind == "search" else ""
     return [
         work.name,
         f"{about}{work.passes:,}",
         f"{work.images:,}",
-        _figure(seen.seconds * work.images / seen.images),
-        _figure(work.hours(seen.seconds, seen.images)),
-        f"{about}{_figure(work.petamacs)}",
+        _rounded(measured.seconds * work.images / measured.images),
+        _rounded(work.hours(measured.seconds, measured.images)),
+        f"{about}{_rounded(work.petamacs)}",
         memory,
     ]
 
 
-def _figure(value: float) -> str:
-    """To three digits, thousands whole."""
+def _rounded(value: float) -> str:
+    """Three significant digits, or all digits before the decimal point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _loading(rehearsal: "DryRun", root: Path, training: "PassTiming", seconds: float) -> str:
+def _loading(dry_run: "DryRun", root: Path, training: "PassTiming", seconds: float) -> str:
     from autoslim.data.prepared import PreparedData
     from autoslim.pipeline.assembly import recipe
     from autoslim.pipeline.dry_run import loading_rate
     from autoslim.pipeline.project import PREPARED
 
     data = PreparedData.open(PREPARED, relative_to=root)
-    rate = loading_rate(data, recipe(rehearsal.params.supernet), rehearsal.context, seconds)
+    rate = loading_rate(data, recipe(dry_run.params.supernet), dry_run.context, seconds)
     needed = training.images / training.seconds
-    verdict = "loading sets the pace, and the hours are too few" if rate < needed else "loading keeps up"
-    workers = rehearsal.context.workers
-    return f"{rate:.3g} images a second by {workers} workers; the supernet trains on {needed:.3g} a second: {verdict}"
+    comment = (
+        "loading is the bottleneck, and the run takes longer than the hours below"
+        if rate < needed
+        else "loading is fast enough"
+    )
+    workers = dry_run.context.workers
+    return f"{rate:.3g} images/s with {workers} workers; training the supernet needs {needed:.3g} images/s; {comment}"
 
 
 def _named(device: "torch.device") -> str:

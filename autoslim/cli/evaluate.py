@@ -1,4 +1,4 @@
-"""``autoslim evaluate``: a retrained network's accuracy, computed again."""
+"""``autoslim evaluate``: the accuracy of retrained networks, computed again."""
 
 from enum import StrEnum
 from statistics import fmean, stdev
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from autoslim.cli.terminal import percent, print_table
+from autoslim.cli.terminal import Method, percent, print_table
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project
 
@@ -18,13 +18,13 @@ class Split(StrEnum):
 
 @with_clear_errors
 def evaluate_cli(
-    method: Annotated[str, typer.Argument(help="autoslim, uniform or released/NAME.")],
-    seed: Annotated[int | None, typer.Option("--seed", help="Of this seed alone. Default: all seeds.")] = None,
-    split: Annotated[Split, typer.Option("--split", help="The images to look at.")] = Split.SEARCH,
+    method: Method,
+    seed: Annotated[int | None, typer.Option("--seed", help="Evaluate only this seed. Default: all seeds.")] = None,
+    split: Annotated[Split, typer.Option("--split", help="Images to evaluate on.")] = Split.SEARCH,
 ) -> None:
-    """Evaluate a method's retrained networks again, on the test or the search split.
+    """Evaluate a method's retrained networks again, on the search or the test split.
 
-    The search split is there to choose by; the test split, which the report looks at, should not choose anything.
+    Use the search split to choose between networks, and the test split only to report results.
 
     Example:
 
@@ -37,9 +37,9 @@ def evaluate_cli(
     params = load_params()
     rows, accuracies = [], []
     for number in [seed] if seed is not None else seeds_of(method):
-        figures = score(load_retrained(params, method, number), params, split)
-        accuracies.append(1 - figures.error)
-        rows.append([number, percent(1 - figures.error), f"{figures.cross_entropy:.4f}"])
+        result = score(load_retrained(params, method, number), params, split)
+        accuracies.append(1 - result.error)
+        rows.append([number, percent(1 - result.error), f"{result.cross_entropy:.4f}"])
     if len(rows) > 1:
         rows.append(["all", f"{percent(fmean(accuracies))} ± {percent(stdev(accuracies))}", ""])
     print_table(["seed", f"top-1 on {split} (%)", "cross-entropy"], rows, title=f"method {method}")

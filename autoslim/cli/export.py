@@ -1,4 +1,4 @@
-"""``autoslim export``: a retrained network for use elsewhere."""
+"""``autoslim export``: writes a retrained network for use without autoslim."""
 
 import dataclasses
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from autoslim.cli.terminal import Method
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project
@@ -13,16 +14,16 @@ from autoslim.pipeline.project import enter_project
 
 @with_clear_errors
 def export_cli(
-    method: Annotated[str, typer.Argument(help="autoslim, uniform or released/NAME.")],
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Ends in .pt2 or .safetensors.")],
-    seed: Annotated[int | None, typer.Option("--seed", help="Default: the lowest seed.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    method: Method,
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="File to write: .pt2 or .safetensors.")],
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of the network. Default: the lowest seed.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
-    """Write a retrained network to a file that needs no autoslim.
+    """Write a retrained network to a file that can be used without autoslim.
 
-    FILE.pt2 is a graph that torch.export.load opens where neither autoslim nor the network's code is, for any batch
-    size. FILE.safetensors holds the weights alone. Beside either, FILE.json says the channels, the input's size and
-    normalisation, and the classes.
+    FILE.pt2 is a graph for torch.export.load; it needs neither autoslim nor the network's code, and accepts any batch
+    size. FILE.safetensors contains only the weights. FILE.json is written with either, and contains the channels, the
+    size and normalisation of the input, and the classes.
 
     Example:
 
@@ -32,12 +33,12 @@ def export_cli(
 
     target = to.absolute()
     if target.suffix not in FORMATS:
-        raise UserError(f"--to {to} ends in {to.suffix or 'nothing'}; end it in {' or '.join(FORMATS)}")
+        raise UserError(f"--to {to} does not end in {' or '.join(FORMATS)}; rename it")
     if not target.parent.is_dir():
-        raise UserError(f"--to {to}: there is no folder {target.parent}; make it first")
+        raise UserError(f"--to {to}: the folder {target.parent} does not exist; create it first")
     for path in (to, to.with_suffix(".json")):
         if path.exists() and not force:
-            raise UserError(f"{path} is there; name another file with --to, or replace it with --force")
+            raise UserError(f"{path} exists; choose another file with --to, or replace it with --force")
     enter_project()
     from autoslim.pipeline.params import load_params
     from autoslim.pipeline.retrain import load_retrained, seeds_of
@@ -56,6 +57,6 @@ def export_cli(
     )
     if target.suffix == ".pt2":
         print(
-            f'load it with torch.export.load("{to}").module(); images are (N, C, H, W), scaled to [0, 1] and then '
-            "normalised as the JSON says"
+            f'load it with torch.export.load("{to}").module(); the input is (N, C, H, W), scaled to [0, 1] and then '
+            "normalised with the mean and std in the JSON file"
         )

@@ -1,4 +1,4 @@
-"""``autoslim latency``: tables of a network's latency, measured here for a search anywhere."""
+"""``autoslim latency``: measures latency tables, and shows them."""
 
 import os
 from enum import StrEnum
@@ -24,9 +24,9 @@ FIGURE_DPI = 150
 latency_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Measure a network's latency on this machine, for a search here or elsewhere.\n\n"
-    "`autoslim latency measure --to phone.json` on the machine that is to run the network; `latency.table: phone.json` "
-    "in the params.yaml of the search.",
+    help="Measure a network's latency on this machine, for a search on any machine.\n\n"
+    "Run `autoslim latency measure --to phone.json` on the machine that will run the network, and set "
+    "`latency.table: phone.json` in the params.yaml of the search.",
 )
 
 
@@ -44,14 +44,14 @@ class Precision(StrEnum):
 @latency_app.command("measure")
 @with_clear_errors
 def measure_cli(
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="The table, as JSON.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="JSON file to write the table to.")],
     file: ParamsFile = Path("params.yaml"),
     classes: Classes = None,
     size: Annotated[
-        int | None, typer.Option("--size", min=1, help="Images' height and width. Default: data.image_size.")
+        int | None, typer.Option("--size", min=1, help="Height and width of the images. Default: data.image_size.")
     ] = None,
     channels: Annotated[
-        int | None, typer.Option("--channels", min=1, max=3, help="Images' channels. Default: data.channels.")
+        int | None, typer.Option("--channels", min=1, max=3, help="Channels of the images. Default: data.channels.")
     ] = None,
     runtime: Annotated[Runtime | None, typer.Option("--runtime", help="Default: latency.runtime.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="Default: latency.device.")] = None,
@@ -64,17 +64,17 @@ def measure_cli(
     ] = None,
     points: Annotated[
         int | None,
-        typer.Option("--points", min=2, help="Numbers of channels on each axis of a kernel. Default: latency.points."),
+        typer.Option("--points", min=2, help="Measured numbers of channels on each axis. Default: latency.points."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE where it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
 ) -> None:
     """Measure the latency table of the network in params.yaml on this machine, and write it to FILE.
 
-    The network's kernels are timed over the search's channel numbers, then whole networks, to see how far the
-    predictions are off. Needs no data where --classes is given, and images' size stands in params.yaml or is given
-    too. Measures anew each time; only what was interrupted goes on where it stopped. Leave the machine to it meanwhile.
+    The command times the network's kernels at the search's numbers of channels, then whole networks to find the error
+    of the predictions. It needs no data if --classes is set and the image size is set here or in params.yaml. Each run
+    measures again; only an interrupted run is continued. Run nothing else on the machine meanwhile.
 
-    A search uses the table by latency.table: FILE, on whatever machine it runs.
+    To use the table in a search on any machine, set latency.table: FILE in its params.yaml.
 
     Examples:
 
@@ -84,13 +84,13 @@ def measure_cli(
     """
     target = to.absolute()
     if target.is_dir():
-        raise UserError(f"--to {to} is a folder; name a file in it, such as {to / 'latency.json'}")
+        raise UserError(f"--to {to} is a folder; choose a file in it, such as {to / 'latency.json'}")
     if target.exists() and not force:
-        raise UserError(f"--to {to} is there; name another file, or replace it with --force")
+        raise UserError(f"--to {to} exists; choose another file, or replace it with --force")
     if not target.parent.is_dir():
-        raise UserError(f"--to {to}: there is no folder {target.parent}; make it first")
+        raise UserError(f"--to {to}: the folder {target.parent} does not exist; create it first")
     if not os.access(target.parent, os.W_OK):
-        raise UserError(f"--to {to}: nothing can be written in {target.parent}; name a file elsewhere")
+        raise UserError(f"--to {to}: the folder {target.parent} is not writable; choose a file in another one")
     root, path = enter_project_with(file)
     from autoslim.pipeline.params import load_params
 
@@ -106,18 +106,18 @@ def measure_cli(
     params = with_options(load_params(path), options)
     table = measure(params, _images(params, classes, size, channels), target)
     print(table.summary())
-    there = target.relative_to(root) if target.is_relative_to(root) else target
+    shown = target.relative_to(root) if target.is_relative_to(root) else target
     print(
-        f"wrote {to}: {len(table.kernels)} kernels. To search with it: latency.table: {there} in params.yaml, and the "
-        "file among the deps of the stage resources in dvc.yaml"
+        f"wrote {to} ({len(table.kernels)} kernels). To use it in a search, set latency.table: {shown} in params.yaml, "
+        "and add the file to the deps of the stage resources in dvc.yaml"
     )
 
 
 def with_options(params: "Params", options: dict[str, Any]) -> "Params":
-    """``params`` with what options say otherwise of the section ``latency``.
+    """``params`` with those of ``options`` that are not None, in the section ``latency``.
 
     Raises:
-        UserError: an option's value cannot be.
+        UserError: An option has a wrong value.
     """
     from autoslim.pipeline.params import check_params
 
@@ -129,7 +129,7 @@ def with_options(params: "Params", options: dict[str, Any]) -> "Params":
 
 
 def _images(params: "Params", classes: int | None, size: int | None, channels: int | None) -> "DataInfo":
-    """The data as they were prepared, or, where options say something else, as they would be."""
+    """The description of the prepared data, changed by the options."""
     info, data = prepared_info(params), params.data
     if info is not None and classes is None and size is None and channels is None:
         return info
@@ -137,7 +137,7 @@ def _images(params: "Params", classes: int | None, size: int | None, channels: i
         classes, size, channels = classes or len(info.classes), size or info.image_size, channels or info.channels
     if classes is None:
         raise UserError(
-            f"how many classes {data.source} has is not known; run `dvc repro prepare`, or give --classes (for "
+            f"the number of classes of {data.source} is not known; run `dvc repro prepare`, or set --classes (for "
             "ImageNet --classes 1000)"
         )
     return described_data(
@@ -146,22 +146,22 @@ def _images(params: "Params", classes: int | None, size: int | None, channels: i
         size=size or data.image_size,
         channels=channels or data.channels,
         counts={},
-        remedy="give --size and --channels, or run `dvc repro prepare`",
+        remedy="set --size and --channels, or run `dvc repro prepare`",
     )
 
 
 def measure(params: "Params", info: "DataInfo", to: Path) -> "LatencyTable":
-    """Measures the table of ``params``' network for images like those of ``info``, and writes it to ``to``.
+    """Measures the latency table of the network for images as in ``info``, and writes it to ``to``.
 
     Raises:
-        UserError: it cannot be measured.
+        UserError: The latency cannot be measured.
     """
     from autoslim.pipeline.assembly import traced_network
     from autoslim.pipeline.checks import check_groups
     from autoslim.pipeline.costs import latency_target, measured_table
     from autoslim.training.checkpoints import write_json
 
-    latency_target(params.latency)  # before the network is built
+    latency_target(params.latency)  # checks the device before the network is built
     network, graph = traced_network(params.model, info)
     check_groups(params.model.name, graph)
     table = measured_table(params, network, graph, anew=True)
@@ -172,35 +172,35 @@ def measure(params: "Params", info: "DataInfo", to: Path) -> "LatencyTable":
 @latency_app.command("show")
 @with_clear_errors
 def show_cli(
-    file: Annotated[Path, typer.Argument(help="A table that `autoslim latency measure` wrote.")],
-    picture: Annotated[
-        Path | None, typer.Option("--picture", metavar="FILE.png", help="Draw predicted against measured latency.")
+    file: Annotated[Path, typer.Argument(help="Table from `autoslim latency measure`.")],
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE.png", help="Plot predicted against measured latency.")
     ] = None,
 ) -> None:
-    """Show a latency table: what it was measured on, how good its predictions are, and where the time goes.
+    """Show a latency table: the device, the error of its predictions, and the time of each kernel.
 
-    Times are of the default network: the kernels' add up, with what is between them, to its prediction.
+    The times are those of the default network. The kernels and the time between them add up to its predicted latency.
 
     Example:
 
-    autoslim latency show phone.json --picture phone.png
+    autoslim latency show phone.json --figure phone.png
     """
-    if picture is not None:
-        if picture.suffix != ".png":
-            raise UserError(f"--picture {picture} ends in {picture.suffix or 'nothing'}; end it in .png")
-        if not picture.absolute().parent.is_dir():
-            raise UserError(f"--picture {picture}: there is no folder {picture.absolute().parent}; make it first")
+    if figure is not None:
+        if figure.suffix != ".png":
+            raise UserError(f"--figure {figure} does not end in .png; rename it")
+        if not figure.absolute().parent.is_dir():
+            raise UserError(f"--figure {figure}: the folder {figure.absolute().parent} does not exist; create it first")
     from autoslim.pipeline.costs import read_table
 
     table = read_table(file)
-    if picture is not None and table.check is None:
-        raise UserError(f"{file} holds no comparison to draw; make it again with `autoslim latency measure`")
+    if figure is not None and table.check is None:
+        raise UserError(f"{file} contains no comparison to plot; measure it again with `autoslim latency measure`")
     print_latency(table)
-    if picture is not None:
+    if figure is not None:
         from autoslim.report.resource_figures import prediction_figure
 
-        prediction_figure(picture, table, dpi=FIGURE_DPI)
-        print(f"\nwrote {picture}")
+        prediction_figure(figure, table, dpi=FIGURE_DPI)
+        print(f"\nwrote {figure}")
 
 
 def print_latency(table: "LatencyTable") -> None:
@@ -208,7 +208,7 @@ def print_latency(table: "LatencyTable") -> None:
     facts = [
         ("network", f"{table.network} on {'x'.join(map(str, table.input_shape))} images, {len(table.kernels)} kernels"),
         ("measured on", str(target)),
-        ("default", f"{format_amount(total, 'latency')}, predicted"),
+        ("default", f"{format_amount(total, 'latency')} predicted"),
     ]
     if (check := table.check) is not None:
         spans = f"{format_amount(min(check.measured), 'latency')} to {format_amount(max(check.measured), 'latency')}"
@@ -221,6 +221,6 @@ def print_latency(table: "LatencyTable") -> None:
     print()
     times = {name: table.slope * kernel.predict(table.default) for name, kernel in table.kernels.items()}
     ordered = sorted(times.items(), key=lambda item: -item[1])
-    ordered += [("(a whole network less its kernels)", table.intercept), ("(all)", total)]
+    ordered += [("(between the kernels)", table.intercept), ("(total)", total)]
     rows = [[name, f"{ms:.4g}", percent(ms / total) if total else ""] for name, ms in ordered]
-    print_table(["kernel", "ms", "% of all"], rows, title="Kernels of the default network")
+    print_table(["kernel", "ms", "% of total"], rows, title="Kernels of the default network")

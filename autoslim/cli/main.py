@@ -1,4 +1,4 @@
-"""``autoslim``: what a user does besides ``dvc repro``. Looks, checks and ships; training belongs to the pipeline."""
+"""The command ``autoslim``. The pipeline (``dvc repro``) trains; its commands check, inspect and export."""
 
 from importlib.metadata import version
 from typing import Annotated
@@ -36,8 +36,8 @@ for name, command in (
 app.add_typer(latency_app, name="latency")
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(value: bool) -> None:
+    if value:
         print(version("autoslim"))
         raise typer.Exit
 
@@ -48,10 +48,10 @@ def autoslim(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Sets the channel numbers of a convolutional network for a budget.
+    """Choose the numbers of channels of a convolutional network for a budget.
 
-    `dvc repro` runs the pipeline; these commands look at networks and results, check parameters, and ship what was
-    found. Each explains itself: `autoslim profile --help`.
+    `dvc repro` runs the pipeline. These commands profile networks, check parameters, show results, and export networks.
+    See `autoslim COMMAND --help` for the options of a command.
     """
 
 

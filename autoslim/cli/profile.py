@@ -25,44 +25,53 @@ def profile_cli(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="package.module:callable, timm:NAME, file.py:callable, or released/LIST of the paper's authors. "
-            "Left out: that of params.yaml."
+            help="package.module:callable, timm:NAME, file.py:callable, or released/LIST (channels released by the "
+            "paper's authors). Default: the network in params.yaml."
         ),
     ] = None,
     image: Annotated[
-        str | None, typer.Option("--input", metavar="CxHxW", help="Channels, height, width. Default 3x224x224.")
+        str | None,
+        typer.Option("--input", metavar="CxHxW", help="Channels, height, width. Default: 3x224x224."),
     ] = None,
-    size: Annotated[int | None, typer.Option("--size", min=1, help="Height and width, of colour images.")] = None,
+    size: Annotated[int | None, typer.Option("--size", min=1, help="Height and width of colour images.")] = None,
     classes: Annotated[
-        int | None, typer.Option("--classes", min=1, help="num_classes of the callable. Default: the callable's own.")
+        int | None,
+        typer.Option("--classes", min=1, help="num_classes of the callable. Default: its own."),
     ] = None,
     kwargs: Annotated[
-        list[str] | None, typer.Option("--kwargs", "-k", metavar="KEY=VALUE", help="An argument of the callable.")
+        list[str] | None,
+        typer.Option("--kwargs", "-k", metavar="KEY=VALUE", help="Keyword argument of the callable."),
     ] = None,
     leaves: Annotated[
-        list[str] | None, typer.Option("--leaf", metavar="MODULE", help="A module that tracing shall not look into.")
+        list[str] | None,
+        typer.Option("--leaf", metavar="MODULE", help="Module that tracing treats as one operation."),
     ] = None,
-    width: Annotated[float | None, typer.Option("--width", help="Width multiplier on every group.")] = None,
+    width: Annotated[float | None, typer.Option("--width", help="Width multiplier of all channel groups.")] = None,
     divisor: Annotated[
         int | None,
         typer.Option(
-            "--divisor", min=1, help="--width rounds to multiples of this. Default 8, or that of params.yaml."
+            "--divisor",
+            min=1,
+            help="With --width, round to multiples of this. Default: 8, or as in params.yaml.",
         ),
     ] = None,
     channels: Annotated[
         Path | None,
         typer.Option(
-            "--channels", metavar="FILE", help="JSON of channels by group, such as outputs/channels/autoslim.json."
+            "--channels",
+            metavar="FILE",
+            help="JSON file of channels by group, such as outputs/channels/autoslim.json.",
         ),
     ] = None,
-    layers: Annotated[bool, typer.Option("--layers", help="List the layers too.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Count again with ptflops and compare.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Also list the layers.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare with the counts of ptflops.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all values as JSON.")] = False,
 ) -> None:
     """Show a network's channel groups, layers, MACs, parameters and memory, at any width or configuration.
 
-    Works in any folder, for any network that torch.fx can trace. One multiply-add is one MAC; convolution and linear
-    layers count, at batch size 1. Memory is what inference takes at its peak: weights, and activations of one image.
+    The command works in any folder, for any network that torch.fx can trace. One multiply-add is one MAC; convolution
+    and linear layers are counted, at batch size 1. Memory is the peak of inference: weights and activations of one
+    image.
 
     Examples:
 
@@ -74,21 +83,21 @@ def profile_cli(
     """
     from autoslim.models.released import FAMILIES, released_method
 
-    given = read_channels(channels) if channels else None
-    listed = released_method(name) if name else None
+    configuration = read_channels(channels) if channels else None
+    released = released_method(name) if name else None
     if name is None:
         name, network, graph, multiple = _network_of_params(image, size, classes, kwargs or [], leaves or [])
     else:
         shape = input_shape(image, size) or (3, 224, 224)
-        asked = {"num_classes": classes} if classes else {}
-        path = FAMILIES[listed.family] if listed else name
-        network, graph = _named_network(path, shape, None, asked | keyword_values(kwargs or []), leaves or [])
+        arguments = {"num_classes": classes} if classes else {}
+        path = FAMILIES[released.family] if released else name
+        network, graph = _named_network(path, shape, None, arguments | keyword_values(kwargs or []), leaves or [])
         multiple = 8
-    if listed:
-        if given is not None or width is not None:
-            raise UserError(f"{name} gives the channels, and so does --width or --channels; give one of them")
-        given = listed.channels(graph)
-    chosen = _configuration(graph, width, divisor or multiple, given)
+    if released:
+        if configuration is not None or width is not None:
+            raise UserError(f"{name} sets the channels, and so does --width or --channels; use only one of them")
+        configuration = released.channels(graph)
+    chosen = _configuration(graph, width, divisor or multiple, configuration)
     from autoslim.resources.profile import counted_by_ptflops, profile
 
     values = {"network": name, **profile(network, graph, chosen)}
@@ -103,7 +112,7 @@ def profile_cli(
 
 
 def print_profile(values: dict[str, Any], *, layers: bool) -> None:
-    """Prints what ``shell.profiling.profile`` says, the layers where asked for."""
+    """Prints the values of ``autoslim.resources.profile.profile``, with the layers if ``layers`` is set."""
     totals, groups = values["totals"], values["groups"]
     resized = any(group["channels"] != group["default"] for group in groups)
     if groups:
@@ -121,7 +130,7 @@ def print_profile(values: dict[str, Any], *, layers: bool) -> None:
         _print_layers(values)
         print()
     pooled = f"with average pooling, as the authors count, {totals['macs_with_pooling']:,}"
-    share = f"their layers have {percent(totals['slimmable_share'])} % of the MACs"
+    share = f"their layers take {percent(totals['slimmable_share'])} % of the MACs"
     facts = [
         ("network", f"{values['network']} on {'x'.join(map(str, values['input']))} images"),
         ("MACs", f"{format_amount(totals['macs'])} ({totals['macs']:,}; {pooled})"),
@@ -131,8 +140,8 @@ def print_profile(values: dict[str, Any], *, layers: bool) -> None:
     ]
     facts += [("keeps its size", f"{layer}: {reason}") for layer, reason in values["fixed"].items()]
     if counted := values.get("ptflops"):
-        said = f"{counted['macs']:,} MACs, {counted['params']:,} parameters"
-        facts.append(("ptflops", f"{said}: {'the same' if _agree(values) else 'not the same'}"))
+        counts = f"{counted['macs']:,} MACs, {counted['params']:,} parameters"
+        facts.append(("ptflops", f"{counts}: {'equal' if _agree(values) else 'different'}"))
     print_facts(facts)
 
 
@@ -144,9 +153,9 @@ def _check_agreement(values: dict[str, Any]) -> None:
     counted, totals = values["ptflops"], values["totals"]
     if not _agree(values):
         raise UserError(
-            f"ptflops counts {counted['macs']:,} MACs and {counted['params']:,} parameters, the profile "
-            f"{totals['macs']:,} and {totals['params']:,}: the network computes in operations other than convolution "
-            "and linear layers (attention, say), which budgets leave out"
+            f"ptflops counts {counted['macs']:,} MACs and {counted['params']:,} parameters, but the profile "
+            f"{totals['macs']:,} and {totals['params']:,}; the network has operations other than convolution and "
+            "linear layers, such as attention, which budgets do not include"
         )
 
 
@@ -157,8 +166,8 @@ def _print_layers(values: dict[str, Any]) -> None:
         for la in layers
     ]
     rest = totals["params"] - sum(layer["params"] for layer in layers)
-    rows.append(["(normalisation and others)", "", "", "", "", "", f"{rest:,}"])
-    rows.append(["(all)", "", "", "", f"{totals['macs']:,}", "100", f"{totals['params']:,}"])
+    rows.append(["(normalisation and other)", "", "", "", "", "", f"{rest:,}"])
+    rows.append(["(total)", "", "", "", f"{totals['macs']:,}", "100", f"{totals['params']:,}"])
     print_table(["layer", "kind", "in", "out", "MACs", "% of MACs", "parameters"], rows, title="Layers", left=["kind"])
 
 
@@ -179,13 +188,13 @@ def _named_network(
 def _network_of_params(
     image: str | None, size: int | None, classes: int | None, kwargs: Sequence[str], leaves: Sequence[str]
 ) -> tuple[str, "nn.Module", "ChannelGraph", int]:
-    """What ``params.yaml`` names: the network's name, the network and its graph, and the divisor of channel numbers.
+    """The name, network, graph and divisor of ``params.yaml``, with the options' images, classes and arguments.
 
-    Images and classes are those of the prepared data unless options say otherwise.
+    By default, images and classes are those of the prepared data.
     """
     if find_project() is None:
         raise UserError(
-            "no network is named, and this is no autoslim project; name one, such as `autoslim profile "
+            "no network is given, and this is not an autoslim project; name a network, such as `autoslim profile "
             "torchvision.models:mobilenet_v2`"
         )
     enter_project()
@@ -205,14 +214,14 @@ def _network_of_params(
     return model.name, network, graph, params.supernet.grid.divisor
 
 
-def _configuration(graph: "ChannelGraph", width: float | None, divisor: int, given: Channels | None) -> Channels:
-    if given is not None and width is not None:
-        raise UserError("--width and --channels both choose the channels; give one of them")
-    if given is not None:
-        graph.check(given)
-        return given
+def _configuration(graph: "ChannelGraph", width: float | None, divisor: int, channels: Channels | None) -> Channels:
+    if channels is not None and width is not None:
+        raise UserError("--width and --channels both set the channels; use only one of them")
+    if channels is not None:
+        graph.check(channels)
+        return channels
     if width is None:
         return graph.default
     if width <= 0:
-        raise UserError(f"--width {width:g} is not possible; give a number above 0, such as 0.75")
+        raise UserError(f"--width {width:g} is not positive; use a number above 0, such as 0.75")
     return graph.scaled(width, divisor)

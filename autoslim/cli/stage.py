@@ -14,7 +14,7 @@ from autoslim.pipeline.project import STAGES, enter_project
 def stage_cli(
     name: Annotated[str, typer.Argument(help=", ".join(STAGES[:-1]) + f" or {STAGES[-1]}.")],
     method: Annotated[str | None, typer.Argument(help="For retrain: autoslim, uniform or released/NAME.")] = None,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Do not shorten errors to one line.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the full traceback of an error.")] = False,
 ) -> None:
     """Run one stage of the pipeline by itself, to debug it. Use `dvc repro` for results.
 
@@ -34,8 +34,7 @@ def run_stage(name: str, method: str | None) -> None:
     """Runs the stage ``name`` in this process.
 
     Raises:
-        UserError: there is no such stage, or it takes a method and none is given (or the other way round). The stage's
-            own errors pass through.
+        UserError: There is no such stage, or it needs a method and none is given, or the reverse.
     """
     if name not in STAGES:
         raise UserError(f"there is no stage {name!r}; stages are {', '.join(STAGES)}")
@@ -45,5 +44,5 @@ def run_stage(name: str, method: str | None) -> None:
     if takes_method and method is None:
         raise UserError(f"stage {name} needs a method; write `autoslim stage {name} autoslim`")
     if method is not None and not takes_method:
-        raise UserError(f"stage {name} takes no method, but {method!r} is given; leave it out")
+        raise UserError(f"stage {name} takes no method, but {method!r} is given; omit it")
     run(*([method] if method is not None else []))

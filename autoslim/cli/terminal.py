@@ -1,5 +1,6 @@
-"""Options, tables and project lookups that several commands share."""
+"""What several commands share: options, tables, and access to the project's data and latency table."""
 
+import dataclasses
 import json
 import math
 import re
@@ -16,30 +17,35 @@ from autoslim.errors import UserError
 from autoslim.resources.budgets import format_named_amount
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from autoslim.channels.graph import ChannelGraph
     from autoslim.data.prepared import DataInfo
     from autoslim.pipeline.params import Params
+    from autoslim.resources.latency.table import LatencyTable
 
 
-ParamsFile = Annotated[Path, typer.Argument(help="The parameters.", show_default=True)]
-Classes = Annotated[int | None, typer.Option("--classes", min=2, help="Classes there are. Default: as prepared.")]
+ParamsFile = Annotated[Path, typer.Argument(help="Parameter file.", show_default=True)]
+Classes = Annotated[int | None, typer.Option("--classes", min=2, help="Number of classes. Default: as prepared.")]
+Method = Annotated[str, typer.Argument(help="autoslim, uniform or released/NAME.")]
 
 _INPUT = re.compile(r"(\d+)x(\d+)x(\d+)")
 
 
 def input_shape(image: str | None, size: int | None) -> tuple[int, int, int] | None:
-    """(C, H, W) of ``--input 3x224x224`` or ``--size 224``; None where neither is given."""
+    """(C, H, W) of ``--input 3x224x224`` or ``--size 224``; None if neither is given."""
     if image is not None and size is not None:
-        raise UserError("--input and --size both give the images' size; give one of them")
+        raise UserError("--input and --size both set the image size; use only one of them")
     if image is None:
         return None if size is None else (3, size, size)
     match = _INPUT.fullmatch(image)
     if match is None or "0" in match.groups():
-        raise UserError(f"--input {image!r} is no image size; write channels x height x width, such as 3x224x224")
+        raise UserError(f"--input {image!r} is not an image size; write channels x height x width, such as 3x224x224")
     return int(match[1]), int(match[2]), int(match[3])
 
 
 def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["depth=3", "act=relu"]`` -> ``{"depth": 3, "act": "relu"}``; values are read as in ``params.yaml``."""
+    """``["depth=3", "act=relu"]`` -> ``{"depth": 3, "act": "relu"}``; values are parsed as in ``params.yaml``."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -51,30 +57,32 @@ def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             values[key] = YAML(typ="safe").load(text)
         except YAMLError as error:
-            raise UserError(f"--kwargs {pair!r}: the value cannot be read; write it as in params.yaml") from error
+            raise UserError(f"--kwargs {pair!r}: the value is not valid YAML; write it as in params.yaml") from error
     return values
 
 
 def read_channels(path: Path) -> Channels:
-    """Channels by group, alone or under "channels" as in ``outputs/channels/METHOD.json``."""
+    """Reads channels by group from JSON: a mapping, or the key "channels" of ``outputs/channels/METHOD.json``."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--channels {path} cannot be read ({error.strerror}); give a JSON file") from error
+        raise UserError(f"--channels {path} cannot be read ({error.strerror}); name a JSON file") from error
     except ValueError as error:
         raise UserError(f'--channels {path} is not JSON ({error}); write it like {{"features.0.0": 24}}') from error
     channels = values.get("channels", values) if isinstance(values, dict) else values
     if not isinstance(channels, dict) or not all(type(count) is int for count in channels.values()):
-        raise UserError(f'--channels {path} holds no numbers by group; write it like {{"features.0.0": 24, ...}}')
+        raise UserError(
+            f'--channels {path} does not map groups to numbers of channels; write it like {{"features.0.0": 24, ...}}'
+        )
     return channels
 
 
 def print_table(
     headers: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", left: Collection[str] = ()
 ) -> None:
-    """``rows`` below ``headers``. The first column and those named in ``left`` are flush left, numbers flush right.
+    """Prints a table. The first column and those in ``left`` are aligned left, all others right.
 
-    In a pipe nothing is cut off or wrapped, whatever the width; columns stand two spaces apart.
+    Output to a pipe or file is neither truncated nor wrapped, and columns are two spaces apart.
     """
     flush_left = [number == 0 or header in left for number, header in enumerate(headers)]
     cells = [[str(cell) for cell in row] for row in rows]
@@ -85,19 +93,19 @@ def print_table(
         print(title)
     widths = [max(len(line[number]) for line in (headers, *cells)) for number in range(len(headers))]
     for line in (headers, *cells):
-        places = zip(line, widths, flush_left, strict=True)
-        print("  ".join(c.ljust(w) if flush else c.rjust(w) for c, w, flush in places).rstrip())
+        columns = zip(line, widths, flush_left, strict=True)
+        print("  ".join(c.ljust(w) if flush else c.rjust(w) for c, w, flush in columns).rstrip())
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Names and what is to be said of them, one a line."""
+    """Prints names and texts in two columns."""
     width = max(len(name) for name, _ in facts)
     for name, text in facts:
         print(f"{name:<{width}}  {text}")
 
 
 class Resource(StrEnum):
-    """For options, and in the order that they are shown in."""
+    """Values of ``--resource``, in the order in which resources are shown."""
 
     MACS = "macs"
     PARAMS = "params"
@@ -106,7 +114,7 @@ class Resource(StrEnum):
 
 
 def amounts(costs: Mapping[str, float]) -> str:
-    """What a configuration takes, of the resources among ``costs``: ``305M MACs, 3.4M parameters, 14.2MB, 12ms``."""
+    """Costs as text: ``305M MACs, 3.4M parameters, 14.2MB, 12ms``."""
     return ", ".join(format_named_amount(costs[resource], resource) for resource in Resource if resource in costs)
 
 
@@ -129,7 +137,7 @@ def _draw(headers: Sequence[str], cells: Sequence[Sequence[str]], title: str, fl
 
 
 def prepared_info(params: "Params") -> "DataInfo | None":
-    """What the prepared data say of themselves, or None where there are none, or others, as far as can be seen."""
+    """The description of the prepared data; None if there are none, or if they do not match ``params.data``."""
     from autoslim.data.prepared import FILE_NAME, read_info
     from autoslim.pipeline.project import PREPARED
 
@@ -137,31 +145,63 @@ def prepared_info(params: "Params") -> "DataInfo | None":
         return None
     info = read_info(PREPARED)
     data = params.data
-    asked = (data.source, data.image_size or info.image_size, data.channels or info.channels)
-    there = info.counts
-    same = asked == (info.source, info.image_size, info.channels) and data.search_images == there["search"]
-    more = there["train"] > (data.train_images or math.inf) or there.get("test", 0) > (data.test_images or math.inf)
+    expected = (data.source, data.image_size or info.image_size, data.channels or info.channels)
+    counts = info.counts
+    same = expected == (info.source, info.image_size, info.channels) and data.search_images == counts["search"]
+    more = counts["train"] > (data.train_images or math.inf) or counts.get("test", 0) > (data.test_images or math.inf)
     return info if same and not more else None
 
 
 def described_data(
     params: "Params", *, classes: int, size: int | None, channels: int | None, counts: Mapping[str, int], remedy: str
 ) -> "DataInfo":
-    """Data of so many classes with images of ``size`` pixels and ``channels``, which nobody has prepared.
+    """Describes data that are not prepared.
 
     Args:
-        counts: images by split.
-        remedy: what to do where size or channels are not known.
+        counts: Number of images in each split.
+        remedy: For the message: how to set ``size`` and ``channels``.
 
     Raises:
-        UserError: they are not.
+        UserError: ``size`` or ``channels`` is None.
     """
     from autoslim.data.prepared import DataInfo
 
     source = params.data.source
     if size is None or channels is None:
         raise UserError(
-            f"data.image_size is {size} and data.channels {channels}: as the source has them, which only prepared data "
-            f"tell; {remedy}"
+            f"data.image_size is {size} and data.channels is {channels}; the values of the source are not known before "
+            f"the data are prepared; {remedy}"
         )
     return DataInfo(source, tuple(map(str, range(classes))), channels, size, (), (), dict(counts), storage="files")
+
+
+def known_table(params: "Params", network: "nn.Module", graph: "ChannelGraph") -> "LatencyTable | None":
+    """The latency table of the network: the file ``latency.table``, or the one that the stage ``resources`` wrote.
+
+    None if there is neither, or if the stage's table is outdated: of another network, or measured on another device or
+    with other settings than the parameters.
+
+    Raises:
+        UserError: ``latency.table`` cannot be read, or is of another network.
+    """
+    from autoslim.pipeline.assembly import grid_spec
+    from autoslim.pipeline.checks import check_kernels
+    from autoslim.pipeline.costs import latency_target, load_costs, read_table
+    from autoslim.pipeline.project import RESOURCES
+
+    latency, grid = params.latency, graph.grid(grid_spec(params.supernet))
+    if latency.table is not None:
+        given = read_table(Path(latency.table))
+        check_kernels(given, network, graph, grid)
+        return given
+    if not (RESOURCES / "latency.json").is_file():
+        return None
+    try:
+        measured = load_costs(graph).table
+        if measured is None:
+            return None
+        check_kernels(measured, network, graph, grid)
+    except UserError:
+        return None
+    target = latency_target(latency)
+    return measured if dataclasses.replace(measured.target, versions=target.versions) == target else None

@@ -1,4 +1,4 @@
-"""``autoslim trajectory``: what greedy slimming passed on its way, and what a budget gets."""
+"""``autoslim trajectory``: the steps of the search, and the channels within a budget."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,21 +21,21 @@ def trajectory_cli(
             "--budget",
             "-b",
             metavar="BUDGET",
-            help="Show what this budget gets: 305M, 25%, ...; or several limits at once: macs=305M,params=3.5M. "
-            "Repeat it.",
+            help="Show the channels within this budget: 305M, 25%, ...; or within several: macs=305M,params=3.5M. "
+            "May be repeated.",
         ),
     ] = None,
     resource: Annotated[
         Resource | None,
-        typer.Option("--resource", "-r", help="What budgets bound. Default: the resource that was searched."),
+        typer.Option("--resource", "-r", help="Resource of the budgets. Default: that of the search."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what the budgets get as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the channels within the budgets as JSON.")] = False,
 ) -> None:
-    """Show the search's steps or, with --budget, the channels that budgets get. One search serves all budgets.
+    """Show the steps of the search or, with --budget, the channels within budgets. One search serves all budgets.
 
-    Budgets of any resource can be read off, whichever was searched: each step has recorded all of them (latency where
-    it was known). top-1 is on the search split, of the supernet's own weights: it ranks, but retraining gives other
-    numbers.
+    Budgets of any resource are possible, since each step records all resources (latency only if there was a latency
+    table). The top-1 accuracy is that of the supernet's weights on the search split. It ranks the networks; their
+    accuracy after retraining differs.
 
     Examples:
 
@@ -52,32 +52,31 @@ def trajectory_cli(
     if not budget:
         if as_json:
             raise UserError(
-                "--json prints what budgets get; give one with --budget (the steps are in "
-                f"{SEARCH / 'trajectory.json'})"
+                f"--json needs a budget; set one with --budget (the steps are in {SEARCH / 'trajectory.json'})"
             )
         print_steps(trajectory)
         return
-    found = {text: within(trajectory, text, resource or trajectory["resource"]) for text in budget}
+    chosen = {text: within(trajectory, text, resource or trajectory["resource"]) for text in budget}
     if as_json:
-        kept = ("step", *recorded(trajectory), "channels")
-        print(json.dumps({t: {k: s[k] for k in kept} | {"top1": 1 - s["error"]} for t, s in found.items()}, indent=1))
+        keys = ("step", *recorded(trajectory), "channels")
+        print(json.dumps({t: {k: s[k] for k in keys} | {"top1": 1 - s["error"]} for t, s in chosen.items()}, indent=1))
     else:
-        print_budgets(trajectory, found)
+        print_budgets(trajectory, chosen)
 
 
 def recorded(trajectory: Mapping[str, Any]) -> list[str]:
-    """The resources that the steps have recorded: latency where there was a table of it."""
+    """The resources that the steps record; latency is one of them if the search had a latency table."""
     return [resource.value for resource in Resource if resource in trajectory["default"]]
 
 
 def within(trajectory: dict[str, Any], text: str, resource: str) -> dict[str, Any]:
-    """The step of ``trajectory`` that a budget gets.
+    """The first step of ``trajectory`` that is within a budget.
 
     Args:
-        text: an amount of ``resource``, or amounts by resource: ``macs=305M,params=3.5M``.
+        text: An amount of ``resource``, or amounts by resource: ``macs=305M,params=3.5M``.
 
     Raises:
-        UserError: the budget cannot be read, bounds what has not been recorded, or lies outside of the trajectory.
+        UserError: The budget cannot be parsed, bounds a resource that was not recorded, or lies outside the trajectory.
     """
     from autoslim.search.methods import from_trajectory
 
@@ -88,11 +87,11 @@ def within(trajectory: dict[str, Any], text: str, resource: str) -> dict[str, An
     steps: Sequence[dict[str, Any]] = trajectory["steps"]
     _check_reached(trajectory, text, limits)
     costs = {id(step["channels"]): step for step in steps}
-    chosen = from_trajectory(
+    channels = from_trajectory(
         [step["channels"] for step in steps],
-        lambda channels: all(costs[id(channels)][name] <= limit for name, limit in limits.items()),
+        lambda candidate: all(costs[id(candidate)][name] <= limit for name, limit in limits.items()),
     )
-    return costs[id(chosen)]
+    return costs[id(channels)]
 
 
 def _by_resource(text: str) -> dict[str, str]:
@@ -109,35 +108,35 @@ def _by_resource(text: str) -> dict[str, str]:
 
 
 def _check_recorded(trajectory: Mapping[str, Any], resource: str) -> None:
-    there = recorded(trajectory)
-    if resource in there:
+    known = recorded(trajectory)
+    if resource in known:
         return
     remedy = (
-        "give a table of it by latency.table (see `autoslim latency measure`) and run `dvc repro search`"
+        "set latency.table (see `autoslim latency measure`) and run `dvc repro search`"
         if resource == "latency"
         else "run `dvc repro search`"
     )
     raise UserError(
-        f"the search has not recorded {TITLES[resource]}, only {', '.join(TITLES[name] for name in there)}; {remedy}"
+        f"the search did not record {TITLES[resource]}, only {', '.join(TITLES[name] for name in known)}; {remedy}"
     )
 
 
 def _check_reached(trajectory: Mapping[str, Any], text: str, limits: Mapping[str, float]) -> None:
-    """Each limit is one that some step holds, and one of them at least says more than the widest subnet does."""
+    """Raises ``UserError`` if no step meets one of the limits, or if the widest subnet is below all of them."""
     widest = trajectory["widest"]
     for name, limit in limits.items():
         least = min(step[name] for step in trajectory["steps"])
         if limit < least or all(limits[other] > widest[other] for other in limits):
             raise UserError(
-                f"budget {text} ({format_named_amount(limit, name)}) is outside of the trajectory, from "
-                f"{format_amount(least, name)} to {format_named_amount(widest[name], name)}; choose one between, or "
-                "change search.stop or supernet.width and search again"
+                f"budget {text} ({format_named_amount(limit, name)}) is outside the trajectory, which spans "
+                f"{format_amount(least, name)} to {format_named_amount(widest[name], name)}; choose a budget in "
+                "this range, or change search.stop or supernet.width and search again"
             )
 
 
 def print_steps(trajectory: dict[str, Any]) -> None:
     steps = trajectory["steps"]
-    several = bool(trajectory.get("limits"))  # the cost is then the share of the limit that binds
+    several = bool(trajectory.get("limits"))  # the cost is then the largest share of a limit
     default = 1.0 if several else trajectory["default"][trajectory["resource"]]
     shown = recorded(trajectory)
     rows = []
@@ -152,18 +151,18 @@ def print_steps(trajectory: dict[str, Any]) -> None:
     print_table(["step", *titles, share, "top-1 (%)", "slimmed", "channels"], rows, left=["slimmed", "channels"])
     if several:
         limits = ", ".join(format_named_amount(limit, resource) for resource, limit in trajectory["limits"].items())
-        print(f"\nlimits: {limits}; the share is of the one that binds")
-    print(f"\n{len(steps) - 1} steps; `autoslim trajectory --budget 50%` shows the channels that a budget gets")
+        print(f"\nlimits: {limits}; the share is that of the binding limit")
+    print(f"\n{len(steps) - 1} steps; `autoslim trajectory --budget 50%` shows the channels within a budget")
 
 
-def print_budgets(trajectory: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
+def print_budgets(trajectory: dict[str, Any], chosen: dict[str, dict[str, Any]]) -> None:
     default = trajectory["default"]
     facts = [
         (
             f"budget {text}",
             f"step {step['step']}: {amounts(step)}, top-1 {percent(1 - step['error'])} % in the supernet",
         )
-        for text, step in found.items()
+        for text, step in chosen.items()
     ]
     print_facts([("default", amounts(default)), *facts])
     print()
@@ -171,8 +170,11 @@ def print_budgets(trajectory: dict[str, Any], found: dict[str, dict[str, Any]]) 
         [
             group,
             size,
-            *(f"{step['channels'][group]} ({percent(step['channels'][group] / size, 0)} %)" for step in found.values()),
+            *(
+                f"{step['channels'][group]} ({percent(step['channels'][group] / size, 0)} %)"
+                for step in chosen.values()
+            ),
         ]
         for group, size in default["channels"].items()
     ]
-    print_table(["group", "default", *found], rows, title="Channels by group")
+    print_table(["group", "default", *chosen], rows, title="Channels by group")

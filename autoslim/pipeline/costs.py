@@ -121,7 +121,7 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
             "input": graph.input_shape,
             "params": graph.params(),  # depends on the number of classes
             "points": latency.points,
-            "check_networks": latency.checked_on,
+            "check_networks": latency.check_networks,
         },
     )
     path = state.folder / "table.json"
@@ -137,7 +137,7 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
             target,
             name=params.model.name,
             points=latency.points,
-            checked_on=latency.checked_on,
+            checked_on=latency.check_networks,
             cache=state.folder / "kernels.json",
         )
         if table.reliable:

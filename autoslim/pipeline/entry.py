@@ -1,4 +1,4 @@
-"""How a command starts and ends: settings of other libraries, one-line errors and exit codes."""
+"""Start and exit of a command: settings of other libraries, one-line errors and exit codes."""
 
 import functools
 import os
@@ -10,17 +10,22 @@ from typing import Any
 
 from autoslim.errors import UserError
 
-# oneDNN keeps 1,024 primitives by default and builds anew what it forgot; the widths of a supernet need more of them
-# (read when torch starts).
+# torch reads this when it is imported. By default oneDNN caches 1,024 primitives, fewer than the widths of a supernet
+# need, and rebuilds those that it has evicted.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
-# Nothing that a user runs here calls home.
+# No command sends usage statistics.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# A defect's traceback is for a bug report: Typer's boxes around every line of it are not.
+# Plain tracebacks, without Typer's boxes, are easier to copy into a bug report.
 os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
 
 
 class InvalidParametersError(UserError):
-    """All that is wrong with a file of parameters: as text one line, on the terminal one line for each."""
+    """Raised for wrong parameters, with one message for each of them.
+
+    Args:
+        source: The file or options that the parameters were read from.
+        problems: The messages.
+    """
 
     def __init__(self, source: str, problems: Sequence[str]) -> None:
         super().__init__(f"{source}: {'; '.join(problems)}")
@@ -28,35 +33,35 @@ class InvalidParametersError(UserError):
 
 
 def with_clear_errors(command: Callable[..., Any]) -> Callable[..., None]:
-    """``command`` with a ``UserError`` turned into one line on stderr and exit code 1, an interrupt into code 130."""
+    """Wraps ``command``: a ``UserError`` becomes one line on stderr and exit code 1, an interrupt exit code 130."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # a kill ends as an interrupt: tracking is closed
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # closes tracking, as an interrupt does
         try:
             command(*args, **kwargs)
         except UserError as error:
-            print(f"error: {_told(error)}", file=sys.stderr)
+            print(f"error: {_formatted(error)}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("interrupted; training and search go on from their last checkpoint when run again", file=sys.stderr)
+            print("interrupted; run again to continue training and search from their last checkpoint", file=sys.stderr)
             sys.exit(130)
 
     return run
 
 
-def _told(error: UserError) -> str:
+def _formatted(error: UserError) -> str:
     if isinstance(error, InvalidParametersError) and len(error.problems) > 1:
         return "\n".join(
             [
                 f"{error.source} has {len(error.problems)} wrong parameters:",
-                *(f"  {_in_one_line(problem)}" for problem in error.problems),
+                *(f"  {_on_one_line(problem)}" for problem in error.problems),
             ]
         )
-    return _in_one_line(str(error))
+    return _on_one_line(str(error))
 
 
-def _in_one_line(text: str) -> str:
-    """What other people's code says (a network's constructor, say) may have several."""
+def _on_one_line(text: str) -> str:
+    """Joins the lines of a message; those of other code, such as a network's constructor, may have several."""
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""``params.yaml``: every parameter typed, described and checked, in one place. Defaults stand in that file alone."""
+"""The schema of ``params.yaml``: each parameter's type, range and description. Only the file has default values."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,124 +21,166 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$")]
 Resource = Literal["macs", "params", "memory", "latency"]
 
 
+# Former names of parameters and values: the error for an old one names the new one.
+RENAMED = {
+    "report.picture_dpi": "report.figure_dpi",
+    "latency.checked_on": "latency.check_networks",
+    "retrain.start: new": "scratch",
+}
+MOVED_NETWORKS = {
+    f"autoslim.networks.{old}": "autoslim.models.architectures" for old in ("zoo", "families")
+}  # module -> module
+
+
 class Section(BaseModel):
-    """What a section's own validators say begins with the parameter's name within the section (see ``complaints``)."""
+    """A validator's message starts with the name of a parameter within the section (see ``validation_messages``)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
     source: str = Field(
-        description="`digits`, `torchvision:NAME`, or `folder:PATH` with train/ and val/ or test/ inside"
+        description="Data set: `digits`, `torchvision:NAME`, or `folder:PATH` with train/ and val/ or test/ in it."
     )
     image_size: Positive | None = Field(
-        description="height and width the network gets, pixels; null: as the source has them"
+        description="Height and width of the network's input in pixels; null: as in the source."
     )
-    channels: Literal[1, 3] | None = Field(description="1 grey, 3 colour; null: as the source has them")
-    search_images: Positive = Field(description="held out of train for the search, class-balanced")
-    train_images: Positive | None = Field(description="a class-balanced part of the training images; null: all")
-    test_images: Positive | None = Field(description="a class-balanced part of the test images; null: all")
+    channels: Literal[1, 3] | None = Field(description="1 for grey images, 3 for colour; null: as in the source.")
+    search_images: Positive = Field(
+        description="Number of training images held out for the search, with equal shares of the classes."
+    )
+    train_images: Positive | None = Field(description="Size of a class-balanced training subset; null: all images.")
+    test_images: Positive | None = Field(description="Size of a class-balanced test subset; null: all images.")
     storage: Literal["auto", "arrays", "files"] = Field(
-        description="arrays: decoded and cropped once; files: as needed, area cuts from whole images; auto: by size"
+        description="arrays: images are decoded and cropped once; files: images are decoded on demand, and random "
+        "resized crops are taken from whole images; auto: chosen by size."
     )
-    seed: Seed = Field(description="fixes the splits")
+    seed: Seed = Field(description="Seed of the splits.")
 
 
 class Model(Section):
-    name: str = Field(description="`package.module:callable`, `timm:NAME` or `path/to/file.py:callable`")
-    kwargs: dict[str, Any] = Field(description="arguments of the callable; num_classes is added where it takes one")
-    leaves: list[str] = Field(description="modules that tracing shall not look into; channels through them stay")
-    weights: str | None = Field(
-        description="trained weights that the supernet starts from: a file (.safetensors, .pt, .pth, .bin), or a name: "
-        "torchvision's `DEFAULT`, timm's `pretrained` or a tag; null: new weights"
+    name: str = Field(description="Import path: `package.module:callable`, `timm:NAME` or `path/to/file.py:callable`.")
+    kwargs: dict[str, Any] = Field(
+        description="Keyword arguments of the callable; num_classes is added if the callable accepts it."
     )
+    leaves: list[str] = Field(
+        description="Modules that tracing treats as one operation; their numbers of channels do not change."
+    )
+    weights: str | None = Field(
+        description="Trained weights from which the supernet starts: a file (.safetensors, .pt, .pth, .bin) or a name "
+        "(torchvision: `DEFAULT`, timm: `pretrained` or a tag); null: the supernet is trained from scratch."
+    )
+
+    @model_validator(mode="after")
+    def _current_module(self) -> "Model":
+        module, _, function = self.name.partition(":")
+        if module in MOVED_NETWORKS:
+            raise ValueError(f"name: {self.name} is now {MOVED_NETWORKS[module]}:{function}")
+        return self
 
 
 class Augment(Section):
-    pad: NotNegative = Field(description="random crop after zero padding of this many pixels")
-    flip: bool = Field(description="mirror half of the images")
+    pad: NotNegative = Field(description="Zero padding in pixels before a random crop.")
+    flip: bool = Field(description="Random horizontal flip with probability 0.5.")
     area: tuple[Fraction, Fraction] | None = Field(
-        description="random resized crop: range of the area kept, [0.25, 1] for ImageNet", strict=False
+        description="Range of a random resized crop's share of the image area, such as [0.25, 1] for ImageNet; "
+        "null: no random resized crop.",
+        strict=False,
     )
-    jitter: Fraction = Field(description="colour jitter of brightness, contrast and saturation")
+    jitter: Fraction = Field(description="Strength of the colour jitter (brightness, contrast and saturation).")
 
     @model_validator(mode="after")
-    def _range(self) -> "Augment":
+    def _check_area(self) -> "Augment":
         if self.area is not None and not 0 < self.area[0] <= self.area[1]:
             raise ValueError(f"area is {list(self.area)}; set it to [low, high] with 0 < low <= high, or null")
         return self
 
 
 class Optimiser(Section):
-    learning_rate: Annotated[float, Field(gt=0)] = Field(description="at its highest")
-    schedule: Literal["linear", "cosine", "multistep"] = Field(description="changed at every iteration")
-    milestones: list[Fraction] = Field(description="multistep: fractions of the run at which the rate falls to a tenth")
-    warmup_epochs: Annotated[float, Field(ge=0)] = Field(description="linear increase at the start")
-    momentum: Fraction = Field(description="of SGD")
-    nesterov: bool = Field(description="Nesterov's momentum")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(description="Peak learning rate.")
+    schedule: Literal["linear", "cosine", "multistep"] = Field(
+        description="Learning rate schedule, updated at every iteration."
+    )
+    milestones: list[Fraction] = Field(
+        description="For multistep: fractions of the training at which the learning rate is divided by 10."
+    )
+    warmup_epochs: Annotated[float, Field(ge=0)] = Field(description="Number of epochs of linear warm-up.")
+    momentum: Fraction = Field(description="Momentum of SGD.")
+    nesterov: bool = Field(description="Use Nesterov momentum.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        description="on the weights of linear layers and of convolutions with more than one input channel a group"
+        description="Weight decay of linear and convolution weights; depthwise convolutions, batch norms and biases "
+        "have none."
     )
 
     @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> "Optimiser":
+    def _check_nesterov(self) -> "Optimiser":
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov is true, but momentum is 0; set nesterov to false or raise momentum")
         return self
 
 
 class Training(Section):
-    epochs: Positive = Field(description="passes over the training images")
-    batch_size: Annotated[int, Field(gt=1)] = Field(description="images of one optimiser step")
+    epochs: Positive = Field(description="Number of passes over the training images.")
+    batch_size: Annotated[int, Field(gt=1)] = Field(description="Number of images in an optimiser step.")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
-        description="probability given to the wrong classes together"
+        description="Total probability assigned to the wrong classes."
     )
     augment: Augment
     optimiser: Optimiser
-    precision: Literal["fp32", "bf16"] = Field(description="bf16: automatic mixed precision")
-    channels_last: bool = Field(description="torch's channels-last memory layout")
+    precision: Literal["fp32", "bf16"] = Field(description="Training precision; bf16: automatic mixed precision.")
+    channels_last: bool = Field(description="Use torch's channels-last memory layout.")
 
     @model_validator(mode="after")
-    def _warm_in_time(self) -> "Training":
+    def _check_warmup(self) -> "Training":
         if self.optimiser.warmup_epochs > self.epochs:
             raise ValueError(
-                f"optimiser.warmup_epochs is {self.optimiser.warmup_epochs:g}, but there are {self.epochs} epochs; "
-                "lower it or raise epochs"
+                f"optimiser.warmup_epochs is {self.optimiser.warmup_epochs:g}, but there are only {self.epochs} "
+                "epochs; lower it or raise epochs"
             )
         return self
 
 
 class Grid(Section):
     anchor: Literal["widest", "zero"] = Field(
-        description="channel numbers are the widest less whole steps, or (zero) multiples of the step and the widest"
+        description="widest: numbers of channels are the widest number minus slimming steps; zero: they are multiples "
+        "of the slimming step, and the widest number."
     )
-    steps: Annotated[int, Field(gt=1)] = Field(description="slimming steps a group has from its widest down")
-    divisor: Positive = Field(description="channel numbers go down by multiples of this")
+    steps: Annotated[int, Field(gt=1)] = Field(
+        description="The slimming step of a group is its widest number of channels divided by this number."
+    )
+    divisor: Positive = Field(
+        description="Slimming steps, and the numbers of channels at widths other than 1, are multiples of this number."
+    )
     narrowest: Annotated[float, Field(gt=0, le=1)] = Field(
-        description="width multiplier of the narrowest subnet trained"
+        description="Width multiplier of the narrowest subnet that is trained."
     )
 
 
 class SupernetParams(Training):
-    width: Annotated[float, Field(gt=0)] = Field(description="width multiplier of the widest network")
+    width: Annotated[float, Field(gt=0)] = Field(description="Width multiplier of the widest network.")
     grid: Grid
-    random_widths: NotNegative = Field(description="random configurations a step, besides the widest and the narrowest")
+    random_widths: NotNegative = Field(
+        description="Number of random configurations in a step, besides the widest and the narrowest."
+    )
     random_widths_per: Literal["group", "network", "both"] = Field(
-        description="what a random width is drawn for: each group (the paper's), the whole network, or by turns both"
+        description="group: one random width for each channel group, as in the paper; network: one for the whole "
+        "network; both: the two alternate."
     )
     widths_by_rank: bool = Field(
-        description="each of several processes draws its own random widths, with the batch statistics of its own "
-        "images: more widths a step, but a result that depends on the number of processes"
+        description="Each process draws its own random widths and uses the batch statistics of its own images. Each "
+        "step then trains more widths, but the result depends on the number of processes."
     )
-    distillation: bool = Field(description="subnets learn from the widest network's output, not from the labels")
+    distillation: bool = Field(
+        description="Subnets are trained on the widest network's output (in-place distillation) instead of the labels."
+    )
     sort: Literal["l1", "bn_scale"] | None = Field(
-        description="order of trained channels, the most important first: by absolute weights, or by batch norms' "
-        "scales (by weights where a group has none); null: as they are"
+        description="Sorts trained channels, the most important first. l1: by absolute weights; bn_scale: by batch "
+        "norms' scales, or by absolute weights in groups without any; null: the channels are not sorted."
     )
-    seed: Seed = Field(description="of weights, random widths and data order")
+    seed: Seed = Field(description="Seed of the weights, the random widths and the data order.")
 
     @model_validator(mode="after")
-    def _narrower(self) -> "SupernetParams":
+    def _check_narrowest(self) -> "SupernetParams":
         if self.grid.narrowest > self.width:
             raise ValueError(
                 f"grid.narrowest is {self.grid.narrowest}, but width is {self.width}; "
@@ -149,94 +191,112 @@ class SupernetParams(Training):
 
 class Search(Section):
     stop: Annotated[float, Field(gt=0, le=1)] = Field(
-        description="the search ends at this fraction of the default network's cost"
+        description="The search ends at this fraction of the default network's cost."
     )
-    images: Positive = Field(description="search images scored for each candidate (fewer where the split has fewer)")
+    images: Positive = Field(
+        description="Number of search images on which each candidate is scored; at most the whole search split."
+    )
     chunk: Annotated[int, Field(gt=1)] = Field(
-        description="images that share their batch statistics; at least 256 is advised"
+        description="Number of images that share their batch statistics; at least 256 is recommended."
     )
-    score: Literal["error", "cross_entropy"] = Field(description="what candidates are ranked by; the other breaks ties")
-    per_cost: bool = Field(description="rank by the increase of the score for each unit of cost saved")
-    incremental: bool = Field(description="run only the part of the network that a candidate changes")
+    score: Literal["error", "cross_entropy"] = Field(
+        description="The score that ranks the candidates; the other one breaks ties."
+    )
+    per_cost: bool = Field(description="Rank by the increase of the score for each unit of cost saved.")
+    incremental: bool = Field(description="Run only the part of the network that a candidate changes.")
     risk: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        description="candidates that are behind drop out after each chunk: the chance, at one comparison, that one as "
-        "good as the leader does; null: every candidate sees every image"
+        description="Significance level of each comparison in the race, in which candidates that are clearly worse are "
+        "dropped after each chunk; null: no candidate is dropped."
     )
-    precision: Literal["fp32", "bf16"] = Field(description="bf16: automatic mixed precision")
+    precision: Literal["fp32", "bf16"] = Field(description="Precision of the scores; bf16: automatic mixed precision.")
 
 
 class Retrain(Training):
-    start: Literal["new", "supernet"] = Field(
-        description="weights: new ones (the paper's), or the supernet's, cut to the network"
+    start: Literal["scratch", "supernet"] = Field(
+        description="scratch: training starts from random initialisation, as in the paper; supernet: from the "
+        "supernet's weights of these channels."
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
-        description="one training for each: of new weights and of the data's order"
+        description="Seeds of the weights and the data order; each network is trained once with each seed."
     )
 
     @model_validator(mode="after")
-    def _different(self) -> "Retrain":
+    def _check_seeds(self) -> "Retrain":
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds are {self.seeds}, one of them twice; give each seed once")
+            raise ValueError(f"seeds contains duplicates: {self.seeds}; list each seed once")
         return self
 
 
 class Latency(Section):
     table: str | None = Field(
-        description="a table measured elsewhere (`autoslim latency measure`); null: this machine is measured where the "
-        "budget bounds latency"
+        description="Latency table that `autoslim latency measure` wrote, here or on another machine; null: the table "
+        "is measured on this machine if a budget bounds latency."
     )
     runtime: Literal["eager", "compile", "onnxruntime"] = Field(
-        description="eager: torch as it is; compile: torch.compile; onnxruntime: ONNX Runtime "
-        "(pip install -e '.[onnx]')"
+        description="eager: torch without a compiler; compile: torch.compile; onnxruntime: ONNX Runtime "
+        "(pip install -e '.[onnx]')."
     )
-    device: Device = Field(description="that runs the network: auto (the first CUDA device, else cpu), cpu, cuda, ...")
-    threads: Positive = Field(description="of the CPU")
-    batch: Positive = Field(description="images of one forward pass")
-    precision: Literal["fp32", "bf16"] = Field(description="of weights and activations")
-    channels_last: bool = Field(description="torch's channels-last memory layout")
+    device: Device = Field(
+        description="Device whose latency is measured: auto (the first CUDA device, else cpu), cpu, cuda, cuda:1, ..., "
+        "mps or xpu."
+    )
+    threads: Positive = Field(description="Number of CPU threads.")
+    batch: Positive = Field(description="Number of images in a forward pass.")
+    precision: Literal["fp32", "bf16"] = Field(description="Dtype of weights and activations.")
+    channels_last: bool = Field(description="Use torch's channels-last memory layout.")
     points: Annotated[int, Field(ge=2)] | None = Field(
-        description="numbers of channels measured on each axis of a kernel, spread over the grid; null: all of the grid"
+        description="How many numbers of channels are measured on each axis of a kernel, spread over the grid; "
+        "null: the whole grid."
     )
-    checked_on: Annotated[int, Field(ge=10)] = Field(
-        description="random networks that the predictions are compared with"
+    check_networks: Annotated[int, Field(ge=10)] = Field(
+        description="Number of random networks whose measured latency is compared with the prediction."
     )
 
 
 class Report(Section):
-    figure_dpi: Positive = Field(description="pixels an inch of the pictures")
+    figure_dpi: Positive = Field(description="Resolution of the figures in dots per inch.")
 
 
 class Tracking(Section):
-    enabled: bool = Field(description="one MLflow run for each stage that runs")
-    experiment: str = Field(description="MLflow experiment")
-    log_network: bool = Field(description="log the retrained network as an MLflow model")
+    enabled: bool = Field(description="Log an MLflow run for each stage that runs.")
+    experiment: str = Field(description="Name of the MLflow experiment.")
+    log_network: bool = Field(description="Log the retrained network as an MLflow model.")
 
 
 class Runtime(Section):
-    device: Device = Field(description="auto (the first CUDA device, else cpu), cpu, cuda, cuda:1, ..., mps or xpu")
+    device: Device = Field(
+        description="Device of training and search: auto (the first CUDA device, else cpu), cpu, cuda, cuda:1, ..., "
+        "mps or xpu."
+    )
     processes: Positive | Literal["auto"] = Field(
-        description="that share training and search; auto: one a CUDA device where device is auto or cuda, else 1"
+        description="Number of processes that share training and search; auto: one for each CUDA device if device is "
+        "auto or cuda, else 1."
     )
     threads: Positive | Literal["auto"] = Field(
-        description="of torch on the CPU; auto: one a core. Small networks are as fast with 1, on a busy machine faster"
+        description="Number of torch's CPU threads; auto: one for each core. Small networks do not run faster with "
+        "more than 1."
     )
-    workers: NotNegative | Literal["auto"] = Field(description="processes that decode images (storage: files)")
+    workers: NotNegative | Literal["auto"] = Field(
+        description="Number of processes that decode images (data.storage: files)."
+    )
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
-        description="longest time of training that a kill may cost, besides epochs' ends"
+        description="Longest time between two checkpoints of a training. There is also one after each epoch."
     )
 
 
 class Params(Section):
-    """All of ``params.yaml``. A section that one stage alone reads has its name."""
+    """The whole of ``params.yaml``. A section that only one stage reads has the stage's name."""
 
-    resource: Resource = Field(description="what the budget bounds; with several bounds, what pictures show")
+    resource: Resource = Field(
+        description="Resource that the budget bounds. With several budgets, the one that figures show."
+    )
     budget: Amount | dict[str, Amount] = Field(
-        description="upper bound of the resource: 305M, 12ms, 20MB or 50% of the default network's; or several at "
-        "once: {macs: 305M, params: 3.5M}"
+        description="Upper bound of the resource, such as 305M, 12ms, 20MB, or 50% of the default network's cost; or "
+        "several bounds, such as {macs: 305M, params: 3.5M}."
     )
     methods: Annotated[list[str], Field(min_length=1)] = Field(
-        description="how channel numbers are chosen, side by side: autoslim, uniform (the finest width multiplier that "
-        "fits), released/NAME (a list of the paper's authors, at its own budget)"
+        description="Methods to compare: autoslim, uniform (the largest width multiplier within the budget), "
+        "released/NAME (channels released by the paper's authors, at their own budget)."
     )
     data: Data
     model: Model
@@ -250,8 +310,8 @@ class Params(Section):
 
     @field_validator("budget")
     @classmethod
-    def _readable(cls, budget: Amount | dict[str, Amount], read: ValidationInfo) -> Amount | dict[str, Amount]:
-        if resource := read.data.get("resource"):  # missing where it is wrong itself, which is told then
+    def _check_budget(cls, budget: Amount | dict[str, Amount], info: ValidationInfo) -> Amount | dict[str, Amount]:
+        if resource := info.data.get("resource"):  # missing if it is wrong itself, which has its own message
             parse_budgets(budget, resource)
             if isinstance(budget, dict) and resource not in budget:
                 raise ValueError(
@@ -260,9 +320,9 @@ class Params(Section):
         return budget
 
     @model_validator(mode="after")
-    def _fit(self) -> "Params":
+    def _check_methods_and_chunk(self) -> "Params":
         if len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods are {', '.join(self.methods)}, one of them twice; name each method once")
+            raise ValueError(f"methods contains duplicates: {', '.join(self.methods)}; list each method once")
         for method in self.methods:
             check_method(method)
         for name, images in (("data.search_images", self.data.search_images), ("search.images", self.search.images)):
@@ -274,56 +334,60 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
-    def _trained_start(self) -> "Params":
+    def _check_weights(self) -> "Params":
         supernet, weights = self.supernet, self.model.weights
         if weights is not None and supernet.width > 1:
             raise ValueError(
-                f"supernet.width is {supernet.width:g}, but model.weights are {weights!r}, and what is wider has no "
-                "trained weights; set supernet.width to 1.0 or less, or model.weights to null"
+                f"supernet.width is {supernet.width:g}, but model.weights is {weights!r}, and trained weights exist "
+                "only up to width 1; set supernet.width to 1.0 or less, or model.weights to null"
             )
         if weights is None and supernet.sort is not None:
             raise ValueError(
-                f"supernet.sort is {supernet.sort}, but model.weights is null, and new weights have no order; set "
-                "supernet.sort to null, or give model.weights"
+                f"supernet.sort is {supernet.sort}, but model.weights is null, and random weights cannot be sorted by "
+                "importance; set supernet.sort to null, or set model.weights"
             )
         return self
 
     @property
     def budgets(self) -> dict[str, Budget]:
-        """Resource -> its budget."""
+        """The budget of each bounded resource."""
         return parse_budgets(self.budget, self.resource)
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Reads and checks the whole file.
+    """Reads and validates the file.
 
     Raises:
-        UserError: the file is missing or not YAML, or parameters are wrong: all of them, by dotted name.
+        UserError: The file is missing or not YAML, or parameters are wrong. The message names all of them.
     """
     return check_params(read_yaml(path), str(path))
 
 
 def read_yaml(path: Path) -> Any:
-    """The contents of a YAML file, read as DVC reads it (ruamel, YAML 1.2: ``1e-3`` is a number, ``on`` is text).
+    """The contents of a YAML file, parsed as DVC does (ruamel, YAML 1.2: ``1e-3`` is a number, ``on`` is text).
 
     Raises:
-        UserError: it is missing or not YAML.
+        UserError: The file is missing or not YAML.
     """
     if not path.is_file():
-        raise UserError(f"there is no {path} in {Path.cwd()}; run from the repository's root, or restore it from git")
+        raise UserError(
+            f"{path} does not exist in {Path.cwd()}; run from the repository's root, or restore the file from git"
+        )
     try:
         return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from error
+        raise UserError(f"{path} is not encoded in UTF-8 ({error}); save it as UTF-8") from error
     except YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}; mend that line") from error
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct that line") from error
 
 
 def check_params(values: Any, source: str) -> Params:
-    """Raises:
-    InvalidParametersError: naming every wrong parameter with its value, what was expected, and the file.
+    """Validates the parameters ``values``, which were read from ``source``.
+
+    Raises:
+        InvalidParametersError: Parameters are wrong. The message names each with its value and what was expected.
     """
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise InvalidParametersError(source, validation_messages(error, Params, values)) from error
+        raise InvalidParametersError(source, validation_messages(error, Params, values, RENAMED)) from error

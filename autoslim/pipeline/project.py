@@ -1,4 +1,4 @@
-"""The project: its root, the paths of its files, and what its stages wrote."""
+"""The project: its root folder, the paths of its files, and the JSON files that its stages write."""
 
 import json
 import os
@@ -19,53 +19,58 @@ REPORT = Path("outputs/report")
 
 
 def repository_root() -> Path:
-    """``DVC_ROOT`` where DVC runs the process, else the nearest folder upwards that holds ``dvc.yaml``, else this one.
+    """``DVC_ROOT`` if DVC runs the process, else the nearest parent folder with ``dvc.yaml``, else this folder.
 
-    DVC runs queued and temporary experiments in a copy of the repository that it deletes, and points ``DVC_ROOT`` at
-    the real one: what outlives an experiment (raw data, checkpoints, MLflow's store) belongs there.
+    DVC runs queued and temporary experiments in a copy of the repository, which it deletes afterwards, and sets
+    ``DVC_ROOT`` to the original. Files that outlive an experiment (raw data, checkpoints, MLflow's store) belong there.
     """
     if root := os.environ.get("DVC_ROOT"):
         return Path(root)
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").exists()), here)
+    return find_project() or Path.cwd()
 
 
 def enter_project() -> Path:
-    """Makes the project's folder, this one or the nearest above that holds ``dvc.yaml``, the working directory.
+    """Changes the working directory to the project's root, and returns it.
 
     Raises:
-        UserError: there is none.
+        UserError: The working directory is not in a project.
     """
-    here = Path.cwd()
     root = find_project()
     if root is None:
-        raise UserError(f"{here} is in no autoslim project (no dvc.yaml here or above); change into your clone of it")
+        raise UserError(
+            f"{Path.cwd()} is not in an autoslim project (there is no dvc.yaml here or in a parent folder); "
+            "change into your clone of the repository"
+        )
     os.chdir(root)
     return root
 
 
 def enter_project_with(file: Path) -> tuple[Path, Path]:
-    """Enters the project; its folder, and ``file`` as named from where the command was given, or from that folder.
+    """Changes the working directory to the project's root; returns the root and the path of ``file``.
+
+    A relative path is looked up in the former working directory, then in the root. The returned one is relative to the
+    root if the file is in it.
 
     Raises:
-        UserError: there is none.
+        UserError: The working directory is not in a project.
     """
-    given = file.resolve()
+    absolute = file.resolve()
     root = enter_project()
-    path = given if given.is_file() else root / file
+    path = absolute if absolute.is_file() else root / file
     return root, path.relative_to(root) if path.is_relative_to(root) else path
 
 
 def find_project() -> Path | None:
+    """The nearest folder with ``dvc.yaml``: the working directory or one of its parents."""
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), None)
 
 
 def read_output(path: Path, stage: str) -> Any:
-    """The JSON file that ``stage`` wrote.
+    """The contents of a JSON file that ``stage`` writes.
 
     Raises:
-        UserError: it is missing or damaged.
+        UserError: The file is missing or damaged.
     """
     remedy = f"run `dvc repro {stage}`"
     try:
@@ -73,4 +78,4 @@ def read_output(path: Path, stage: str) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}; {remedy}") from error
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); remove it and {remedy}") from error
+        raise UserError(f"{path} is damaged ({error}); delete it and {remedy}") from error

@@ -1,131 +1,92 @@
-"""What is wrong with parameters, in words: the parameter's dotted name, its value, and what it may be."""
+"""Messages for wrong parameters: pydantic's own, with the parameter's dotted name, its value and its description."""
 
 import difflib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
-_LONGEST_VALUE = 60  # characters of a value that are shown
+_MAX_LENGTH = 60  # characters of a value that a message shows
 
 
-def validation_messages(error: ValidationError, schema: type[BaseModel], values: Any) -> list[str]:
-    """One line for each wrong parameter of ``values``, which ``schema`` refused.
+def validation_messages(
+    error: ValidationError, schema: type[BaseModel], values: Any, renamed: Mapping[str, str]
+) -> list[str]:
+    """One message for each wrong parameter of ``values``, which did not match ``schema``.
 
-    Rules are read off the schema: a parameter that fits none of several types (an integer, or "auto") is named once.
-    What a section's own validators say begins with the parameter's name within the section.
+    A parameter that matches none of several types (an integer, or "auto") gets one message. The messages of a
+    section's own validators start with the name of a parameter within the section.
+
+    Args:
+        renamed: ``section.parameter`` -> its new dotted name, and ``section.parameter: value`` -> the new value.
     """
-    return list(dict.fromkeys(_validation_message(dict(problem), schema, values) for problem in error.errors()))
+    problems: dict[str, list[ErrorDetails]] = {}
+    for problem in error.errors():
+        problems.setdefault(_locate(problem, values)[0], []).append(problem)
+    for old, new in renamed.items():
+        if old in problems:
+            problems.pop(new, None)  # it is missing only because the old name was used
+    return [_message(same_name, schema, values, renamed) for same_name in problems.values()]
 
 
-def rule(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """What a parameter of this type may be: ``a whole number above 0, or null``."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        inner = arguments[0]
-        return rule(inner, [*metadata, *(m for extra in arguments[1:] for m in _constraints(extra))])
-    if origin in (Union, UnionType):
-        kinds = [kind for kind in arguments if not (kind is int and float in arguments)]
-        named = [rule(kind, metadata) for kind in kinds if kind is not NoneType]
-        named += ["null"] if NoneType in kinds else []
-        return ", or ".join([", ".join(named[:-1]), named[-1]]) if len(named) > 1 else named[0]
-    if origin is Literal:
-        choices = [shown(choice) if not isinstance(choice, str) else choice for choice in arguments]
-        return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
-    if origin is list:
-        least = " at least one of" if any(isinstance(m, MinLen) for m in metadata) else ""
-        return f"a list{' with' if least else ' of'}{least} these: {rule(arguments[0])}"
-    if origin is tuple:
-        return f"a list of {len(arguments)}, each {rule(arguments[0])}"
-    if origin is dict:
-        return "a mapping of names to values"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"a section with {', '.join(annotation.model_fields)}"
-    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-    return f"{names.get(annotation, 'a value')}{_bounds(metadata)}"
-
-
-def shown(value: Any) -> str:
-    """A value as YAML has it, in one line; text in quotes, so that "0.1" is told from 0.1."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
-
-
-def _validation_message(problem: Mapping[str, Any], schema: type[BaseModel], values: Any) -> str:
-    kind = problem["type"]
-    name, expected, purpose, value = _place(problem["loc"], schema, values)
+def _message(problems: Sequence[ErrorDetails], schema: type[BaseModel], values: Any, renamed: Mapping[str, str]) -> str:
+    first = problems[0]
+    kind, (name, value), (section, field) = first["type"], _locate(first, values), _schema_of(first["loc"], schema)
+    for old in (name, f"{name}: {value}"):
+        if old in renamed:
+            return f"{old} is now {renamed[old]}"
+    is_section = field is None or field.annotation is section
     if kind == "value_error":
-        section = name if isinstance(expected, type) and issubclass(expected, BaseModel) else ""
-        return f"{section}{'.' if section else ''}{problem['ctx']['error']}"
+        return f"{name}.{first['ctx']['error']}" if name and is_section else str(first["ctx"]["error"])
+    known = ", ".join(section.model_fields)
     if kind in ("extra_forbidden", "invalid_key"):
-        return _unknown(str(problem["loc"][-1]), name, expected)
-    wanted = rule(expected) + (f" ({purpose})" if purpose else "")
-    if kind == "missing" and value is None:
-        return f"{name} is missing; add it, {wanted}"
-    if not name:
-        return f"there is {'nothing' if value is None else shown(value)} where the parameters should be; write {wanted}"
-    return f"{name} is {_kind_of(value, expected)}{shown(value)}; set it to {wanted}"
+        near = difflib.get_close_matches(str(first["loc"][-1]), section.model_fields, n=1)
+        return f"{name} is unknown; {f'did you mean {near[0]}?' if near else f'expected one of {known}'}"
+    description = f"A section with {known}." if field is None or is_section else field.description
+    if kind == "missing":
+        return f"{name} is missing; add it. {description}"
+    expected = [problem["msg"].removeprefix("Input should be ") for problem in problems]
+    if kind == "model_type":
+        expected = ["a mapping"]
+    elif expected[0] == first["msg"]:  # such as "List should have at least 1 item"
+        return f"{name} is {_shown(value)}; {first['msg'][0].lower()}{first['msg'][1:]}. {description}"
+    return (
+        f"{name or 'the file'} is {_shown(value)}; it should be {' or '.join(dict.fromkeys(expected))}. {description}"
+    )
 
 
-def _unknown(key: str, section: str, expected: Any) -> str:
-    known = list(expected.model_fields)
-    near = difflib.get_close_matches(key, known, n=1)
-    remedy = f"did you mean {near[0]}?" if near else f"remove it; known here are {', '.join(known)}"
-    return f"{section}{'.' if section else ''}{key} is unknown; {remedy}"
-
-
-def _place(loc: Sequence[Any], schema: type[BaseModel], values: Any) -> tuple[str, Any, str, Any]:
-    """The parameter at ``loc``: dotted name, annotation, description and value. For an unknown key, its section's."""
-    name, expected, purpose, value = "", schema, "", values
-    for part in loc:
-        kind = _without_null(expected)
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            if part not in kind.model_fields:
-                break
-            info = kind.model_fields[part]
-            name, expected, purpose = f"{name}.{part}".lstrip("."), _annotated(info), info.description or ""
-            value = value.get(part) if isinstance(value, Mapping) else None
-        elif get_origin(kind) is list and isinstance(part, int):
-            name, expected, value = f"{name}[{part}]", get_args(kind)[0], value[part]
-        else:  # a union's readings and a tuple's items: people know the parameter as a whole
+def _locate(problem: ErrorDetails, values: Any) -> tuple[str, Any]:
+    """Dotted name and value of the parameter. Parts of pydantic's location that name a type of a union are left out."""
+    name, value = "", values
+    for part in problem["loc"]:
+        if isinstance(value, Mapping) and part in value:
+            name, value = f"{name}.{part}".lstrip("."), value[part]
+        elif isinstance(value, Sequence) and isinstance(part, int) and part < len(value):
+            name, value = f"{name}[{part}]", value[part]
+        elif problem["type"] == "missing":
+            name, value = f"{name}[{part}]" if isinstance(part, int) else f"{name}.{part}".lstrip("."), None
+        else:
             break
-    return name, expected, purpose, value
+    return name, value
 
 
-def _annotated(info: FieldInfo) -> Any:
-    return Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+def _schema_of(loc: Sequence[Any], section: type[BaseModel]) -> tuple[type[BaseModel], FieldInfo | None]:
+    """The innermost section at ``loc``, and the last field on the way to it; None for the whole file."""
+    field = None
+    for part in loc:
+        if part not in section.model_fields:
+            break
+        field = section.model_fields[part]
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            break
+        section = field.annotation
+    return section, field
 
 
-def _without_null(annotation: Any) -> Any:
-    if get_origin(annotation) is Annotated:
-        return _without_null(get_args(annotation)[0])
-    kinds = [kind for kind in get_args(annotation) if kind is not NoneType]
-    return kinds[0] if get_origin(annotation) in (Union, UnionType) and len(kinds) == 1 else annotation
-
-
-def _constraints(extra: Any) -> list[Any]:
-    return list(extra.metadata) if isinstance(extra, FieldInfo) else [extra]
-
-
-def _bounds(metadata: Sequence[Any]) -> str:
-    found: dict[type, Any] = {type(m): m for m in metadata}
-    low, high = found.get(Ge), found.get(Le)
-    if low and high:
-        return f" from {low.ge} to {high.le}"
-    names = ((Gt, "above", "gt"), (Ge, "at least", "ge"), (Lt, "below", "lt"), (Le, "at most", "le"))
-    return " and".join(f" {word} {getattr(found[kind], field)}" for kind, word, field in names if kind in found)
-
-
-def _kind_of(value: Any, expected: Any) -> str:
-    """A word for a value whose writing hides what it is: a number in quotes is text."""
-    if isinstance(value, str) and str not in (expected, *get_args(expected)):
-        try:
-            return "the text " if math.isfinite(float(value)) else ""
-        except ValueError:
-            return ""
-    return ""
+def _shown(value: Any) -> str:
+    """``value`` as in YAML, on one line; text is quoted, so that "0.1" differs from 0.1."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import error_from, facts, printed, table
 from safetensors.torch import load_file
-from small_project import change_params, finished_project, mistake, stage, start_project
-from test_cli import facts, printed, refused, table
+from small_project import change_params, error_of, finished_project, stage, start_project
 from tiny import tiny_params
 from torch import Tensor, nn
 
@@ -86,44 +86,46 @@ def test_show_says_where_the_time_goes(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)  # in no project
     graph = tiny_graph()
     path = write(tmp_path / "phone.json", made(graph, slope=2.0))
-    text = printed("latency", "show", str(path), "--picture", "phone.png")
-    said = facts(text)
+    text = printed("latency", "show", str(path), "--figure", "phone.png")
+    shown = facts(text)
     total = 1 + 0.2 * sum(graph.default.values())
-    assert said["measured on"] == "a phone, onnxruntime, 4 threads, batch 1, fp32 (torch 3)"
-    assert said["network"] == f"a network on 1x8x8 images, {len(graph.groups)} kernels"
-    assert said["default"] == f"{format_amount(total, 'latency')}, predicted"
-    assert said["checked on"] == "20 random networks, 5.5ms to 24.5ms"
-    assert said["error"] == "3.0% (median); 95 % are within 9.0%"
-    assert said["rank correlation"] == "0.995"
+    assert shown["measured on"] == "a phone, onnxruntime, 4 threads, batch 1, fp32 (torch 3)"
+    assert shown["network"] == f"a network on 1x8x8 images, {len(graph.groups)} kernels"
+    assert shown["default"] == f"{format_amount(total, 'latency')} predicted"
+    assert shown["checked on"] == "20 random networks, 5.5ms to 24.5ms"
+    assert shown["error"] == "3.0% (median); 95 % are within 9.0%"
+    assert shown["rank correlation"] == "0.995"
     *kernels, between, whole = table(text, "kernel")
     times = [float(row["ms"]) for row in kernels]
     assert times == sorted(times, reverse=True)
     assert sorted(times) == pytest.approx(sorted(0.2 * size for size in graph.default.values()), abs=1e-3)
-    assert (between["kernel"], float(between["ms"])) == ("(a whole network less its kernels)", 1)
+    assert (between["kernel"], float(between["ms"])) == ("(between the kernels)", 1)
     assert float(whole["ms"]) == pytest.approx(total)
-    assert sum(float(row["% of all"]) for row in (*kernels, between)) == pytest.approx(100, abs=0.1)
+    assert sum(float(row["% of total"]) for row in (*kernels, between)) == pytest.approx(100, abs=0.1)
     assert Path("phone.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (None, "there is no latency table at t.json; make one with `autoslim latency measure --to t.json`"),
-        ("{", "t.json is no latency table ("),
-        ("[1]", "t.json is no latency table; make one with"),
+        ("{", "t.json is not a latency table ("),
+        ("[1]", "t.json is not a latency table; make one with"),
         ("{}", "t.json is not a latency table of format 1; make one with"),
         ('{"format": 1}', "t.json is damaged ("),
     ],
 )
-def test_show_of_what_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, told: str) -> None:
+def test_show_of_what_is_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     if text is not None:
         Path("t.json").write_text(text)
-    assert refused("latency", "show", "t.json").startswith(told)
+    assert error_from("latency", "show", "t.json").startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("keys", "value"),
     [
         (("kernels", "kernel_0", "ms"), [["slow", 1.0]]),
         (("kernels", "kernel_0", "ms"), []),
@@ -140,29 +142,29 @@ def test_show_of_what_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (("input_shape",), 3),
     ],
 )
-def test_a_damaged_table_is_told_before_it_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: tuple[str, ...], value: Any
+def test_a_damaged_table_is_reported_before_it_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: tuple[str, ...], value: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     values = json.loads(json.dumps(made(tiny_graph()).to_dict()))
     part = values
-    for key in place[:-1]:
+    for key in keys[:-1]:
         part = part[key]
-    part[place[-1]] = value
+    part[keys[-1]] = value
     Path("t.json").write_text(json.dumps(values))
-    assert refused("latency", "show", "t.json").startswith("t.json is damaged (")
+    assert error_from("latency", "show", "t.json").startswith("t.json is damaged (")
 
 
 def test_show_draws_only_where_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "t.json", made(tiny_graph(), check=None))
     assert "rank correlation" not in printed("latency", "show", "t.json")
-    for arguments, told in (
-        (["t.json", "--picture", "t.svg"], "--picture t.svg ends in .svg; end it in .png"),
-        (["t.json", "--picture", "gone/t.png"], f"--picture gone/t.png: there is no folder {tmp_path / 'gone'}; make"),
-        (["t.json", "--picture", "t.png"], "t.json holds no comparison to draw; make it again with"),
+    for arguments, message in (
+        (["t.json", "--figure", "t.svg"], "--figure t.svg does not end in .png"),
+        (["t.json", "--figure", "gone/t.png"], f"--figure gone/t.png: the folder {tmp_path / 'gone'}"),
+        (["t.json", "--figure", "t.png"], "t.json contains no comparison to plot"),
     ):
-        assert refused("latency", "show", *arguments).startswith(told)
+        assert error_from("latency", "show", *arguments).startswith(message)
 
 
 # measure
@@ -176,22 +178,20 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_table_is_measured_without_data(hasty: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = start_project(tmp_path / "project", {"latency": {"checked_on": 10}})
+    folder = start_project(tmp_path / "project", {"latency": {"check_networks": 10}})
     monkeypatch.delenv("DVC_ROOT", raising=False)
-    asked = "latency", "measure", "--to", "here.json"
+    command = "latency", "measure", "--to", "here.json"
     monkeypatch.chdir(folder / "stages")  # files are named from here; a command changes into the project
-    told = refused(*asked)
-    assert told.startswith("how many classes digits has is not known; run `dvc repro prepare`, or give --classes")
-    told = refused(*asked, "--classes", "10")
-    assert told.startswith(
-        "data.image_size is None and data.channels None: as the source has them, which only prepared"
-    )
+    message = error_from(*command)
+    assert message.startswith("the number of classes of digits is not known; run `dvc repro prepare`, or set --classes")
+    message = error_from(*command, "--classes", "10")
+    assert message.startswith("data.image_size is None and data.channels is None")
     sizes = "--classes", "10", "--size", "8", "--channels", "1"
     monkeypatch.chdir(folder / "stages")
-    text = printed(*asked, *sizes, "--points", "2", "--batch", "3", "--device", "cpu")
+    text = printed(*command, *sizes, "--points", "2", "--batch", "3", "--device", "cpu")
     assert "latency on " in text
     assert "over 10 random networks the prediction is off by " in text
-    assert "wrote here.json: " in text
+    assert "wrote here.json " in text
     assert "latency.table: stages/here.json in params.yaml" in text
     values = json.loads((folder / "stages/here.json").read_text())
     graph = tiny_graph()
@@ -203,19 +203,21 @@ def test_a_table_is_measured_without_data(hasty: None, tmp_path: Path, monkeypat
     assert not (folder / "data").exists()
 
     monkeypatch.chdir(folder / "stages")
-    assert refused(*asked, *sizes) == ("--to here.json is there; name another file, or replace it with --force")
-    printed(*asked, *sizes, "--points", "2", "--batch", "3", "--device", "cpu", "--force")  # and not what is kept
+    assert error_from(*command, *sizes) == "--to here.json exists; choose another file, or replace it with --force"
+    printed(
+        *command, *sizes, "--points", "2", "--batch", "3", "--device", "cpu", "--force"
+    )  # measured again, not read from the checkpoint
     again = json.loads((folder / "stages/here.json").read_text())
     assert again["check"]["measured"] != values["check"]["measured"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["--to", "gone/t.json"], "--to gone/t.json: there is no folder "),
-        (["--to", "stages"], "--to stages is a folder; name a file in it, such as stages/latency.json"),
-        (["--to", "t.json", "gone.yaml"], "there is no gone.yaml in "),
-        (["--to", "t.json", "--device", "gpu"], 'the options device: latency.device is "gpu"; set it to text'),
+        (["--to", "gone/t.json"], "--to gone/t.json: the folder "),
+        (["--to", "stages"], "--to stages is a folder"),
+        (["--to", "t.json", "gone.yaml"], "gone.yaml does not exist in "),
+        (["--to", "t.json", "--device", "gpu"], 'the options device: latency.device is "gpu"; '),
         (["--to", "t.json", "--device", "cuda:40"], "latency.device 'cuda:40' is not available here ("),
         (
             ["--to", "t.json", "--runtime", "onnxruntime", "--precision", "bf16"],
@@ -223,8 +225,8 @@ def test_a_table_is_measured_without_data(hasty: None, tmp_path: Path, monkeypat
         ),
     ],
 )
-def test_measure_says_what_is_wrong_before_it_measures(project: Path, arguments: list[str], told: str) -> None:
-    assert refused("latency", "measure", *arguments).startswith(told)
+def test_measure_says_what_is_wrong_before_it_measures(project: Path, arguments: list[str], message: str) -> None:
+    assert error_from("latency", "measure", *arguments).startswith(message)
     assert not Path("t.json").exists()
 
 
@@ -235,42 +237,40 @@ def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None
     graph = tiny_graph()
     write(project / "phone.json", made(graph, tiny_network()))
     change_params(project, {"resource": "latency", "budget": "60%", "latency": {"table": "phone.json"}})
-    told = refused("check")
-    assert "latency.table is the file phone.json, which DVC does not watch" in told
+    message = error_from("check")
+    assert "latency.table is the file phone.json" in message
     watch("phone.json")
-    said = facts(printed("check"))
+    shown = facts(printed("check"))
     default = latency(list(graph.default.values()))
-    assert said["budget"] == f"60%: at most {format_amount(0.6 * default, 'latency')}, 60 % of the default network's"
-    assert said["network"].endswith(f", {format_amount(default, 'latency')}")
-    narrowest = said["supernet"].removeprefix("from ").partition(" to ")[0]  # more than search.stop, 40 %
-    assert said["search"] == f"from the widest down to {narrowest}"
-    assert said["latency"].startswith("latency on a phone, onnxruntime, 4 threads")
-    said = facts(printed("estimate", "--seconds", "0"))
-    assert said["budget"] == "60%"
+    assert shown["budget"] == f"60%: at most {format_amount(0.6 * default, 'latency')}, 60 % of the default network's"
+    assert shown["network"].endswith(f", {format_amount(default, 'latency')}")
+    narrowest = shown["supernet"].removeprefix("from ").partition(" to ")[0]  # more than search.stop, 40 %
+    assert shown["search"] == f"from the widest down to {narrowest}"
+    assert shown["latency"].startswith("latency on a phone, onnxruntime, 4 threads")
+    shown = facts(printed("estimate", "--seconds", "0"))
+    assert shown["budget"] == "60%"
     write(
         project / "phone.json",
         made(trace(build_network("autoslim.models.architectures:mobilenet_v2", {}, 10), torch.empty(1, 3, 32, 32))),
     )
-    assert refused("check").startswith("the latency table is of another network (a network, ")
+    assert error_from("check").startswith("the latency table is of another network (a network, ")
     other = made(graph, tiny_network())
     first, *_ = other.kernels
     times = dataclasses.replace(other.kernels[first], work="Conv2d 8x1x5x5 of 1x1x8x8")
     write(project / "phone.json", dataclasses.replace(other, kernels={**other.kernels, first: times}))
-    told = refused("check")  # the same groups, and other work
-    assert told.startswith(
-        f"the latency table is of another network (a network) than this one: at {first} it has Conv2d"
-    )
-    assert "8x1x3x3 of 1x1x8x8" in told
+    message = error_from("check")  # the same groups, and other work
+    assert message.startswith(f"the latency table belongs to another network (a network): at {first} it has Conv2d")
+    assert "8x1x3x3 of 1x1x8x8" in message
     narrow = dataclasses.replace(other.kernels[first], output_sizes=(2, 3))
     write(project / "phone.json", dataclasses.replace(other, kernels={**other.kernels, first: narrow}))
-    told = refused("check")
-    assert told.startswith(
-        "the latency table was measured at 2 to 3 channels of features.0.0, and the search goes from 4 "
+    message = error_from("check")
+    assert message.startswith(
+        "the latency table was measured at 2 to 3 channels of features.0.0, but the search needs 4 to "
     )
-    assert "set supernet.width and supernet.grid as they were" in told
+    assert "supernet.width and supernet.grid" in message
     Path("phone.json").unlink()
-    assert refused("check").startswith(
-        "latency.table 'phone.json' is not there; make it with `autoslim latency measure"
+    assert error_from("check").startswith(
+        "latency.table 'phone.json' does not exist; make it with `autoslim latency measure"
     )
 
 
@@ -279,7 +279,7 @@ def test_check_takes_what_the_stage_measured_where_it_is_still_asked_for(project
     here = current_target(
         device=torch.device("cpu"), runtime="eager", threads=1, batch=1, precision="fp32", channels_last=False
     )
-    here = dataclasses.replace(here, versions="torch 1")  # an upgrade makes no other machine
+    here = dataclasses.replace(here, versions="torch 1")  # an upgrade of torch does not make the table outdated
     write(project / "outputs/resources/latency.json", made(graph, tiny_network(), target=here))
     change_params(project, {"resource": "latency", "budget": "60%"})
     assert facts(printed("check"))["budget"].startswith("60%: at most ")
@@ -326,35 +326,33 @@ def test_check_does_not_promise_what_is_below_the_narrowest(project: Path) -> No
     write(project / "phone.json", made(graph, tiny_network(), intercept=100.0))
     watch("phone.json")
     change_params(project, {"resource": "latency", "budget": "99%", "latency": {"table": "phone.json"}})
-    said = facts(printed("check"))
-    low = said["supernet"].removeprefix("from ").partition(" to ")[0]
-    assert said["search"] == f"from the widest down to {low}"
+    shown = facts(printed("check"))
+    low = shown["supernet"].removeprefix("from ").partition(" to ")[0]
+    assert shown["search"] == f"from the widest down to {low}"
     assert float(low.removesuffix("ms")) > 100
 
 
 def test_outputs_of_another_machine_are_refused(project: Path) -> None:
-    """DVC may have brought them from there: without a table named, latency is that of this machine."""
+    """DVC may have pulled them. Without latency.table, the latency must be that of this machine."""
     written = Path("outputs/resources/latency.json")
     write(written, made(tiny_graph(), tiny_network()))
     change_params(project, {"resource": "latency", "budget": "60%"})
     for name in ("search", "allocate"):
-        told = mistake(name)
-        assert told.startswith(
-            "latency.table is null, but outputs/resources/latency.json was measured on a phone, and "
-        )
-        assert "copy the file to another place, and name it in latency.table" in told
+        message = error_of(name)
+        assert message.startswith("latency.table is null, but outputs/resources/latency.json was measured on a phone")
+        assert "latency.table" in message
 
 
 def test_a_measurement_that_ranks_nothing_ends_the_stage_and_is_not_kept(
     hasty: None, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change_params(project, {"resource": "latency", "budget": "60%", "latency": {"points": 2, "checked_on": 10}})
+    change_params(project, {"resource": "latency", "budget": "60%", "latency": {"points": 2, "check_networks": 10}})
     draw = random.Random(0)
     noise = lambda *_: measuring.Latency(1 + draw.random(), 1, 2)  # noqa: E731
     monkeypatch.setattr(measuring, "measure_latency", noise)
-    told = mistake("resources")
-    assert "too low" in told
-    assert "write it with `autoslim latency measure --to FILE`, and name FILE in latency.table" in told
+    message = error_of("resources")
+    assert "too low" in message
+    assert "write it with `autoslim latency measure --to FILE`" in message
     assert not list(Path("checkpoints").glob("latency-*/*"))
     assert json.loads(Path("outputs/resources/latency.json").read_text()) == {}  # of the run before
 
@@ -366,7 +364,7 @@ def test_a_measurement_that_ranks_nothing_ends_the_stage_and_is_not_kept(
     assert json.loads(Path("outputs/resources/latency.json").read_text())["check"]["rank_correlation"] > 0.9
 
 
-def test_a_runtime_that_cannot_run_the_network_is_told_before_training(
+def test_a_runtime_that_cannot_run_the_network_is_reported_before_training(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compiled(network: nn.Module) -> Callable[..., Any]:
@@ -377,8 +375,8 @@ def test_a_runtime_that_cannot_run_the_network_is_told_before_training(
 
     monkeypatch.setattr(torch, "compile", compiled)
     change_params(project, {"latency": {"runtime": "compile"}})
-    assert refused("check").startswith("torch.compile cannot run this network (no such operator)")
-    assert mistake("resources").startswith("torch.compile cannot run this network (no such operator)")
+    assert error_from("check").startswith("torch.compile cannot run this network (no such operator)")
+    assert error_of("resources").startswith("torch.compile cannot run this network (no such operator)")
 
 
 def test_check_knows_networks_that_latency_cannot_take_apart(project: Path) -> None:
@@ -395,7 +393,7 @@ class Net(nn.Sequential):
     change_params(project, {"model": {"name": "net.py:Net", "kwargs": {}}})
     printed("check")
     change_params(project, {"model": {"name": "net.py:Net", "kwargs": {}}, "resource": "latency", "budget": "60%"})
-    assert refused("check").startswith("latency needs a network that can be taken apart: ")
+    assert error_from("check").startswith("latency needs a network that can be taken apart: ")
 
 
 def test_the_same_channels_for_another_budget_are_the_same_file(project: Path) -> None:
@@ -424,10 +422,10 @@ def test_retraining_starts_from_the_supernet_through_the_stages(project: Path) -
                 assert torch.allclose(value, end[name], rtol=0, atol=1e-20)
                 assert torch.equal(value, wide[name][tuple(slice(size) for size in value.shape)])
     Path("outputs/channels/uniform.safetensors").unlink()
-    told = mistake("retrain", "uniform")
-    assert told.startswith(
-        "what method 'uniform' starts from is not there (outputs/channels/uniform.safetensors); run "
+    message = error_of("retrain", "uniform")
+    assert message.startswith(
+        "the initial weights of method 'uniform' do not exist (outputs/channels/uniform.safetensors)"
     )
-    change_params(project, {"retrain": {"start": "new"}})
+    change_params(project, {"retrain": {"start": "scratch"}})
     stage("allocate")
     assert load_file("outputs/channels/uniform.safetensors") == {}

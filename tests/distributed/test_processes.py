@@ -18,7 +18,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_data import SPAN, prepared_digits, recipe, small_network
-from small_project import change_params, finished_project, mistake, stage, start_project
+from small_project import change_params, finished_project, stage, start_project
+from small_project import error_of as error_of_command
 from specimens import shuffle_weights
 from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure, record
@@ -628,6 +629,6 @@ def test_a_user_error_is_printed_once_as_by_one_process(done: Path) -> None:
     change_params(Path(), wrong | {"runtime": {"processes": 2, "device": "cpu"}})
     ended = run_stage("supernet")
     change_params(Path(), wrong | {"runtime": {"processes": 1, "device": "cpu"}})
-    alone = mistake("supernet", trains=True)
+    alone = error_of_command("supernet", trains=True)
     assert ended.returncode == 1
     assert [line for line in ended.stderr.splitlines() if not line.startswith("supernet: ")] == [f"error: {alone}"]

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import error_from, facts, printed, table
 from paths import ROOT
 from PIL import Image
 from small_data import SPAN, machine, prepared_digits, small_network
 from small_project import change_params, finished_project, stage, start_project
-from test_cli import facts, printed, refused, table
 from tiny import merged, tiny_params
 from torch import nn
 
@@ -262,19 +262,19 @@ def test_table_of_a_project(project: Path) -> None:
         "retrain autoslim: training",
         "retrain autoslim: validation",
         "report autoslim",
-        "(all)",
+        "(total)",
     ]
     assert (rows["supernet: training"]["passes"], rows["supernet: training"]["images each"]) == ("1", "64")
     assert (rows["retrain uniform: training"]["passes"], rows["report uniform"]["images each"]) == ("2", "50")
     done = json.loads((project / "outputs/search/metrics.json").read_text())
     guessed = int(rows["search"]["passes"].removeprefix("~"))
     assert guessed == pytest.approx(done["evaluations"], rel=0.35)
-    whole = rows.pop("(all)")  # its empty cells are skipped
+    whole = rows.pop("(total)")  # its empty cells are skipped
     for column, place in (("hours", "passes"), ("petaMACs", "images each")):
         parts = sum(float(row[column].removeprefix("~")) for row in rows.values())
         assert float(whole[place]) == pytest.approx(parts, rel=0.02)
     assert rows["supernet: training"]["memory"].startswith("> ")
-    assert facts(text)["measured"] == "at full size"
+    assert facts(text)["measured"] == "with full batches"
 
 
 def test_options_take_the_place_of_what_was_prepared_one_by_one(project: Path, tmp_path: Path) -> None:
@@ -294,52 +294,50 @@ def test_data_prepared_for_other_numbers_of_images_are_others(
     project: Path, tmp_path: Path, data: dict[str, int]
 ) -> None:
     change_params(tmp_path, {"data": data})
-    assert "is not known; run `dvc repro prepare`" in refused("estimate", str(tmp_path / "params.yaml"))
-    assert "run `dvc repro prepare` first" in printed("check", str(tmp_path / "params.yaml"))
+    assert "is not known; run `dvc repro prepare`" in error_from("estimate", str(tmp_path / "params.yaml"))
+    assert "not prepared; run `dvc repro prepare`" in printed("check", str(tmp_path / "params.yaml"))
 
 
 def test_smaller_batches_are_told_and_scaled(project: Path) -> None:
     text = printed("estimate", "--seconds", "0", "--batch", "4")
-    assert facts(text)["measured"] == "with at most 4 images at once, and scaled linearly"
+    assert facts(text)["measured"] == "with batches of at most 4, scaled linearly"
     assert next(row for row in table(text, "work") if row["work"] == "supernet: training")["images each"] == "64"
 
 
 def test_sizes_can_be_given_where_there_are_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = start_project(tmp_path / "project", {"data": {"image_size": 8, "channels": 1, "train_images": None}})
     monkeypatch.chdir(folder)
-    said = refused("estimate")
-    assert said.startswith("how many images and classes digits has is not known; run `dvc repro prepare`, or give --im")
+    shown = error_from("estimate")
+    assert shown.startswith("the number of images and classes of digits is not known; run `dvc repro prepare`")
     text = printed("estimate", "--images", "1000", "--classes", "10", "--seconds", "0")
     rows = {row["work"]: row for row in table(text, "work")}
     assert rows["supernet: training"]["passes"] == str((1000 - 32) // 64)
-    assert not [name for name in rows if name.startswith("report")]  # nobody said how many test images there are
+    assert not [name for name in rows if name.startswith("report")]  # nobody shown how many test images there are
     assert facts(text)["images"] == "1x8x8, 10 classes; 968 train, 32 search"
     assert list(Path("data").glob("*")) == []
 
-    assert refused("estimate", "--images", "32", "--classes", "10") == (
-        "--images 32 leaves nothing to train on beside data.search_images 32; raise --images or lower "
-        "data.search_images"
-    )
+    message = error_from("estimate", "--images", "32", "--classes", "10")
+    assert message.startswith("--images 32 leaves no training images")
+    assert message.endswith("raise --images or lower data.search_images")
     change_params(folder, {"data": {"channels": 1}})
-    assert refused("estimate", "--images", "1000", "--classes", "10") == (
-        "data.image_size is None and data.channels 1: as the source has them, which only prepared data tell; set both, "
-        "or run `dvc repro prepare`"
-    )
+    message = error_from("estimate", "--images", "1000", "--classes", "10")
+    assert message.startswith("data.image_size is None and data.channels is 1")
+    assert message.endswith("set both, or run `dvc repro prepare`")
 
 
 def test_what_stands_in_for_latency_is_told(project: Path, tmp_path: Path) -> None:
     change_params(tmp_path, {"resource": "latency", "budget": "50%"})
-    said = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
-    assert said == "50% (latency is not known before `dvc repro resources`: 6.1K MACs are taken in its place)"
+    shown = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
+    assert shown == "50% (latency is not known before `dvc repro resources`; 6.1K MACs are assumed instead)"
     change_params(tmp_path, {"budget": {"macs": "50%", "latency": "12ms"}})
-    said = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
-    assert said.endswith("(latency is not known before `dvc repro resources`: its limit is left out here)")
+    shown = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
+    assert shown.endswith("(latency is not known before `dvc repro resources`; its limit is ignored here)")
 
 
 def test_a_budget_out_of_reach_is_told_at_once(project: Path, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text((project / "params.yaml").read_text().replace("budget: 50%", "budget: 1G"))
-    assert "budget 1G is above the widest subnet" in refused("estimate", str(path))
+    assert "budget 1G is above the widest subnet" in error_from("estimate", str(path))
 
 
 def test_loading_is_measured_where_images_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,10 +349,10 @@ def test_loading_is_measured_where_images_are_files(tmp_path: Path, monkeypatch:
     source = {"source": f"folder:{tmp_path / 'images'}", "image_size": 8, "storage": "files", "train_images": None}
     monkeypatch.chdir(start_project(tmp_path / "project", {"data": source | {"test_images": None}}))
     stage("prepare")
-    said = facts(printed("estimate", "--seconds", "0"))["loading"]
+    shown = facts(printed("estimate", "--seconds", "0"))["loading"]
     rate = re.fullmatch(
-        r"([\d.e+]+) images a second by 0 workers; the supernet trains on ([\d.e+]+) a second: (.*)", said
+        r"([\d.e+]+) images/s with 0 workers; training the supernet needs ([\d.e+]+) images/s; (.*)", shown
     )
     assert rate
     slow = float(rate[1]) < float(rate[2])
-    assert rate[3] == ("loading sets the pace, and the hours are too few" if slow else "loading keeps up")
+    assert rate[3].startswith("loading is the bottleneck" if slow else "loading is fast enough")

@@ -20,7 +20,7 @@ def test_a_released_list_is_retrained_evaluated_and_exported(tmp_path: Path) -> 
     model = {"name": "torchvision.models:mobilenet_v2", "kwargs": {"width_mult": 1.0}}
     folder = start_project(
         tmp_path / "project",
-        {"methods": [METHOD], "model": model, "data": {"channels": 3}, "retrain": {"seeds": [3], "start": "new"}},
+        {"methods": [METHOD], "model": model, "data": {"channels": 3}, "retrain": {"seeds": [3], "start": "scratch"}},
     )
     with chdir(folder):
         for name in ("prepare", "resources", "allocate"):
