@@ -22,15 +22,26 @@ def sgd(
 ) -> torch.optim.SGD:
     """SGD with weight decay on the weights of dense convolutions and linear layers only, as in the authors' code.
 
-    Depthwise convolutions, biases and normalisation layers are not decayed.
+    Depthwise convolutions, biases and normalisation layers are not decayed. A supernet must be at its widest
+    configuration, because ``select`` changes the ``groups`` of its depthwise convolutions.
     """
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for parameter in network.parameters():
-        dense = parameter.dim() == 2 or (parameter.dim() >= 3 and parameter.shape[1] != 1)
-        (decayed if dense else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    decays: dict[nn.Parameter, bool] = {}  # in the order of network.parameters()
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            decays[parameter] = decays.get(parameter, True) and _is_decayed(module, name, parameter)
+    groups = [
+        {"params": [p for p, decay in decays.items() if decay], "weight_decay": weight_decay},
+        {"params": [p for p, decay in decays.items() if not decay], "weight_decay": 0.0},
+    ]
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, fused=True)
+
+
+def _is_decayed(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        depthwise = module.groups == module.in_channels > 1  # a grey image's stem has one input channel, in one group
+        return name == "weight" and not depthwise
+    # Of other modules by the shape, where a depthwise weight has one channel per group.
+    return parameter.dim() == 2 or (parameter.dim() >= 3 and parameter.shape[1] != 1)
 
 
 def learning_rate_at(

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from small_data import SPAN, machine, prepared_digits, recipe, small_network
 from torch import Tensor, nn
 
-from autoslim import resize
+from autoslim import Supernet, resize, trace
 from autoslim.channels.resize import initialise
 from autoslim.data.batches import even_chunk, search_chunks
 from autoslim.data.prepared import PreparedData
@@ -488,16 +488,39 @@ def test_warmup_rises_to_the_full_rate(schedule: Any) -> None:
     assert all(a >= b > 0 for a, b in pairwise(rates[10:]))
 
 
-def test_weight_decay_is_on_dense_weights_only() -> None:
-    """On dense convolutions and linear layers alone, as in the authors' code."""
-    network = mobilenet_v2(10)
+def decay_by_parameter(network: nn.Module) -> dict[nn.Parameter, float]:
     optimiser = sgd(network, learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=0.5)
-    decay = {id(p): group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+    return {p: group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
+
+
+@pytest.mark.parametrize("in_channels", [3, 1])
+@pytest.mark.parametrize("wrap", [lambda network, graph: network, Supernet], ids=["network", "supernet"])
+def test_weight_decay_is_on_dense_weights_only(in_channels: int, wrap: Any) -> None:
+    """On dense convolutions and linear layers, the stem of a grey image included, as in the authors' code."""
+    network = mobilenet_v2(10, 8, [[1, 8, 1, 1], [2, 8, 2, 2]], 16, in_channels=in_channels)
+    graph = trace(network, torch.zeros(1, in_channels, 8, 8))
+    decay = decay_by_parameter(wrap(network, graph))
+    depthwise = 0
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             dense = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-            assert decay.pop(id(parameter)) == (0.5 if dense and name == "weight" else 0.0)
+            depthwise += isinstance(module, nn.Conv2d) and not dense
+            assert decay.pop(parameter) == (0.5 if dense and name == "weight" else 0.0)
     assert not decay
+    assert depthwise == 3
+
+
+def test_weight_decay_of_other_layers() -> None:
+    """Grouped and transposed convolutions are decayed unless they are depthwise; other parameters by their shape."""
+    network = nn.Module()
+    network.grouped = nn.Conv2d(8, 8, 3, groups=4)
+    network.transposed = nn.ConvTranspose2d(8, 1, 3)  # its weight has the shape of a depthwise one
+    network.depthwise_transposed = nn.ConvTranspose2d(8, 16, 3, groups=8)
+    network.embedding = nn.Embedding(5, 4)
+    network.scale = nn.Parameter(torch.ones(8, 1, 1))
+    decay = decay_by_parameter(network)
+    decayed = {name for name, parameter in network.named_parameters() if decay[parameter] > 0}
+    assert decayed == {"grouped.weight", "transposed.weight", "embedding.weight"}
 
 
 def test_scores_over_chunks_are_those_over_all_images() -> None:
