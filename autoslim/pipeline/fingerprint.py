@@ -86,7 +86,11 @@ class KeyedCheckpoints(Checkpoints):
                 if difference := self._difference():
                     print(f"{self._stage}: {difference}", file=sys.stderr)
                 write_json(self.folder / "key.json", self._parts)
-            yield
+            try:
+                yield
+            finally:
+                if [path.name for path in self.folder.glob("*")] == ["key.json"]:
+                    self.clear()  # the run ended before its first checkpoint
 
     def _difference(self) -> str:
         """Describes how the latest checkpoint of this stage differs from this run; empty if there is none."""

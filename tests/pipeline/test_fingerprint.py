@@ -101,11 +101,24 @@ def test_an_unused_checkpoint_is_reported_with_the_parts_that_differ(
     changed = checkpoints(tmp_path, **{"supernet.epochs": 4, "code": "b"})
     with changed.lock():
         assert changed.load("supernet") is None
+        changed.save("supernet", {"step": 2})
     line = capsys.readouterr().err
     assert line == (
         f"supernet: the checkpoint {first.folder} is not used, because these differ: supernet.epochs, code\n"
     )
     with changed.lock():  # reported once
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_ends_before_its_first_checkpoint_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = checkpoints(tmp_path)
+    with pytest.raises(RuntimeError), first.lock():
+        raise RuntimeError
+    assert not first.folder.exists()
+    with checkpoints(tmp_path, code="b").lock():
         pass
     assert capsys.readouterr().err == ""
 
