@@ -4,8 +4,8 @@
 """
 
 import contextlib
+import json
 import os
-import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -123,7 +123,8 @@ class World:
     def on_rank_zero(self, function: Callable[[], Any]) -> Any:
         """Calls ``function`` on rank 0 and returns its result on every rank.
 
-        The other ranks wait without a time limit. The result is pickled, so it should be small.
+        The other ranks wait without a time limit. The result crosses as JSON, so that nothing that is read from another
+        process can run code: it must consist of numbers, text, None, lists and dictionaries with text as keys.
         """
         if self.is_single:
             return function()
@@ -134,10 +135,10 @@ class World:
             if not self.is_rank_zero:
                 while not self._store.check([key]):
                     time.sleep(_POLL_S)
-                return pickle.loads(self._store.get(key))
+                return json.loads(self._store.get(key))
         value = function()
         with self._lost_rank_errors():
-            self._store.set(key, pickle.dumps(value))
+            self._store.set(key, json.dumps(value))
         return value
 
     @contextlib.contextmanager

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,12 @@ def search(
     rule = racing_rule(runners, images, settings.score, settings.per_cost, settings.risk, seed)
     with Progress("search", grid.steps, done=max(0, len(steps) - 1)) as progress:
         for step in greedy_slim(
-            grid, objective.cost, lambda c: world.on_rank_zero(lambda: score(c)), limit, rule=rule, done=steps
+            grid,
+            objective.cost,
+            lambda c: Score(*world.on_rank_zero(lambda: list(astuple(score(c))))),
+            limit,
+            rule=rule,
+            done=steps,
         ):
             steps.append(step)
             if step.slimmed is not None:

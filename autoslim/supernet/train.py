@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
@@ -104,7 +105,8 @@ def train_supernet(
     if context.world.is_rank_zero:
         save_weights(supernet.network, folder / "weights.safetensors")
         SupernetFile(name, graph.input_shape, grid, graph.default).write(folder)
-    return rows, context.world.on_rank_zero(lambda: {which: score(channels) for which, channels in validated.items()})
+    final = context.world.on_rank_zero(lambda: {which: list(astuple(score(c))) for which, c in validated.items()})
+    return rows, {which: Score(*values) for which, values in final.items()}
 
 
 def initial_supernet(

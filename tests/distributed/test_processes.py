@@ -4,6 +4,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -32,7 +33,7 @@ from autoslim.errors import UserError
 from autoslim.pipeline.launch import _reason, rank_count
 from autoslim.pipeline.params import Runtime
 from autoslim.resources.costs import Costs, Objective
-from autoslim.search.search import search
+from autoslim.search.search import SearchSettings, search
 from autoslim.supernet.sandwich import Sandwich, random_width_seed, sandwich_rule
 from autoslim.supernet.train import train_supernet
 from autoslim.training.checkpoints import Checkpoints, load_weights
@@ -44,10 +45,20 @@ from autoslim.training.retrain import retrain
 SIZE = 2
 STEPS, EPOCHS = 3, 2
 SEARCHES: dict[str, dict[str, Any]] = {
-    "plain": {"by": "error", "per_cost": False, "incremental": False, "risk": None},
-    "incremental": {"by": "cross_entropy", "per_cost": True, "incremental": True, "risk": None},
-    "racing": {"by": "cross_entropy", "per_cost": True, "incremental": True, "risk": 0.1},
+    "plain": {"score": "error", "per_cost": False, "incremental": False, "risk": None},
+    "incremental": {"score": "cross_entropy", "per_cost": True, "incremental": True, "risk": None},
+    "racing": {"score": "cross_entropy", "per_cost": True, "incremental": True, "risk": 0.1},
 }
+
+
+PLANTED: list[int] = []
+
+
+class Planted:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PLANTED.append, (1,)
 
 
 class KilledError(Exception):
@@ -80,8 +91,8 @@ def everything(world: World, folder: Path, prepared: Path) -> dict[str, Any]:
     }
 
 
-def long_value(world: World, length: int) -> tuple[int, str]:
-    return world.rank, "x" * length
+def long_value(world: World, length: int) -> list[Any]:
+    return [world.rank, "x" * length]
 
 
 def error_of(act: Callable[[], object]) -> str:
@@ -224,14 +235,10 @@ def searches(context: RunContext, data: PreparedData, folder: Path) -> dict[str,
             data,
             context,
             objective=Objective(Costs(supernet.graph), "macs"),
-            stop=0.5,
-            images=96,
-            chunk=32,
-            precision="fp32",
+            settings=SearchSettings(stop=0.5, images=96, chunk=32, precision="fp32", **options),
             seed=0,
             folder=folder / name,
             checkpoints=Checkpoints(folder, name, "key"),
-            **options,
         )
         for name, options in SEARCHES.items()
     }
@@ -418,9 +425,26 @@ def test_gradients_are_averaged_over_all_images(ranks: list[dict[str, Any]], alo
     assert alone["late"] == ""
 
 
+def test_no_value_of_another_rank_can_run_code() -> None:
+    """Other processes can write to the store, so what is read from it must be data. Here it is a pickle with a call."""
+
+    class Store:
+        def check(self, keys: list[str]) -> bool:
+            return True
+
+        def get(self, key: str) -> bytes:
+            return pickle.dumps(Planted())
+
+    world = World(rank=1, world_size=2)
+    world._store = Store()
+    with pytest.raises(ValueError, match=r"utf|JSON|decode"):
+        world.on_rank_zero(lambda: None)
+    assert not PLANTED
+
+
 def test_values_of_rank_zero_are_broadcast_and_differences_are_errors(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert rank["broadcast"] == [(0, "x"), (0, "x" * 100_000)]
+        assert rank["broadcast"] == [[0, "x"], [0, "x" * 100_000]]
         assert rank["late"].startswith("late had no gradient at the first step and has one now; ")
         for job in ("supernet, even batches", "whole run"):
             assert {row["validated_by"] for row in rank[job]["rows"]} == {0}
