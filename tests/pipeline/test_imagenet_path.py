@@ -239,5 +239,5 @@ def test_a_presets_budgets_are_where_its_search_goes(family: str, budgets: list[
         (reach,) = check_reach(check_params(values | {"budget": budget}, "test"), graph)
         assert reach.stop <= reach.budget == parse_budget(budget).amount <= reach.widest
     least = 0.9 * parse_budget(budgets[0]).amount
-    with pytest.raises(UserError, match="where the search stops"):
+    with pytest.raises(UserError, match="the end of the search"):
         check_reach(check_params(values | {"budget": least}, "test"), graph)
