@@ -22,7 +22,7 @@ Per = Literal["group", "network", "both"]
 
 @dataclass(frozen=True)
 class Sandwich:
-    """How the subnets of a training step are chosen and trained.
+    """The settings of the sandwich rule: how the subnets of a training step are chosen and trained.
 
     Attributes:
         random_widths: number of random subnets in each step, in addition to the widest and the narrowest.

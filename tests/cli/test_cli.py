@@ -366,7 +366,7 @@ def test_compare_shows_the_reports_numbers(project: Path) -> None:
         assert "latency predicted" not in row  # there is no table
     text = printed("compare")
     assert text.startswith("budget 50% = 6.1K MACs\n")
-    assert "all networks started from the supernet's weights" in text  # as the report remarks
+    assert "All networks were fine-tuned from the supernet's weights" in text  # as the report remarks
 
 
 def test_compare_of_several_budgets_with_predicted_latency(project: Path, tmp_path: Path) -> None:
@@ -553,7 +553,10 @@ def test_check_of_several_budgets_and_of_latency_that_is_not_measured(project: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"retrain": {"label_smoothing": 0.95}}, "retrain.label_smoothing is 0.95; with 10 classes at most 0.9 leaves"),
+        (
+            {"retrain": {"label_smoothing": 0.95}},
+            "retrain.label_smoothing is 0.95, but with 10 classes it must be at most 0.9",
+        ),
         ({"model": {"weights": "other.safetensors"}, "supernet": {"width": 1.0}}, "lack features.0.0.weight"),
         ({"runtime": {"processes": 2}}, "runtime.processes is 2, but 1 CUDA devices are visible"),
     ],
@@ -592,7 +595,7 @@ def test_a_parameter_changed_after_prepare_is_checked_before_the_work(
     copy = shutil.copytree(project, tmp_path / "project")
     monkeypatch.chdir(copy)
     change_params(copy, {"retrain": {"label_smoothing": 0.95}})
-    assert "retrain.label_smoothing is 0.95; with 10 classes at most 0.9 leaves" in error_from("stage", *stage)
+    assert "retrain.label_smoothing is 0.95, but with 10 classes it must be at most 0.9" in error_from("stage", *stage)
 
 
 def test_check_leaves_the_network_to_later_where_data_are_others(project: Path, tmp_path: Path) -> None:

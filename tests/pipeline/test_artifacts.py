@@ -79,8 +79,8 @@ def test_a_supernet_of_another_network(folder: Path) -> None:
     other = mobilenet_v2(10, 8, [[1, 8, 1, 1], [2, 12, 2, 2]], 16, in_channels=1)
     message = told(lambda: load_supernet(folder, other, trace(other, torch.zeros(1, 1, 8, 8))))
     assert message == (
-        f"{folder} holds a supernet of another network (autoslim.models.architectures:mobilenet_v2, 5 groups, "
-        "input [1, 8, 8]); the parameters name one with 5 groups and input [1, 8, 8] (features.2.conv.2 has 8 channels "
+        f"{folder} contains the supernet of another network (autoslim.models.architectures:mobilenet_v2, 5 groups, "
+        "input [1, 8, 8]); params.yaml names one with 5 groups and input [1, 8, 8] (features.2.conv.2 has 8 channels "
         "there and 12 here): run `dvc repro supernet`"
     )
 
@@ -155,7 +155,7 @@ def test_damaged_channels(tmp_path: Path, channels: object, costs: object, reaso
     path = tmp_path / "uniform.json"
     path.write_text(json.dumps({"method": "uniform", "channels": channels, "costs": costs}))
     assert told(lambda: Allocation.read(tmp_path, "uniform")) == (
-        f"{path} is not the file of an allocation ({reason}); run `dvc repro allocate`"
+        f"{path} is damaged ({reason}); run `dvc repro allocate` again"
     )
 
 
