@@ -8,7 +8,7 @@ unexport VIRTUAL_ENV
 repro: setup
 	dvc repro
 
-# A process a core, each with files of its own and one thread: the tests' networks are small.
+# One process per core, each with separate test files and one thread, because the networks in the tests are small.
 test: setup lint docs
 	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist loadfile
 
@@ -26,7 +26,7 @@ ui: setup
 
 setup: .venv/installed
 
-# uv inside the fresh environment: the same set takes a fifth of pip's time. pip where uv lacks pip's settings.
+# uv installs the same packages in a fifth of pip's time. pip is the fallback, because uv does not read pip's settings.
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12), (3, 13)))' || \
 		{ echo "autoslim needs Python 3.11 to 3.13, and $(PYTHON) is $$($(PYTHON) --version); run make PYTHON=python3.13"; exit 1; }
@@ -36,11 +36,11 @@ setup: .venv/installed
 		.venv/bin/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@
 
-# Experiments side by side: budget, MACs and top-1 by method, without a column for each file.
+# Shows budget, MACs and top-1 by method of all experiments, without a column for each file.
 exps: setup
 	dvc exp show --drop '.*/.*|(data|model|supernet|search|latency|report|tracking|runtime)[.].*|retrain[.](?!start).*|methods|gain.*_.*|.*(_low|_high|_ms|latency|memory|params|seed).*'
 
-# Ratios of speed and memory, on the GPU where there is one. benchmarks/search.py without --quick takes hours.
+# Benchmarks of speed and memory, on the GPU if there is one. benchmarks/search.py without --quick takes hours.
 bench: setup
 	python benchmarks/speed.py
 	python benchmarks/memory.py

@@ -1,6 +1,6 @@
-"""AutoSlim: sets the channel numbers of a convolutional network for a budget (Yu & Huang, 2019).
+"""AutoSlim: chooses the number of channels of each layer for a budget (Yu & Huang, 2019).
 
-The names of the Python API are imported when they are first used, so that importing a single module stays cheap.
+The names of the Python API are imported on first use, so that importing a single module stays fast.
 """
 
 from importlib import import_module
@@ -29,5 +29,5 @@ __all__ = ["Supernet", "greedy_slim", "recalibrate", "resize", "sandwich_step", 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
-        raise AttributeError(f"module 'autoslim' has no attribute {name!r}; it offers {', '.join(__all__)}")
+        raise AttributeError(f"module 'autoslim' has no attribute {name!r}; it exports {', '.join(__all__)}")
     return getattr(import_module(_MODULES[name]), name)

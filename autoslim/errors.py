@@ -1,4 +1,4 @@
-"""The exception for errors that the user can correct."""
+"""The exception class for errors that the user can correct."""
 
 
 class UserError(ValueError):
@@ -9,5 +9,5 @@ class UserError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error message, or the error's type if it has no message."""
+    """Returns the first line of an exception's message, or the name of its class if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

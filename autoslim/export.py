@@ -33,16 +33,15 @@ def export(network: nn.Module, info: DataInfo, target: Path, details: Mapping[st
 def exported_program(network: nn.Module, info: DataInfo) -> torch.export.ExportedProgram:
     """Returns the network as a graph of torch's operators, which runs without the network's class and autoslim."""
     network = network.to("cpu").to(memory_format=torch.contiguous_format)
-    images = torch.zeros(
-        2, info.channels, info.image_size, info.image_size
-    )  # a batch size of one would become a constant
+    # Two images: torch.export treats a size of one as a constant.
+    images = torch.zeros(2, info.channels, info.image_size, info.image_size)
     batch = torch.export.Dim("batch")
     with torch.no_grad():
         return torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
 
 
 def description(info: DataInfo) -> dict[str, object]:
-    """Describes the network's input and classes."""
+    """Returns a description of the network's input and classes."""
     return {
         "input": {
             "shape": [info.channels, info.image_size, info.image_size],

@@ -122,5 +122,5 @@ def test_the_packages_names_are_the_functions_themselves() -> None:
     assert autoslim.sandwich_step is sandwich.sandwich_step
     assert autoslim.recalibrate is extract.recalibrate
     assert autoslim.sort_channels is sort.sort_channels
-    with pytest.raises(AttributeError, match="has no attribute 'train'; it offers Supernet, greedy_slim"):
+    with pytest.raises(AttributeError, match="has no attribute 'train'; it exports Supernet, greedy_slim"):
         autoslim.train  # noqa: B018

@@ -23,10 +23,10 @@ NOT_MEASURED = "latency is not measured yet; run `dvc repro resources`"
 def check_cli(
     file: ParamsFile = Path("params.yaml"),
 ) -> None:
-    """Check params.yaml and show what the budget allows. This neither trains, measures nor downloads anything.
+    """Check params.yaml and show what the budget allows, without training, measuring or downloading anything.
 
-    The network and the budget can only be checked when the data are prepared (`dvc repro prepare`). A latency budget
-    can be checked if latency.table is set, or after `dvc repro resources` has measured the latency.
+    The network and the budget can only be checked once the data are prepared (`dvc repro prepare`). A latency budget
+    can be checked if latency.table is set, or once `dvc repro resources` has measured the latency.
 
     Examples:
 
@@ -91,7 +91,7 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
         ("latency", table.summary() if table else f"not measured yet; it will be measured on {target}"),
         ("network", f"{params.model.name}, {len(graph.groups)} groups, {amounts(costs.all(graph.default))}"),
         ("supernet", f"from {', '.join(spans)}" if reaches else NOT_MEASURED),
-        ("search", _end_of_search(params, costs, reaches)),
+        ("search", _search_range(params, costs, reaches)),
     ]
     known = {reach.resource: reach for reach in reaches}
     for resource, budget in params.budgets.items():
@@ -101,7 +101,7 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
     return facts
 
 
-def _end_of_search(params: "Params", costs: "Costs", reaches: "list[Reach]") -> str:
+def _search_range(params: "Params", costs: "Costs", reaches: "list[Reach]") -> str:
     from autoslim.pipeline.assembly import grid_spec
     from autoslim.pipeline.costs import objective
 

@@ -1,4 +1,4 @@
-"""``autoslim compare``: the table of the latest report."""
+"""``autoslim compare``: shows the table of the latest report."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from autoslim.resources.budgets import UNITS, format_amount, format_named_amount
 
 @with_clear_errors
 def compare_cli() -> None:
-    """Show the latest report: cost and top-1 test accuracy of each method's network at the budget.
+    """Show the latest report: the cost and the top-1 test accuracy of each method's network.
 
     To compare different budgets, use `dvc exp show` or `mlflow ui`.
 
@@ -52,7 +52,7 @@ GAIN = "gain over uniform (points)"
 
 
 def _line(result: Mapping[str, str]) -> dict[str, str]:
-    """Header -> cell, for a row of ``comparison.csv`` (see ``autoslim.report.table``)."""
+    """Returns header -> cell for a row of ``comparison.csv`` (see ``autoslim.report.table``)."""
 
     def amount(column: str, resource: str) -> str:
         return format_amount(float(result[column]), resource) if result[column] else ""
@@ -79,7 +79,7 @@ def _line(result: Mapping[str, str]) -> dict[str, str]:
 
 
 def _budget(metrics: Mapping[str, Any]) -> str:
-    """The budget as in ``params.yaml``, with its absolute value if it is written otherwise."""
+    """Returns the budget as written in ``params.yaml``, followed by its absolute value if that differs."""
     limits = {resource: metrics[key] for resource in UNITS if (key := f"budget_{resource}") in metrics}
     named = ", ".join(format_named_amount(limit, resource) for resource, limit in limits.items())
     plain = ", ".join(format_amount(limit, resource) for resource, limit in limits.items())

@@ -1,4 +1,4 @@
-"""``autoslim estimate``: time, multiply-adds and memory that a run of the pipeline will take on this machine."""
+"""``autoslim estimate``: estimates the time, multiply-adds and memory of a run of the pipeline on this machine."""
 
 import math
 from collections.abc import Sequence
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 NOTES = """\
-hours: median time of a pass on synthetic images times the number of passes, without loading data and writing files.
-search: assumes that all groups are slimmed evenly and each candidate runs in full; the scores decide the actual number.
-autoslim: its network is not known yet, so the uniform network of the same budget is measured instead.
+hours: median time of a pass on synthetic images times the number of passes, without loading data or writing files.
+search: assumes that all groups are slimmed evenly and each candidate runs in full; the actual number depends on scores.
+autoslim: its network is not known yet, so the uniform network at the same budget is measured instead.
 petaMACs: forward passes only, in closed form; with the backward pass, training takes about three times as many.
-memory: peak of allocated CUDA memory; ">": a lower bound of weights, gradients, momentum and saved activations."""
+memory: peak of allocated CUDA memory; ">": lower bound (weights, gradients, momentum and saved activations)."""
 
 
 @with_clear_errors
@@ -60,7 +60,7 @@ def estimate_cli(
         float, typer.Option("--seconds", min=0, help="Approximate measuring time for each kind of pass.")
     ] = 10.0,
 ) -> None:
-    """Estimate the hours, multiply-adds and memory of each stage on this machine.
+    """Estimate the time, multiply-adds and memory of each stage on this machine.
 
     The command builds the networks as the stages do, and times a few passes of each kind on synthetic images. It needs
     no data.
@@ -83,7 +83,7 @@ def estimate_cli(
 def _described(
     params: "Params", info: "DataInfo | None", images: int | None, classes: int | None, test_images: int | None
 ) -> "DataInfo":
-    """The description of the prepared data, changed by the options.
+    """Returns the description of the prepared data, modified by the options.
 
     Raises:
         UserError: The number of images or classes is not known, or no training image is left.
@@ -122,16 +122,17 @@ def _described(
 
 
 def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int | None, seconds: float) -> None:
-    """Prints the estimated costs of a run of ``params``.
+    """Prints the estimated costs of a run with ``params``.
 
     Args:
         info: Description of the data.
-        root: The project's folder if the data are prepared; None: no data are loaded.
-        batch: Largest batch size to measure with; None: no limit.
+        root: The project's folder if the data are prepared; None if no data are to be loaded.
+        batch: Largest batch size to measure with; None if there is no limit.
         seconds: Measuring time for each kind of pass.
 
     Raises:
-        UserError: The network or the budget does not fit, or the device does not have enough memory for a batch.
+        UserError: The network does not fit the data, the budget cannot be reached, or the device does not have enough
+            memory for a batch.
     """
     from autoslim.pipeline.assembly import grid_spec, run_context, traced_network
     from autoslim.pipeline.checks import check_reach
@@ -151,7 +152,7 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     facts = [
         ("device", _named(dry_run.context.device)),
         ("network", f"{params.model.name}, {amounts(costs.all(graph.default))}"),
-        ("budget", format_budgets(params.budgets) + _stand_in(params, costs)),
+        ("budget", format_budgets(params.budgets) + _latency_note(params, costs)),
         ("images", f"{'x'.join(map(str, graph.input_shape))}, {len(info.classes)} classes; {splits}"),
         ("measured", "with full batches" if batch is None else f"with batches of at most {batch}, scaled linearly"),
     ]
@@ -166,8 +167,8 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     print(f"\n{NOTES}")
 
 
-def _stand_in(params: "Params", costs: "Costs") -> str:
-    """A note on how a budget of latency is replaced if there is no latency table."""
+def _latency_note(params: "Params", costs: "Costs") -> str:
+    """Returns a note on what replaces a latency budget if there is no latency table; otherwise an empty string."""
     from autoslim.pipeline.estimate import proxy_limits
 
     if "latency" not in params.budgets or costs.table is not None:
@@ -175,11 +176,11 @@ def _stand_in(params: "Params", costs: "Costs") -> str:
     reason = "latency is not known before `dvc repro resources`"
     if len(params.budgets) > 1:
         return f" ({reason}; its limit is ignored here)"
-    return f" ({reason}; {format_named_amount(proxy_limits(params, costs)['macs'])} are assumed instead)"
+    return f" ({reason}; a budget of {format_named_amount(proxy_limits(params, costs)['macs'])} is assumed instead)"
 
 
 def _measured(dry_run: "DryRun", works: Sequence["Work"], batch: int | None, seconds: float) -> "list[PassTiming]":
-    """One measurement for each of ``works``. Works with equal passes share a measurement."""
+    """Returns one measurement for each of ``works``. Those whose passes are equal share a measurement."""
     from autoslim.training.progress import Progress
 
     measured: dict[str, PassTiming] = {}
@@ -196,26 +197,26 @@ def _measured(dry_run: "DryRun", works: Sequence["Work"], batch: int | None, sec
 def _row(work: "Work", measured: "PassTiming", dry_run: "DryRun") -> list[str]:
     from autoslim.pipeline.estimate import TRAINING
 
-    kept_bytes = 4 * work.kept * math.prod(dry_run.graph.input_shape)
+    resident_bytes = 4 * work.resident_images * math.prod(dry_run.graph.input_shape)
     memory = ""
     if measured.peak_bytes is not None and measured.images == work.at_once:
-        memory = format_amount(measured.peak_bytes + kept_bytes, "memory")
+        memory = format_amount(measured.peak_bytes + resident_bytes, "memory")
     elif work.kind in TRAINING:
-        memory = f"> {format_amount(dry_run.least_bytes(work, work.at_once) + kept_bytes, 'memory')}"
-    about = "~" if work.kind == "search" else ""
+        memory = f"> {format_amount(dry_run.least_bytes(work, work.at_once) + resident_bytes, 'memory')}"
+    prefix = "~" if work.kind == "search" else ""
     return [
         work.name,
-        f"{about}{work.passes:,}",
+        f"{prefix}{work.passes:,}",
         f"{work.images:,}",
         _rounded(measured.seconds * work.images / measured.images),
         _rounded(work.hours(measured.seconds, measured.images)),
-        f"{about}{_rounded(work.petamacs)}",
+        f"{prefix}{_rounded(work.petamacs)}",
         memory,
     ]
 
 
 def _rounded(value: float) -> str:
-    """Three significant digits, or all digits before the decimal point."""
+    """Formats ``value`` with three significant digits, or with all digits before the decimal point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -229,7 +230,7 @@ def _loading(dry_run: "DryRun", root: Path, training: "PassTiming", seconds: flo
     rate = loading_rate(data, recipe(dry_run.params.supernet), dry_run.context, seconds)
     needed = training.images / training.seconds
     comment = (
-        "loading is the bottleneck, and the run takes longer than the hours below"
+        "loading is the bottleneck, so the run takes longer than the hours below"
         if rate < needed
         else "loading is fast enough"
     )

@@ -1,4 +1,4 @@
-"""``autoslim evaluate``: the accuracy of retrained networks, computed again."""
+"""``autoslim evaluate``: computes the accuracy of retrained networks again."""
 
 from enum import StrEnum
 from statistics import fmean, stdev

@@ -21,9 +21,9 @@ def export_cli(
 ) -> None:
     """Write a retrained network to a file that can be used without autoslim.
 
-    FILE.pt2 is a graph for torch.export.load; it needs neither autoslim nor the network's code, and accepts any batch
-    size. FILE.safetensors contains only the weights. FILE.json is written with either, and contains the channels, the
-    size and normalisation of the input, and the classes.
+    FILE.pt2 is a graph for torch.export.load. It needs neither autoslim nor the network's code, and accepts any batch
+    size. FILE.safetensors contains only the weights. FILE.json, which is written in both cases, contains the channels,
+    the size and normalisation of the input, and the classes.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""``autoslim latency``: measures latency tables, and shows them."""
+"""``autoslim latency``: measures and shows latency tables."""
 
 import os
 from enum import StrEnum
@@ -25,8 +25,8 @@ latency_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help="Measure a network's latency on this machine, for a search on any machine.\n\n"
-    "Run `autoslim latency measure --to phone.json` on the machine that will run the network, and set "
-    "`latency.table: phone.json` in the params.yaml of the search.",
+    "Run `autoslim latency measure --to phone.json` on the machine that will run the network. Then set "
+    "`latency.table: phone.json` in params.yaml for the search.",
 )
 
 
@@ -70,11 +70,12 @@ def measure_cli(
 ) -> None:
     """Measure the latency table of the network in params.yaml on this machine, and write it to FILE.
 
-    The command times the network's kernels at the search's numbers of channels, then whole networks to find the error
-    of the predictions. It needs no data if --classes is set and the image size is set here or in params.yaml. Each run
-    measures again; only an interrupted run is continued. Run nothing else on the machine meanwhile.
+    The command times the network's kernels at the numbers of channels in the search grid, and then whole networks to
+    determine the error of the predictions. It needs no data if --classes is set and the image size is set here or in
+    params.yaml. Each run measures again, except that an interrupted run is continued. Do not run anything else on the
+    machine at the same time.
 
-    To use the table in a search on any machine, set latency.table: FILE in its params.yaml.
+    To use the table in a search on any machine, set latency.table: FILE in params.yaml there.
 
     Examples:
 
@@ -90,7 +91,7 @@ def measure_cli(
     if not target.parent.is_dir():
         raise UserError(f"--to {to}: the folder {target.parent} does not exist; create it first")
     if not os.access(target.parent, os.W_OK):
-        raise UserError(f"--to {to}: the folder {target.parent} is not writable; choose a file in another one")
+        raise UserError(f"--to {to}: the folder {target.parent} is not writable; choose another folder")
     root, path = enter_project_with(file)
     from autoslim.pipeline.params import load_params
 
@@ -114,22 +115,22 @@ def measure_cli(
 
 
 def with_options(params: "Params", options: dict[str, Any]) -> "Params":
-    """``params`` with those of ``options`` that are not None, in the section ``latency``.
+    """Returns ``params`` with those ``options`` that are not None set in the section ``latency``.
 
     Raises:
         UserError: An option has a wrong value.
     """
     from autoslim.pipeline.params import check_params
 
-    given = {name: str(value) if isinstance(value, StrEnum) else value for name, value in options.items()}
-    given = {name: value for name, value in given.items() if value is not None}
+    changes = {name: str(value) if isinstance(value, StrEnum) else value for name, value in options.items()}
+    changes = {name: value for name, value in changes.items() if value is not None}
     values = params.model_dump()
-    values["latency"] |= given
-    return check_params(values, f"the options {', '.join(given)}") if given else params
+    values["latency"] |= changes
+    return check_params(values, f"the options {', '.join(changes)}") if changes else params
 
 
 def _images(params: "Params", classes: int | None, size: int | None, channels: int | None) -> "DataInfo":
-    """The description of the prepared data, changed by the options."""
+    """Returns the description of the prepared data, modified by the options."""
     info, data = prepared_info(params), params.data
     if info is not None and classes is None and size is None and channels is None:
         return info
@@ -151,7 +152,7 @@ def _images(params: "Params", classes: int | None, size: int | None, channels: i
 
 
 def measure(params: "Params", info: "DataInfo", to: Path) -> "LatencyTable":
-    """Measures the latency table of the network for images as in ``info``, and writes it to ``to``.
+    """Measures the latency table of the network for images of the size in ``info``, and writes it to ``to``.
 
     Raises:
         UserError: The latency cannot be measured.
@@ -179,7 +180,8 @@ def show_cli(
 ) -> None:
     """Show a latency table: the device, the error of its predictions, and the time of each kernel.
 
-    The times are those of the default network. The kernels and the time between them add up to its predicted latency.
+    The times are those of the default network. The times of the kernels and the time between them add up to its
+    predicted latency.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The command ``autoslim``. The pipeline (``dvc repro``) trains; its commands check, inspect and export."""
+"""The command ``autoslim``. The pipeline (``dvc repro``) trains; the subcommands check, inspect and export."""
 
 from importlib.metadata import version
 from typing import Annotated
@@ -48,9 +48,9 @@ def autoslim(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Choose the numbers of channels of a convolutional network for a budget.
+    """Choose the number of channels of each layer of a convolutional network for a budget.
 
-    `dvc repro` runs the pipeline. These commands profile networks, check parameters, show results, and export networks.
+    `dvc repro` runs the pipeline. These commands profile networks, check parameters, show results and export networks.
     See `autoslim COMMAND --help` for the options of a command.
     """
 

@@ -1,4 +1,4 @@
-"""``autoslim profile``: the channel groups, layers and costs of a network."""
+"""``autoslim profile``: shows the channel groups, layers and costs of a network."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def profile_cli(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="package.module:callable, timm:NAME, file.py:callable, or released/LIST (channels released by the "
+            help="package.module:callable, timm:NAME, file.py:callable, or released/NAME (channels released by the "
             "paper's authors). Default: the network in params.yaml."
         ),
     ] = None,
@@ -36,15 +36,15 @@ def profile_cli(
     size: Annotated[int | None, typer.Option("--size", min=1, help="Height and width of colour images.")] = None,
     classes: Annotated[
         int | None,
-        typer.Option("--classes", min=1, help="num_classes of the callable. Default: its own."),
+        typer.Option("--classes", min=1, help="num_classes of the callable. Default: the callable's default."),
     ] = None,
     kwargs: Annotated[
         list[str] | None,
-        typer.Option("--kwargs", "-k", metavar="KEY=VALUE", help="Keyword argument of the callable."),
+        typer.Option("--kwargs", "-k", metavar="KEY=VALUE", help="Keyword argument of the callable. May be repeated."),
     ] = None,
     leaves: Annotated[
         list[str] | None,
-        typer.Option("--leaf", metavar="MODULE", help="Module that tracing treats as one operation."),
+        typer.Option("--leaf", metavar="MODULE", help="Module that tracing treats as one operation. May be repeated."),
     ] = None,
     width: Annotated[float | None, typer.Option("--width", help="Width multiplier of all channel groups.")] = None,
     divisor: Annotated[
@@ -52,7 +52,7 @@ def profile_cli(
         typer.Option(
             "--divisor",
             min=1,
-            help="With --width, round to multiples of this. Default: 8, or as in params.yaml.",
+            help="With --width: round to multiples of this number. Default: 8, or as in params.yaml.",
         ),
     ] = None,
     channels: Annotated[
@@ -153,7 +153,7 @@ def _check_agreement(values: dict[str, Any]) -> None:
     counted, totals = values["ptflops"], values["totals"]
     if not _agree(values):
         raise UserError(
-            f"ptflops counts {counted['macs']:,} MACs and {counted['params']:,} parameters, but the profile "
+            f"ptflops counts {counted['macs']:,} MACs and {counted['params']:,} parameters, but the profile has "
             f"{totals['macs']:,} and {totals['params']:,}; the network has operations other than convolution and "
             "linear layers, such as attention, which budgets do not include"
         )
@@ -188,13 +188,13 @@ def _named_network(
 def _network_of_params(
     image: str | None, size: int | None, classes: int | None, kwargs: Sequence[str], leaves: Sequence[str]
 ) -> tuple[str, "nn.Module", "ChannelGraph", int]:
-    """The name, network, graph and divisor of ``params.yaml``, with the options' images, classes and arguments.
+    """Returns the name, network, graph and divisor of ``params.yaml``, with the options applied.
 
-    By default, images and classes are those of the prepared data.
+    By default, the image size and the classes are those of the prepared data.
     """
     if find_project() is None:
         raise UserError(
-            "no network is given, and this is not an autoslim project; name a network, such as `autoslim profile "
+            "no network is named, and this is not an autoslim project; name a network, such as `autoslim profile "
             "torchvision.models:mobilenet_v2`"
         )
     enter_project()

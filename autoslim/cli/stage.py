@@ -1,4 +1,4 @@
-"""``autoslim stage``: one stage of the pipeline, for debugging."""
+"""``autoslim stage``: runs one stage of the pipeline, for debugging."""
 
 import inspect
 from importlib import import_module
@@ -16,10 +16,10 @@ def stage_cli(
     method: Annotated[str | None, typer.Argument(help="For retrain: autoslim, uniform or released/NAME.")] = None,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """Run one stage of the pipeline by itself, to debug it. Use `dvc repro` for results.
+    """Run one stage of the pipeline, to debug it. Use `dvc repro` to produce results.
 
-    It calls the function that `dvc repro` calls, on the files that exist, without checking that they are up to date.
-    DVC does not record the run: if the outputs differ, the next `dvc repro` runs the stage again.
+    The command calls the same function as `dvc repro`, on the existing files, without checking that they are up to
+    date. DVC does not record the run: if the outputs change, the next `dvc repro` runs the stage again.
 
     Examples:
 
@@ -34,15 +34,15 @@ def run_stage(name: str, method: str | None) -> None:
     """Runs the stage ``name`` in this process.
 
     Raises:
-        UserError: There is no such stage, or it needs a method and none is given, or the reverse.
+        UserError: There is no such stage, a method is required but missing, or the stage does not accept one.
     """
     if name not in STAGES:
         raise UserError(f"there is no stage {name!r}; stages are {', '.join(STAGES)}")
     enter_project()
     run = import_module(f"autoslim.pipeline.{name}").run
-    takes_method = bool(inspect.signature(run).parameters)
-    if takes_method and method is None:
+    needs_method = bool(inspect.signature(run).parameters)
+    if needs_method and method is None:
         raise UserError(f"stage {name} needs a method; write `autoslim stage {name} autoslim`")
-    if method is not None and not takes_method:
-        raise UserError(f"stage {name} takes no method, but {method!r} is given; omit it")
+    if method is not None and not needs_method:
+        raise UserError(f"stage {name} does not accept a method, but {method!r} was passed; omit it")
     run(*([method] if method is not None else []))

@@ -1,4 +1,4 @@
-"""What several commands share: options, tables, and access to the project's data and latency table."""
+"""Code that several commands share: options, tables, and access to the project's data and latency table."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ _INPUT = re.compile(r"(\d+)x(\d+)x(\d+)")
 
 
 def input_shape(image: str | None, size: int | None) -> tuple[int, int, int] | None:
-    """(C, H, W) of ``--input 3x224x224`` or ``--size 224``; None if neither is given."""
+    """Returns (C, H, W) from ``--input 3x224x224`` or ``--size 224``; None if neither option is used."""
     if image is not None and size is not None:
         raise UserError("--input and --size both set the image size; use only one of them")
     if image is None:
@@ -45,7 +45,7 @@ def input_shape(image: str | None, size: int | None) -> tuple[int, int, int] | N
 
 
 def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["depth=3", "act=relu"]`` -> ``{"depth": 3, "act": "relu"}``; values are parsed as in ``params.yaml``."""
+    """Parses ``["depth=3", "act=relu"]`` into ``{"depth": 3, "act": "relu"}``, with values as in ``params.yaml``."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -62,7 +62,7 @@ def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def read_channels(path: Path) -> Channels:
-    """Reads channels by group from JSON: a mapping, or the key "channels" of ``outputs/channels/METHOD.json``."""
+    """Reads channels by group from a JSON file: a mapping, or a file such as ``outputs/channels/METHOD.json``."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -80,9 +80,9 @@ def read_channels(path: Path) -> Channels:
 def print_table(
     headers: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", left: Collection[str] = ()
 ) -> None:
-    """Prints a table. The first column and those in ``left`` are aligned left, all others right.
+    """Prints a table. The first column and those in ``left`` are left-aligned, all others right-aligned.
 
-    Output to a pipe or file is neither truncated nor wrapped, and columns are two spaces apart.
+    Output to a pipe or a file is neither truncated nor wrapped, and columns are two spaces apart.
     """
     flush_left = [number == 0 or header in left for number, header in enumerate(headers)]
     cells = [[str(cell) for cell in row] for row in rows]
@@ -98,7 +98,7 @@ def print_table(
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Prints names and texts in two columns."""
+    """Prints names and their descriptions in two columns."""
     width = max(len(name) for name, _ in facts)
     for name, text in facts:
         print(f"{name:<{width}}  {text}")
@@ -114,7 +114,7 @@ class Resource(StrEnum):
 
 
 def amounts(costs: Mapping[str, float]) -> str:
-    """Costs as text: ``305M MACs, 3.4M parameters, 14.2MB, 12ms``."""
+    """Formats costs, for example as ``305M MACs, 3.4M parameters, 14.2MB, 12ms``."""
     return ", ".join(format_named_amount(costs[resource], resource) for resource in Resource if resource in costs)
 
 
@@ -137,7 +137,7 @@ def _draw(headers: Sequence[str], cells: Sequence[Sequence[str]], title: str, fl
 
 
 def prepared_info(params: "Params") -> "DataInfo | None":
-    """The description of the prepared data; None if there are none, or if they do not match ``params.data``."""
+    """Returns the description of the prepared data; None if there are none, or if they do not match ``params.data``."""
     from autoslim.data.prepared import FILE_NAME, read_info
     from autoslim.pipeline.project import PREPARED
 
@@ -155,11 +155,11 @@ def prepared_info(params: "Params") -> "DataInfo | None":
 def described_data(
     params: "Params", *, classes: int, size: int | None, channels: int | None, counts: Mapping[str, int], remedy: str
 ) -> "DataInfo":
-    """Describes data that are not prepared.
+    """Returns a description of data that are not prepared.
 
     Args:
         counts: Number of images in each split.
-        remedy: For the message: how to set ``size`` and ``channels``.
+        remedy: Text for the error message that says how to set ``size`` and ``channels``.
 
     Raises:
         UserError: ``size`` or ``channels`` is None.
@@ -169,20 +169,20 @@ def described_data(
     source = params.data.source
     if size is None or channels is None:
         raise UserError(
-            f"data.image_size is {size} and data.channels is {channels}; the values of the source are not known before "
-            f"the data are prepared; {remedy}"
+            f"data.image_size is {size} and data.channels is {channels}; the source's values are not known until the "
+            f"data are prepared; {remedy}"
         )
     return DataInfo(source, tuple(map(str, range(classes))), channels, size, (), (), dict(counts), storage="files")
 
 
 def known_table(params: "Params", network: "nn.Module", graph: "ChannelGraph") -> "LatencyTable | None":
-    """The latency table of the network: the file ``latency.table``, or the one that the stage ``resources`` wrote.
+    """Returns the network's latency table: the file ``latency.table``, or the one that the stage ``resources`` wrote.
 
-    None if there is neither, or if the stage's table is outdated: of another network, or measured on another device or
-    with other settings than the parameters.
+    Returns None if neither exists, or if the stage's table is out of date: it belongs to another network, or was
+    measured on another device or with other settings than the parameters.
 
     Raises:
-        UserError: ``latency.table`` cannot be read, or is of another network.
+        UserError: ``latency.table`` cannot be read, or belongs to another network.
     """
     from autoslim.pipeline.assembly import grid_spec
     from autoslim.pipeline.checks import check_kernels
@@ -191,9 +191,9 @@ def known_table(params: "Params", network: "nn.Module", graph: "ChannelGraph") -
 
     latency, grid = params.latency, graph.grid(grid_spec(params.supernet))
     if latency.table is not None:
-        given = read_table(Path(latency.table))
-        check_kernels(given, network, graph, grid)
-        return given
+        table = read_table(Path(latency.table))
+        check_kernels(table, network, graph, grid)
+        return table
     if not (RESOURCES / "latency.json").is_file():
         return None
     try:

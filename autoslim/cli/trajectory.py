@@ -1,4 +1,4 @@
-"""``autoslim trajectory``: the steps of the search, and the channels within a budget."""
+"""``autoslim trajectory``: shows the steps of the search, and the channels within a budget."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,21 +21,21 @@ def trajectory_cli(
             "--budget",
             "-b",
             metavar="BUDGET",
-            help="Show the channels within this budget: 305M, 25%, ...; or within several: macs=305M,params=3.5M. "
-            "May be repeated.",
+            help="Show the channels within this budget, such as 305M or 25%; or within several limits, such as "
+            "macs=305M,params=3.5M. May be repeated.",
         ),
     ] = None,
     resource: Annotated[
         Resource | None,
-        typer.Option("--resource", "-r", help="Resource of the budgets. Default: that of the search."),
+        typer.Option("--resource", "-r", help="Resource that the budgets limit. Default: that of the search."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the channels within the budgets as JSON.")] = False,
 ) -> None:
     """Show the steps of the search or, with --budget, the channels within budgets. One search serves all budgets.
 
-    Budgets of any resource are possible, since each step records all resources (latency only if there was a latency
-    table). The top-1 accuracy is that of the supernet's weights on the search split. It ranks the networks; their
-    accuracy after retraining differs.
+    A budget can limit any resource, because each step records all resources (latency only if there was a latency
+    table). The top-1 accuracy is measured on the search split with the supernet's weights. It serves to rank the
+    networks; their accuracy after retraining differs.
 
     Examples:
 
@@ -65,18 +65,18 @@ def trajectory_cli(
 
 
 def recorded(trajectory: Mapping[str, Any]) -> list[str]:
-    """The resources that the steps record; latency is one of them if the search had a latency table."""
+    """Returns the resources that the steps record. Latency is one of them if the search had a latency table."""
     return [resource.value for resource in Resource if resource in trajectory["default"]]
 
 
 def within(trajectory: dict[str, Any], text: str, resource: str) -> dict[str, Any]:
-    """The first step of ``trajectory`` that is within a budget.
+    """Returns the first step of ``trajectory`` that is within a budget.
 
     Args:
         text: An amount of ``resource``, or amounts by resource: ``macs=305M,params=3.5M``.
 
     Raises:
-        UserError: The budget cannot be parsed, bounds a resource that was not recorded, or lies outside the trajectory.
+        UserError: The budget cannot be parsed, limits a resource that was not recorded, or is outside the trajectory.
     """
     from autoslim.search.methods import from_trajectory
 

@@ -1,1 +1,1 @@
-"""The DVC pipeline: one module per stage, parameters, checks, tracking and estimates."""
+"""The DVC pipeline: one module for each stage, and its parameters, checks, tracking and estimates."""

@@ -1,4 +1,4 @@
-"""Stage ``allocate``: the channels of each method within the budget, and the weights that retraining starts from."""
+"""Stage ``allocate``: chooses each method's channels within the budget, and writes the weights to retrain from."""
 
 from autoslim.data.prepared import PreparedData, read_info
 from autoslim.models.released import released_method
@@ -16,10 +16,10 @@ from autoslim.supernet.extract import load_supernet, subnet_extractor
 
 
 def run() -> None:
-    """Writes each method's channels, so that only networks whose channels changed are retrained.
+    """Writes each method's channels to a separate file, so that only networks whose channels changed are retrained.
 
     Raises:
-        UserError: a parameter is wrong, an earlier stage has not run, or a method finds nothing within the budget.
+        UserError: a parameter is wrong, an earlier stage has not run, or no network of a method is within the budget.
     """
     params = load_params()
     network, graph = traced_network(params.model, read_info(PREPARED))
@@ -41,9 +41,9 @@ def run() -> None:
     requested = {}
     for method in params.methods:
         channels = allocate(method, costs, configurations, limits, params.supernet.grid.divisor, narrowest)
-        own_budget = released_method(method) is not None  # the budget of a released list is what it costs here
-        budgets = {"macs": parse_budget(format_amount(graph.macs(channels)))} if own_budget else params.budgets
-        # Without latency: a table that is measured again must not retrain the same channels.
+        is_released = released_method(method) is not None  # the budget of a released list is its own cost
+        budgets = {"macs": parse_budget(format_amount(graph.macs(channels)))} if is_released else params.budgets
+        # Latency is left out: measuring a table again must not cause the same channels to be retrained.
         Allocation(method, channels, Costs(graph).all(channels)).write(CHANNELS)
         write_initial_weights(CHANNELS, method, None if extract is None else extract(channels))
         requested[method] = RequestedBudget(format_budgets(budgets), ", ".join(budgets))

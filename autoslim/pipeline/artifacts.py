@@ -1,4 +1,4 @@
-"""The files that stages hand to each other: the channels of each method and the weights that retraining starts from."""
+"""Files that one stage writes and another reads: each method's channels, its budget and its initial weights."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from autoslim.training.checkpoints import read_json, save_weights, write_atomica
 
 @dataclass(frozen=True)
 class Allocation:
-    """The channels that a method chose, and their costs in closed form. Retraining depends on nothing else.
+    """The channels that a method chose, and their costs in closed form.
 
     Attributes:
         method: name of the method.
@@ -54,14 +54,14 @@ class Allocation:
 
 @dataclass(frozen=True)
 class RequestedBudget:
-    """What a method's channels were chosen for: the budget as the user wrote it, and the resources that it limits."""
+    """The budget for which a method's channels were chosen, as the user wrote it, and the resources that it limits."""
 
     budget: str
     resource: str
 
     @staticmethod
     def write(folder: Path, methods: Mapping[str, "RequestedBudget"]) -> None:
-        """Writes the budgets beside the channels, so that the same channels for another budget are not retrained."""
+        """Writes the budgets to a separate file, so that channels that fit a new budget too are not retrained."""
         write_json(
             folder / "budgets.json", {method: dataclasses.asdict(requested) for method, requested in methods.items()}
         )
@@ -88,7 +88,7 @@ class RequestedBudget:
 
 
 def write_initial_weights(folder: Path, method: str, network: nn.Module | None) -> None:
-    """Writes the weights that retraining starts from. From scratch the file is empty, because DVC expects one."""
+    """Writes the weights that retraining starts from. From scratch the file is empty: DVC requires it to exist."""
     path = folder / f"{method}.safetensors"
     if network is None:
         write_atomically(path, lambda to: save_file({}, to))

@@ -39,7 +39,7 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
                 f"model.kwargs.{argument} is {model.kwargs[argument]!r}, but only the supernet can start from trained "
                 "weights; name them in model.weights instead"
             )
-    # Makes parameters that keep the constructor's distribution (see initialise) the same each time.
+    # Parameters that keep the constructor's initialisation (see initialise) are then the same in every run.
     torch.manual_seed(0)
     network = build_network(model.name, model.kwargs, len(info.classes))
     check_leaves(network, model.name, model.leaves)
@@ -51,7 +51,7 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
 def initial_network(
     model: P.Model, supernet: P.SupernetParams, network: nn.Module, graph: ChannelGraph
 ) -> tuple[nn.Module, str]:
-    """Returns the network that a supernet starts from, and a line that describes its trained weights (or "").
+    """Returns the network that a supernet starts from, and a line that describes its trained weights ("" if none).
 
     Raises:
         UserError: ``model.weights`` cannot be loaded or belong to another network, or sorting is not possible.
@@ -69,7 +69,7 @@ def initial_network(
         start = permute(start, graph, orders)
         notes.append(f"{len(orders)} of {len(graph.groups)} groups sorted by {supernet.sort}")
         if unsorted := [name for name in graph.groups if name not in orders]:
-            notes.append(f"the order matters in {', '.join(unsorted)}")
+            notes.append(f"not sorted, because the order matters: {', '.join(unsorted)}")
     return start, "; ".join(notes)
 
 
@@ -80,8 +80,8 @@ def check_leaves(network: nn.Module, name: str, leaves: Sequence[str]) -> None:
         if leaf not in modules:
             near = difflib.get_close_matches(leaf, modules, n=3, cutoff=0.4)
             raise UserError(
-                f"model.leaves names {leaf!r}, which is no module of {name!r}; "
-                + (f"near it: {', '.join(near)}" if near else "correct or remove it")
+                f"model.leaves names {leaf!r}, which is not a module of {name!r}; "
+                + (f"similar names: {', '.join(near)}" if near else "correct or remove it")
             )
 
 
@@ -108,12 +108,12 @@ def run_context(runtime: P.Runtime, world: World = SINGLE) -> RunContext:
 
 
 def inputs(model: P.Model, prepared: Path) -> list[Path]:
-    """The files, besides earlier outputs, that decide a run's result: the prepared data and the user's network."""
+    """Returns the input files of a run, besides earlier outputs: the prepared data and the user's network."""
     return sorted(prepared.iterdir()) + model_files(model)
 
 
 def model_files(model: P.Model) -> list[Path]:
-    """The user's file that the network is built from, if there is one."""
+    """Returns the user's Python file that defines the network, if there is one."""
     path = Path(model.name.rpartition(":")[0])
     return [path] if path.suffix == ".py" else []
 
@@ -122,9 +122,9 @@ def checkpoints(stage: str, *files: Path, code: Iterable[str] | None = None, **p
     """Returns the checkpoints of a stage's run, keyed by what decides its result (see ``fingerprint``).
 
     Args:
-        stage: names the run; what precedes the first hyphen is the stage's module.
+        stage: name of the run; the part before the first hyphen is the name of the stage's module.
         files: the run's input files.
-        code: the modules whose code decides the result. By default those that the stage's module imports.
+        code: the modules whose code decides the result. By default, those that the stage's module imports.
         parameters: the stage's parameters.
     """
     modules = code if code is not None else imported_modules(f"autoslim.pipeline.{stage.partition('-')[0]}")

@@ -1,4 +1,4 @@
-"""Checks of the parameters against the network and the data. They raise an error or pass; no result depends on them."""
+"""Checks of the parameters against the network and the data. They raise or pass, and never change a result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from autoslim.resources.latency.table import LatencyTable, Target
 
 @dataclass(frozen=True)
 class Reach:
-    """The range of a resource, in its unit: supernet, default network, end of the search and budget."""
+    """The range of a resource that the search covers, in the resource's unit, and the budget."""
 
     resource: str
     narrowest: float
@@ -44,14 +44,14 @@ class Reach:
     def amount(self, value: float) -> str:
         return format_named_amount(value, self.resource)
 
-    def bounds(self) -> str:
+    def span(self) -> str:
         return (
             f"the supernet spans {format_amount(self.narrowest, self.resource)} to {self.amount(self.widest)}, "
             f"and the default network has {format_amount(self.default, self.resource)}"
         )
 
     def requested(self) -> str:
-        """The budget as written, and its value if that is written differently."""
+        """Returns the budget as written, followed by its absolute value if that differs."""
         text = f"budget.{self.resource} {self.written}" if self.several else f"budget {self.written}"
         if format_amount(self.budget, self.resource) == self.written:
             return text
@@ -59,7 +59,7 @@ class Reach:
 
 
 def check_pipeline(params: Params, info: DataInfo) -> None:
-    """Raises ``UserError`` if the network does not fit the data, or the budget or trained weights the network."""
+    """Raises ``UserError`` if the network does not fit the data, the budget or the trained weights."""
     check_smoothing(params, info)
     network, graph = traced_network(params.model, info)
     check_reach(params, graph)
@@ -67,29 +67,29 @@ def check_pipeline(params: Params, info: DataInfo) -> None:
 
 
 def check_smoothing(params: Params, info: DataInfo) -> None:
-    """Raises ``UserError`` if label smoothing makes another class as likely as the label."""
-    most = 1 - 1 / len(info.classes)
+    """Raises ``UserError`` if label smoothing gives another class a higher probability than the label."""
+    maximum = 1 - 1 / len(info.classes)
     for stage, smoothing in (
         ("supernet", params.supernet.label_smoothing),
         ("retrain", params.retrain.label_smoothing),
     ):
-        if smoothing > most:
+        if smoothing > maximum:
             raise UserError(
                 f"{stage}.label_smoothing is {smoothing}, but with {len(info.classes)} classes it must be at most "
-                f"{most:.3g}, so that the label stays the most likely class; lower it"
+                f"{maximum:.3g}, so that the label stays the most likely class; lower it"
             )
 
 
 def check_model(model: Model) -> None:
-    """Checks what can be checked before there are data: the network and its weights exist, and DVC tracks their files.
+    """Checks that the network and its weights exist, and that DVC tracks their files. This needs no data.
 
     Raises:
-        UserError: there is no such callable, there are no such weights, or a stage lacks one of the files in its deps.
+        UserError: there is no such callable, there are no such weights, or the deps of a stage lack one of the files.
     """
     find_constructor(model.name)
-    place = model.name.rpartition(":")[0]
-    if place.endswith(".py"):
-        _check_tracked("model.name", place, ("resources", "supernet", "search", "allocate", "retrain", "report"))
+    path = model.name.rpartition(":")[0]
+    if path.endswith(".py"):
+        _check_tracked("model.name", path, ("resources", "supernet", "search", "allocate", "retrain", "report"))
     if model.weights is not None:
         check_weights(model.name, model.weights)
         if weights_file(model.weights):
@@ -109,20 +109,22 @@ def check_table(table: str) -> None:
 def check_kernels(
     table: LatencyTable, network: nn.Module, graph: ChannelGraph, grid: Mapping[str, Sequence[int]]
 ) -> None:
-    """Checks that the table was measured with this network's kernels over all channel numbers of the search.
+    """Checks that the table covers this network's kernels and all numbers of channels of the search.
+
+    The graph's groups alone do not show this, because groups with the same names may belong to other layers.
 
     Raises:
-        UserError: it was not (the same groups may belong to other layers), or the network has no kernels.
+        UserError: the table does not cover them, or the network cannot be split into kernels.
     """
     Costs(graph, table)
-    here = {kernel.name: kernel.work for kernel in find_kernels(network, graph, table.target.batch)}
-    there = {name: times.work for name, times in table.kernels.items()}
-    for name in (*here, *there):
-        if here.get(name) != there.get(name):
+    expected = {kernel.name: kernel.work for kernel in find_kernels(network, graph, table.target.batch)}
+    measured = {name: times.work for name, times in table.kernels.items()}
+    for name in (*expected, *measured):
+        if expected.get(name) != measured.get(name):
             raise UserError(
                 f"the latency table belongs to another network ({table.network}): at {name} it has "
-                f"{there.get(name, 'nothing')}, this network {here.get(name, 'nothing')}; measure this network with "
-                "`autoslim latency measure`"
+                f"{measured.get(name, 'nothing')}, this network {expected.get(name, 'nothing')}; measure this network "
+                "with `autoslim latency measure`"
             )
     for times in table.kernels.values():
         for groups, sizes in ((times.inputs, times.input_sizes), (times.outputs, times.output_sizes)):
@@ -136,7 +138,7 @@ def check_kernels(
 
 
 def check_runs(network: nn.Module, graph: ChannelGraph, target: Target) -> None:
-    """Raises ``UserError`` if the runtime that the report measures in cannot run the network."""
+    """Raises ``UserError`` if the backend that the report uses to measure latency cannot run the network."""
     prepare_forward(resize(network, graph, graph.default), [torch.ones(target.batch, *graph.input_shape)], target)
 
 
@@ -145,15 +147,15 @@ def check_reliable(table: LatencyTable) -> None:
     if not table.reliable:
         raise UserError(
             f"{table.summary()}. Stop other work on this machine and run `dvc repro resources` again. To use such a "
-            "table nevertheless, write it with `autoslim latency measure --to FILE`, and set latency.table to FILE"
+            "table anyway, write it with `autoslim latency measure --to FILE`, and set latency.table to FILE"
         )
 
 
 def check_measured_here(params: Params, table: LatencyTable | None) -> None:
-    """Checks that latencies were measured on this machine if the parameters name no table.
+    """Checks that latencies were measured on this machine, unless ``latency.table`` is set.
 
     Raises:
-        UserError: they were measured on another machine, whose outputs DVC may have pulled.
+        UserError: they were measured on another machine; DVC may have pulled that machine's outputs.
     """
     if table is None or params.latency.table is not None:
         return
@@ -185,31 +187,31 @@ def check_reach(params: Params, graph: ChannelGraph, table: LatencyTable | None 
     for reach in reaches:
         if reach.budget < reach.narrowest:
             raise UserError(
-                f"{reach.requested()} is below the narrowest subnet; {reach.bounds()}: "
+                f"{reach.requested()} is below the narrowest subnet; {reach.span()}: "
                 "raise budget or lower supernet.grid.narrowest"
             )
         if reach.budget < reach.stop and len(params.budgets) == 1:
             raise UserError(
                 f"{reach.requested()} is below {format_amount(reach.stop, reach.resource)}, the end of the search; "
-                f"{reach.bounds()}: raise budget or lower search.stop ({params.search.stop})"
+                f"{reach.span()}: raise budget or lower search.stop ({params.search.stop})"
             )
     if reaches and len(reaches) == len(params.budgets) and all(reach.budget > reach.widest for reach in reaches):
         raise UserError(
-            f"{reaches[0].requested()} is above the widest subnet; {reaches[0].bounds()}: "
+            f"{reaches[0].requested()} is above the widest subnet; {reaches[0].span()}: "
             "lower budget or raise supernet.width"
         )
     return reaches
 
 
 def _check_listed(method: str, channels: Channels, params: Params, graph: ChannelGraph) -> None:
-    """Raises ``UserError`` if the supernet, whose weights retraining starts from, is narrower than a released list."""
+    """Raises ``UserError`` if retraining starts from the supernet and a released list is wider than the supernet."""
     if params.retrain.start != "supernet":
         return
-    for name, most in graph.grid(grid_spec(params.supernet)).widest.items():
-        if channels[name] > most:
+    for name, maximum in graph.grid(grid_spec(params.supernet)).widest.items():
+        if channels[name] > maximum:
             raise UserError(
                 f"retrain.start is supernet, but method {method} has {channels[name]} channels in group {name} and the "
-                f"supernet {most}; set retrain.start to scratch, or raise supernet.width"
+                f"supernet has {maximum}; set retrain.start to scratch, or raise supernet.width"
             )
 
 
@@ -265,14 +267,14 @@ def check_groups(name: str, graph: ChannelGraph) -> None:
         )
 
 
-def _check_tracked(parameter: str, file: str, users: Sequence[str]) -> None:
-    """Raises ``UserError`` unless the deps of all ``users`` (stages) contain ``file`` or a folder that holds it."""
+def _check_tracked(parameter: str, file: str, readers: Sequence[str]) -> None:
+    """Raises ``UserError`` unless the deps of each stage in ``readers`` contain ``file`` or one of its parents."""
     stages = read_yaml(Path("dvc.yaml"))["stages"]
     covering = {str(PurePath(file)), *map(str, PurePath(file).parents)}
-    deps = {name: stages[name].get("do", stages[name])["deps"] for name in users}
-    missing = [name for name in users if not any(str(PurePath(str(dep))) in covering for dep in deps[name])]
+    deps = {name: stages[name].get("do", stages[name])["deps"] for name in readers}
+    missing = [name for name in readers if not any(str(PurePath(str(dep))) in covering for dep in deps[name])]
     if missing:
         raise UserError(
-            f"{parameter} is the file {file}, which DVC does not track: a change of it would not rerun "
+            f"{parameter} is the file {file}, which DVC does not track: changing it would not rerun "
             f"{', '.join(missing)}; add '- {file}' to {'their' if len(missing) > 1 else 'its'} deps in dvc.yaml"
         )

@@ -1,4 +1,4 @@
-"""Costs under the parameters: budgets as limits, the search's objective, and latency tables."""
+"""Builds limits, the search's objective and latency tables from the parameters."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from autoslim.training.checkpoints import read_json, write_json
 from autoslim.training.device import select_device
 
 MEASURING_CODE = tuple(f"autoslim.resources.latency.{name}" for name in ("backends", "kernels", "measure", "table"))
-"""Modules that decide what is measured and how."""
+"""The modules whose code decides what is measured and how."""
 
 
 def load_costs(graph: ChannelGraph) -> Costs:
@@ -59,15 +59,15 @@ def budget_limits(params: Params, costs: Costs) -> dict[str, float]:
 def objective(params: Params, costs: Costs) -> Objective:
     """Returns the objective of the search.
 
-    With one resource it does not depend on the budget, because one search serves all budgets. With several limits it
-    does: they decide which resource is binding.
+    With one resource the objective does not depend on the budget, because one search serves all budgets. With several
+    limits it does, because they decide which resource is binding.
     """
     several = len(params.budgets) > 1
     return Objective(costs, params.resource, budget_limits(params, costs) if several else {})
 
 
 def latency_target(latency: Latency) -> Target:
-    """Returns what latency is measured on: this machine, with the settings of ``latency``.
+    """Returns the target of latency measurements: this machine, with the settings of ``latency``.
 
     Raises:
         UserError: the device does not exist, or the runtime is not installed or does not support the settings.
@@ -85,14 +85,14 @@ def latency_target(latency: Latency) -> Target:
 
 
 def report_target(latency: Latency, table: LatencyTable | None) -> Target:
-    """Returns what the report measures on: the table's settings if it was measured on this machine, else ``latency``.
+    """Returns the target of the report: the table's settings if it was measured on this machine, else ``latency``.
 
     Raises:
         UserError: see ``latency_target``.
     """
-    here = latency_target(latency)
-    if table is None or table.target.machine != here.machine:
-        return here
+    default = latency_target(latency)
+    if table is None or table.target.machine != default.machine:
+        return default
     settings = ("runtime", "threads", "batch", "precision", "channels_last")
     return latency_target(latency.model_copy(update={name: getattr(table.target, name) for name in settings}))
 
@@ -100,10 +100,10 @@ def report_target(latency: Latency, table: LatencyTable | None) -> Target:
 def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, anew: bool = False) -> LatencyTable:
     """Returns the network's latency table on this machine, measured now or by an earlier run.
 
-    Tables are kept by machine, runtime, network and measuring code. An unreliable table is returned but not kept.
+    Tables are cached by machine, backend, network and measuring code. An unreliable table is returned but not cached.
 
     Args:
-        anew: measure again even if there is a table. An interrupted measurement is still continued.
+        anew: measure again even if there is a cached table. An interrupted measurement is continued in any case.
 
     Raises:
         UserError: the network cannot be measured.
@@ -142,7 +142,7 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
         )
         if table.reliable:
             write_json(path, table.to_dict())
-        else:  # all of it has to be measured again
+        else:  # the next run measures everything again
             state.clear()
     return table
 
@@ -151,7 +151,7 @@ def read_table(path: Path) -> LatencyTable:
     """Reads a latency table from a file.
 
     Raises:
-        UserError: the file does not exist or holds no latency table.
+        UserError: the file does not exist or is not a latency table.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

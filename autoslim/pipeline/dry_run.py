@@ -1,4 +1,4 @@
-"""Times single passes of a run on this device with synthetic images, and measures their memory."""
+"""Dry run: times single passes of each stage with synthetic images on this device, and measures their memory."""
 
 import gc
 import itertools
@@ -38,7 +38,7 @@ LOADING_BATCH = 32  # images
 
 @dataclass(frozen=True)
 class PassTiming:
-    """The median time of a pass with ``images`` images in seconds, and on CUDA the peak of allocated bytes."""
+    """The median time in seconds of a pass with ``images`` images, and on CUDA devices the peak of allocated bytes."""
 
     images: int
     seconds: float
@@ -47,7 +47,7 @@ class PassTiming:
 
 @dataclass(frozen=True)
 class DryRun:
-    """Runs the stages' own steps and scores, with random weights that no step changes."""
+    """Runs the same training steps and evaluations as the stages, with random weights that no step changes."""
 
     params: Params
     network: nn.Module
@@ -57,35 +57,35 @@ class DryRun:
     context: RunContext
 
     def measure(self, work: Work, images: int, limit_s: float) -> PassTiming:
-        """Repeats a pass of ``work`` with ``images`` images for about ``limit_s`` seconds, after a first one.
+        """Repeats a pass of ``work`` with ``images`` images for about ``limit_s`` seconds, after one warm-up pass.
 
         Raises:
             UserError: the images do not fit into the device's memory.
         """
         gc.collect()  # frees the networks of earlier passes, which are in reference cycles
-        least = self.least_bytes(work, images) if work.kind in TRAINING else 0
-        if least > (available := device_bytes(self.context.device)):
-            raise _too_many(
-                work, images, f"needs at least {_gigabytes(least)}, but the device has {_gigabytes(available)}"
+        minimum = self.least_bytes(work, images) if work.kind in TRAINING else 0
+        if minimum > (available := device_bytes(self.context.device)):
+            raise _out_of_memory(
+                work, images, f"needs at least {_gigabytes(minimum)}, but the device has {_gigabytes(available)}"
             )
         try:
             return self._timed(self._pass(work), images, limit_s)
         except torch.OutOfMemoryError as error:
-            raise _too_many(work, images, f"needs more than the {_gigabytes(available)} of the device") from error
+            raise _out_of_memory(work, images, f"needs more than the {_gigabytes(available)} of the device") from error
 
     def least_bytes(self, work: Work, images: int) -> int:
-        """Returns a lower bound of a training step's memory: weights, gradients, momentum and what autograd saves.
+        """Returns a lower bound on a training step's memory: weights, gradients, momentum and saved activations.
 
-        What autograd saves for the backward pass (of the widest network) is affine in the number of images, so two
-        small batches determine it. Temporary tensors and workspaces of libraries are not included.
+        The bytes that autograd saves for the backward pass (of the widest network) are affine in the number of images,
+        so two small batches determine them. Temporary tensors and workspaces of libraries are not included.
         """
         supernet = work.kind == "supernet"
         recipe = assembly.recipe(self.params.supernet if supernet else self.params.retrain)
         network = self._supernet(recipe.channels_last) if supernet else self._plain(work, recipe)
-        few, more = (kept_bytes(network, recipe.autocast(self.context), *self._batch(count)) for count in (2, 4))
-        each = (more - few) // 2
+        two, four = (saved_bytes(network, recipe.autocast(self.context), *self._batch(count)) for count in (2, 4))
+        per_image = (four - two) // 2
         weights = sum(parameter.nbytes for parameter in network.parameters())
-        return 3 * weights + few + (images - 2) * each
+        return 3 * weights + two + (images - 2) * per_image
 
     def _timed(self, run: Pass, images: int, limit_s: float) -> PassTiming:
         batch, device = self._batch(images), self.context.device
@@ -147,7 +147,7 @@ class DryRun:
 
 
 def _stepping(network: nn.Module, recipe: Recipe, step: Step) -> Pass:
-    """A training step as in the training loop, with a learning rate of 0."""
+    """Returns a training step as in the training loop, with a learning rate of 0."""
     optimiser = replace(recipe, learning_rate=0.0).optimiser(network)
     numbers = itertools.count()
 
@@ -170,7 +170,7 @@ def _scoring(supernet: Supernet, work: Work, precision: Callable[[], torch.autoc
 
 
 def loading_rate(data: PreparedData, recipe: Recipe, context: RunContext, limit_s: float) -> float:
-    """Returns the rate in images/s at which augmented training images reach the device, workers' start included."""
+    """Returns the rate in images/s at which augmented training images reach the device, including worker start-up."""
     started, count = time.perf_counter(), 0
     for images, _ in replace(recipe, batch_size=LOADING_BATCH).batches(data, 0, context)(0, 0):
         count += len(images)
@@ -188,32 +188,32 @@ def _gigabytes(amount: float) -> str:
     return format_amount(amount, "memory")
 
 
-def _too_many(work: Work, images: int, why: str) -> UserError:
+def _out_of_memory(work: Work, images: int, reason: str) -> UserError:
     return UserError(
-        f"{work.name} with {images} images at once {why}; measure with fewer images, for example --batch "
+        f"{work.name} with {images} images at once {reason}; measure with fewer images, for example --batch "
         f"{max(2, images // 4)}, and lower batch_size for a run on this device"
     )
 
 
-def kept_bytes(network: nn.Module, precision: Callable[[], torch.autocast], images: Tensor, labels: Tensor) -> int:
+def saved_bytes(network: nn.Module, precision: Callable[[], torch.autocast], images: Tensor, labels: Tensor) -> int:
     """Returns the bytes that autograd saves for the backward pass of this batch, without weights."""
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()
 
     network.train()
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), precision():
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor), precision():
         loss = smoothed_cross_entropy(network(images), labels, 0.0)
-    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     assert loss.requires_grad  # the graph still holds all saved tensors, so no address was used twice
-    return sum(size for address, size in kept.items() if address not in own)
+    return sum(size for address, size in saved.items() if address not in weights)
 
 
 def device_bytes(device: torch.device) -> float:
-    """Returns the bytes of the device's memory; infinite if they are not known."""
+    """Returns the size of the device's memory in bytes; infinity if it is not known."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "cpu" and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):

@@ -10,8 +10,8 @@ from typing import Any
 
 from autoslim.errors import UserError
 
-# torch reads this when it is imported. By default oneDNN caches 1,024 primitives, fewer than the widths of a supernet
-# need, and rebuilds those that it has evicted.
+# torch reads this on import. By default oneDNN caches 1,024 primitives, fewer than the widths of a supernet need, and
+# rebuilds those that it has evicted.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 # No command sends usage statistics.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -20,7 +20,7 @@ os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
 
 
 class InvalidParametersError(UserError):
-    """Raised for wrong parameters, with one message for each of them.
+    """Raised for wrong parameters, with one message for each.
 
     Args:
         source: The file or options that the parameters were read from.
@@ -33,12 +33,12 @@ class InvalidParametersError(UserError):
 
 
 def with_clear_errors(command: Callable[..., Any]) -> Callable[..., None]:
-    """Wraps ``command``: a ``UserError`` becomes one line on stderr and exit code 1, an interrupt exit code 130."""
+    """Wraps ``command``: a ``UserError`` is printed on stderr and exits with code 1, an interrupt with code 130."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # closes tracking, as an interrupt does
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM ends the tracked run too
         try:
             command(*args, **kwargs)
         except UserError as error:
@@ -63,5 +63,5 @@ def _formatted(error: UserError) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """Joins the lines of a message; those of other code, such as a network's constructor, may have several."""
+    """Joins the lines of a message: one from other code, such as a network's constructor, may have several."""
     return " ".join(text.split())

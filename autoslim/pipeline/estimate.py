@@ -1,6 +1,6 @@
-"""The work of a run in closed form: passes, images and multiply-adds of every stage.
+"""Computes the work of a run in closed form: passes, images and multiply-adds of every stage.
 
-Only the search is an estimate, because the number of candidates that it scores depends on their scores.
+Only the search is estimated, because the number of candidates that it scores depends on their scores.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ TRAINING: tuple[Kind, ...] = "supernet", "retrain"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Images by split; ``test`` is None if it is not known."""
+    """Number of images in each split; ``test`` is None if it is not known."""
 
     train: int
     search: int
@@ -37,13 +37,13 @@ class Work:
     """Passes of one kind: training steps, or evaluations of a split.
 
     Attributes:
-        name: names the work for the table.
+        name: the name that the table shows.
         kind: what a pass does.
         passes: number of passes.
-        images: images of one pass.
-        at_once: images that go through the network together.
-        kept: further images that stay on the device.
-        macs: forward multiply-adds for one image, of all configurations of a pass together.
+        images: number of images in a pass.
+        at_once: number of images that go through the network together.
+        resident_images: number of further images that stay on the device.
+        macs: forward multiply-adds for one image, summed over all configurations of a pass.
         configurations: the configurations that a pass runs. A step of the supernet draws further ones.
     """
 
@@ -52,7 +52,7 @@ class Work:
     passes: int
     images: int
     at_once: int
-    kept: int
+    resident_images: int
     macs: float
     configurations: tuple[Channels, ...]
 
@@ -62,12 +62,12 @@ class Work:
         return self.passes * self.images * self.macs / 1e15
 
     def hours(self, seconds: float, images: int) -> float:
-        """Hours of all passes if one with ``images`` images takes ``seconds``; time is taken as linear in images."""
+        """Returns the hours of all passes if one with ``images`` images takes ``seconds``, assuming linear time."""
         return self.passes * self.images / images * seconds / 3600
 
 
 def plan(params: Params, costs: Costs, grid: Grid, sizes: Sizes) -> list[Work]:
-    """Returns the work of supernet, search, retrain and, if the size of the test split is known, report."""
+    """Returns the work of the stages supernet, search, retrain and (if the size of the test split is known) report."""
     limits = proxy_limits(params, costs)
     resource = params.resource if params.resource in limits else next(iter(limits))
     objective = Objective(costs, resource, limits if len(limits) > 1 else {})
@@ -81,8 +81,8 @@ def plan(params: Params, costs: Costs, grid: Grid, sizes: Sizes) -> list[Work]:
 def proxy_limits(params: Params, costs: Costs) -> dict[str, float]:
     """Returns the budgets in their resources' units, without latency if it has not been measured.
 
-    If only latency is limited and unknown, MACs replace it: the same share of the default network's, or all of them if
-    the budget is given in milliseconds.
+    If latency is the only limit and is not known, a limit of MACs replaces it: the same share of the default network's
+    MACs, or all of them if the budget is in milliseconds.
     """
     known = {name: b for name, b in params.budgets.items() if name != "latency" or costs.table is not None}
     if not known:
@@ -121,7 +121,7 @@ def _search_work(params: Params, objective: Objective, grid: Grid, sizes: Sizes)
 def _retrain_work(
     method: str, params: Params, costs: Costs, limits: Mapping[str, float], grid: Grid, sizes: Sizes
 ) -> list[Work]:
-    """For autoslim the uniform network at the budget is used, because autoslim's own is not known yet."""
+    """Returns the work for one method. The uniform network stands in for autoslim's, which is not known yet."""
     proxy = "uniform" if method == "autoslim" else method
     channels = allocate(proxy, costs, [grid.widest], limits, params.supernet.grid.divisor, grid.narrowest)
     training, seeds, macs = params.retrain, len(params.retrain.seeds), costs.graph.macs(channels)
@@ -137,7 +137,7 @@ def _retrain_work(
 
 
 def training_steps(training: Training, images: int) -> tuple[int, int]:
-    """Returns the steps of a training on ``images`` images, and the images of each step (see ``batches_per_epoch``)."""
+    """Returns the number of training steps on ``images`` images, and the images per step."""
     return training.epochs * max(1, images // training.batch_size), min(images, training.batch_size)
 
 
@@ -170,13 +170,13 @@ def expected_search(
 ) -> tuple[int, float, Channels]:
     """Estimates how many configurations a search down to the cost ``stop`` scores.
 
-    The estimate assumes that all groups are slimmed evenly; the real path depends on the scores.
+    The estimate assumes that all groups are slimmed evenly; the actual path depends on the scores.
 
     Returns:
-        The number of configurations, their mean MACs, and one of them with about so many MACs.
+        The number of configurations, their mean MACs, and the configuration on the path that is closest to that mean.
     """
     path = even_path(grid, cost, stop)
-    macs = [graph.macs(path[0]), *(graph.macs(c) for passed in path[:-1] for c in candidates(grid, passed).values())]
+    macs = [graph.macs(path[0]), *(graph.macs(c) for current in path[:-1] for c in candidates(grid, current).values())]
     mean = fmean(macs)
     return len(macs), mean, min(path, key=lambda channels: abs(graph.macs(channels) - mean))
 
@@ -184,8 +184,8 @@ def expected_search(
 def even_path(grid: Mapping[str, Sequence[int]], cost: Cost, stop: float) -> list[Channels]:
     """Returns the configurations of a search that always slims the group with the largest share of its steps left.
 
-    Down to the smallest budget of the paper's families it has, within 15 %, as many steps as the authors' lists are
-    below the widest configuration.
+    Down to the smallest budget of each of the paper's families, its number of steps is within 15 % of the number of
+    steps that the authors' lists are below the widest configuration.
     """
     grid = Grid(grid)
     path = [grid.widest]
@@ -199,5 +199,5 @@ def even_path(grid: Mapping[str, Sequence[int]], cost: Cost, stop: float) -> lis
 
 
 def candidates(grid: Mapping[str, Sequence[int]], channels: Channels) -> dict[str, Channels]:
-    """Returns group -> ``channels`` with one step less of that group, for each group that has one."""
+    """Returns group -> ``channels`` with that group slimmed by one step, for each group that can be slimmed."""
     return {name: channels | {name: count} for name, count in Grid(grid).narrower(channels).items()}

@@ -1,7 +1,8 @@
-"""Checkpoint keys: what decides a stage's result, and so whether a checkpoint of it can be continued.
+"""Checkpoint keys, which decide whether a run can continue from an existing checkpoint.
 
-A key covers parameters, data, weights, torch's version and the meaning of the code: the syntax trees, without comments
-and docstrings, of the modules that the stage imports. Modules that cannot change a result are left out.
+A key covers everything that decides a stage's result: parameters, data, weights, torch's version and the code. The code
+enters as the syntax trees, without comments and docstrings, of the modules that the stage imports. Modules that cannot
+change a result are left out.
 """
 
 import ast
@@ -38,19 +39,19 @@ _PACKAGE = Path(__file__).parent.parent
 
 
 def imported_modules(module: str, ignored: frozenset[str] = OBSERVERS) -> set[str]:
-    """Returns all modules of autoslim that ``module`` imports, directly or through others, itself included.
+    """Returns ``module`` and all modules of autoslim that it imports, directly or indirectly.
 
     Imports inside functions count; those under ``TYPE_CHECKING`` do not. ``ignored`` modules, and modules that only
     they import, are left out.
     """
-    found: set[str] = set()
-    waiting = [module]
-    while waiting:
-        current = waiting.pop()
-        if current not in found and current not in ignored:
-            found.add(current)
-            waiting += _imports(current)
-    return found
+    modules: set[str] = set()
+    pending = [module]
+    while pending:
+        current = pending.pop()
+        if current not in modules and current not in ignored:
+            modules.add(current)
+            pending += _imports(current)
+    return modules
 
 
 def code_digest(modules: Iterable[str]) -> str:
@@ -60,17 +61,17 @@ def code_digest(modules: Iterable[str]) -> str:
         tree = ast.parse(_file(module).read_bytes())
         for node in ast.walk(tree):
             if isinstance(body := getattr(node, "body", None), list):
-                node.body = [part for part in body if not _is_text(part)]  # type: ignore[attr-defined]
+                node.body = [part for part in body if not _is_docstring(part)]  # type: ignore[attr-defined]
         digest.update(f"{module}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()[:16]
 
 
 class KeyedCheckpoints(Checkpoints):
-    """The checkpoints of a stage's run, which remember what their key was made of.
+    """The checkpoints of a stage's run, stored with the parts of their key.
 
     Args:
-        root: the folder of all runs' checkpoints.
-        stage: names the run.
+        root: the folder with the checkpoints of all runs.
+        stage: name of the run.
         parts: everything that decides the result, by name.
     """
 
@@ -80,7 +81,7 @@ class KeyedCheckpoints(Checkpoints):
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the lock of the run. For a new run, a line on stderr says why an earlier checkpoint is not used."""
+        """Holds the run's lock. For a new run, prints on stderr why the latest checkpoint of the stage is not used."""
         with super().lock():
             if not (self.folder / "key.json").exists():
                 if difference := self._difference():
@@ -93,7 +94,7 @@ class KeyedCheckpoints(Checkpoints):
                     self.clear()  # the run ended before its first checkpoint
 
     def _difference(self) -> str:
-        """Describes how the latest checkpoint of this stage differs from this run; empty if there is none."""
+        """Returns how the latest checkpoint of this stage differs from this run; an empty string if there is none."""
         pattern = re.compile(re.escape(self._stage) + "-[0-9a-f]{16}")
         others = [path for path in self._root.glob("*/key.json") if pattern.fullmatch(path.parent.name)]
         if not others:
@@ -115,13 +116,13 @@ def _imports(module: str) -> tuple[str, ...]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    own = [name for name in names if name.split(".")[0] == "autoslim"]
-    parents = {".".join(name.split(".")[:end]) for name in own for end in range(1, name.count(".") + 2)}
+    internal = [name for name in names if name.split(".")[0] == "autoslim"]
+    parents = {".".join(name.split(".")[:end]) for name in internal for end in range(1, name.count(".") + 2)}
     return tuple(sorted(name for name in parents if _file(name).is_file()))
 
 
 def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes except those under ``if TYPE_CHECKING``."""
+    """Yields all nodes except those under ``if TYPE_CHECKING``."""
     yield tree
     hidden = tree.body if isinstance(tree, ast.If) and getattr(tree.test, "id", "") == "TYPE_CHECKING" else []
     for child in ast.iter_child_nodes(tree):
@@ -134,6 +135,6 @@ def _file(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _is_text(node: ast.AST) -> bool:
-    """Whether a statement is only a string: a docstring, or the description of a constant."""
+def _is_docstring(node: ast.AST) -> bool:
+    """Returns whether a statement is a bare string: a docstring, or the description of a constant."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

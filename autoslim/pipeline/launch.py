@@ -1,4 +1,4 @@
-"""Runs a stage in several processes, started by ``launch`` on this node or by torchrun on several."""
+"""Runs a stage in several processes, which ``launch`` starts on one node and torchrun starts on several."""
 
 import contextlib
 import importlib
@@ -24,10 +24,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def rank_count(runtime: Runtime) -> int:
-    """The number of processes on this node according to ``runtime.processes``.
+    """Returns the number of processes on this node according to ``runtime.processes``.
 
     Raises:
-        UserError: there are fewer CUDA devices, or ``runtime.device`` names a single one.
+        UserError: there are fewer CUDA devices than processes, or ``runtime.device`` names a single device.
     """
     import torch
 
@@ -52,11 +52,11 @@ def launch(runtime: Runtime, stage: str, *arguments: str) -> bool:
     """Runs a stage in as many processes as ``runtime`` sets, and waits for them.
 
     Returns:
-        False where the caller must run the stage itself: a single process is set, or this process is already one of
-        several.
+        True if the stage has run. False if the caller must run it, because a single process is set or because this
+        process is already one of several.
 
     Raises:
-        UserError: a process failed; the message is its error. The others were stopped.
+        UserError: a process failed. The message is that process's error. The other processes were stopped.
     """
     if world_from_environment(os.environ) is not None:
         return False
@@ -97,7 +97,7 @@ def launch(runtime: Runtime, stage: str, *arguments: str) -> bool:
 
 @contextlib.contextmanager
 def distributed_context(runtime: Runtime) -> Iterator[RunContext]:
-    """The run context of this process within the run's process group. Only rank 0 prints."""
+    """Yields the run context of this process within the run's process group. Only rank 0 prints."""
     world = current_world()
     context = run_context(runtime, world)
     with contextlib.ExitStack() as stack:
@@ -110,7 +110,7 @@ def distributed_context(runtime: Runtime) -> Iterator[RunContext]:
 
 
 def _reason(failures: Iterable["ProcessFailure"], count: int) -> str:
-    """What the user is to read of all ranks that ended: the first error that is not merely a lost connection."""
+    """Returns the message for the user: the first error of a rank other than a lost connection to another rank."""
     failure = min(failures, key=lambda f: (_recorded(f, LostRankError) is not None, f.timestamp, f.local_rank))
     for kind in (UserError, LostRankError):
         if (text := _recorded(failure, kind)) is not None:
@@ -124,13 +124,13 @@ def _reason(failures: Iterable["ProcessFailure"], count: int) -> str:
     else:
         how = f"ended with exit code {failure.exitcode}"
     return (
-        f"rank {failure.local_rank} of {count} {how}, and the others were stopped; run it again to continue from the "
-        "last checkpoint"
+        f"rank {failure.local_rank} of {count} {how}, and the others were stopped; run the stage again to continue "
+        "from the last checkpoint"
     )
 
 
 def _recorded(failure: "ProcessFailure", kind: type[Exception]) -> str | None:
-    """The text of the exception that torch's ``@record`` wrote for a rank; None if there is none of this class."""
+    """Returns the message of the exception that torch's ``@record`` wrote for a rank; None if its class differs."""
     recorded = failure.error_file_data.get("message")
     if not isinstance(recorded, dict):  # no error file: the process was killed, or called os._exit
         return None
@@ -141,34 +141,34 @@ def _recorded(failure: "ProcessFailure", kind: type[Exception]) -> str | None:
 
 
 def _main(stage: str, arguments: Sequence[str]) -> None:
-    """The entry point of the processes that ``launch`` starts. The parent process reports their errors."""
+    """Runs a stage in a process that ``launch`` started. The parent process reports its errors."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    if os.environ["RANK"] == "0":  # it tracks, and MLflow must record a run that is stopped as killed
+    if os.environ["RANK"] == "0":  # rank 0 tracks, and MLflow must record a stopped run as killed
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
     sys.argv = [f"{stage}.py", *arguments]
     try:
         record(_run)(stage, arguments)
     except Exception:
-        sys.exit(1)  # the parent prints what was recorded, so that it is printed once
+        sys.exit(1)  # the parent process prints the recorded error, once for all ranks
 
 
 def _run(stage: str, arguments: Sequence[str]) -> None:
     try:
         importlib.import_module(f"autoslim.pipeline.{stage}").run(*arguments)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM would be reported as a defect
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM would be reported as a failure
         sys.exit(130)
     except Exception as error:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the error file is written whole
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SIGTERM must not interrupt writing the error file
         if isinstance(error, UserError) and not isinstance(error, LostRankError):
-            raise UserError(str(error)) from error  # a subclass too: the parent reads the class from the traceback
+            raise UserError(str(error)) from error  # not a subclass: the parent reads the class from the traceback
         raise
 
 
 def _stop_with_parent(parent: int) -> None:
-    """Ends this process when the parent process has ended: a killed parent cannot stop its workers."""
+    """Ends this process once its parent process has ended. A killed parent cannot stop its workers."""
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

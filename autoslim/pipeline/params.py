@@ -1,4 +1,4 @@
-"""The schema of ``params.yaml``: each parameter's type, range and description. Only the file has default values."""
+"""The schema of ``params.yaml``: each parameter's type, range and description. The schema has no default values."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$")]
 Resource = Literal["macs", "params", "memory", "latency"]
 
 
-# Former names of parameters and values: the error for an old one names the new one.
+# Former names of parameters and values. The error message for an old name states the new one.
 RENAMED = {
     "report.picture_dpi": "report.figure_dpi",
     "latency.checked_on": "latency.check_networks",
@@ -33,27 +33,31 @@ MOVED_NETWORKS = {
 
 
 class Section(BaseModel):
-    """A validator's message starts with the name of a parameter within the section (see ``validation_messages``)."""
+    """Base class of all sections.
+
+    The message of a section's validator starts with the name of a parameter within the section (see
+    ``validation_messages``).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Data(Section):
     source: str = Field(
-        description="Data set: `digits`, `torchvision:NAME`, or `folder:PATH` with train/ and val/ or test/ in it."
+        description="Data set: `digits`, `torchvision:NAME`, or `folder:PATH` with folders train/ and val/ or test/."
     )
     image_size: Positive | None = Field(
         description="Height and width of the network's input in pixels; null: as in the source."
     )
     channels: Literal[1, 3] | None = Field(description="1 for grey images, 3 for colour; null: as in the source.")
     search_images: Positive = Field(
-        description="Number of training images held out for the search, with equal shares of the classes."
+        description="Number of training images held out for the search, balanced over the classes."
     )
     train_images: Positive | None = Field(description="Size of a class-balanced training subset; null: all images.")
     test_images: Positive | None = Field(description="Size of a class-balanced test subset; null: all images.")
     storage: Literal["auto", "arrays", "files"] = Field(
         description="arrays: images are decoded and cropped once; files: images are decoded on demand, and random "
-        "resized crops are taken from whole images; auto: chosen by size."
+        "resized crops are taken from whole images; auto: the size of the data decides."
     )
     seed: Seed = Field(description="Seed of the splits.")
 
@@ -64,7 +68,7 @@ class Model(Section):
         description="Keyword arguments of the callable; num_classes is added if the callable accepts it."
     )
     leaves: list[str] = Field(
-        description="Modules that tracing treats as one operation; their numbers of channels do not change."
+        description="Modules that tracing treats as one operation; their channels are not slimmed."
     )
     weights: str | None = Field(
         description="Trained weights from which the supernet starts: a file (.safetensors, .pt, .pth, .bin) or a name "
@@ -108,8 +112,8 @@ class Optimiser(Section):
     momentum: Fraction = Field(description="Momentum of SGD.")
     nesterov: bool = Field(description="Use Nesterov momentum.")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        description="Weight decay of linear and convolution weights; depthwise convolutions, batch norms and biases "
-        "have none."
+        description="Weight decay of linear and convolution weights; not applied to depthwise convolutions, batch "
+        "norms and biases."
     )
 
     @model_validator(mode="after")
@@ -121,7 +125,7 @@ class Optimiser(Section):
 
 class Training(Section):
     epochs: Positive = Field(description="Number of passes over the training images.")
-    batch_size: Annotated[int, Field(gt=1)] = Field(description="Number of images in an optimiser step.")
+    batch_size: Annotated[int, Field(gt=1)] = Field(description="Number of images per optimiser step.")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         description="Total probability assigned to the wrong classes."
     )
@@ -142,8 +146,8 @@ class Training(Section):
 
 class Grid(Section):
     anchor: Literal["widest", "zero"] = Field(
-        description="widest: numbers of channels are the widest number minus slimming steps; zero: they are multiples "
-        "of the slimming step, and the widest number."
+        description="widest: numbers of channels are the widest number minus multiples of the slimming step; zero: "
+        "they are multiples of the slimming step, and the widest number."
     )
     steps: Annotated[int, Field(gt=1)] = Field(
         description="The slimming step of a group is its widest number of channels divided by this number."
@@ -160,11 +164,11 @@ class SupernetParams(Training):
     width: Annotated[float, Field(gt=0)] = Field(description="Width multiplier of the widest network.")
     grid: Grid
     random_widths: NotNegative = Field(
-        description="Number of random configurations in a step, besides the widest and the narrowest."
+        description="Number of random configurations per step, in addition to the widest and the narrowest."
     )
     random_widths_per: Literal["group", "network", "both"] = Field(
         description="group: one random width for each channel group, as in the paper; network: one for the whole "
-        "network; both: the two alternate."
+        "network; both: alternates between the two."
     )
     widths_by_rank: bool = Field(
         description="Each process draws its own random widths and uses the batch statistics of its own images. Each "
@@ -174,8 +178,8 @@ class SupernetParams(Training):
         description="Subnets are trained on the widest network's output (in-place distillation) instead of the labels."
     )
     sort: Literal["l1", "bn_scale"] | None = Field(
-        description="Sorts trained channels, the most important first. l1: by absolute weights; bn_scale: by batch "
-        "norms' scales, or by absolute weights in groups without any; null: the channels are not sorted."
+        description="Sorts trained channels by importance. l1: by absolute weights; bn_scale: by the scales of batch "
+        "norms, or by absolute weights in groups without batch norm; null: the channels are not sorted."
     )
     seed: Seed = Field(description="Seed of the weights, the random widths and the data order.")
 
@@ -194,7 +198,7 @@ class Search(Section):
         description="The search ends at this fraction of the default network's cost."
     )
     images: Positive = Field(
-        description="Number of search images on which each candidate is scored; at most the whole search split."
+        description="Number of search images on which each candidate is scored; at most the size of the search split."
     )
     chunk: Annotated[int, Field(gt=1)] = Field(
         description="Number of images that share their batch statistics; at least 256 is recommended."
@@ -202,7 +206,7 @@ class Search(Section):
     score: Literal["error", "cross_entropy"] = Field(
         description="The score that ranks the candidates; the other one breaks ties."
     )
-    per_cost: bool = Field(description="Rank by the increase of the score for each unit of cost saved.")
+    per_cost: bool = Field(description="Rank by the increase of the score per unit of cost saved.")
     incremental: bool = Field(description="Run only the part of the network that a candidate changes.")
     risk: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         description="Significance level of each comparison in the race, in which candidates that are clearly worse are "
@@ -230,7 +234,7 @@ class Retrain(Training):
 class Latency(Section):
     table: str | None = Field(
         description="Latency table that `autoslim latency measure` wrote, here or on another machine; null: the table "
-        "is measured on this machine if a budget bounds latency."
+        "is measured on this machine if a budget limits latency."
     )
     runtime: Literal["eager", "compile", "onnxruntime"] = Field(
         description="eager: torch without a compiler; compile: torch.compile; onnxruntime: ONNX Runtime "
@@ -245,8 +249,8 @@ class Latency(Section):
     precision: Literal["fp32", "bf16"] = Field(description="Dtype of weights and activations.")
     channels_last: bool = Field(description="Use torch's channels-last memory layout.")
     points: Annotated[int, Field(ge=2)] | None = Field(
-        description="How many numbers of channels are measured on each axis of a kernel, spread over the grid; "
-        "null: the whole grid."
+        description="Number of grid points at which each axis of a kernel is measured, spread over the grid; null: the "
+        "whole grid."
     )
     check_networks: Annotated[int, Field(ge=10)] = Field(
         description="Number of random networks whose measured latency is compared with the prediction."
@@ -280,19 +284,20 @@ class Runtime(Section):
         description="Number of processes that decode images (data.storage: files)."
     )
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
-        description="Longest time between two checkpoints of a training. There is also one after each epoch."
+        description="Longest time in minutes between two checkpoints of a training run, which also writes one after "
+        "each epoch."
     )
 
 
 class Params(Section):
-    """The whole of ``params.yaml``. A section that only one stage reads has the stage's name."""
+    """The contents of ``params.yaml``. A section that only one stage reads has the name of the stage."""
 
     resource: Resource = Field(
-        description="Resource that the budget bounds. With several budgets, the one that figures show."
+        description="Resource that the budget limits; with several limits, the resource that the figures show."
     )
     budget: Amount | dict[str, Amount] = Field(
-        description="Upper bound of the resource, such as 305M, 12ms, 20MB, or 50% of the default network's cost; or "
-        "several bounds, such as {macs: 305M, params: 3.5M}."
+        description="Upper limit of the resource, such as 305M, 12ms, 20MB, or 50% of the default network's cost; or "
+        "several limits, such as {macs: 305M, params: 3.5M}."
     )
     methods: Annotated[list[str], Field(min_length=1)] = Field(
         description="Methods to compare: autoslim, uniform (the largest width multiplier within the budget), "
@@ -311,11 +316,11 @@ class Params(Section):
     @field_validator("budget")
     @classmethod
     def _check_budget(cls, budget: Amount | dict[str, Amount], info: ValidationInfo) -> Amount | dict[str, Amount]:
-        if resource := info.data.get("resource"):  # missing if it is wrong itself, which has its own message
+        if resource := info.data.get("resource"):  # missing if it is invalid; pydantic reports that separately
             parse_budgets(budget, resource)
             if isinstance(budget, dict) and resource not in budget:
                 raise ValueError(
-                    f"budget bounds {', '.join(budget)}, but resource is {resource}; set resource to one of these"
+                    f"budget limits {', '.join(budget)}, but resource is {resource}; set resource to one of these"
                 )
         return budget
 
@@ -339,7 +344,7 @@ class Params(Section):
         if weights is not None and supernet.width > 1:
             raise ValueError(
                 f"supernet.width is {supernet.width:g}, but model.weights is {weights!r}, and trained weights exist "
-                "only up to width 1; set supernet.width to 1.0 or less, or model.weights to null"
+                "only up to a width of 1; set supernet.width to 1.0 or less, or model.weights to null"
             )
         if weights is None and supernet.sort is not None:
             raise ValueError(
@@ -350,12 +355,12 @@ class Params(Section):
 
     @property
     def budgets(self) -> dict[str, Budget]:
-        """The budget of each bounded resource."""
+        """The budget of each limited resource."""
         return parse_budgets(self.budget, self.resource)
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Reads and validates the file.
+    """Reads and validates a parameter file.
 
     Raises:
         UserError: The file is missing or not YAML, or parameters are wrong. The message names all of them.
@@ -364,7 +369,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
 
 
 def read_yaml(path: Path) -> Any:
-    """The contents of a YAML file, parsed as DVC does (ruamel, YAML 1.2: ``1e-3`` is a number, ``on`` is text).
+    """Reads a YAML file as DVC does (ruamel, YAML 1.2: ``1e-3`` is a number, ``on`` is text).
 
     Raises:
         UserError: The file is missing or not YAML.
@@ -385,7 +390,7 @@ def check_params(values: Any, source: str) -> Params:
     """Validates the parameters ``values``, which were read from ``source``.
 
     Raises:
-        InvalidParametersError: Parameters are wrong. The message names each with its value and what was expected.
+        InvalidParametersError: Parameters are wrong. The message states the value and the expected type of each.
     """
     try:
         return Params.model_validate(values)

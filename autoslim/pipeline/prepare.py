@@ -11,7 +11,7 @@ from autoslim.training.progress import progress_over
 
 
 def run() -> None:
-    """Prepares the data, and checks every parameter of the pipeline against them.
+    """Prepares the data, and checks all parameters of the pipeline against them.
 
     Raises:
         UserError: a parameter is wrong, or the data cannot be loaded.

@@ -19,7 +19,7 @@ REPORT = Path("outputs/report")
 
 
 def repository_root() -> Path:
-    """``DVC_ROOT`` if DVC runs the process, else the nearest parent folder with ``dvc.yaml``, else this folder.
+    """Returns ``DVC_ROOT`` if it is set, else the nearest parent folder with ``dvc.yaml``, else the working directory.
 
     DVC runs queued and temporary experiments in a copy of the repository, which it deletes afterwards, and sets
     ``DVC_ROOT`` to the original. Files that outlive an experiment (raw data, checkpoints, MLflow's store) belong there.
@@ -48,8 +48,8 @@ def enter_project() -> Path:
 def enter_project_with(file: Path) -> tuple[Path, Path]:
     """Changes the working directory to the project's root; returns the root and the path of ``file``.
 
-    A relative path is looked up in the former working directory, then in the root. The returned one is relative to the
-    root if the file is in it.
+    A relative path is looked up in the previous working directory, then in the root. The returned path is relative to
+    the root if the file is inside it.
 
     Raises:
         UserError: The working directory is not in a project.
@@ -61,13 +61,13 @@ def enter_project_with(file: Path) -> tuple[Path, Path]:
 
 
 def find_project() -> Path | None:
-    """The nearest folder with ``dvc.yaml``: the working directory or one of its parents."""
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), None)
+    """Returns the nearest folder with ``dvc.yaml``: the working directory or one of its parents."""
+    cwd = Path.cwd()
+    return next((folder for folder in (cwd, *cwd.parents) if (folder / "dvc.yaml").is_file()), None)
 
 
 def read_output(path: Path, stage: str) -> Any:
-    """The contents of a JSON file that ``stage`` writes.
+    """Returns the contents of a JSON file that ``stage`` writes.
 
     Raises:
         UserError: The file is missing or damaged.

@@ -1,4 +1,4 @@
-"""Stage ``report``: compares the methods' networks on the test split."""
+"""Stage ``report``: compares the networks of all methods on the test split."""
 
 import rich
 

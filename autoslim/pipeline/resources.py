@@ -1,4 +1,4 @@
-"""Stage ``resources``: measures latency where it is limited, and checks that the budget can be reached."""
+"""Stage ``resources``: measures latency if the budget limits it, and checks that the budget can be reached."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from autoslim.training.checkpoints import write_json
 
 
 def run() -> None:
-    """Measures latency if the budget limits it, and checks that the budget can be reached before anything is trained.
+    """Measures latency if the budget limits it. Checks that the budget can be reached before anything is trained.
 
     Raises:
         UserError: a parameter is wrong, the budget cannot be reached, or the latency table is not reliable.
@@ -22,7 +22,7 @@ def run() -> None:
     params = load_params()
     network, graph = traced_network(params.model, read_info(PREPARED))
     check_reach(params, graph)
-    target = latency_target(params.latency)  # the report measures on it, whatever the budget limits
+    target = latency_target(params.latency)  # the report measures latency, whichever resources the budget limits
     table = None
     if params.latency.table is not None or "latency" not in params.budgets:
         check_runs(network, graph, target)
@@ -40,6 +40,5 @@ def run() -> None:
     chosen = objective(params, costs)
     write_json(RESOURCES / "latency.json", {} if table is None else table.to_dict())
     write_json(RESOURCES / "objective.json", {"resource": chosen.resource, "limits": dict(chosen.limits)})
-    write_json(
-        RESOURCES / "reach.json", {"within_reach": True}
-    )  # the supernet depends on it; its content never changes
+    # The stage supernet depends on this file, whose content never changes.
+    write_json(RESOURCES / "reach.json", {"within_reach": True})

@@ -1,4 +1,4 @@
-"""Stage ``retrain``: trains one method's network, once for each seed; and its networks, loaded again."""
+"""Stage ``retrain``: trains one method's network once for each seed. Also loads and scores retrained networks."""
 
 from dataclasses import dataclass
 
@@ -79,7 +79,7 @@ def run(method: str) -> None:
         )
         if not context.world.is_rank_zero:
             return
-        write_rows(folder / "curves.csv", [{"seed": seed, **row} for seed, own in rows.items() for row in own])
+        write_rows(folder / "curves.csv", [{"seed": seed, **row} for seed, epochs in rows.items() for row in epochs])
         figures = {**allocation.costs, **over_seeds(rows)}
         write_json(folder / "metrics.json", figures)
         tracker.metrics(numbers(figures))
@@ -104,10 +104,10 @@ class Retrained:
 
 
 def seeds_of(method: str) -> list[int]:
-    """Returns the seeds that ``method`` has retrained networks of.
+    """Returns the seeds for which ``method`` has retrained networks.
 
     Raises:
-        UserError: there is none.
+        UserError: there are no such networks.
     """
     folder = RETRAIN / method / "weights"
     seeds = sorted(int(path.stem.removeprefix("seed-")) for path in folder.glob("seed-*.safetensors"))
@@ -122,13 +122,13 @@ def load_retrained(params: Params, method: str, seed: int) -> Retrained:
     """Loads the network of a method and seed.
 
     Raises:
-        UserError: there is no such network, or it does not belong to the network that ``params`` names.
+        UserError: there is no such network, or it was made from another network than the one that ``params`` names.
     """
     seeds = seeds_of(method)
     if seed not in seeds:
         raise UserError(
-            f"method {method} has no network of seed {seed}; its seeds are {', '.join(map(str, seeds))}: name one of "
-            "these, or add it to retrain.seeds and run `dvc repro`"
+            f"method {method} has no network with seed {seed}; its seeds are {', '.join(map(str, seeds))}: choose one "
+            "of these, or add it to retrain.seeds and run `dvc repro`"
         )
     info = read_info(PREPARED)
     network, graph = traced_network(params.model, info)

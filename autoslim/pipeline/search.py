@@ -57,7 +57,7 @@ def run() -> None:
             rank_zero=context.world.is_rank_zero,
         ) as tracker,
     ):
-        to_device(supernet, context.device, channels_last=True)  # the faster layout for convolutions, on CPUs too
+        to_device(supernet, context.device, channels_last=True)  # the faster layout for convolutions, also on CPUs
         trajectory = search(
             supernet,
             file.grid,

@@ -1,8 +1,8 @@
-"""Tracking in MLflow: a view of the files that DVC lists, never an input of a stage.
+"""Tracking in MLflow. It logs copies of the files that DVC tracks, and is never an input of a stage.
 
-This is the only module that imports mlflow, and it does so late, because the import takes seconds. A failure of the
-store never costs a result: the first call that fails prints one line on stderr, and the run continues untracked.
-Callers always hold a ``Tracker``, so no code has to check whether tracking is on. Only rank 0 should track.
+This is the only module that imports mlflow. It does so inside functions, because the import takes seconds. If the store
+fails, no result is lost: the first failing call prints one line on stderr, and the run continues untracked. Callers
+always have a ``Tracker``, so they need not check whether tracking is enabled. Only rank 0 should track.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ if TYPE_CHECKING:
 
 _LONGEST_PARAM = 6000  # characters; MLflow's limits
 _LONGEST_TAG = 8000
-_BATCH = 100  # parameters a call may hold
+_BATCH = 100  # parameters per call
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",  # this module reports failures itself, once
+    "MLFLOW_LOGGING_LEVEL": "ERROR",  # this module reports a failure once
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",  # the check runs pip, which contacts the package index
     "MLFLOW_UV_AUTO_DETECT": "false",  # otherwise a uv.lock nearby is added to each model
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with MLflow's 7, a lost server delays a stage by minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with MLflow's default of 7, a lost server delays a stage by minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
 }
-"""Environment variables for mlflow that the user has not set."""
+"""Values of mlflow's environment variables, used unless the user has set them."""
 
 
 class Tracker(Protocol):
-    """Records a stage's run. No method raises if the store fails."""
+    """Logs a stage's run. No method raises if the store fails."""
 
     @property
     def run_id(self) -> str | None:
@@ -91,7 +91,7 @@ class NullTracker:
 
 
 class MlflowTracker:
-    """One run in an MLflow store. It uses its own client and does not touch MLflow's global state."""
+    """A run in an MLflow store. It uses a separate client and does not change MLflow's global state."""
 
     def __init__(self, client: MlflowClient, experiment_id: str, run_id: str) -> None:
         self.run_id: str | None = run_id
@@ -124,7 +124,7 @@ class MlflowTracker:
             return
         try:  # a network that cannot be exported does not mean that the store failed
             with tempfile.TemporaryDirectory() as folder:
-                with _no_warnings(), redirect_stderr(io.StringIO()):  # torch.export prints the graph where it fails
+                with _no_warnings(), redirect_stderr(io.StringIO()):  # torch.export prints the graph if it fails
                     _save_network(network, example, Path(folder, "model"))
                 self._attempt(lambda: self._send_model(Path(folder, "model"), name))
         except Exception as error:
@@ -141,7 +141,7 @@ class MlflowTracker:
         self._attempt(send)
 
     def close(self, error: BaseException | None = None) -> None:
-        """Ends the run. A run whose tracking failed is tagged and ended too, so that it does not stay running."""
+        """Ends the run. If tracking failed, the run is tagged as incomplete and ended too."""
         if error is not None and _status(error) != "FINISHED":
             self.tag("error", f"{type(error).__name__}: {_in_one_line(error)}")
         if self._lost:
@@ -149,7 +149,7 @@ class MlflowTracker:
         self._attempt(lambda: self._client.set_terminated(self._run, _status(error)), last=True)
 
     def _attempt(self, act: Callable[[], object], last: bool = False) -> None:
-        """Calls ``act``. After a failure of the store, only ``last`` calls, which end the run, are still made."""
+        """Calls ``act``. After the store has failed, only calls with ``last``, which end the run, are still made."""
         if self._lost and not last:
             return
         try:
@@ -165,8 +165,8 @@ class MlflowTracker:
         from mlflow.models import Model
 
         data = self._client.get_run(self._run).data
-        own = {key: value for key, value in data.tags.items() if not key.startswith("mlflow.")}
-        entity = self._client.create_logged_model(self._experiment_id, name, self._run, tags=own, params=data.params)
+        tags = {key: value for key, value in data.tags.items() if not key.startswith("mlflow.")}
+        entity = self._client.create_logged_model(self._experiment_id, name, self._run, tags=tags, params=data.params)
         model = Model.load(str(folder))
         model.run_id, model.model_id, model.model_uuid = self._run, entity.model_id, entity.model_id
         model.artifact_path = entity.artifact_location
@@ -191,12 +191,12 @@ def tracked(
     An exception marks the run as failed and an interrupt marks it as killed; both propagate.
 
     Args:
-        stage: name of the stage, which is also a tag.
+        stage: name of the stage, which is logged as a tag.
         run_name: name of the run.
         params: logged parameters. Nested values get dotted keys.
-        tags: tags such as budget, method and ``supernet`` (see ``fingerprint``). The commit and DVC's experiment are
+        tags: tags such as budget, method and ``supernet`` (see ``fingerprint``). The commit and the DVC experiment are
             added.
-        enabled: whether to track at all.
+        enabled: whether to track the run.
         experiment: name of the MLflow experiment.
     """
     tracker = _start(experiment, run_name, {"stage": stage, **origin(), **tags}, params) if enabled else None
@@ -222,15 +222,15 @@ def tracked_stage(
     tags: Mapping[str, str] | None = None,
     rank_zero: bool = True,
 ) -> Iterator[Tracker]:
-    """``tracked`` for a stage of the pipeline, with the parameters that all stages share.
+    """Tracks the ``with`` block as the run of a stage (see ``tracked``), with the settings that all stages share.
 
     Args:
         params: all parameters.
         stage: the stage's name.
         sections: sections of ``params`` that are logged as parameters.
         details: further parameters.
-        tags: tags besides the data source.
-        rank_zero: whether this process is rank 0; others track nothing.
+        tags: tags in addition to the data source.
+        rank_zero: whether this process is rank 0; other ranks track nothing.
     """
     logged = {name: getattr(params, name).model_dump() for name in sections}
     with tracked(
@@ -253,23 +253,23 @@ def tracking_uri() -> str:
 def fingerprint(weights: Path) -> str:
     """Returns the first 12 hex digits of a file's SHA-256.
 
-    The tag ``supernet`` holds the fingerprint of the supernet's weights, on the run that trained it and on all runs
-    that use it. The filter ``tags.supernet = "…"`` finds them all, so no run ids have to be stored.
+    The tag ``supernet`` is the fingerprint of the supernet's weights, on the run that trained it and on all runs that
+    use it. The filter ``tags.supernet = "…"`` selects all of them, so no run ids have to be stored.
     """
     with weights.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def lineage(weights: Path) -> dict[str, str]:
-    """Returns the tag ``supernet`` of a run that uses these weights; no tag if the file does not exist."""
+    """Returns the tag ``supernet`` of a run that uses these weights; an empty dict if the file does not exist."""
     return {"supernet": fingerprint(weights)} if weights.exists() else {}
 
 
 def origin() -> dict[str, str]:
-    """Returns tags with the commit and the DVC experiment that this process belongs to, as far as they are known.
+    """Returns tags with the commit and the DVC experiment of this process, if they are known.
 
-    An experiment's commit is the one that it starts from. The suffix ``-dirty`` means that tracked files differ from
-    the commit; ``dvc.lock`` is not considered, because DVC rewrites it between stages.
+    The commit of an experiment is the one that it starts from. The suffix ``-dirty`` means that tracked files differ
+    from the commit; ``dvc.lock`` is ignored, because DVC rewrites it between stages.
     """
     commit = os.environ.get("DVC_EXP_BASELINE_REV") or _git("rev-parse", "HEAD")
     tags = {"dvc_experiment": os.environ.get("DVC_EXP_NAME", "")}
@@ -280,7 +280,7 @@ def origin() -> dict[str, str]:
 
 
 def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Returns nested values with dotted keys, ``{"search.stop": "0.2"}``; all but strings are written as JSON."""
+    """Flattens nested values to dotted keys, such as ``{"search.stop": "0.2"}``; all but strings become JSON."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -291,14 +291,14 @@ def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
 
 
 def numbers(values: Mapping[str, object], prefix: str = "") -> dict[str, float]:
-    """Returns the numbers among nested values with dotted keys, ``{"uniform.top1": 0.93}``, for ``Tracker.metrics``."""
-    found: dict[str, float] = {}
+    """Flattens the numbers among nested values to dotted keys, such as ``{"uniform.top1": 0.93}``."""
+    flat: dict[str, float] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found |= numbers(value, f"{prefix}{key}.")
+            flat |= numbers(value, f"{prefix}{key}.")
         elif isinstance(value, int | float):
-            found[f"{prefix}{key}"] = value
-    return found
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _start(
@@ -307,8 +307,8 @@ def _start(
     """Starts a run. Returns None, with a warning, if the store cannot be used."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    for chatter in ("alembic", "urllib3.connectionpool"):
-        logging.getLogger(chatter).setLevel(logging.ERROR)
+    for logger in ("alembic", "urllib3.connectionpool"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
     uri = tracking_uri()
     try:
         with _no_warnings():
@@ -326,7 +326,7 @@ def _start(
 
 
 def _user() -> str:
-    """Returns the user's name, or the number of a user without a name (in containers)."""
+    """Returns the user's name, or the user id if the user has no name (in containers)."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # the latter since Python 3.13
@@ -347,9 +347,8 @@ def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
         file = sqlalchemy.make_url(uri).database if scheme == "sqlite" else None
         if file:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
-            uri += (
-                "" if "?" in uri else "?timeout=60"
-            )  # seconds to wait while another stage writes; SQLite's default of 5 is too short
+            # Seconds to wait while another stage writes; SQLite's default of 5 is too short.
+            uri += "" if "?" in uri else "?timeout=60"
             lock = FileLock(f"{file}.lock", timeout=300)  # two stages must not both create the tables
     with lock:
         if database:  # MLflow retries for two minutes; a single query fails fast
@@ -363,24 +362,24 @@ def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
 
 
 def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
-            kind = {"mlflow.experimentKind": "custom_model_development"}  # otherwise MLflow's page opens on chat traces
+            kind = {"mlflow.experimentKind": "custom_model_development"}  # otherwise MLflow's UI opens on chat traces
             return client.create_experiment(name, artifact_location=artifacts, tags=kind)
         except Exception:
-            found = client.get_experiment_by_name(name)  # another process may have created it
-            if found is None:
+            experiment = client.get_experiment_by_name(name)  # another process may have created it
+            if experiment is None:
                 raise
-    if found.lifecycle_stage != "active":
+    if experiment.lifecycle_stage != "active":
         raise ValueError(f"experiment {name} was deleted; restore it or choose another name")
-    return str(found.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def _save_network(network: nn.Module, example: Tensor, folder: Path) -> None:
-    """Writes ``network`` as an MLflow model: a graph of torch's own operators, in evaluation mode, on the CPU.
+    """Writes ``network`` as an MLflow model: a graph of torch operators, in evaluation mode, on the CPU.
 
-    A pickled model could only be loaded with the code of the network's class; an exported graph needs none.
+    A pickled model could only be loaded with the code of the network's class; an exported graph does not need it.
     """
     import mlflow.pytorch
     import numpy as np
@@ -404,12 +403,10 @@ def _save_network(network: nn.Module, example: Tensor, folder: Path) -> None:
             Schema([TensorSpec(float32, (-1, *logits.shape[1:]))]),
         ),
         input_example=images.numpy(),
-        pip_requirements=[
-            f"torch=={torch.__version__.partition('+')[0]}"
-        ],  # given, so that MLflow does not look them up
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # set, so that MLflow does not infer them
     )
     model = Model.load(str(folder))
-    # An exported graph stays on its device; without this MLflow would move it to CUDA if available, and fail.
+    # An exported graph cannot change its device. Without this setting MLflow would try to move it to CUDA, and fail.
     model.flavors["python_function"]["config"] = {"device": "cpu"}
     model.save(str(folder / "MLmodel"))
 
@@ -436,8 +433,8 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _shortened(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+def _shortened(text: str, max_length: int) -> str:
+    return text if len(text) <= max_length else text[: max_length - 1] + "…"
 
 
 def _in_one_line(error: BaseException) -> str:
@@ -445,5 +442,5 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def _warn(message: str) -> None:
-    hidden = re.sub(r"//[^/@\s]+@", "//***@", message)  # a user and a password in a URI
-    print(f"warning: {hidden}", file=sys.stderr)
+    redacted = re.sub(r"//[^/@\s]+@", "//***@", message)  # user name and password in a URI
+    print(f"warning: {redacted}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Messages for wrong parameters: pydantic's own, with the parameter's dotted name, its value and its description."""
+"""Messages for wrong parameters: pydantic's messages with the parameter's dotted name, value and description."""
 
 import difflib
 import json
@@ -15,12 +15,15 @@ _MAX_LENGTH = 60  # characters of a value that a message shows
 def validation_messages(
     error: ValidationError, schema: type[BaseModel], values: Any, renamed: Mapping[str, str]
 ) -> list[str]:
-    """One message for each wrong parameter of ``values``, which did not match ``schema``.
+    """Returns one message for each wrong parameter.
 
-    A parameter that matches none of several types (an integer, or "auto") gets one message. The messages of a
+    A parameter that matches none of several types (an integer, or "auto") gets a single message. The messages of a
     section's own validators start with the name of a parameter within the section.
 
     Args:
+        error: pydantic's error.
+        schema: the schema that ``values`` do not match.
+        values: the contents of the parameter file.
         renamed: ``section.parameter`` -> its new dotted name, and ``section.parameter: value`` -> the new value.
     """
     problems: dict[str, list[ErrorDetails]] = {}
@@ -59,7 +62,7 @@ def _message(problems: Sequence[ErrorDetails], schema: type[BaseModel], values: 
 
 
 def _locate(problem: ErrorDetails, values: Any) -> tuple[str, Any]:
-    """Dotted name and value of the parameter. Parts of pydantic's location that name a type of a union are left out."""
+    """Returns the parameter's dotted name and value, without parts of pydantic's location that name a union's type."""
     name, value = "", values
     for part in problem["loc"]:
         if isinstance(value, Mapping) and part in value:
@@ -74,7 +77,7 @@ def _locate(problem: ErrorDetails, values: Any) -> tuple[str, Any]:
 
 
 def _schema_of(loc: Sequence[Any], section: type[BaseModel]) -> tuple[type[BaseModel], FieldInfo | None]:
-    """The innermost section at ``loc``, and the last field on the way to it; None for the whole file."""
+    """Returns the innermost section at ``loc``, and the last field on the path to it (None for the whole file)."""
     field = None
     for part in loc:
         if part not in section.model_fields:
@@ -87,6 +90,6 @@ def _schema_of(loc: Sequence[Any], section: type[BaseModel]) -> tuple[type[BaseM
 
 
 def _shown(value: Any) -> str:
-    """``value`` as in YAML, on one line; text is quoted, so that "0.1" differs from 0.1."""
+    """Formats ``value`` as in YAML, on one line. Text is quoted, so that "0.1" differs from 0.1."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."

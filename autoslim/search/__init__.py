@@ -1,1 +1,1 @@
-"""The search: greedy slimming, racing, incremental evaluation, and methods of choosing channels."""
+"""The search: greedy slimming, racing, incremental evaluation, and the methods that choose channels."""

@@ -1,4 +1,4 @@
-"""Greedy slimming: from the widest configuration down, one slimming step of one group at a time."""
+"""Greedy slimming: starts from the widest configuration and slims one group by one step at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from autoslim.tasks.classification import Score
 
 @dataclass(frozen=True)
 class Option:
-    """A slimming step of one group: the group's channels after it, and the network's cost after it."""
+    """A possible slimming step of one group: the group's channels and the network's cost after it."""
 
     channels: int
     cost: float
@@ -26,7 +26,7 @@ class Candidate(Option):
 
 @dataclass(frozen=True)
 class SlimmingStep:
-    """A configuration on the trajectory and the candidates it was chosen from; the widest one has none."""
+    """A configuration on the trajectory, and the candidates that it was chosen from (none for the widest one)."""
 
     slimmed: str | None
     channels: Channels
@@ -58,26 +58,26 @@ def greedy_slim(
     rule: SelectionRule | None = None,
     done: Sequence[SlimmingStep] = (),
 ) -> Iterator[SlimmingStep]:
-    """Slims one group by one step at a time, always the group whose removal scores best, down to the cost ``stop``.
+    """Slims one group by one step at a time, always the one with the best resulting score, down to the cost ``stop``.
 
     This is AutoSlim's greedy loop (Yu & Huang, arXiv 1903.11728, section 3.3). Ties are broken differently: the authors
-    take the first group; here the cross-entropy decides and then the larger saving, so that early layers are not
+    take the first group; here the lower cross-entropy and then the larger saving decides, so that early layers are not
     slimmed because of their position. A step is taken even if it improves the score, and it is never undone. One
     pass serves every budget.
 
     Args:
-        grid: each group's numbers of channels in descending order.
+        grid: the numbers of channels that each group can have, in descending order.
         cost: returns the cost of a configuration in the resource's unit.
         score: returns the score of a configuration.
-        stop: the search ends when the cost is at most this, or when every group is at its narrowest.
+        stop: the search ends when the cost is at most this value, or when every group is at its narrowest.
         by: the score that candidates are ranked by. The paper uses ``error``.
         per_cost: whether to rank by the increase of the score per unit of cost saved instead of by the score.
-        rule: chooses among the options of a step, in place of ``by`` and ``per_cost``. By default each option is scored
-            by ``score``, and the best one is taken.
+        rule: the selection rule, in place of ``by`` and ``per_cost``. By default, ``score`` scores each option, and the
+            best one is taken.
         done: steps of an earlier run of the same search. The search continues after them and does not yield them again.
 
     Yields:
-        The widest configuration first, then one step after the other.
+        The widest configuration, then each slimming step.
     """
     grid = Grid(grid)
     if done:
@@ -105,7 +105,7 @@ def greedy_slim(
 
 
 def exhaustive_rule(score: Callable[[Mapping[str, int]], Score], by: By, per_cost: bool) -> SelectionRule:
-    """Returns the selection rule that scores every option by itself and takes the best one."""
+    """Returns the selection rule that scores every option separately and takes the best one."""
 
     def rule(current: SlimmingStep, options: Mapping[str, Option]) -> tuple[str, Mapping[str, Score]]:
         scores = {name: score({**current.channels, name: option.channels}) for name, option in options.items()}
@@ -115,7 +115,7 @@ def exhaustive_rule(score: Callable[[Mapping[str, int]], Score], by: By, per_cos
 
 
 def rank(new: Score, option: Option, current: SlimmingStep, by: By, per_cost: bool) -> tuple[float, ...]:
-    """The key by which options are compared; the smallest wins: the score in ``by``, the other score, the saving."""
+    """Returns the key that orders options, lowest first: the score named ``by``, the other score, the saving."""
     saved = saving(current, option)
     old = current.score
     error, entropy = new.error, new.cross_entropy
@@ -125,10 +125,10 @@ def rank(new: Score, option: Option, current: SlimmingStep, by: By, per_cost: bo
 
 
 def saving(current: SlimmingStep, option: Option) -> float:
-    """The cost that an option saves, at least a tiny amount: fewer channels may not reduce the cost."""
+    """Returns the cost that an option saves, but at least a tiny amount, because slimming may save no latency."""
     return max(current.cost - option.cost, 1e-9 * current.cost)
 
 
 def _rate(increase: float, saved: float) -> float:
-    """The increase per unit saved. A decrease is better the more is saved with it, so there it is the product."""
+    """Returns the increase per unit saved; for a decrease the product, because a larger saving makes it better."""
     return increase / saved if increase > 0 else increase * saved

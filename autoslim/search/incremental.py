@@ -23,11 +23,11 @@ class IncrementalEvaluator:
 
     A subnet with one group slimmed differs from the current subnet only from the group's first consumer on. Before it,
     the values are those of the current subnet without the removed channels: the other outputs of a convolution do not
-    change, and batch norm normalises each channel on its own, with the statistics of the batch. The current subnet
+    change, and batch norm normalises each channel separately, with the statistics of the batch. The current subnet
     therefore runs once. At the first operation that mixes the channels of a group, the slimmed subnet continues from
     slices of the current values, up to its output.
 
-    Only values that a later operation of the current subnet reads are held in memory.
+    Only values that a later operation of the current subnet reads stay in memory.
 
     Args:
         supernet: A supernet in evaluation mode. Its ``forward`` must run the same operations for all data and all
@@ -53,7 +53,7 @@ class IncrementalEvaluator:
         Args:
             images: A batch, (N, C, H, W).
             current: The current configuration.
-            slimmer: The groups to slim, with their number of channels.
+            slimmer: The groups to slim, with the number of channels of each.
 
         Yields:
             (group, output) for each group in ``slimmer``, in the order of the operations; then (None, output) of
@@ -87,7 +87,7 @@ class IncrementalEvaluator:
         current: Mapping[str, int],
         narrow: Mapping[str, int],
     ) -> dict[fx.Node, Any]:
-        """Returns the present values as the narrower subnet has them; values that it overwrites later are copied."""
+        """Returns the live values sliced to the narrower subnet; values that it overwrites later are copied."""
         activations = self.supernet.graph.activations
         sliced = {}
         for node, value in values.items():
@@ -99,28 +99,28 @@ class IncrementalEvaluator:
 
     def _first_mixing(self, group: str) -> int:
         graph = self.supernet.graph
-        touched: set[fx.Node] = set()
+        dependent: set[fx.Node] = set()
         for position, node in enumerate(self.nodes):
-            if _reads(node, group, graph) or touched.intersection(node.all_input_nodes):
-                touched.add(node)
+            if _reads(node, group, graph) or dependent.intersection(node.all_input_nodes):
+                dependent.add(node)
                 if not is_local(node, group, graph, self._modules):
                     return position
         return len(self.nodes) - 1
 
     def _unshared(self, start: int) -> int:
-        """Returns the last position up to ``start`` where no two live values share memory that is overwritten later.
+        """Returns the last position up to ``start`` at which no two live values share memory that is overwritten later.
 
         Copies of such values would no longer share it.
         """
-        alive = [node for node in self.nodes[:start] if self._last_use.get(node, -1) >= start]
-        for number, node in enumerate(alive):
-            if self._memory.written(node) >= start and any(self._memory.shared(node, o) for o in alive[:number]):
+        live = [node for node in self.nodes[:start] if self._last_use.get(node, -1) >= start]
+        for number, node in enumerate(live):
+            if self._memory.written(node) >= start and any(self._memory.shared(node, o) for o in live[:number]):
                 return self._unshared(self.nodes.index(node))
         return start
 
 
 def _traced(supernet: Supernet) -> fx.Graph:
-    """The graph of the network in evaluation mode. The supernet's mode and selection are restored."""
+    """Returns the graph of the network in evaluation mode. The supernet's mode and selection are restored."""
     selected = dict(supernet.selected)
     supernet.select(supernet.widest)  # views of weights would hide the parameters from tracing
     try:
@@ -132,8 +132,8 @@ def _traced(supernet: Supernet) -> fx.Graph:
 
 def _reads(node: fx.Node, group: str, graph: ChannelGraph) -> bool:
     """Returns whether a parameter or buffer of the operation depends on the group."""
-    own = f"{node.target}."
-    names = [name for name in graph.tensors if node.op == "call_module" and name.startswith(own)]
+    prefix = f"{node.target}."
+    names = [name for name in graph.tensors if node.op == "call_module" and name.startswith(prefix)]
     if node.op == "get_attr":
         names = [str(node.target)]
     return any(s.group == group for name in names for axis in graph.tensors.get(name, ()) for s in axis)
@@ -171,13 +171,13 @@ class _Memory:
 
 
 def verified_evaluator(supernet: Supernet, images: Tensor) -> tuple[IncrementalEvaluator | None, str]:
-    """Returns an ``IncrementalEvaluator`` if it agrees with whole runs of the supernet, otherwise None and the reason.
+    """Returns an ``IncrementalEvaluator`` and "" if it agrees with full runs of the supernet; else None and the reason.
 
-    Code that depends on shapes or on its modules' sizes cannot be reproduced from a traced graph. Therefore one search
-    step is run both ways, from a configuration just below the widest one, and the outputs are compared.
+    A traced graph cannot reproduce code that depends on shapes or on the sizes of modules. Therefore one search step is
+    run both ways, from a configuration just below the widest one, and the outputs are compared.
 
     Args:
-        supernet: A supernet in evaluation mode. Afterwards another configuration than before may be selected.
+        supernet: A supernet in evaluation mode. The selected configuration may change.
         images: A few images, (N, C, H, W).
     """
     current = dict(supernet.widest)
@@ -200,7 +200,7 @@ def verified_evaluator(supernet: Supernet, images: Tensor) -> tuple[IncrementalE
             outputs = [
                 (name, output_tensors(output)) for name, output in evaluator.run(images.clone(), current, slimmer)
             ]
-        except Exception as error:  # whatever the network's code raises at sizes other than those it was traced with
+        except Exception as error:  # the network's code may raise anything at sizes other than those of the trace
             return None, first_line(error)
         for slimmed, tensors in outputs:
             channels = current if slimmed is None else {**current, slimmed: slimmer[slimmed]}

@@ -1,4 +1,4 @@
-"""Methods of choosing channels within a budget: autoslim, uniform and the released lists."""
+"""Methods that choose channels within a budget: autoslim, uniform and the released lists."""
 
 import bisect
 import math
@@ -32,15 +32,15 @@ def allocate(
     """Returns the channels that a method chooses within ``limits``.
 
     Args:
-        method: ``autoslim``, ``uniform``, or ``released/NAME``, which has a budget of its own and ignores the limits.
-        costs: the costs of configurations of the network.
+        method: ``autoslim``, ``uniform``, or ``released/NAME``, which ignores the limits.
+        costs: the costs of the network's configurations.
         configurations: the trajectory from the widest configuration down. ``uniform`` is at most as wide as the first.
         limits: resource -> upper bound in its unit.
-        divisor: ``uniform`` has multiples of this if latency is limited.
+        divisor: ``uniform`` has multiples of this number if latency is limited.
         narrowest: ``uniform`` has at least these channels if latency is limited.
 
     Raises:
-        UserError: the method is unknown, finds nothing within the limits, or is the list of another network.
+        UserError: the method is unknown, no network is within the limits, or the list belongs to another network.
     """
     check_method(method)
     graph = costs.graph
@@ -51,22 +51,22 @@ def allocate(
         return costs.within(channels, limits)
 
     measured = "latency" in limits
-    most, least = configurations[0], (narrowest or {}) if measured else {}
-    widest = max(most[name] / group.size for name, group in graph.groups.items())
-    # `most` is rounded, so the same width multiplier may exceed it in some groups.
-    bounds = {name: (least.get(name, 1), count) for name, count in most.items()}
+    maximum, minimum = configurations[0], (narrowest or {}) if measured else {}
+    widest = max(maximum[name] / group.size for name, group in graph.groups.items())
+    # `maximum` is rounded, so the same width multiplier may exceed it in some groups.
+    bounds = {name: (minimum.get(name, 1), count) for name, count in maximum.items()}
     try:
         if method == "autoslim":
             return from_trajectory(configurations, fits)
         return uniform(graph.groups, fits, widest, divisor if measured else 1, bounds=bounds, monotone=not measured)
     except UserError as error:
-        wanted = ", ".join(format_named_amount(limit, resource) for resource, limit in limits.items())
+        budget = ", ".join(format_named_amount(limit, resource) for resource, limit in limits.items())
         last = ", ".join(format_named_amount(costs.of(configurations[-1], resource), resource) for resource in limits)
-        raise UserError(f"{error} (the budget is {wanted}, the search ended at {last})") from error
+        raise UserError(f"{error} (the budget is {budget}, the search ended at {last})") from error
 
 
 def from_trajectory(configurations: Iterable[Channels], fits: Fits) -> Channels:
-    """Returns the first configuration of a trajectory within the limits, which is the widest of those that are.
+    """Returns the first, which is the widest, configuration of a trajectory that is within the limits.
 
     Raises:
         UserError: no configuration is within the limits.
@@ -88,18 +88,18 @@ def uniform(
 ) -> Channels:
     """Returns the configuration of the largest width multiplier up to ``widest`` that is within the limits.
 
-    Each group has the multiple of ``divisor`` (and of its unit) nearest to ``width * size``, and at least one. With a
-    divisor of 1 this is the finest uniform network, so that no method looks better only because it uses more of the
-    budget. If latency is limited, the divisor should be the grid's: tables have no times between the grid's numbers,
-    and odd numbers of channels are slow.
+    Each group gets the multiple of ``divisor`` (and of its unit) nearest to ``width * size``, but at least one such
+    multiple. With a divisor of 1 the width multiplier is as fine as possible, so that no method looks better only
+    because it uses more of the budget. If latency is limited, the divisor should be the grid's: tables have no times
+    between the grid's numbers of channels, and odd numbers of channels are slow.
 
     Args:
         groups: the channel groups.
-        fits: whether a configuration is within the limits.
+        fits: returns whether a configuration is within the limits.
         widest: the largest width multiplier.
         divisor: see above.
-        bounds: the fewest and the most channels of each group, which limit rounding: those of the supernet, or those
-            that were measured.
+        bounds: the minimum and maximum number of channels of each group, to which counts are clamped: those of the
+            supernet, or those that were measured.
         monotone: whether costs never decrease as the width grows. Otherwise (latency) every width is tried.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Racing: candidates are scored chunk by chunk, and those that are clearly worse are dropped."""
+"""Racing: scores candidates chunk by chunk, and drops those that are significantly worse than the best one."""
 
 import math
 import random
@@ -26,7 +26,7 @@ VERIFICATION_IMAGES = 8
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a configuration for each image: ``wrong`` at top-1 (0 or 1), and ``nats`` of cross-entropy.
+    """The losses of a configuration on each image: ``wrong`` (top-1, 0 or 1), and ``nats`` (cross-entropy).
 
     Both are (N,), float64, on the CPU.
     """
@@ -42,21 +42,22 @@ ChunkRunner = Callable[[SlimmingStep, Mapping[str, Option], Collection[str]], Ma
 def racing_rule(
     runners: Sequence[ChunkRunner], images: int, by: By, per_cost: bool, risk: float | None, seed: int
 ) -> SelectionRule:
-    """Returns a selection rule that scores options chunk by chunk and drops those that are clearly behind.
+    """Returns a selection rule that scores options chunk by chunk and drops those that are significantly worse.
 
-    After each chunk, an option is dropped if its mean loss exceeds the leader's by more than chance explains. The
-    differences are paired by image and taken as normal; the images seen are a sample of all images without replacement.
-    The winner is scored on all images. Each step starts with another, randomly drawn chunk, so that no chunk decides
-    more often than others.
+    After each chunk, an option is dropped if its mean loss is significantly higher than the leader's. The test is
+    paired by image, assumes normal differences, and treats the images evaluated so far as a sample without replacement.
+    The winner is scored on all images. Each step starts with a different, randomly drawn chunk, so that no chunk
+    decides more often than others.
 
     Args:
-        runners: one for each chunk, with ``images`` images in all.
+        runners: one runner for each chunk.
+        images: number of images in all chunks together.
         by: see ``greedy_slim``.
         per_cost: see ``greedy_slim``.
-        risk: significance level of each comparison. It is a threshold and not a guarantee: times the number of
-            comparisons of a step, (options - 1) * (chunks - 1), it bounds the probability of another choice than all
-            images would give, and at usual sizes that bound exceeds 1. None drops nothing.
-        seed: seed of the chunk that each step starts with.
+        risk: significance level of each comparison. It is a threshold, not a guarantee: multiplied by the number of
+            comparisons of a step, (options - 1) * (chunks - 1), it is an upper bound on the probability of a different
+            choice than on all images, and at usual sizes that bound exceeds 1. None drops nothing.
+        seed: seed of the draw of each step's first chunk.
     """
 
     def rule(current: SlimmingStep, options: Mapping[str, Option]) -> tuple[str, Mapping[str, Score]]:
@@ -68,7 +69,7 @@ def racing_rule(
                 names.add(CURRENT)
             race.add(runners[(first + number) % len(runners)](current, options, names))
             if risk is not None and len(race.running) > 1 and number + 1 < len(runners):
-                race.drop(min_z=NormalDist().inv_cdf(1 - risk))
+                race.drop(NormalDist().inv_cdf(1 - risk))
         return race.leader(), race.scores()
 
     return rule
@@ -105,26 +106,26 @@ class _Race:
         scores = {name: _score(self.outcomes[name]) for name in self.running}
         return min(self.running, key=lambda n: rank(scores[n], self.options[n], current, self.by, self.per_cost))
 
-    def drop(self, min_z: float) -> None:
-        """Drops the options whose mean is at least ``min_z`` standard errors behind the leader's."""
+    def drop(self, z: float) -> None:
+        """Drops the options whose mean loss exceeds the leader's by more than ``z`` standard errors."""
         leader = self.leader()
         running = [leader]
         for name in self.running:
             if name != leader:
-                behind = self._behind(name, leader)
-                unseen = 1 - len(behind) / self.images  # the finite population correction
-                error = float(behind.std()) * math.sqrt(unseen / len(behind))
-                if float(behind.mean()) <= min_z * error:
+                excess = self._excess(name, leader)
+                correction = 1 - len(excess) / self.images  # the finite population correction
+                error = float(excess.std()) * math.sqrt(correction / len(excess))
+                if float(excess.mean()) <= z * error:
                     running.append(name)
         self.running = running
 
-    def _behind(self, name: str, leader: str) -> Tensor:
-        """(N,): how much more the option loses on each image than the leader, per unit of cost saved if so ranked."""
+    def _excess(self, name: str, leader: str) -> Tensor:
+        """Returns (N,), the option's loss minus the leader's on each image; with ``per_cost`` per unit saved."""
         if not self.per_cost:
             return self._losses(name) - self._losses(leader)
         increases = [self._losses(which) - self._losses(CURRENT) for which in (name, leader)]
         saved = [saving(self.current, self.options[which]) for which in (name, leader)]
-        if all(float(increase.mean()) < 0 for increase in increases):  # see greedy.rank: the more saved, the better
+        if all(float(increase.mean()) < 0 for increase in increases):  # a larger saving is better: see greedy.rank
             return increases[0] * saved[0] - increases[1] * saved[1]
         return increases[0] / saved[0] - increases[1] / saved[1]
 
@@ -149,13 +150,13 @@ def chunk_runners(
 ) -> list[ChunkRunner]:
     """Returns one runner for each chunk of images. A chunk's images share their batch statistics.
 
-    Each of several processes runs some of the configurations, on the whole chunk, and all receive all outcomes. They
-    are the same numbers that a single process would compute.
+    Each of several processes runs some of the configurations on the whole chunk, and every process receives all
+    outcomes. They equal those that a single process would compute.
 
     Args:
-        incremental: evaluate only what a candidate changes (see ``IncrementalEvaluator``). This is verified first; a
-            network that does not support it is evaluated as a whole.
-        report: called with a message in that case.
+        incremental: evaluate only the part that a candidate changes (see ``IncrementalEvaluator``). This is verified
+            first; a network that does not support it is evaluated as a whole.
+        report: called with a message if the network is evaluated as a whole.
     """
     evaluator = None
     if incremental:
@@ -175,19 +176,19 @@ def _chunk_runner(
 ) -> ChunkRunner:
     images, labels = chunk
 
-    def run_chunk(current: SlimmingStep, options: Mapping[str, Option], wanted: Collection[str]) -> dict[str, Outcome]:
-        names = [name for name in (*options, CURRENT) if name in wanted]
-        own = names[world.rank :: world.world_size]  # in the network's order: each rank gets early and late groups
-        slimmer = {name: options[name].channels for name in own if name != CURRENT}
+    def run_chunk(current: SlimmingStep, options: Mapping[str, Option], chosen: Collection[str]) -> dict[str, Outcome]:
+        names = [name for name in (*options, CURRENT) if name in chosen]
+        share = names[world.rank :: world.world_size]  # in the network's order: each rank gets early and late groups
+        slimmer = {name: options[name].channels for name in share if name != CURRENT}
         table = torch.zeros(len(names), 2, len(labels), device=labels.device)
         with inference_mode(supernet), autocast():
             if evaluator is not None and len(names) > 1:
-                runs = _branching(evaluator, images, current, own, slimmer)
+                runs = _branching(evaluator, images, current, share, slimmer)
             else:
-                runs = _one_by_one(supernet, images, current, own, slimmer)
+                runs = _one_by_one(supernet, images, current, share, slimmer)
             for name, logits in runs:
                 table[names.index(name)] = _losses_by_image(logits, labels)
-        table = world.add(table).cpu().double()  # rows of other ranks are zero; the host waits once per chunk
+        table = world.add(table).cpu().double()  # rows of other ranks are zero; the host synchronises once per chunk
         for name, (_, nats) in zip(names, table, strict=True):
             if not bool(nats.isfinite().all()):
                 slimmed = f"{options[name].channels} channels of {name}" if name != CURRENT else "no group slimmed"
@@ -201,26 +202,26 @@ def _branching(
     evaluator: IncrementalEvaluator,
     images: Tensor,
     current: SlimmingStep,
-    own: Sequence[str],
+    names: Sequence[str],
     slimmer: Mapping[str, int],
 ) -> Iterator[tuple[str, Tensor]]:
-    remaining = len(own)
+    remaining = len(names)
     runs = evaluator.run(images, current.channels, slimmer)
-    while remaining:  # stops before the current network's end unless its output is wanted
+    while remaining:  # stops before the end of the current network unless its output is needed
         name, logits = next(runs)
         remaining -= 1
         yield CURRENT if name is None else name, logits
 
 
 def _one_by_one(
-    supernet: Supernet, images: Tensor, current: SlimmingStep, own: Sequence[str], slimmer: Mapping[str, int]
+    supernet: Supernet, images: Tensor, current: SlimmingStep, names: Sequence[str], slimmer: Mapping[str, int]
 ) -> Iterator[tuple[str, Tensor]]:
-    for name in own:
+    for name in names:
         supernet.select({**current.channels, **({name: slimmer[name]} if name != CURRENT else {})})
         yield name, supernet(images)
 
 
 def _losses_by_image(logits: Tensor, labels: Tensor) -> Tensor:
-    """(N, classes), (N,) -> (2, N): whether each image is wrong at top-1, and its cross-entropy in nats."""
+    """Returns for each image whether top-1 is wrong, and the cross-entropy in nats: (N, classes), (N,) -> (2, N)."""
     logits = logits.float()
     return torch.stack([(logits.argmax(1) != labels).float(), F.cross_entropy(logits, labels, reduction="none")])

@@ -27,13 +27,13 @@ from autoslim.training.progress import Progress
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How a search scores and chooses.
+    """The settings of a search.
 
     Attributes:
         stop: the search ends at this fraction of the default network's cost.
-        images: search images scored for each candidate.
-        chunk: images that share their batch statistics.
-        score: what candidates are ranked by.
+        images: number of search images on which each candidate is scored.
+        chunk: number of images that share their batch statistics.
+        score: the score that candidates are ranked by.
         per_cost: rank by the increase of the score per unit of cost saved.
         incremental: evaluate only the part of the network that a candidate changes (see ``IncrementalEvaluator``).
         risk: significance level of each comparison in the race (see ``racing_rule``). None drops no candidate.
@@ -64,15 +64,15 @@ def search(
 ) -> dict[str, Any]:
     """Slims from the widest configuration down to ``settings.stop`` times the default network's cost (AutoSlim).
 
-    A search that was interrupted continues after its last recorded step. Several processes share the candidates of each
-    step and make the same choice; rank 0 writes.
+    An interrupted search continues after its last recorded step. Several processes share the candidates of each step
+    and make the same choice; rank 0 writes.
 
     Args:
-        supernet: on the device of ``context``.
+        supernet: the trained supernet, on the device of ``context``.
         grid: the grid that the supernet was trained on.
         objective: the cost. With several limits the search continues until all of them are satisfied.
         seed: seed of the order of the search images.
-        folder: where ``trajectory.json`` and ``metrics.json`` are written.
+        folder: the folder to which ``trajectory.json`` and ``metrics.json`` are written.
 
     Returns:
         The contents of ``trajectory.json``.
@@ -128,9 +128,9 @@ def search(
         ):
             steps.append(step)
             if step.slimmed is not None:
-                saved, wanted = steps[0].cost - step.cost, steps[0].cost - limit
+                saved, total = steps[0].cost - step.cost, steps[0].cost - limit
                 if saved > 0:  # a step may save no latency
-                    progress.expect(math.ceil((len(steps) - 1) * max(1.0, wanted / saved)))
+                    progress.expect(math.ceil((len(steps) - 1) * max(1.0, total / saved)))
                 progress.advance()
             progress.show(
                 top1=1 - step.score.error,
@@ -143,7 +143,7 @@ def search(
         progress.expect(len(steps) - 1)
     if steps[-1].cost > limit:
         progress.write(
-            f"search: the narrowest subnet costs {objective.written(steps[-1].cost)}, "
+            f"search: the cost of the narrowest subnet is {objective.written(steps[-1].cost)}, "
             f"more than search.stop allows ({objective.written(limit)})"
         )
     configurations = {"default": graph.default, "widest": grid.widest, "narrowest": grid.narrowest}
@@ -175,7 +175,7 @@ def search(
 
 
 def _recorded_steps(log: Path) -> list[dict[str, Any]]:
-    """The steps that an earlier run recorded, one per line. A truncated last line is removed."""
+    """Returns the steps that an earlier run recorded, one per line, and removes a truncated last line."""
     log.parent.mkdir(parents=True, exist_ok=True)
     lines = log.read_text().splitlines(keepends=True) if log.exists() else []
     complete = [line for line in lines if line.endswith("\n")]
@@ -185,7 +185,7 @@ def _recorded_steps(log: Path) -> list[dict[str, Any]]:
 
 
 def step_to_dict(step: SlimmingStep, costs: Costs) -> dict[str, Any]:
-    """A step as ``trajectory.json`` has it: ``cost`` is that of the search's objective, beside all resources."""
+    """Converts a step to its entry in ``trajectory.json``: all resources, and as ``cost`` the search's objective."""
     return {
         "slimmed": step.slimmed,
         "channels": step.channels,
@@ -208,7 +208,7 @@ def step_to_dict(step: SlimmingStep, costs: Costs) -> dict[str, Any]:
 
 
 def step_from_dict(values: Mapping[str, Any]) -> SlimmingStep:
-    """The inverse of ``step_to_dict``."""
+    """Inverts ``step_to_dict``."""
     candidates = {name: Candidate(c["channels"], c["cost"], _score(c)) for name, c in values["candidates"].items()}
     return SlimmingStep(values["slimmed"], values["channels"], values["cost"], _score(values), candidates)
 

@@ -1,1 +1,1 @@
-"""The supernet: shared weights, the sandwich rule, training, and extracting networks."""
+"""The supernet: shared weights, the sandwich rule, training, and the extraction of networks."""

@@ -1,4 +1,4 @@
-"""A trained supernet on disk, and networks extracted from it."""
+"""Loads a trained supernet, and extracts networks with recalibrated batch norms from it."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -27,7 +27,7 @@ RECALIBRATION_CHUNK = 256
 
 @dataclass(frozen=True)
 class SupernetFile:
-    """The contents of ``supernet.json``, which describes the weights beside it.
+    """The contents of ``supernet.json``, which describes the weights in the same folder.
 
     Attributes:
         network: name of the default network.
@@ -77,7 +77,7 @@ def load_supernet(folder: Path, network: nn.Module, graph: ChannelGraph) -> tupl
     file = SupernetFile.read(folder)
     if file.default != graph.default or file.input_shape != graph.input_shape:
         raise UserError(
-            f"{folder} holds the supernet of another network ({file.network}, {len(file.default)} groups, "
+            f"{folder} contains the supernet of another network ({file.network}, {len(file.default)} groups, "
             f"input {list(file.input_shape)}); params.yaml names one with {len(graph.groups)} groups and input "
             f"{list(graph.input_shape)}{_difference(file.default, graph.default)}: run `dvc repro supernet`"
         )
@@ -86,11 +86,11 @@ def load_supernet(folder: Path, network: nn.Module, graph: ChannelGraph) -> tupl
     return supernet, file
 
 
-def _difference(there: Channels, here: Channels) -> str:
-    """Describes the first group whose size differs between two default networks."""
-    for name, size in there.items():
-        if here.get(name, size) != size:
-            return f" ({name} has {size} channels there and {here[name]} here)"
+def _difference(stored: Channels, current: Channels) -> str:
+    """Returns a description of the first group whose size differs between two default networks; "" if none does."""
+    for name, size in stored.items():
+        if current.get(name, size) != size:
+            return f" ({name} has {size} channels there and {current[name]} here)"
     return ""
 
 
@@ -110,13 +110,13 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
         The number of batches used.
 
     Raises:
-        UserError: ``batches`` is empty, or ``network`` is a supernet, which keeps no running statistics. The network is
-            unchanged.
+        UserError: ``batches`` is empty, or ``network`` is a supernet, which has no running statistics. The network is
+            then unchanged.
     """
     if isinstance(network, Supernet):
         raise UserError(
-            "a supernet uses the statistics of each batch and keeps none to recalibrate; recalibrate an extracted "
-            "network instead: recalibrate(supernet.extract(channels), ...)"
+            "a supernet uses the statistics of each batch and has no running statistics to recalibrate; recalibrate an "
+            "extracted network instead: recalibrate(supernet.extract(channels), ...)"
         )
     stream = iter(batches)
     first = next(stream, None)
@@ -146,7 +146,7 @@ def subnet_extractor(
 ) -> Callable[[Channels], nn.Module]:
     """Returns a function that extracts networks from ``supernet`` and recalibrates their batch norms.
 
-    The supernet is moved to the device. Recalibration uses images of the search split: they are training images under
+    The supernet is moved to the device. Recalibration uses images of the search split, which are training images under
     the evaluation transform.
     """
     to_device(supernet, context.device, channels_last=True)

@@ -17,18 +17,19 @@ from autoslim.tasks.classification import smoothed_cross_entropy
 from autoslim.training.loop import Step
 
 Per = Literal["group", "network", "both"]
-"""What a random width is drawn for: each group (AutoSlim), the whole network (US-Nets), or both in turn."""
+"""Unit for which a random width is drawn: each group (AutoSlim), the whole network (US-Nets), or both in turn."""
 
 
 @dataclass(frozen=True)
 class Sandwich:
-    """How the subnets of a training step are chosen and taught.
+    """The settings of the sandwich rule: how the subnets of a training step are chosen and trained.
 
     Attributes:
-        random_widths: random subnets in each step, in addition to the widest and the narrowest.
-        random_widths_per: what a random width is drawn for.
-        widths_by_rank: each of several processes draws its own random widths. The result then depends on the number of
-            processes: subnets of different widths cannot share batch statistics, so each rank uses those of its images.
+        random_widths: number of random subnets in each step, in addition to the widest and the narrowest.
+        random_widths_per: the unit for which a random width is drawn.
+        widths_by_rank: each of several processes draws different random widths. The result then depends on the number
+            of processes: subnets of different widths cannot share batch statistics, so each rank uses those of its
+            images.
         distillation: subnets learn from the widest network's output instead of the labels.
         seed: seed of the weights, the random widths and the data order.
     """
@@ -58,13 +59,13 @@ def sandwich_step(
     clears gradients nor steps an optimiser.
 
     Args:
-        supernet: left at the last of ``subnets``.
+        supernet: the supernet. The last of ``subnets`` stays selected.
         images: (N, C, H, W).
         labels: (N,), int64.
         subnets: the narrowest and the random configurations, in the order in which they are trained.
         label_smoothing: see ``smoothed_cross_entropy``.
         distillation: whether subnets learn from the widest network.
-        autocast: makes the context of each forward pass and its loss. Backward passes run outside it, as torch advises.
+        autocast: returns a context for a forward pass and its loss. Backward passes run outside it, as torch advises.
 
     Returns:
         The detached loss of the widest network, a scalar on the device.
@@ -106,7 +107,7 @@ def random_width(grid: Mapping[str, Sequence[int]], seed: int, step: int, index:
 
 
 def random_width_seed(seed: int, rank: int) -> int:
-    """The seed of a rank's own random widths; on rank 0 it equals that of a single process."""
+    """Returns the seed of a rank's random widths. On rank 0 it equals that of a single process."""
     return seed + (rank << 64)
 
 
@@ -119,7 +120,7 @@ def sandwich_rule(
     autocast: Callable[[], torch.autocast],
     rank: int = 0,
 ) -> Step:
-    """Returns the step function of supernet training: widest, narrowest and random subnets on ``grid``."""
+    """Returns the step function of supernet training, which trains the widest, the narrowest and random subnets."""
     draws = {"group": [random_subnet], "network": [random_width], "both": [random_subnet, random_width]}
     draw = draws[sandwich.random_widths_per]
     count = sandwich.random_widths
@@ -127,8 +128,8 @@ def sandwich_rule(
     narrowest = grid.narrowest
 
     def step(images: Tensor, labels: Tensor, number: int) -> Tensor:
-        turns = [draw[(number * count + index) % len(draw)] for index in range(count)]
-        drawn = [turn(grid, seed, number, index) for index, turn in enumerate(turns)]
+        choices = [draw[(number * count + index) % len(draw)] for index in range(count)]
+        drawn = [choice(grid, seed, number, index) for index, choice in enumerate(choices)]
         return sandwich_step(
             supernet,
             images,

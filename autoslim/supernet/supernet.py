@@ -22,11 +22,11 @@ class Supernet(nn.Module):
     groups) need a gather, which is repeated at each ``forward``.
 
     Batch normalisation always uses the statistics of the current batch (US-Nets, section 3.2), because subnets that
-    share weights do not share statistics. Running statistics are removed; networks that ``extract`` returns have new
-    ones.
+    share weights do not share statistics. Running statistics are removed; networks that ``extract`` returns have them
+    again.
 
     Args:
-        network: the network at its widest, a ``resize`` of the traced one. It is modified in place, not copied.
+        network: the network at its widest, as ``resize`` returns it. It is modified in place, not copied.
         graph: ``trace`` of the network, at any width.
     """
 
@@ -36,7 +36,7 @@ class Supernet(nn.Module):
         self.graph = graph
         self.widest: Channels = current_channels(network, graph)
         self.selected: Channels = dict(self.widest)
-        # The structure with running statistics, for extract(). The tuple keeps it from becoming a submodule.
+        # The structure with running statistics, for extract(). It is in a tuple so that it is not a submodule.
         names = {name for name, _ in network.named_parameters()}
         self._plain = (copy_with(network, lambda name, t: t.new_empty(0) if name in names else t.clone()),)
         self.network.apply(_use_batch_statistics)
@@ -52,8 +52,8 @@ class Supernet(nn.Module):
                 self._attributes[group].append(attribute)
 
     def _add_shadow(self, name: str, axes: tuple[Axis, ...]) -> None:
-        path, _, own = name.rpartition(".")
-        shadow = _Shadow(self.network.get_submodule(path), own, axes)
+        path, _, attribute = name.rpartition(".")
+        shadow = _Shadow(self.network.get_submodule(path), attribute, axes)
         for group in _groups_of(*axes):
             self._shadows[group].append(shadow)
         if shadow.gathered:
@@ -61,10 +61,10 @@ class Supernet(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Supernet":
         raise TypeError(
-            "a supernet holds views of its weights and cannot be copied; use extract() or network.state_dict()"
+            "a supernet has views of its weights and cannot be copied; use extract() or network.state_dict()"
         )
 
-    @torch.inference_mode(False)  # views made in inference mode could not be trained through later
+    @torch.inference_mode(False)  # autograd cannot use views that were created in inference mode
     def select(self, channels: Mapping[str, int]) -> None:
         """Makes ``forward`` run the configuration ``channels``. Only groups that changed are updated.
 
@@ -76,7 +76,7 @@ class Supernet(nn.Module):
             self.graph.check(channels)
         for name in changed:
             if not 0 < channels[name] <= self.widest[name] or channels[name] % self.graph.groups[name].unit:
-                self._refuse(channels)
+                self._raise_too_wide(channels)
         self.selected.update((name, channels[name]) for name in changed)
         shadows = {id(shadow): shadow for name in changed for shadow in self._shadows[name]}
         with torch.enable_grad():
@@ -94,28 +94,29 @@ class Supernet(nn.Module):
     def extract(self, channels: Mapping[str, int]) -> nn.Module:
         """Returns a plain network with ``channels`` and copies of the weights that ``select(channels)`` would use.
 
-        Its running statistics are reset: call ``recalibrate`` before evaluation. It shares no memory with the supernet.
+        Its running statistics are reset, so call ``recalibrate`` before evaluation. It shares no memory with the
+        supernet.
 
         Raises:
             UserError: ``channels`` does not fit the graph, or a group is wider than in this supernet.
         """
-        if any(channels.get(name, 0) > most for name, most in self.widest.items()):
-            self._refuse(channels)
+        if any(channels.get(name, 0) > maximum for name, maximum in self.widest.items()):
+            self._raise_too_wide(channels)
         shared = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
         shared |= dict(self.network.named_buffers())  # batch norms have none here
-        whole = copy_with(self._plain[0], lambda name, tensor: shared.get(name, tensor))
-        cut = resize(whole, self.graph, channels)
-        for module in cut.modules():
+        widest = copy_with(self._plain[0], lambda name, tensor: shared.get(name, tensor))
+        network = resize(widest, self.graph, channels)
+        for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
-        return cut.train(self.network.training)
+        return network.train(self.network.training)
 
-    def _refuse(self, channels: Mapping[str, int]) -> None:
+    def _raise_too_wide(self, channels: Mapping[str, int]) -> None:
         self.graph.check(channels)
-        name = next(name for name, most in self.widest.items() if channels[name] > most)
+        name = next(name for name, maximum in self.widest.items() if channels[name] > maximum)
         raise UserError(
-            f"group {name} has at most {self.widest[name]} channels in this supernet, but {channels[name]} were given; "
-            "use fewer, or train a wider supernet"
+            f"group {name} has at most {self.widest[name]} channels in this supernet, but {channels[name]} were "
+            "requested; use fewer, or train a wider supernet"
         )
 
     def _apply(self, *args: Any, **kwargs: Any) -> "Supernet":

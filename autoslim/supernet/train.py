@@ -1,4 +1,4 @@
-"""Training a supernet: from the default network to shared weights on disk."""
+"""Trains a supernet, and writes its shared weights to disk."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -51,12 +51,12 @@ def train_supernet(
         graph: ``trace`` of it.
         spec: the grid that the supernet spans.
         sandwich: which subnets each step trains, and how.
-        trained: whether ``network`` has trained weights to start from. Otherwise training starts from scratch.
+        trained: whether training starts from the weights of ``network``. Otherwise it starts from scratch.
         name: name of the network, recorded in ``supernet.json``.
-        observe: called with each epoch's row, also with those of a resumed run.
+        observe: called with the row of each epoch. A resumed run calls it again with the earlier rows.
 
     Returns:
-        One row of figures for each epoch, and the final scores of the widest, default and narrowest configuration on
+        One row of metrics for each epoch, and the final scores of the widest, default and narrowest configurations on
         the search split under batch statistics.
     """
     grid = graph.grid(spec)
@@ -115,7 +115,7 @@ def initial_supernet(
     """Returns the supernet before its first step, with random weights or with those of ``network``.
 
     Raises:
-        UserError: ``trained`` is set and ``widest`` has more channels than ``network``: they would have no weights.
+        UserError: ``trained`` is set and ``widest`` has more channels than ``network``, for which no weights exist.
     """
     if trained:
         check_covered(graph, widest)
@@ -126,7 +126,7 @@ def initial_supernet(
 
 
 def validated_subnets(graph: ChannelGraph, grid: Grid) -> dict[str, Channels]:
-    """The configurations whose accuracy is recorded after each epoch.
+    """Returns the configurations whose accuracy is recorded after each epoch.
 
     In a supernet that is narrower than the default network, ``default`` is cut to the supernet's channels.
     """
@@ -140,7 +140,7 @@ def validated_subnets(graph: ChannelGraph, grid: Grid) -> dict[str, Channels]:
 def subnet_scorer(
     supernet: Supernet, chunks: Sequence[Chunk], autocast: Callable[[], torch.autocast]
 ) -> Callable[[Mapping[str, int]], Score]:
-    """Returns the search's score function: a configuration under the batch statistics of each of the fixed chunks."""
+    """Returns a function that scores a configuration on ``chunks``, under the batch statistics of each chunk."""
 
     def score(channels: Mapping[str, int]) -> Score:
         supernet.select(channels)

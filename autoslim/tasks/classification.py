@@ -11,10 +11,10 @@ from autoslim.channels.copying import inference_mode
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy where the label has probability 1 - smoothing and every *other* class smoothing / (K - 1).
+    """Returns the mean cross-entropy with target probability 1 - s of the label and s / (K - 1) of each *other* class.
 
-    This is the authors' definition. torch spreads its ``label_smoothing`` over all K classes including the label;
-    multiplying by K / (K - 1) makes both equal.
+    This is the authors' definition, with s = ``smoothing`` and K classes. torch spreads ``label_smoothing`` over all K
+    classes, including the label; multiplying it by K / (K - 1) makes the two definitions equal.
     """
     classes = logits.shape[1]
     return F.cross_entropy(logits, labels, label_smoothing=smoothing * classes / (classes - 1) if smoothing else 0.0)
@@ -22,7 +22,7 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> 
 
 @dataclass(frozen=True)
 class Score:
-    """``error`` is the top-1 error (a fraction), ``cross_entropy`` the mean in nats, both over ``images`` images."""
+    """The top-1 error (a fraction) and the mean cross-entropy in nats over ``images`` images."""
 
     error: float
     cross_entropy: float
@@ -34,10 +34,10 @@ Chunk = tuple[Tensor, Tensor]
 
 
 def evaluate(network: nn.Module, chunks: Iterable[Chunk], autocast: Callable[[], torch.autocast]) -> Score:
-    """Top-1 error and mean cross-entropy of ``network`` over all images, in evaluation mode.
+    """Returns the top-1 error and mean cross-entropy of ``network`` over all images, in evaluation mode.
 
-    A supernet uses the batch statistics of each chunk, an ordinary network its running statistics. The host waits for
-    the device once, at the end. The mode of every module is restored.
+    A supernet uses the batch statistics of each chunk, a plain network its running statistics. The host synchronises
+    with the device once, at the end. The mode of every module is restored.
     """
     errors: list[Tensor] = []
     entropies: list[Tensor] = []

@@ -1,1 +1,1 @@
-"""Training: the one loop, recipe, checkpoints, device and retraining."""
+"""Training: the training loop, the recipe, checkpoints, the device and retraining."""

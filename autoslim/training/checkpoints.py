@@ -1,4 +1,4 @@
-"""Files that survive a kill: atomic writes, weights, and checkpoints keyed by everything that affects the result."""
+"""Atomic writes, weights files, and checkpoints keyed by everything that affects the result."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ from autoslim.errors import UserError, first_line
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Writes parameters and buffers as safetensors, in torch's default memory format; shared ones under each name."""
+    """Writes parameters and buffers as contiguous safetensors. Shared tensors are written under each of their names."""
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in network.state_dict().items()
@@ -33,7 +33,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """Loads weights that ``save_weights`` wrote into ``network``, in place.
 
     Raises:
-        UserError: the file is missing or damaged, or has the weights of another network.
+        UserError: the file is missing or damaged, or contains the weights of another network.
     """
     try:
         network.load_state_dict(load_file(path))
@@ -44,12 +44,13 @@ def load_weights(network: nn.Module, path: Path) -> None:
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
         raise UserError(
-            f"{path} does not hold weights of this network: {reason[min(1, len(reason) - 1)].strip()}; run `dvc repro`"
+            f"{path} does not contain weights of this network: {reason[min(1, len(reason) - 1)].strip()}; run "
+            "`dvc repro`"
         ) from error
 
 
 def read_json(path: Path, stage: str) -> dict[str, Any]:
-    """The mapping in a file that ``stage`` wrote.
+    """Returns the mapping in a JSON file that ``stage`` wrote.
 
     Raises:
         UserError: the file is damaged.
@@ -59,18 +60,18 @@ def read_json(path: Path, stage: str) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is damaged ({first_line(error)}); run `dvc repro {stage}` again") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged (it holds no mapping); run `dvc repro {stage}` again")
+        raise UserError(f"{path} is damaged (it is not a mapping); run `dvc repro {stage}` again")
     return values
 
 
 def run_key(**parts: object) -> str:
-    """A short hash of everything that defines a run. Runs that differ in any part never share a checkpoint."""
+    """Returns a short hash of everything that defines a run. Runs that differ in any part do not share checkpoints."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def file_digest(*paths: Path) -> str:
-    """One SHA-256 over the SHA-256 of each file, in the order given."""
+    """Returns a SHA-256 digest of the SHA-256 digests of the files, in the order of ``paths``."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -79,7 +80,7 @@ def file_digest(*paths: Path) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write`` with a temporary path, then moves that file to ``path``, so that a kill leaves the old file."""
+    """Calls ``write`` with a temporary path and moves the file to ``path``. If interrupted, the old file remains."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
@@ -101,7 +102,7 @@ class Checkpoints:
 
     Args:
         root: the folder with the checkpoints of all runs.
-        stage: readable part of the folder's name.
+        stage: the readable part of the folder's name.
         key: ``run_key`` of everything that defines the run.
     """
 
@@ -112,7 +113,7 @@ class Checkpoints:
         write_atomically(self.folder / f"{name}.pt", lambda temporary: torch.save(dict(state), temporary))
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """The last state saved under this name, on the CPU; None if there is none or it cannot be read."""
+        """Returns the last state saved under this name, on the CPU; None if there is none or it cannot be read."""
         path = self.folder / f"{name}.pt"
         if not path.exists():
             return None
@@ -128,7 +129,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the run's lock: another process with the same key (from DVC's queue, say) waits for its release."""
+        """Holds the run's lock. Another process with the same key, for example in DVC's queue, waits for it."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{self.folder}.lock")
         try:
@@ -142,5 +143,5 @@ class Checkpoints:
             lock.release()
 
     def clear(self) -> None:
-        """Removes the checkpoints, once the results are written."""
+        """Removes the checkpoints. Call it once the results are written."""
         shutil.rmtree(self.folder, ignore_errors=True)

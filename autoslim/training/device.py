@@ -17,7 +17,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where and how a stage runs. No result depends on it, so it is not part of a checkpoint's key."""
+    """The device and processes that a stage runs on. No result depends on them, so checkpoint keys leave them out."""
 
     device: torch.device
     workers: int
@@ -26,9 +26,9 @@ class RunContext:
 
 
 def select_device(name: str = "auto", world: World = SINGLE, *, parameter: str = "runtime.device") -> torch.device:
-    """The device called ``name``; ``auto`` is the first CUDA device, else the CPU.
+    """Returns the device ``name``; ``auto`` is the first CUDA device if there is one, else the CPU.
 
-    Each of several processes on a node gets a CUDA device of its own.
+    Each of several processes on a node gets a different CUDA device.
 
     Raises:
         UserError: the device is not available, or there are more processes than devices.
@@ -36,7 +36,7 @@ def select_device(name: str = "auto", world: World = SINGLE, *, parameter: str =
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     devices = torch.cuda.device_count() if name == "cuda" and not world.is_single else 0
-    if devices > 1:  # a launcher that shows each process one device has already assigned it
+    if devices > 1:  # if only one is visible, the launcher has already assigned it
         if world.local_world_size > devices:
             raise UserError(
                 f"there are {world.local_world_size} processes on this node, but {devices} CUDA devices are visible; "
@@ -58,7 +58,7 @@ def select_device(name: str = "auto", world: World = SINGLE, *, parameter: str =
 
 
 def worker_count(number: int | Literal["auto"], world: World = SINGLE) -> int:
-    """Number of processes that decode images. ``auto`` is the node's cores per rank, minus one for training."""
+    """Returns the number of processes that decode images; ``auto`` is the cores per rank minus one, at most 16."""
     if number == "auto":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(16, max(1, cores // world.local_world_size - 1))
@@ -66,12 +66,12 @@ def worker_count(number: int | Literal["auto"], world: World = SINGLE) -> int:
 
 
 def autocast(device: torch.device, precision: Precision) -> Callable[[], torch.autocast]:
-    """A factory of autocast contexts for ``precision``; with ``fp32`` they have no effect."""
+    """Returns a factory of autocast contexts for ``precision``; with ``fp32`` they have no effect."""
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16", cache_enabled=True)
 
 
 def to_device(network: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
-    """Moves a network to the device in place, with ``channels_last`` in the channels-last memory format."""
+    """Moves a network to the device in place; if ``channels_last``, also to the channels-last memory format."""
     network.to(device)
     if channels_last:
         network.to(memory_format=torch.channels_last)
@@ -79,7 +79,7 @@ def to_device(network: nn.Module, device: torch.device, channels_last: bool) -> 
 
 
 def rng_state() -> dict[str, Any]:
-    """The states of torch's global generators, which dropout uses."""
+    """Returns the states of torch's global random number generators, which dropout uses."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
@@ -93,10 +93,10 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seeds torch's global generators. Data order and random widths have their own, keyed by (seed, step)."""
+    """Seeds torch's global generators. The data order and random widths use others, keyed by (seed, step)."""
     torch.manual_seed(seed)
 
 
 def seed_step(root: int, step: int, rank: int) -> None:
-    """Seeds torch's global generators for one step of one rank, so that dropout differs between ranks."""
+    """Seeds torch's global generators for one step on one rank, so that dropout differs between ranks."""
     torch.manual_seed(random.Random(f"{root}/{step}/{rank}").getrandbits(63))

@@ -1,4 +1,4 @@
-"""The training loop. Supernet training and retraining differ in the step function that they pass to it."""
+"""The training loop. Supernet training and retraining pass different step functions to it."""
 
 import csv
 import hashlib
@@ -18,12 +18,12 @@ from autoslim.training.device import rng_state, seed_step, set_rng_state
 from autoslim.training.progress import Progress
 
 Step = Callable[[Tensor, Tensor, int], Tensor]
-"""Runs on each batch: (images, labels, number of the step) -> loss. It adds gradients."""
+"""(images, labels, number of the step) -> loss. It adds the gradients of a batch."""
 
 Batches = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
 Row = dict[str, float]
 
-SYNC_EVERY = 25  # steps between checks of the loss: a check makes the host wait for the device
+SYNC_EVERY = 25  # steps between checks of the loss; each check synchronises the host with the device
 
 
 @dataclass(frozen=True)
@@ -59,23 +59,24 @@ def train(
 
     A run that is killed and resumed gives the same weights as an uninterrupted one: data order, random widths and
     learning rate depend on the number of the step, and checkpoints hold the states of the random number generators.
-    Several processes give the weights of a single one up to rounding and the draws of dropout: gradients, losses and
-    batch statistics are averaged over all images, and every rank keeps the same weights. Only rank 0 validates and
+    Several processes give the weights of a single one up to rounding and the random draws of dropout: gradients, losses
+    and batch statistics are averaged over all images, and all ranks have the same weights. Only rank 0 validates and
     writes.
 
     Args:
         step: adds the gradients of a batch and returns the loss.
-        batches: ``batches(epoch, skip)`` yields this rank's shares of an epoch's batches, without the first ``skip``.
+        batches: ``batches(epoch, skip)`` yields this rank's share of each batch of an epoch after the first ``skip``.
         learning_rate: maps the number of a step to its learning rate.
         validate: returns metrics to add to the row of an epoch.
         observe: called with each new row, for tracking. A resumed run calls it again with the earlier rows.
-        checkpoints: stores the state as ``name``.
+        checkpoints: stores the state of the run.
+        name: name of the state in ``checkpoints``.
         label: name of the run in the progress display.
         synchronise_batch_norm: compute batch statistics over the images of all ranks, which must then run the same
-            layers in each step. Otherwise each rank uses those of its own images.
+            layers in each step. Otherwise each rank uses the statistics of its images.
 
     Raises:
-        UserError: the loss or a weight is no longer finite. The last checkpoint has the last finite weights.
+        UserError: the loss or a weight is no longer finite. The last checkpoint contains the last finite weights.
     """
     root = torch.initial_seed()
     rows: list[Row] = []
@@ -157,13 +158,13 @@ def _digest(network: nn.Module) -> str:
 
 
 class _Divergence:
-    """Raises if the loss or a weight is not finite, and names the last valid checkpoint."""
+    """Raises an error that names the last valid checkpoint if the loss or a weight is not finite."""
 
     def __init__(self, plan: Plan, checkpoint: Path) -> None:
         self.plan, self.checkpoint = plan, checkpoint
 
     def mean(self, losses: list[Tensor], done: int) -> float:
-        """The mean of ``losses``, those of the current epoch up to step ``done``."""
+        """Returns the mean of ``losses``, which are those of the current epoch up to step ``done``."""
         values = torch.stack(losses)
         if not bool(values.isfinite().all()):
             first = int((~values.isfinite()).nonzero()[0])
@@ -174,11 +175,11 @@ class _Divergence:
         if not bool(torch.stack([parameter.isfinite().all() for parameter in network.parameters()]).all()):
             self._stop("weights are no longer finite after step", done)
 
-    def _stop(self, what: str, step: int) -> None:
+    def _stop(self, problem: str, step: int) -> None:
         exists = self.checkpoint.exists()
-        weights = f"the last good weights are in {self.checkpoint}" if exists else "no checkpoint was written before it"
+        weights = f"the last valid weights are in {self.checkpoint}" if exists else "no checkpoint was written before"
         raise UserError(
-            f"{what} {step} (epoch {(step - 1) // self.plan.steps_per_epoch + 1}); {weights}; "
+            f"{problem} {step} (epoch {(step - 1) // self.plan.steps_per_epoch + 1}); {weights}; "
             "lower learning_rate, or set precision to fp32"
         )
 
@@ -186,7 +187,7 @@ class _Divergence:
 def label_step(
     network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], autocast: Callable[[], torch.autocast]
 ) -> Step:
-    """The step function of ordinary training: the loss against the labels."""
+    """Returns the step function of ordinary training, which computes the loss from the labels."""
 
     def step(images: Tensor, labels: Tensor, _: int) -> Tensor:
         with autocast():
@@ -198,7 +199,7 @@ def label_step(
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Writes rows of metrics as CSV."""
+    """Writes rows of metrics to a CSV file."""
 
     def write(to: Path) -> None:
         with to.open("w", newline="") as file:

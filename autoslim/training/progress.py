@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every 30 seconds elsewhere."""
+"""Progress of long-running work: a bar on a terminal, otherwise a line every 30 seconds."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ LINE_EVERY_S = 30.0
 class Progress:
     """Shows the progress of ``total`` units of work, with metrics.
 
-    A terminal gets a bar with the remaining time. Elsewhere (DVC's queue, CI, a log file) a line is printed every 30
+    On a terminal, a bar shows the remaining time. Elsewhere (DVC's queue, CI, a log file), a line is printed every 30
     seconds and at the end.
     """
 
@@ -36,7 +36,7 @@ class Progress:
             self._line()
 
     def show(self, **metrics: float | str) -> None:
-        """Sets the metrics that are shown; fractions with names that end in ``top1`` are shown in percent."""
+        """Sets the metrics to show. Fractions whose names end in ``top1`` are shown in percent."""
         for name, value in metrics.items():
             if isinstance(value, str):
                 self._metrics[name] = value

@@ -20,7 +20,7 @@ Schedule = Literal["linear", "cosine", "multistep"]
 def sgd(
     network: nn.Module, *, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float
 ) -> torch.optim.SGD:
-    """SGD with weight decay on the weights of dense convolutions and linear layers only, as in the authors' code.
+    """Returns SGD with weight decay only on the weights of dense convolutions and linear layers, as the authors do.
 
     Depthwise convolutions, biases and normalisation layers are not decayed. A supernet must be at its widest
     configuration, because ``select`` changes the ``groups`` of its depthwise convolutions.
@@ -40,14 +40,14 @@ def _is_decayed(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     if isinstance(module, nn.modules.conv._ConvNd):
         depthwise = module.groups == module.in_channels > 1  # a grey image's stem has one input channel, in one group
         return name == "weight" and not depthwise
-    # Of other modules by the shape, where a depthwise weight has one channel per group.
+    # For other modules the shape decides: a depthwise weight has one input channel per group.
     return parameter.dim() == 2 or (parameter.dim() >= 3 and parameter.shape[1] != 1)
 
 
 def learning_rate_at(
     step: int, total: int, *, base: float, schedule: Schedule, warmup: int = 0, milestones: Sequence[float] = ()
 ) -> float:
-    """The learning rate of a step (from 0). It changes at every step.
+    """Returns the learning rate of a step (counted from 0). It changes at every step.
 
     It rises linearly during ``warmup`` steps. After them, ``linear`` decreases it to 0 (as in the paper), ``cosine``
     decreases it to 0 along half a cosine, and ``multistep`` divides it by 10 at each of ``milestones``, which are
@@ -65,7 +65,7 @@ def learning_rate_at(
 
 @dataclass(frozen=True)
 class Recipe:
-    """The training parameters; ``pipeline.params.Training`` describes the fields."""
+    """The training parameters. ``pipeline.params.Training`` describes the fields."""
 
     epochs: int
     batch_size: int
@@ -94,7 +94,7 @@ class Recipe:
         )
 
     def rate(self, plan: Plan) -> Callable[[int], float]:
-        """The learning rate of each step of ``plan``."""
+        """Returns a function that maps each step of ``plan`` to its learning rate."""
         warmup = round(self.warmup_epochs * plan.steps_per_epoch)
         return lambda step: learning_rate_at(
             step, plan.steps, base=self.learning_rate, schedule=self.schedule, warmup=warmup, milestones=self.milestones

@@ -1,4 +1,4 @@
-"""Retraining a chosen network, from scratch or from the supernet's weights, once for each seed."""
+"""Retrains a chosen network, from scratch or from the supernet's weights, once for each seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,15 +38,15 @@ def retrain(
 ) -> dict[int, list[Row]]:
     """Trains ``network`` resized to ``channels`` once for each seed, and writes ``seed-N.safetensors`` to ``folder``.
 
-    The rows hold the accuracy on the search split after each epoch. The test split is not used.
+    The rows contain the accuracy on the search split after each epoch. The test split is not used.
 
     Args:
         network: the default network. It is not changed.
         graph: ``trace`` of it.
         seeds: seeds of the random weights and of the data order.
-        start: weights that every seed starts from. By default each seed trains from scratch.
-        label: names the network in the progress shown.
-        observe: called with the seed and each epoch's row, also with those of a resumed run.
+        start: file with the weights that every seed starts from. By default, each seed trains from scratch.
+        label: name of the network in the progress display.
+        observe: called with the seed and the row of each epoch. A resumed run calls it again with the earlier rows.
 
     Returns:
         The rows of each seed, one per epoch.
@@ -86,8 +86,8 @@ def retrain(
 
 
 def over_seeds(rows: Mapping[int, Sequence[Row]]) -> dict[str, dict[str, float]]:
-    """Mean and sample standard deviation over seeds of the last epoch's figures; a single seed has no deviation."""
-    last = [own[-1] for own in rows.values()]
+    """Returns mean and sample standard deviation over seeds of the last epoch's metrics (no deviation for one seed)."""
+    last = [epochs[-1] for epochs in rows.values()]
     figures = {}
     for name in ("search_top1", "loss"):
         values = [row[name] for row in last]
@@ -112,7 +112,7 @@ def retrained_top1(
     seeds: Sequence[int],
     folder: Path,
 ) -> dict[int, float]:
-    """Returns seed -> top-1 accuracy (a fraction) on the *test* split of the network in ``folder``."""
+    """Returns seed -> top-1 accuracy (a fraction) on the *test* split of the networks that ``retrain`` wrote."""
     accuracies = {}
     for seed in seeds:
         plain = resize(network, graph, channels)

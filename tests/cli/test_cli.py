@@ -210,7 +210,7 @@ def test_verify_fails_where_a_network_computes_otherwise(net: Path) -> None:
             ["net.py:Attends", "--classes", "3"],
             "got an unexpected keyword argument 'num_classes'; correct model.kwargs",
         ),
-        (["net.py:build", "--input", "1x9x9", "--leaf", "7"], "model.leaves names '7', which is no module of"),
+        (["net.py:build", "--input", "1x9x9", "--leaf", "7"], "model.leaves names '7', which is not a module of"),
         (
             ["net.py:build", "--input", "1x9x9", "--channels", "gone.json"],
             "--channels gone.json cannot be read (No such",
@@ -228,7 +228,7 @@ def test_verify_fails_where_a_network_computes_otherwise(net: Path) -> None:
             ["net.py:build", "--input", "1x9x9", "--channels", "few.json", "--width", "1"],
             "--width and --channels both set the channels",
         ),
-        ([], "no network is given, and this is not an autoslim project"),
+        ([], "no network is named, and this is not an autoslim project"),
     ],
 )
 def test_profile_says_what_is_wrong(net: Path, arguments: list[str], message: str) -> None:
@@ -417,13 +417,13 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
         ),
         (
             ["evaluate", "uniform", "--seed", "7"],
-            "method uniform has no network of seed 7; its seeds are 0, 1: name one",
+            "method uniform has no network with seed 7; its seeds are 0, 1: choose one",
         ),
         (["export", "uniform", "--to", "net.onnx"], "--to net.onnx does not end in .pt2 or .safetensors"),
         (["export", "uniform", "--to", "gone/net.pt2"], "--to gone/net.pt2: the folder "),
         (["stage", "train"], "there is no stage 'train'; stages are prepare, resources, supernet, search"),
         (["stage", "retrain"], "stage retrain needs a method; write `autoslim stage retrain autoslim`"),
-        (["stage", "search", "uniform"], "stage search takes no method, but 'uniform' is given"),
+        (["stage", "search", "uniform"], "stage search does not accept a method, but 'uniform' was passed"),
         (["check", "gone.yaml"], "gone.yaml does not exist in "),
     ],
 )

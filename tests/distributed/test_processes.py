@@ -641,7 +641,7 @@ def test_the_end_of_a_process_ends_the_run(tmp_path: Path, monkeypatch: pytest.M
     lasted = time.time() - float(Path("died").read_text())
     assert ended.returncode == 1
     assert ended.stderr.splitlines() == [
-        "error: rank 1 of 2 ended with exit code 7, and the others were stopped; run it again to continue from "
+        "error: rank 1 of 2 ended with exit code 7, and the others were stopped; run the stage again to continue from "
         "the last checkpoint"
     ]
     assert lasted < 10

@@ -100,7 +100,9 @@ def test_a_supernet_with_other_classes(folder: Path) -> None:
     """The same groups and the same input: only the weights can tell."""
     other = mobilenet_v2(7, 8, [[1, 8, 1, 1], [2, 8, 2, 2]], 16, in_channels=1)
     message = told(lambda: load_supernet(folder, other, trace(other, torch.zeros(1, 1, 8, 8))))
-    assert message.startswith(f"{folder / 'weights.safetensors'} does not hold weights of this network: size mismatch")
+    assert message.startswith(
+        f"{folder / 'weights.safetensors'} does not contain weights of this network: size mismatch"
+    )
     assert message.endswith("run `dvc repro`")
 
 
@@ -124,7 +126,7 @@ def test_damaged_weights(folder: Path, damage: Callable[[bytes], bytes]) -> None
     path = folder / "weights.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     message = told(lambda: load_supernet(folder, *small_network()))
-    assert message.startswith(f"{path} does not hold weights of this network: ")
+    assert message.startswith(f"{path} does not contain weights of this network: ")
     assert message.endswith("run `dvc repro`")
 
 

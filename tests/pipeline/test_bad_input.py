@@ -131,7 +131,7 @@ def test_a_wrong_item_of_a_list_is_named_by_its_index(name: str, value: Any, ite
         ("budget", "12ms", "budget '12ms' has no unit of macs", "set resource"),
         ("budget", "0%", "budget '0%' is not a positive number", "305M"),
         ("budget", "1e400", "budget '1e400' is not a positive number", "305M"),
-        ("budget", {"params": "3M"}, "budget bounds params, but resource is macs", "set resource"),
+        ("budget", {"params": "3M"}, "budget limits params, but resource is macs", "set resource"),
         ("budget", {"macs": "3ms"}, "budget '3ms' has no unit of macs", "name that in budget"),
         ("budget", {"macs": "3M", "latancy": "4ms"}, "budget bounds 'latancy'", "macs, params"),
         ("budget", 0.2, "budget 0.2 is less than one", "20%"),
@@ -441,7 +441,7 @@ def number():
         ({"name": "net.py:NothingToSlim"}, "has no channels that can be slimmed (head: it is the network's output)"),
         (
             {"name": "net.py:Plain", "leaves": ["gato"]},
-            "model.leaves names 'gato', which is no module of 'net.py:Plain'; near",
+            "model.leaves names 'gato', which is not a module of 'net.py:Plain'; similar",
         ),
     ],
 )
@@ -642,7 +642,7 @@ def test_a_supernet_of_another_network(done: Path) -> None:
     change_params(done, {"model": {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2]], "tail": 16}}})
     message = error_of("search")
     assert message.startswith(
-        "outputs/supernet holds the supernet of another network (autoslim.models.architectures:mobilenet_v2, 6 "
+        "outputs/supernet contains the supernet of another network (autoslim.models.architectures:mobilenet_v2, 6 "
     )
     assert "params.yaml names one with 3 groups and input [1, 8, 8]" in message
     assert message.endswith("run `dvc repro supernet`")
@@ -650,9 +650,9 @@ def test_a_supernet_of_another_network(done: Path) -> None:
 
 def test_supernet_weights_of_another_network(done: Path) -> None:
     shutil.copy("outputs/retrain/uniform/weights/seed-0.safetensors", "outputs/supernet/weights.safetensors")
-    assert "weights.safetensors does not hold weights of this network: " in error_of("search")
+    assert "weights.safetensors does not contain weights of this network: " in error_of("search")
     Path("outputs/supernet/weights.safetensors").write_bytes(b"damaged")
-    assert "weights.safetensors does not hold weights of this network: " in error_of("search")
+    assert "weights.safetensors does not contain weights of this network: " in error_of("search")
 
 
 def test_a_trajectory_of_another_network(done: Path) -> None:
@@ -680,11 +680,11 @@ def test_a_loss_that_is_no_number_any_more(done: Path) -> None:
     message = error_of("supernet", trains=True)
     assert re.match(r"(the loss is (nan|inf) at|weights are no longer finite after) step \d \(epoch \d\); ", message)
     assert message.endswith("; lower learning_rate, or set precision to fp32")
-    if match := re.search(r"the last good weights are in (\S+);", message):
+    if match := re.search(r"the last valid weights are in (\S+);", message):
         network = torch.load(match[1], weights_only=True)["network"]
         assert all(tensor.isfinite().all() for tensor in network.values())
     else:
-        assert "no checkpoint was written before it" in message
+        assert "no checkpoint was written before;" in message
 
 
 # As users call them
@@ -760,7 +760,7 @@ def test_trained_weights_that_dvc_does_not_watch(empty: Path) -> None:
     torch.save({}, "weights/trained.pt")
     change_params(empty, TRAINED)
     assert error_of("prepare") == (
-        "model.weights is the file weights/trained.pt, which DVC does not track: a change of it would not rerun "
+        "model.weights is the file weights/trained.pt, which DVC does not track: changing it would not rerun "
         "supernet; add '- weights/trained.pt' to its deps in dvc.yaml"
     )
 

@@ -126,7 +126,9 @@ def test_the_mobilenet_v2_preset_by_hand() -> None:
 
 
 def test_hours_are_linear_in_the_images() -> None:
-    work = Work("search", "search", passes=3600, images=2048, at_once=256, kept=0, macs=1.0, configurations=())
+    work = Work(
+        "search", "search", passes=3600, images=2048, at_once=256, resident_images=0, macs=1.0, configurations=()
+    )
     assert work.hours(seconds=0.5, images=256) == 4.0
     assert work.hours(seconds=0.5, images=2048) == 0.5
 
@@ -328,7 +330,7 @@ def test_sizes_can_be_given_where_there_are_no_data(tmp_path: Path, monkeypatch:
 def test_what_stands_in_for_latency_is_told(project: Path, tmp_path: Path) -> None:
     change_params(tmp_path, {"resource": "latency", "budget": "50%"})
     shown = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
-    assert shown == "50% (latency is not known before `dvc repro resources`; 6.1K MACs are assumed instead)"
+    assert shown == "50% (latency is not known before `dvc repro resources`; a budget of 6.1K MACs is assumed instead)"
     change_params(tmp_path, {"budget": {"macs": "50%", "latency": "12ms"}})
     shown = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
     assert shown.endswith("(latency is not known before `dvc repro resources`; its limit is ignored here)")

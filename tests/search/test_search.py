@@ -209,7 +209,7 @@ def test_a_stop_below_the_narrowest_ends_there_and_says_so(
 ) -> None:
     trajectory = run(supernet, data, tmp_path, stop=0.001)
     assert trajectory["steps"][-1]["channels"] == trajectory["narrowest"]["channels"]
-    assert "search: the narrowest subnet costs" in capsys.readouterr().err
+    assert "search: the cost of the narrowest subnet is" in capsys.readouterr().err
 
 
 def test_fewer_images_than_a_chunk(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:

@@ -294,10 +294,10 @@ def diverging(checkpoints: Checkpoints, at: int, what: str) -> tuple[nn.Module, 
 @pytest.mark.parametrize(
     ("at", "what", "message", "saved"),
     [
-        (STEPS + 4, "nan", f"the loss is nan at step {STEPS + 5} (epoch 2); the last good weights are in ", STEPS + 4),
-        (STEPS + 3, "inf", f"the loss is inf at step {STEPS + 4} (epoch 2); the last good weights are in ", STEPS + 3),
-        (STEPS - 1, "nan", f"the loss is nan at step {STEPS} (epoch 1); the last good weights are in ", STEPS - 1),
-        (0, "nan", "the loss is nan at step 1 (epoch 1); no checkpoint was written before it; lower", None),
+        (STEPS + 4, "nan", f"the loss is nan at step {STEPS + 5} (epoch 2); the last valid weights are in ", STEPS + 4),
+        (STEPS + 3, "inf", f"the loss is inf at step {STEPS + 4} (epoch 2); the last valid weights are in ", STEPS + 3),
+        (STEPS - 1, "nan", f"the loss is nan at step {STEPS} (epoch 1); the last valid weights are in ", STEPS - 1),
+        (0, "nan", "the loss is nan at step 1 (epoch 1); no checkpoint was written before; lower", None),
         # The last step of an epoch: its loss is finite, the weights after it are not.
         (STEPS - 1, "gradient", f"weights are no longer finite after step {STEPS} (epoch 1); the", STEPS - 1),
         (
