@@ -80,7 +80,7 @@ def check_leaves(network: nn.Module, name: str, leaves: Sequence[str]) -> None:
         if leaf not in modules:
             near = difflib.get_close_matches(leaf, modules, n=3, cutoff=0.4)
             raise UserError(
-                f"model.leaves names {leaf!r}, which is no module of {name!r}; "
+                f"model.leaves names {leaf!r}, which is not a module of {name!r}; "
                 + (f"near it: {', '.join(near)}" if near else "correct or remove it")
             )
 
