@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py --chunk 32
 
-The default network is MobileNetV2 at 1.5x and 224x224. Each measurement runs in a process of its own. The increase of
+The default network is MobileNetV2 at 1.5x and 224x224. Each measurement runs in a separate process. The increase of
 its peak resident memory is what the images and the activations take.
 """
 

@@ -2,8 +2,8 @@
 
     python benchmarks/networks.py
 
-It requires timm (part of the extra `dev`) and takes some minutes. `tests/tracing/test_contract.py` compares all columns
-but the seconds with the code.
+It requires timm (part of the extra `dev`) and takes a few minutes. `tests/tracing/test_contract.py` compares all
+columns except the seconds with the code.
 """
 
 import platform

@@ -6,7 +6,7 @@
 For each seed, it trains one supernet from benchmarks/search.yaml (CIFAR-10 in data/raw/cifar10, see docs/guide/data.md)
 and runs the stage ``search`` on it with each variant. The network found at each budget is scored in the supernet on the
 test split and compared, image by image, with the one of the first variant. Finished parts are reused as long as code
-and parameters do not change. ``--quick`` takes some minutes and needs no data: it uses scikit-learn's digits at 16x16
+and parameters do not change. ``--quick`` takes a few minutes and needs no data: it uses scikit-learn's digits at 16x16
 and a dozen steps from a supernet a tenth wider than the default network. It checks the speed, not the networks found.
 """
 
@@ -89,8 +89,8 @@ def main(
         for variant in variants.split(";"):
             rows.append({"seed": seed, "way": variant, **_search(folder, changes, variant, seed)})
             print(f"seed {seed}: {variant}: {rows[-1]['seconds']} s", file=sys.stderr)
-        own = [row for row in rows if row["seed"] == seed]
-        _compare(folder, own, budgets.split(","))
+        selected = [row for row in rows if row["seed"] == seed]
+        _compare(folder, selected, budgets.split(","))
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_text(json.dumps({"machine": _machine(), "command": " ".join(sys.argv), "rows": rows}, indent=1) + "\n")
     _print(rows, budgets.split(","))
@@ -186,11 +186,11 @@ def _print(rows: list[dict[str, Any]], budgets: list[str]) -> None:
     )
     print("|---|---:|---:|---:|" + "---:|" * len(budgets))
     for variant in variants:
-        own = [row for row in rows if row["way"] == variant]
-        speed = [slowest[row["seed"]] / row["seconds"] for row in own]
-        cells = [_spread([row["seconds"] for row in own], ".0f"), _spread(speed, ".1f")]
-        cells.append(_spread([row["images_evaluated"] / 1e6 for row in own], ".2f") + " M")
-        cells += [_spread([row["fresh"][budget]["gain"] for row in own], "+.2f") for budget in budgets]
+        selected = [row for row in rows if row["way"] == variant]
+        speed = [slowest[row["seed"]] / row["seconds"] for row in selected]
+        cells = [_spread([row["seconds"] for row in selected], ".0f"), _spread(speed, ".1f")]
+        cells.append(_spread([row["images_evaluated"] / 1e6 for row in selected], ".2f") + " M")
+        cells += [_spread([row["fresh"][budget]["gain"] for row in selected], "+.2f") for budget in budgets]
         print(f"| {variant} | {' | '.join(cells)} |")
 
 

@@ -1,6 +1,6 @@
 """Speed of the library, as ratios to plain networks and simple implementations that are measured in the same run.
 
-    python benchmarks/speed.py                                        # on the GPU where there is one
+    python benchmarks/speed.py                                        # on the GPU if there is one
     python benchmarks/speed.py --device cpu --params presets/cifar10.yaml --batch 64 --rounds 10
 
 * step: the time of a sandwich step (widest, narrowest, two random) over that of the same four configurations as plain
@@ -87,7 +87,7 @@ class Bench:
         return to_device(network, self.device, channels_last=True)
 
     def seconds(self, work: Callable[[], Any]) -> float:
-        """Returns the seconds of the second of two runs."""
+        """Returns the seconds that the second of two runs takes."""
         work()
         self._wait()
         started = time.perf_counter()

@@ -4,7 +4,7 @@
 
 For each supernet, each resource and each ranking (by the score alone, or per unit saved of that resource), it searches
 and retrains the autoslim and uniform networks at the budget with every seed of params.yaml. Latency is measured with
-batches of 256 images, because that of a single image hardly depends on the channels of so small a network. Finished
+batches of 256 images, because that of a single image hardly depends on the channels of such a small network. Finished
 parts are reused.
 """
 
@@ -78,10 +78,10 @@ def _run(folder: Path, params: dict[str, Any], *stages: str) -> None:
 def _print(rows: list[dict[str, Any]]) -> None:
     print("| resource (budget) | uniform (%) | by the score (%) | per unit saved (%) |\n|---|---:|---:|---:|")
     for resource in dict.fromkeys(row["resource"] for row in rows):
-        own = [row for row in rows if row["resource"] == resource]
-        cells = [[row["top1"] for row in own if row["method"] == "uniform" and not row["per_cost"]]]
+        selected = [row for row in rows if row["resource"] == resource]
+        cells = [[row["top1"] for row in selected if row["method"] == "uniform" and not row["per_cost"]]]
         for per_cost in (False, True):
-            cells.append([r["top1"] for r in own if r["method"] == "autoslim" and r["per_cost"] == per_cost])
+            cells.append([r["top1"] for r in selected if r["method"] == "autoslim" and r["per_cost"] == per_cost])
         print(f"| {resource} ({BUDGETS[resource]}) | {' | '.join(map(_spread, cells))} |")
 
 

@@ -66,10 +66,10 @@ def table(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
 
     def rows(regime: str, search: str | None, supernet: int) -> Iterator[Row]:
         changes = study["regimes"][regime] | (study["searches"][search] if search else {})
-        own = changed(params, {"supernet.seed": supernet, **changes})
-        method, start = "autoslim" if search else "uniform", own["retrain"]["start"]
+        changed_params = changed(params, {"supernet.seed": supernet, **changes})
+        method, start = "autoslim" if search else "uniform", changed_params["retrain"]["start"]
         seeds = study["seeds_of_uniform" if (method, start) == ("uniform", "scratch") else "seeds"]
-        for row in _compared(cache, own, study["budgets"][network], method, seeds):
+        for row in _compared(cache, changed_params, study["budgets"][network], method, seeds):
             yield {"regime": regime, "start": start, "method": method, "search": search, "supernet": supernet, **row}
 
     def depends(regime: str, search: str | None) -> bool:
@@ -92,10 +92,10 @@ def networks(network: Network, work: Work = CACHE) -> None:
     cache = StageCache(work)
 
     def rows(supernet: int, search: str) -> Iterator[Row]:
-        own = changed(params, {"supernet.seed": supernet, **study["searches"][search]})
-        runs = {stage: cache.done(stage, own) for stage in ("supernet", "search")}
+        changed_params = changed(params, {"supernet.seed": supernet, **study["searches"][search]})
+        runs = {stage: cache.done(stage, changed_params) for stage in ("supernet", "search")}
         for budget in study["budgets"][network] if runs["search"] else ():
-            folder = cache.run("allocate", changed(own, {"budget": budget}))
+            folder = cache.run("allocate", changed(changed_params, {"budget": budget}))
             channels = read(folder / "outputs/channels/autoslim.json")["channels"]
             times = {f"{stage}_{name}": value for stage, done in runs.items() for name, value in (done or {}).items()}
             yield {"supernet": supernet, "search": search, "budget": budget, **times, **channels}
@@ -112,9 +112,9 @@ def longer(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
 
     def rows(budget: str, search: str | None, supernet: int, seed: int) -> Iterator[Row]:
         changes = study["changes"] | (study["searches"][search] if search else {})
-        own = changed(params, {"supernet.seed": supernet, **changes})
-        for row in _compared(cache, own, [budget], "autoslim" if search else "uniform", [seed]):
-            yield {"epochs": own["retrain"]["epochs"], "search": search, "supernet": supernet, **row}
+        changed_params = changed(params, {"supernet.seed": supernet, **changes})
+        for row in _compared(cache, changed_params, [budget], "autoslim" if search else "uniform", [seed]):
+            yield {"epochs": changed_params["retrain"]["epochs"], "search": search, "supernet": supernet, **row}
 
     first, seeds = study["supernets"][0], study["seeds"]
     parts = [
@@ -131,15 +131,15 @@ def longer(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
 
 @app.command()
 def factors(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
-    """Fine-tune uniform and autoslim networks from supernets trained in twelve ways, each searched in two."""
+    """Fine-tune uniform and autoslim networks from supernets trained in twelve ways, with two searches in each."""
     study, params = load_yaml(HERE / "studies.yaml")["factors"], load_yaml(HERE / f"{network}.yaml")
     cache, screened = StageCache(work), _screened(study, params)
 
     def rows(supernet: int, way: int, method: str) -> Iterator[Row]:
-        changes, own = screened[supernet][way]
-        if method == "uniform":  # does not depend on the search
+        changes, changed_params = screened[supernet][way]
+        if method == "uniform":  # it does not depend on the search
             changes = changes | dict.fromkeys(study["search"])
-        for row in _compared(cache, own, study["budgets"][network], method, study["seeds"]):
+        for row in _compared(cache, changed_params, study["budgets"][network], method, study["seeds"]):
             yield {"supernet": supernet, "method": method, **changes, **row}
 
     ways = [(0, "autoslim"), (1, "autoslim"), (0, "uniform")]
@@ -175,8 +175,10 @@ def scores(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
     screened = _screened(studies["factors"], params)
 
     def rows(source: str, supernet: int) -> Iterator[Row]:
-        own = changed(params, {"supernet.seed": supernet}) if source == "ranking" else screened[supernet][0][1]
-        score = _scorer(cache, own, study["images"])
+        changed_params = (
+            changed(params, {"supernet.seed": supernet}) if source == "ranking" else screened[supernet][0][1]
+        )
+        score = _scorer(cache, changed_params, study["images"])
         for (kind, number), channels in networks.items():
             if (
                 source == "ranking" or kind == "random"
@@ -206,13 +208,13 @@ def _compared(
 ) -> Iterator[Row]:
     """Yields the results of a method's networks, trained at each budget with each seed."""
     for budget in budgets:
-        own = changed(params, {"budget": budget})
-        channels = cache.run("allocate", own) / "outputs/channels"
+        changed_params = changed(params, {"budget": budget})
+        channels = cache.run("allocate", changed_params) / "outputs/channels"
         allocation = read(channels / f"{method}.json")
         files = _start(allocation["channels"], (channels / f"{method}.safetensors").read_bytes())
         costs = {name: allocation["costs"][name] for name in ("macs", "params")}
         for seed in seeds:
-            yield {"budget": budget, **costs, "seed": seed, **_trained(cache, own, files, seed)}
+            yield {"budget": budget, **costs, "seed": seed, **_trained(cache, changed_params, files, seed)}
 
 
 def _start(channels: Channels, weights: bytes | None = None) -> Files:
@@ -229,11 +231,11 @@ def _start(channels: Channels, weights: bytes | None = None) -> Files:
 
 def _trained(cache: StageCache, params: Params, files: Files, seed: int) -> Row:
     """Retrains a network with one seed and returns top-1 on the search and test splits, and the processor seconds."""
-    own = changed(params, {"retrain.seeds": [seed]})
-    folder = cache.run("retrain", own, "autoslim", files=files)
+    changed_params = changed(params, {"retrain.seeds": [seed]})
+    folder = cache.run("retrain", changed_params, "autoslim", files=files)
     file = folder / "accuracy.json"
     if not file.exists():
-        checked = check_params(own, "params.yaml")
+        checked = check_params(changed_params, "params.yaml")
         data = PreparedData.open(folder / "data/prepared", relative_to=ROOT)
         network, graph = traced_network(checked.model, data.info)
         channels = read(folder / "outputs/channels/autoslim.json")["channels"]
@@ -287,8 +289,8 @@ def _networks(
         ("random", seed): _random_network(graph, budget, study["spread"], reach, seed)
         for seed in range(study["networks"])
     }
-    own = changed(params, {"supernet.seed": study["supernets"][0]})
-    steps = read(cache.run("search", own) / "outputs/search/trajectory.json")["steps"]
+    changed_params = changed(params, {"supernet.seed": study["supernets"][0]})
+    steps = read(cache.run("search", changed_params) / "outputs/search/trajectory.json")["steps"]
     configurations = [step["channels"] for step in steps]
     limits = [{"macs": parse_budget(budget).absolute(graph.macs())} for budget in study["along"]]
     along = (allocate("autoslim", Costs(graph), configurations, limit) for limit in limits)

@@ -172,7 +172,7 @@ def _whole(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _complete(rows: pd.DataFrame, *cell: str) -> pd.DataFrame:
-    """Keeps, in each cell, the supernets with the largest number of trainings."""
+    """Returns, for each cell, the rows of the supernets with the largest number of trainings."""
     counts = rows.groupby([*cell, "supernet"])["top1"].transform("count")
     return rows[counts == counts.groupby([rows[name] for name in cell]).transform("max")]
 
@@ -212,7 +212,7 @@ def _pair(rows: pd.DataFrame, over: str, search: str, regime: str, budget: str) 
 
 
 def _same_for_all(rows: pd.DataFrame, search: str, regime: str) -> bool:
-    """Whether the networks do not depend on the supernet, which holds for uniform from scratch."""
+    """Returns whether the networks do not depend on the supernet, as for uniform from scratch."""
     return search == UNIFORM and set(rows[rows["regime"] == regime]["start"]) == {"scratch"}
 
 
@@ -373,7 +373,7 @@ def _common(truth: pd.Series, *scores: pd.DataFrame) -> list[np.ndarray]:
 def _correlation(
     statistic: Callable[..., Any], truth: np.ndarray, scores: np.ndarray, base: np.ndarray | None = None
 ) -> str:
-    """Returns the mean correlation over supernets (columns), minus that of ``base`` if it is given."""
+    """Returns the mean correlation over supernets (columns), minus that of ``base`` if there is one."""
     if len(truth) < MIN_NETWORKS:
         return "too few"
     if (np.ptp(scores, axis=0) == 0).any():
@@ -478,7 +478,7 @@ def _levels(rows: pd.DataFrame, factors: dict[str, list[Any]]) -> pd.DataFrame:
 def _effects(levels: pd.DataFrame, outcome: pd.Series, *, intercept: bool) -> dict[str, tuple[float, float]]:
     """Returns the effect of each factor and half of its 95 % confidence interval (least squares).
 
-    The effect is the outcome at the second value minus that at the first. Empty if there are too few rows.
+    The effect is the outcome at the second value minus that at the first. It is empty if there are too few rows.
     """
     design = levels.to_numpy(dtype=float)
     if intercept:

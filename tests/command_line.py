@@ -1,4 +1,4 @@
-"""Calls commands of ``autoslim`` in this process, and parses what they print."""
+"""Calls commands of ``autoslim`` in this process, and parses their output."""
 
 import re
 
@@ -15,7 +15,7 @@ def printed(*arguments: str) -> str:
 
 
 def error_from(*arguments: str) -> str:
-    """The error message of a command that must fail: one line on stderr, exit code 1."""
+    """Returns the error message of a command that must fail: one line on stderr, exit code 1."""
 
     def run() -> None:
         app(list(arguments))
@@ -24,7 +24,7 @@ def error_from(*arguments: str) -> str:
 
 
 def table(text: str, first: str) -> list[dict[str, str]]:
-    """The lines of a plain table whose header begins with ``first``, by header."""
+    """Returns the lines of a plain table whose header begins with ``first``, by header."""
     lines = text.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith(first))
     headers = re.split(r"\s{2,}", lines[start].strip())

@@ -1,4 +1,4 @@
-"""Multiply-adds counted by ptflops, an independent truth for the closed form; and graphs of torchvision's networks."""
+"""Counts multiply-adds with ptflops, an independent check of the closed form, and traces torchvision's networks."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ from autoslim.channels.graph import ChannelGraph
 
 
 def counted(network: nn.Module, shape: tuple[int, ...]) -> int:
-    """MACs by ptflops, backend ``aten``, less what it adds: one for each output of a layer with a bias."""
+    """Returns MACs by ptflops (backend ``aten``), minus one for each output of a layer with a bias, which it adds."""
     biases = 0
 
     def bias(module: nn.Module, _: object, output: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The digits, prepared small, and a recipe and a network for them that train in a second."""
+"""A small subset of the digits, and a recipe and a network for them that train in a second."""
 
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from autoslim.models.architectures import mobilenet_v2
 from autoslim.training.device import RunContext
 from autoslim.training.recipe import Recipe
 
-torch.set_num_threads(1)  # on such small networks, more wait for one another
+torch.set_num_threads(1)  # on such small networks, more threads are slower
 
 SPAN = GridSpec(width=1.5, narrowest=0.25, steps=4, divisor=2)
 _RECIPE: dict[str, Any] = {
@@ -38,7 +38,7 @@ _RECIPE: dict[str, Any] = {
 
 
 def prepared_digits(folder: Path) -> PreparedData:
-    """160 images to train on (8 steps of 20), 96 to search on, 100 to test on."""
+    """Prepares 160 training images (8 steps of 20), 96 search images and 100 test images."""
     prepare(
         "digits", folder, image_size=None, channels=None, search_images=96, seed=0, train_images=160, test_images=100
     )
@@ -49,7 +49,7 @@ def recipe(**changes: object) -> Recipe:
     return Recipe(**(_RECIPE | changes))
 
 
-def machine(checkpoint_every_s: float = 300.0) -> RunContext:
+def run_context(checkpoint_every_s: float = 300.0) -> RunContext:
     return RunContext(torch.device("cpu"), workers=0, checkpoint_every_s=checkpoint_every_s)
 
 
@@ -60,5 +60,5 @@ def _traced(dropout: float) -> tuple[nn.Module, ChannelGraph]:
 
 
 def small_network(dropout: float = 0.0) -> tuple[nn.Module, ChannelGraph]:
-    """A MobileNetV2 of about 50 thousand MACs and its graph. No test changes it."""
+    """Returns a MobileNetV2 with about 50 thousand MACs and its graph. No test changes it."""
     return _traced(dropout)

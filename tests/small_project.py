@@ -27,7 +27,7 @@ SMALLER: dict[str, Any] = {
 
 
 def start_project(folder: Path, changes: dict[str, Any] | None = None) -> Path:
-    """A project in which nothing has run."""
+    """Creates a project in which nothing has run, and returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     watched = re.sub(r"( +- )autoslim/models\n", r"\g<0>\1net.py\n", (ROOT / "dvc.yaml").read_text())
     (folder / "dvc.yaml").write_text(watched)  # as documented for a network in a file
@@ -42,7 +42,7 @@ def change_params(folder: Path, changes: dict[str, Any]) -> None:
 
 @functools.cache
 def finished_project(base: Path) -> Path:
-    """A project below ``base`` in which every stage has run, made once for all tests. To change it, make a copy."""
+    """Returns a project below ``base`` in which every stage has run. Tests share it: to change it, make a copy."""
     folder = start_project(base / "finished-project")
     with contextlib.chdir(folder):
         for arguments in (
@@ -68,7 +68,7 @@ def stage(name: str, *arguments: str) -> str:
 
 
 def error_of(command: Callable[..., Any] | str, *arguments: str, trains: bool = False) -> str:
-    """The error of a command that must fail: one line on stderr, exit code 1, no checkpoint unless it ``trains``."""
+    """Returns the error of a command: one line on stderr, exit code 1, and no checkpoint unless it ``trains``."""
     run = _main(command) if isinstance(command, str) else command
     out, err = io.StringIO(), io.StringIO()
     with (
@@ -83,7 +83,7 @@ def error_of(command: Callable[..., Any] | str, *arguments: str, trains: bool = 
     lines = [line for line in err.getvalue().splitlines() if not line.startswith(progress)]
     assert lines[0].startswith("error: ")
     assert "Traceback" not in err.getvalue() + out.getvalue()
-    assert len(lines) == 1 or all(line.startswith("  ") for line in lines[1:])  # all wrong parameters, one a line
+    assert len(lines) == 1 or all(line.startswith("  ") for line in lines[1:])  # all wrong parameters, one per line
     written = list(Path("checkpoints").glob("*/*"))
     assert trains or not written
     return "\n".join(lines).removeprefix("error: ")
@@ -91,7 +91,7 @@ def error_of(command: Callable[..., Any] | str, *arguments: str, trains: bool = 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Limits torch to one thread. Such small networks run faster, much faster if other processes use the cores."""
+    """Limits torch to one thread. Such small networks then run faster, especially if other processes use the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

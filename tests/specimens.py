@@ -16,7 +16,7 @@ from autoslim.channels.resize import resize
 from autoslim.models import architectures as families
 from autoslim.models import architectures as zoo
 
-torch.set_num_threads(1)  # on such small images, more wait for one another
+torch.set_num_threads(1)  # on such small images, more threads are slower
 
 MAIN = (
     "mobilenet_v2",
@@ -28,7 +28,7 @@ MAIN = (
     "cifar_resnet50",
     "cifar_resnet20",
 )
-"""What the issue names; all other torchvision networks here stand for a kind of operation."""
+"""The main networks. All other torchvision networks here represent a kind of operation."""
 OTHERS = (
     "mobilenet_v1",
     "mnasnet",
@@ -43,7 +43,7 @@ OTHERS = (
 )
 
 SMALL_STAGES = ((1, 8, 1, 1), (4, 12, 2, 2), (4, 16, 2, 2))
-"""Of a MobileNetV2 that computes next to nothing."""
+"""Arguments of a MobileNetV2 with few MACs."""
 
 _BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "small_mobilenet_v2": lambda: zoo.mobilenet_v2(stem=16, stages=SMALL_STAGES, tail=32),
@@ -76,18 +76,18 @@ class Specimen:
     side: int
 
     def images(self, count: int = 4) -> Tensor:
-        """(N, 3, S, S), always the same."""
+        """Returns images (N, 3, S, S), the same ones in each call."""
         return torch.randn(count, 3, self.side, self.side, generator=torch.Generator().manual_seed(1))
 
     def real(self, channels: Mapping[str, int], dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The network at ``channels`` on the CPU, every parameter at random."""
+        """Returns the network at ``channels`` on the CPU, with random parameters."""
         network = resize(self.network, self.graph, channels).to_empty(device="cpu").to(dtype)
         shuffle_weights(network)
         return network
 
 
 @cache
-@torch.inference_mode(False)  # it is kept for tests that run in other modes
+@torch.inference_mode(False)  # the cached result is also used in other modes
 def specimen(name: str) -> Specimen:
     device = "cpu" if name.startswith("regnet") else "meta"  # RegNets compute their widths with tensors
     with torch.device(device):
@@ -103,7 +103,7 @@ def build(name: str) -> nn.Module:
 
 @torch.no_grad()
 def shuffle_weights(network: nn.Module, seed: int = 0) -> None:
-    """Weights as at the start of a training, but none of them equal: a bias or a scale that is missed shows."""
+    """Draws weights as for training, but without equal values, so that a missing bias or scale is detected."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
@@ -115,7 +115,7 @@ def shuffle_weights(network: nn.Module, seed: int = 0) -> None:
 
 
 def spread(graph: ChannelGraph, cut: nn.Module, channels: Mapping[str, int]) -> list[Tensor]:
-    """The gradients of a cut network in the shapes of a wider one's parameters, zero where it has none.
+    """Returns the gradients of an extracted network in the shapes of a wider one's parameters, padded with zeros.
 
     Vectors of several groups (batch norm after a concatenation) are not handled.
     """
@@ -131,7 +131,7 @@ def spread(graph: ChannelGraph, cut: nn.Module, channels: Mapping[str, int]) -> 
 
 
 def random_channels(graph: ChannelGraph, seed: int, low: float, high: float) -> dict[str, int]:
-    """Each group at a width of its own between ``low`` and ``high`` times its size, in whole units."""
+    """Returns a random width for each group between ``low`` and ``high`` times its size, in whole units."""
     draw = random.Random(seed)
     return {
         name: max(1, round(draw.uniform(low, high) * group.size / group.unit)) * group.unit
@@ -140,7 +140,7 @@ def random_channels(graph: ChannelGraph, seed: int, low: float, high: float) -> 
 
 
 def batch_statistics(network: nn.Module) -> nn.Module:
-    """A plain network set to what a supernet does: batch norm on its batch, everything else in evaluation mode."""
+    """Sets batch norm to batch statistics and everything else to evaluation mode, as in a supernet."""
     network.eval()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -1,4 +1,4 @@
-"""The layers of the source: imports run downwards only, and few modules reach outside."""
+"""The layers of the source: imports point downwards only, and few modules import certain packages."""
 
 import ast
 import subprocess
@@ -45,7 +45,7 @@ def module_of(file: Path) -> str:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """Every module or name that a file imports, wherever in it."""
+    """Yields every module or name that a file imports, at any level."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -59,16 +59,16 @@ def test_all_files_belong_to_a_layer() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_imports_run_downwards(file: Path) -> None:
-    own = layer_of(module_of(file))
-    if own is None:
+def test_imports_point_downwards(file: Path) -> None:
+    layer = layer_of(module_of(file))
+    if layer is None:
         return
     for imported in imports(file):
         other = layer_of(imported)
-        assert other is None or LAYERS.index(other) <= LAYERS.index(own), f"{own} imports {imported}"
+        assert other is None or LAYERS.index(other) <= LAYERS.index(layer), f"{layer} imports {imported}"
         assert not imported.startswith("stages")
         if imported.startswith("autoslim"):
-            assert other is not None, f"{imported}: inside the package, name the module, not the package's own door"
+            assert other is not None, f"{imported}: inside the package, import the module, not the package"
 
 
 def importers(*packages: str) -> set[str]:
@@ -80,7 +80,7 @@ def test_only_tracking_imports_mlflow() -> None:
 
 
 def test_configuration_stays_above_the_library() -> None:
-    """Parameters, the commands and figures are not known below the report."""
+    """Nothing below the report imports parameters, commands or figures."""
     for module in importers("pydantic", "typer", "rich", "matplotlib", "dvc"):
         assert layer_of(module) in SHELL, module
 
@@ -91,24 +91,24 @@ def test_the_algorithms_use_no_files() -> None:
 
 
 @pytest.mark.parametrize(
-    "door", ["autoslim", "autoslim.resources.budgets", "autoslim.channels.groups", "autoslim.channels.grid"]
+    "module", ["autoslim", "autoslim.resources.budgets", "autoslim.channels.groups", "autoslim.channels.grid"]
 )
-def test_torch_is_not_imported_before_it_is_needed(door: str) -> None:
-    code = f"import sys, {door}; print(sorted(m for m in ('torch', 'mlflow', 'numpy', 'dvc') if m in sys.modules))"
+def test_torch_is_not_imported_before_it_is_needed(module: str) -> None:
+    code = f"import sys, {module}; print(sorted(m for m in ('torch', 'mlflow', 'numpy', 'dvc') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_import_slow_packages_only_where_they_are_used(stage: str) -> None:
-    """A stage starts its work after the imports that every run of it needs: torch, and matplotlib for the report."""
+    """A stage imports only what every run of it requires: torch, and matplotlib for the report."""
     slow = ["torchvision", "timm", "scipy", "sklearn", "matplotlib", "mlflow", "dvc", "onnx", "onnxruntime", "pandas"]
     code = f"import sys, autoslim.pipeline.{stage}; print([m for m in {slow} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ("['matplotlib']" if stage == "report" else "[]")
 
 
-def test_the_packages_names_are_the_functions_themselves() -> None:
+def test_the_packages_names_are_the_functions_of_its_modules() -> None:
     import autoslim
     from autoslim import tracing
     from autoslim.channels import resize, sort

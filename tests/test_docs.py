@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from autoslim.cli.main import app
 from autoslim.pipeline.params import Params, check_params, load_params, read_yaml
 
-CHANGELOG = "CHANGELOG.md"  # names what was renamed too
+CHANGELOG = "CHANGELOG.md"  # it also contains former names
 PAGES = [
     "README.md",
     "RESULTS.md",
@@ -34,7 +34,7 @@ SECTIONS = [name for name, field in Params.model_fields.items() if isinstance(fi
 
 
 def parameters(model: type[BaseModel], prefix: str = "") -> dict[str, str | None]:
-    """The dotted name of each parameter, and its description."""
+    """Returns the dotted name and the description of each parameter."""
     found = {}
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -59,7 +59,7 @@ def text(page: str) -> str:
 
 
 def code_lines(page: str) -> Iterator[str]:
-    """The lines of blocks that are indented or fenced without a language, without comments."""
+    """Yields the lines of blocks that are indented or fenced without a language, without comments."""
     fenced = False
     for line in text(page).splitlines():
         if line.strip().startswith("```"):
@@ -69,7 +69,7 @@ def code_lines(page: str) -> Iterator[str]:
 
 
 def code_words(page: str) -> list[str]:
-    """The inline code of a page. It may be broken across lines."""
+    """Returns the inline code of a page, which may span several lines."""
     outside = re.sub(r"^ *```.*?^ *```", "", text(page), flags=re.M | re.S)
     return [" ".join(word.split()) for word in re.findall(r"`([^`]+)`", outside)]
 
@@ -79,7 +79,7 @@ def python_blocks(page: str) -> list[str]:
 
 
 def commands(page: str, program: str) -> list[list[str]]:
-    """The arguments of each command line of a program on a page."""
+    """Returns the arguments of each command line of a program on a page."""
     lines = [*code_lines(page), *code_words(page)]
     return [shlex.split(line)[1:] for line in lines if line.split(" ")[0] == program and " " in line]
 
@@ -140,7 +140,7 @@ def test_files_that_a_page_names_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_of_a_page_lead_to_files(page: str) -> None:
+def test_links_of_a_page_point_to_files(page: str) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", text(page)):
         path = target.partition("#")[0]
         if path and ":" not in path:
@@ -195,7 +195,7 @@ def test_dvc_commands_of_a_page_exist(page: str) -> None:
 
 
 def with_value(name: str, value: str) -> Any:
-    """``params.yaml`` with another value of one parameter."""
+    """Returns ``params.yaml`` with another value of one parameter."""
     values = read_yaml(ROOT / "params.yaml")
     section = values
     *path, last = name.split(".")
@@ -220,9 +220,7 @@ def test_make_targets_and_scripts_of_a_page_exist(page: str) -> None:
 # Python
 
 
-def test_a_network_of_ones_own_has_the_groups_that_the_guide_states(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_users_network_has_the_groups_that_the_guide_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [code] = python_blocks("docs/guide/models.md")
     groups = profiled(code, "32", tmp_path, monkeypatch)
     assert groups == {

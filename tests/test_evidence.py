@@ -197,7 +197,7 @@ def test_each_supernet_contributes_one_value_to_an_interval() -> None:
     assert gain.interval == pytest.approx((0.5 - half, 0.5 + half), rel=1e-4)
 
 
-def test_the_mean_over_networks_lets_supernets_vary_within_each() -> None:
+def test_the_mean_over_networks_uses_the_variance_within_each() -> None:
     """For two networks with equal variances, the interval is that of a sum with both degrees of freedom."""
     one, other = ([start, start + 1, start + 2] for start in (0.0, 10.0))
     gain = summary._mean([summary.Gain(own, [(1, own)]) for own in (one, other)])
@@ -220,7 +220,7 @@ def test_supernets_with_missing_trainings_are_left_out() -> None:
 
 
 def _t_quantile(freedom: float) -> float:
-    """The 97.5 % quantile, by bisection of the integral of Student's density."""
+    """Returns the 97.5 % quantile, by bisection of the integral of Student's density."""
 
     def tail(t: float, steps: int = 4000) -> float:
         at = [math.atan(t) + (math.pi / 2 - math.atan(t)) * (n + 0.5) / steps for n in range(steps)]
@@ -251,7 +251,7 @@ TOP1 = {("error", 0): 0.62, ("error", 1): 0.595, (None, 0): 0.6, (None, 1): 0.6,
 
 
 def table_rows(budgets: dict[str, float]) -> list[dict[str, Any]]:
-    """Rows of two supernets. The second one has no rows of the other search, and the gain depends on the budget."""
+    """Returns rows of two supernets. The second has no rows of the other search; the gain depends on the budget."""
     return [
         {"regime": regime, "start": start, "method": "autoslim" if search else "uniform", "search": search}
         | {"budget": budget, **row(supernet, seed, value + (more if search else 0))}

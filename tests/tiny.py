@@ -20,7 +20,7 @@ TINY: dict[str, Any] = {
 
 
 def merged(values: Any, changes: Any) -> Any:
-    """``values`` with ``changes`` merged at any depth; model.kwargs is replaced as a whole."""
+    """Returns ``values`` with ``changes`` merged at any depth. model.kwargs is replaced as a whole."""
     if not isinstance(changes, dict) or not isinstance(values, dict):
         return changes
     return values | {
@@ -55,7 +55,7 @@ def project_copy(folder: Path, changes: dict[str, Any] | None = None) -> Path:
 
 
 def run(command: list[str], cwd: Path, *, check: bool = True, **environment: str) -> str:
-    """Returns stdout and stderr of a command. The commands of this Python's environment come first in PATH."""
+    """Returns stdout and stderr of a command. The environment of this Python comes first in PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))}
     names = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org"}

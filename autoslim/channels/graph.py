@@ -18,8 +18,8 @@ IS_OUTPUT = "it is the network's output"
 class Attribute:
     """An integer attribute of a module that depends on the channels (``in_channels``, ``groups``, ...).
 
-    Its value is ``size(axis) * times // per``. ``as_tuple`` marks a tuple of one, as
-    ``LayerNorm.normalized_shape`` is.
+    Its value is ``size(axis) * times // per``. ``as_tuple`` marks a tuple with one
+    element, such as ``LayerNorm.normalized_shape``.
     """
 
     module: str
@@ -111,7 +111,7 @@ class ChannelGraph:
         return scaled(self.groups, width, divisor)
 
     def grid(self, spec: GridSpec) -> Grid:
-        """The numbers of channels that ``spec`` gives each group of this network."""
+        """Returns the numbers of channels that ``spec`` gives each group of this network."""
         floor = {name: max(1, round(spec.narrowest * group.size)) for name, group in self.groups.items()}
         widest = self.scaled(spec.width, spec.divisor)
         return make_grid(self.groups, widest, floor, spec.steps, spec.divisor, spec.anchor)
@@ -132,7 +132,7 @@ class ChannelGraph:
         return self.other_params + sum(counts)
 
     def memory(self, channels: Mapping[str, int] | None = None) -> int:
-        """Returns the bytes that inference on one image takes: all weights and buffers, and the peak of activations.
+        """Returns the bytes that inference on one image requires: all weights and buffers, and the peak of activations.
 
         An activation is allocated by the operation that computes it and freed after the last operation that reads from
         its memory; in-place operations and views allocate nothing. The inputs and the output of an operation are alive
@@ -183,11 +183,11 @@ class ChannelGraph:
             size, unit = self.groups[name].size, self.groups[name].unit
             if name in self.not_widenable and count > size:
                 raise UserError(
-                    f"channels of group {name} are {count}, and it can have {size} at most: "
+                    f"group {name} cannot have {count} channels, but at most {size}: "
                     f"{self.not_widenable[name]}; keep supernet.width at 1.0"
                 )
             if count < unit or count % unit:
-                raise UserError(f"channels of group {name} are {count}; they must be a positive multiple of {unit}")
+                raise UserError(f"group {name} cannot have {count} channels; use a positive multiple of {unit}")
 
 
 def is_slimmable(layer: Layer) -> bool:
@@ -208,7 +208,7 @@ def layers_not_prunable(graph: ChannelGraph) -> dict[str, str]:
     """Returns the layers with output channels that are not prunable, with the reasons.
 
     These are convolutions, linear layers and layers without a slimming rule. Layers that produce the network's output
-    (the classes) are left out, because their size is given. If the result is empty, every other layer can be slimmed.
+    are left out, because their size is the number of classes. If the result is empty, every other layer can be slimmed.
     """
     layers = {name: reason for name, reason in graph.not_prunable.items() if reason != IS_OUTPUT}
     functional = [

@@ -87,7 +87,7 @@ class Grid(dict[str, tuple[int, ...]]):
 
 
 Anchor = Literal["widest", "zero"]
-"""Where the numbers of a grid are counted from: down from the widest, or up from zero in multiples of the step."""
+"""How a grid counts: down from the widest number, or up from zero in multiples of the step."""
 
 
 @dataclass(frozen=True)

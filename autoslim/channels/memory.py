@@ -95,13 +95,13 @@ def live_outputs(operations: Sequence[Operation]) -> Iterator[list[Operation]]:
     """Yields, for each operation, the outputs that own the memory of all activations alive while it runs."""
     outputs = {operation.name: (operation, *operation.parts) for operation in operations}
     owners = {output.name: output for several in outputs.values() for output in several}
-    held = {name: {output.storage for output in several} - {""} for name, several in outputs.items()}
+    storages = {name: {output.storage for output in several} - {""} for name, several in outputs.items()}
     last: dict[str, str] = {}  # storage -> the last operation that reads from it
     for operation in operations:
         for name in (operation.name, *operation.reads):
-            last |= dict.fromkeys(held[name], operation.name)
+            last |= dict.fromkeys(storages[name], operation.name)
     alive: set[str] = set()
     for operation in operations:
-        alive |= held[operation.name]
+        alive |= storages[operation.name]
         yield [owners[storage] for storage in sorted(alive)]
         alive = {storage for storage in alive if last[storage] != operation.name}

@@ -74,12 +74,12 @@ def current_channels(network: nn.Module, graph: ChannelGraph) -> dict[str, int]:
         if tuple(tensors[name].shape) != expected:
             raise UserError(
                 f"this is not the network that was traced: {name} is {tuple(tensors[name].shape)}, "
-                f"its groups make it {expected}"
+                f"but its groups require {expected}"
             )
     return present
 
 
-def kept(axis: Axis, wide: Mapping[str, int], narrow: Mapping[str, int]) -> list[tuple[int, int, int]]:
+def common_spans(axis: Axis, wide: Mapping[str, int], narrow: Mapping[str, int]) -> list[tuple[int, int, int]]:
     """Returns, for each segment, (start in the wide tensor, start in the narrow one, number of common channels)."""
     spans = []
     at_wide = at_narrow = 0
@@ -101,7 +101,7 @@ def _resized(tensor: Tensor, axes: tuple[Axis, ...], present: Mapping[str, int],
         grows = any(segment.size(channels) > segment.size(present) for segment in axis)
         fill = tensor.mean() if vector and grows else torch.zeros(())
         target = fill.to(tensor).expand(shape).clone(memory_format=torch.contiguous_format)
-        for start, to, length in kept(axis, present, channels):
+        for start, to, length in common_spans(axis, present, channels):
             target.narrow(dimension, to, length).copy_(tensor.narrow(dimension, start, length))
         tensor = target
     return tensor.clone(memory_format=torch.preserve_format)
@@ -119,21 +119,21 @@ def initialise(network: nn.Module, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
-        own = dict(module.named_parameters(recurse=False))
-        if isinstance(module, nn.modules.conv._ConvNd) and "weight" in own:
-            weight = own.pop("weight")
+        parameters = dict(module.named_parameters(recurse=False))
+        if isinstance(module, nn.modules.conv._ConvNd) and "weight" in parameters:
+            weight = parameters.pop("weight")
             drawn = torch.empty(weight.shape)  # on the CPU, so that the values depend on no device or memory format
             mode: Literal["fan_in", "fan_out"] = "fan_in" if module.transposed else "fan_out"
             weight.copy_(nn.init.kaiming_normal_(drawn, mode=mode, nonlinearity="relu", generator=generator))
-        elif isinstance(module, nn.Linear) and "weight" in own:
-            _normal(own.pop("weight"), 0, 0.01, generator)
-        elif "weight" in own and _is_normalisation(module):
-            own.pop("weight").fill_(1)
-        if (bias := own.pop("bias", None)) is not None:
+        elif isinstance(module, nn.Linear) and "weight" in parameters:
+            _normal(parameters.pop("weight"), 0, 0.01, generator)
+        elif "weight" in parameters and _is_normalisation(module):
+            parameters.pop("weight").fill_(1)
+        if (bias := parameters.pop("bias", None)) is not None:
             bias.zero_()
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.reset_running_stats()
-        for parameter in own.values():
+        for parameter in parameters.values():
             mean, deviation = float(parameter.mean()), float(parameter.std(correction=0))
             if deviation > 1e-6 * abs(mean):
                 _normal(parameter, mean, deviation, generator)

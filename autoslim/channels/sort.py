@@ -44,8 +44,8 @@ def sort_channels(network: nn.Module, graph: ChannelGraph, importance: Importanc
 def importance_orders(network: nn.Module, graph: ChannelGraph, importance: Importance) -> Orders:
     """Returns the orders that ``sort_channels`` gives the groups, without the groups that keep their order.
 
-    Ties keep their order. To find the groups that keep theirs, copies of the network run on noise, on the CPU and in
-    evaluation mode.
+    Ties keep their order. To find the groups that keep their order, copies of the network run on noise, on the CPU and
+    in evaluation mode.
     """
     units = channel_importance(network, graph, importance)
     orders = {group: values.argsort(descending=True, stable=True) for group, values in units.items()}
@@ -100,7 +100,7 @@ def channel_importance(network: nn.Module, graph: ChannelGraph, importance: Impo
 
 
 def _producers(network: nn.Module, graph: ChannelGraph) -> Iterator[tuple[str, Tensor]]:
-    """Yields the name and the weight of each layer that produces a group; a shared weight comes once."""
+    """Yields the name and the weight of each layer that produces a group; a shared weight is yielded once."""
     tensors = named_tensors(network)
     members = dict.fromkeys(member for group in graph.groups.values() for member in group.members)
     names = [f"{member}.weight" for member in members if f"{member}.weight" in graph.tensors]

@@ -138,7 +138,7 @@ def print_profile(values: dict[str, Any], *, layers: bool) -> None:
         ("memory", f"{format_amount(totals['memory'], 'memory')} ({totals['memory']:,} bytes: weights, activations)"),
         ("can be slimmed", f"{len(groups)} groups; {share}" if groups else "nothing"),
     ]
-    facts += [("keeps its size", f"{layer}: {reason}") for layer, reason in values["fixed"].items()]
+    facts += [("keeps its size", f"{layer}: {reason}") for layer, reason in values["not_prunable"].items()]
     if counted := values.get("ptflops"):
         counts = f"{counted['macs']:,} MACs, {counted['params']:,} parameters"
         facts.append(("ptflops", f"{counts}: {'equal' if _agree(values) else 'different'}"))

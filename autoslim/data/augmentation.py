@@ -1,7 +1,7 @@
 """Training augmentation, vectorised over a batch on its device, with random numbers keyed by (seed, epoch, image).
 
-Not torchvision's transforms: those draw from global generators, so that the numbers would depend on the numbers of
-workers and ranks, and on where a run was resumed.
+torchvision's transforms are not used, because they draw from global generators: the random numbers would depend on the
+numbers of workers and ranks, and on where a run was resumed.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 
 
 def shuffle(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order of the images in an epoch: a permutation, int64 (count,)."""
+    """Returns the order of the images in an epoch: a permutation, int64 (count,)."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def uniforms(seed: int, epoch: int, indices: np.ndarray, columns: slice = slice(0, COLUMNS)) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64 (len(indices), columns), that depend only on (seed, epoch, index, column).
+    """Returns uniform numbers in [0, 1) that depend only on (seed, epoch, index, column): float64 (indices, columns).
 
-    SplitMix64 (Steele, Lea and Flood 2014) at position ``index * COLUMNS + column`` of the stream of (seed, epoch). It
-    is counter-based, so that the numbers of an image do not require those of earlier images.
+    They are the numbers of SplitMix64 (Steele, Lea and Flood 2014) at positions ``index * COLUMNS + column`` of the
+    stream of (seed, epoch). It is counter-based, so the numbers of an image do not require those of earlier images.
     """
     key = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     column = np.arange(columns.start, columns.stop, dtype=np.uint64)
@@ -50,11 +50,11 @@ def uniforms(seed: int, epoch: int, indices: np.ndarray, columns: slice = slice(
 
 
 def crop_boxes(drawn: np.ndarray, height: int, width: int, area: tuple[float, float]) -> np.ndarray:
-    """Boxes of a random resized crop: int64 (n, 4) of top, left, height, width, for ``drawn`` (n, AREA columns).
+    """Returns the boxes of a random resized crop: int64 (n, 4) of top, left, height, width.
 
-    The rule is that of torchvision's RandomResizedCrop. Up to ten attempts draw a fraction of the area, uniform in
-    ``area``, and an aspect ratio, log-uniform in 3/4 .. 4/3. The first box that fits is placed uniformly. If none
-    fits, the box is the largest centre crop with an allowed ratio.
+    ``drawn`` (n, AREA columns) are uniform random numbers. The rule is that of torchvision's RandomResizedCrop. Up
+    to ten attempts draw a fraction of the area, uniform in ``area``, and an aspect ratio, log-uniform in 3/4 .. 4/3.
+    The first box that fits is placed uniformly. If none fits, the box is the largest centre crop with an allowed ratio.
     """
     shares, ratios = drawn[:, 2 : 2 + TRIES], drawn[:, 2 + TRIES :]
     target = height * width * (area[0] + (area[1] - area[0]) * shares)
@@ -74,13 +74,13 @@ def crop_boxes(drawn: np.ndarray, height: int, width: int, area: tuple[float, fl
     return np.concatenate((corner, size), axis=1)
 
 
-_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision's rgb_to_grayscale
+_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as in torchvision's rgb_to_grayscale
 HALF = 0.5
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The transforms of training images, applied in this order: ``area``, ``pad``, ``flip``, ``jitter``.
+    """The transforms of training images. They are applied in this order: ``area``, ``pad``, ``flip``, ``jitter``.
 
     All are off by default. ``area`` crops a random part of the image, with a fraction of its area in this range
     (ImageNet: (0.25, 1)) and an aspect ratio in 3/4 .. 4/3, and resizes it to the image size. ``pad`` crops at random
@@ -104,12 +104,13 @@ class Augmentation:
             raise UserError(f"augmentation area {self.area} is not possible; use two shares with 0 < low <= high <= 1")
 
 
-def augment(images: Tensor, drawn: np.ndarray, augmentation: Augmentation, *, cut: bool) -> Tensor:
+def augment(images: Tensor, drawn: np.ndarray, augmentation: Augmentation, *, cropped: bool) -> Tensor:
     """Augments images by the random numbers ``drawn`` (n, COLUMNS): uint8 (n, C, S, S) -> float32 in [0, 1].
 
-    ``cut``: the area crop has been done. Images in files are cropped at full resolution, where they are decoded.
+    ``cropped`` states that the area crop was already applied. Images in files are cropped when they are decoded, at
+    full resolution.
     """
-    if augmentation.area is not None and not cut:
+    if augmentation.area is not None and not cropped:
         size = images.shape[-1]
         images = resized_boxes(images, crop_boxes(drawn[:, AREA], size, size, augmentation.area))
     if augmentation.pad or augmentation.flip:
@@ -126,14 +127,14 @@ def augment(images: Tensor, drawn: np.ndarray, augmentation: Augmentation, *, cu
 def resized_boxes(images: Tensor, boxes: np.ndarray) -> Tensor:
     """Resizes the box (top, left, height, width) of each image bilinearly: uint8 (n, C, S, S) -> float32 in [0, 255].
 
-    A box is never larger than the image, so that nothing is scaled down and no antialiasing is needed.
+    A box is never larger than the image, so nothing is scaled down and no antialiasing is needed.
     """
     size = images.shape[-1]
     box = torch.from_numpy(boxes).to(images.device, torch.float32)  # (n, 4)
     step = (torch.arange(size, device=images.device) + 0.5) / size  # (S,), pixel centres of the output
 
     def centres(start: Tensor, length: Tensor) -> Tensor:
-        """Positions of the output's pixels in the image, clamped to the box, in grid_sample's range [-1, 1]."""
+        """Returns the image positions of the output's pixels, clamped to the box, in grid_sample's range [-1, 1]."""
         at = start[:, None] + step * length[:, None]
         at = torch.minimum(torch.maximum(at, start[:, None] + 0.5), (start + length)[:, None] - 0.5)
         return at * (2 / size) - 1
@@ -144,7 +145,7 @@ def resized_boxes(images: Tensor, boxes: np.ndarray) -> Tensor:
 
 
 def shifted(images: Tensor, offsets: np.ndarray, flips: np.ndarray, pad: int) -> Tensor:
-    """Crops the zero-padded images at ``offsets`` (n, 2; row, column in 0 .. 2 * pad) and mirrors those of ``flips``.
+    """Crops the zero-padded images at ``offsets`` (n, 2; row, column in 0 .. 2 * pad) and mirrors those in ``flips``.
 
     (n, C, S, S) -> (n, C, S, S) of the same dtype. With offsets equal to ``pad`` and no flip the images are unchanged.
     """

@@ -21,14 +21,14 @@ AreaKey = tuple[tuple[float, float], int, int]  # area range, seed, epoch
 
 
 class _Files(Dataset[Any]):
-    """Decoded images of a split, uint8 (C, S, S), by the evaluation transform or, with ``area``, a random area crop."""
+    """Decoded images of a split, uint8 (C, S, S), after the evaluation transform or, with ``area``, a random crop."""
 
     def __init__(self, data: PreparedData, split: str, area: AreaKey | None) -> None:
         self.paths, self.labels, self.root = data.paths(split), data.labels(split), data.root
         self.info, self.area = data.info, area
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | UserError:
-        # Returned as a value: the loader would wrap an exception raised in a worker into one with a traceback's text.
+        # An error is returned, because the loader would replace one raised in a worker by an error with a traceback.
         try:
             image = open_image(self.root / Path(os.fsdecode(self.paths[index])), self.info.channels)
         except UserError as error:
@@ -57,12 +57,12 @@ def _collate(items: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Tenso
 def decoded_batches(
     data: PreparedData, split: str, batches: Sequence[np.ndarray], *, area: AreaKey | None, workers: int, pin: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """uint8 images (n, C, S, S) and int64 labels (n,) on the host, for each array of positions in ``batches``.
+    """Yields uint8 images (n, C, S, S) and int64 labels (n,) on the host, for each array of positions in ``batches``.
 
-    ``workers`` processes decode ahead; with 0 this process decodes.
+    ``workers`` processes decode in advance; with 0, this process decodes.
 
     Raises:
-        UserError: an image cannot be decoded; the message has its path.
+        UserError: an image cannot be decoded. The message contains its path.
     """
     loader: DataLoader[Any] = DataLoader(
         _Files(data, split, area),
@@ -79,11 +79,11 @@ def decoded_batches(
 
 
 Batches = Iterator[tuple[Tensor, Tensor]]
-_EVALUATION = 2**32 - 1  # in place of an epoch, so that the evaluation order differs from every epoch's
+_EVALUATION = 2**32 - 1  # used instead of an epoch, so that the evaluation order differs from that of every epoch
 
 
 def batches_per_epoch(data: PreparedData, batch_size: int) -> int:
-    """Number of full batches in the train split; 1 if the split is smaller than a batch."""
+    """Returns the number of full batches in the train split, or 1 if the split is smaller than a batch."""
     return max(1, len(data.labels("train")) // batch_size)
 
 
@@ -100,7 +100,7 @@ def train_batches(
     world_size: int = 1,
     skip: int = 0,
 ) -> Batches:
-    """One epoch of the train split: normalised float32 images (n, C, S, S) and int64 labels (n,) on ``device``.
+    """Yields one epoch of the train split: normalised float32 images (n, C, S, S) and int64 labels (n,) on ``device``.
 
     The order depends on (seed, epoch). An incomplete last batch is dropped, but a split smaller than a batch is one
     batch. ``batch_size`` counts the images of all ranks; each rank gets its slice of the batch that a single process
@@ -133,7 +133,7 @@ def eval_batches(
     limit: int | None = None,
     shuffled_by: int | None = None,
 ) -> Batches:
-    """All images of a split once, by the evaluation transform. The last batch may be smaller.
+    """Yields all images of a split once, after the evaluation transform. The last batch may be smaller.
 
     The order is the stored one or, with ``shuffled_by``, a permutation by that seed, so that each batch mixes the
     classes. ``limit`` yields only the first images of that order. Images and labels are as in ``train_batches``.
@@ -169,7 +169,7 @@ def _training(
         loaded = _decoded(data, "train", batches, device, workers, area)
     for indices, (images, labels) in zip(batches, loaded, strict=True):
         drawn = uniforms(seed, epoch, indices)
-        yield normalised(augment(images, drawn, augmentation, cut=not arrays), data.info), labels
+        yield normalised(augment(images, drawn, augmentation, cropped=not arrays), data.info), labels
 
 
 def _evaluation(
@@ -185,8 +185,8 @@ def _stored(data: PreparedData, split: str, batches: list[np.ndarray], device: t
     images = data.resident(split, device)
     labels = data.labels(split)
     for indices in batches:
-        picked = images[torch.from_numpy(indices).to(images.device)]
-        yield picked.to(device), torch.from_numpy(labels[indices]).to(device)
+        selected = images[torch.from_numpy(indices).to(images.device)]
+        yield selected.to(device), torch.from_numpy(labels[indices]).to(device)
 
 
 def _decoded(
@@ -203,23 +203,23 @@ def _decoded(
 
 
 def normalised(images: Tensor, info: DataInfo) -> Tensor:
-    """Subtracts the mean and divides by the standard deviation, per channel; ``images`` are in [0, 1]."""
+    """Subtracts the mean of each channel and divides by its standard deviation. ``images`` are in [0, 1]."""
     mean = torch.tensor(info.mean, device=images.device)[:, None, None]
     std = torch.tensor(info.std, device=images.device)[:, None, None]
     return (images - mean) / std
 
 
 def even_chunk(images: int, least: int) -> int:
-    """The smallest chunk size with at least ``least`` images in every chunk, also the last; else ``images``."""
+    """Returns the smallest chunk size for which all chunks have at least ``least`` images, or else ``images``."""
     return next((size for size in range(least, images) if not 0 < images % size < least), images)
 
 
 def search_chunks(
     data: PreparedData, *, images: int, chunk: int, seed: int, device: torch.device, workers: int
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The first ``images`` of the search split, in a fixed shuffled order and chunks of at least ``chunk``.
+    """Returns the first ``images`` of the search split on the device, in chunks of at least ``chunk`` images.
 
-    They are on the device. The order is shuffled because batch statistics are those of a chunk: each must mix classes.
+    The order is shuffled by ``seed``, because batch statistics are those of a chunk, which must therefore mix classes.
     """
     count = min(images, data.info.counts["search"])
     size = even_chunk(count, chunk)

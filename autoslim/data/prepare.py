@@ -22,7 +22,7 @@ ARRAYS_LIMIT = 2**30  # bytes of uint8 pixels up to which "auto" stores arrays
 SAMPLE = 2000  # images read for sizes and colours, and for mean and std of "files"
 HELD_OUT = 0.25  # fraction that becomes the test split if the source has none
 STORAGES = ("auto", "arrays", "files")
-# Keys of the random generators, beside the seed, so that no two choices share their random numbers.
+# Keys of the random generators in addition to the seed, so that no two choices share their random numbers.
 _SEARCH, _TRAIN, _TEST, _HELD_OUT, _SAMPLE = range(5)
 
 Chosen = tuple[Part, np.ndarray]  # a part of the source and the sorted positions chosen from it
@@ -49,7 +49,7 @@ def prepare(
     class. ``train_images`` and ``test_images`` choose class-balanced subsets of the remaining images and of the test
     part. If the source has no test part, a quarter is held out, the same for every seed. With None, ``image_size`` and
     ``channels`` are those of the source. ``storage`` "auto" stores arrays up to 1 GiB of pixels, or if the images are
-    not files. Relative paths (``raw`` and a ``folder:``) start at ``relative_to``. Equal inputs give equal bytes.
+    not files. Relative paths (``raw`` and a ``folder:``) start at ``relative_to``. Equal inputs produce equal bytes.
     ``destination`` is written atomically.
 
     Raises:
@@ -58,7 +58,7 @@ def prepare(
     _check(destination, image_size, channels, storage)
     loaded = load_source(source, raw=raw, relative_to=relative_to)
     if len(loaded.classes) < 2:
-        raise UserError(f"data source {source} has one class only; at least two are needed")
+        raise UserError(f"data source {source} has only one class; at least two are required")
     chosen = _splits(loaded, search_images, train_images, test_images, seed)
     sample = _sample(chosen["train"])
     image_size, channels, shorter_side = _inspect(source, sample, image_size, channels)
@@ -102,13 +102,13 @@ def prepare(
 
 def _check(destination: Path, image_size: int | None, channels: int | None, storage: str) -> None:
     if channels not in (None, 1, 3):
-        raise UserError(f"channels {channels} is not possible; use 1 (grey), 3 (RGB) or leave it out")
+        raise UserError(f"channels {channels} is not possible; use 1 (grey) or 3 (RGB), or omit it")
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size {image_size} is not possible; use a number of pixels, at least 1")
     if storage not in STORAGES:
         raise UserError(f"storage {storage!r} is unknown; expected one of {', '.join(STORAGES)}")
     foreign = destination.exists() and (not destination.is_dir() or any(destination.iterdir()))
-    if foreign and not (destination / FILE_NAME).is_file():  # it would be replaced with everything in it
+    if foreign and not (destination / FILE_NAME).is_file():  # it would be replaced, with everything in it
         raise UserError(f"{destination} exists and is not a prepared data folder; remove it or choose another")
 
 
@@ -120,12 +120,12 @@ def _splits(
     if test is None:
         test, share = train, round(HELD_OUT * len(train))
         limits = np.bincount(train.labels) // 2
-        kept = choose_balanced(
+        test_indices = choose_balanced(
             train.labels, min(share, int(limits.sum())), np.random.default_rng(_HELD_OUT), available=limits
         )
-        pool = np.setdiff1d(pool, kept)
+        pool = np.setdiff1d(pool, test_indices)
     else:
-        kept = np.arange(len(test))
+        test_indices = np.arange(len(test))
 
     limits = np.bincount(train.labels[pool], minlength=len(source.classes)) // 2
     possible = int(limits.sum())
@@ -140,9 +140,9 @@ def _splits(
         _check_subset("train_images", train_images, len(source.classes), len(rest))
         rest = rest[_balanced(train.labels[rest], train_images, seed, _TRAIN)]
     if test_images is not None:
-        _check_subset("test_images", test_images, 1, len(kept))
-        kept = kept[_balanced(test.labels[kept], test_images, seed, _TEST)]
-    return {"train": (train, rest), "search": (train, search), "test": (test, kept)}
+        _check_subset("test_images", test_images, 1, len(test_indices))
+        test_indices = test_indices[_balanced(test.labels[test_indices], test_images, seed, _TEST)]
+    return {"train": (train, rest), "search": (train, search), "test": (test, test_indices)}
 
 
 def _balanced(
@@ -157,7 +157,7 @@ def _check_subset(name: str, images: int, least: int, most: int) -> None:
 
 
 def _sample(train: Chosen) -> Chosen:
-    """A fixed, sorted sample of the train split; the whole split if it is small."""
+    """Returns a fixed, sorted sample of the train split, or the whole split if it is small."""
     part, indices = train
     if len(indices) > SAMPLE:
         indices = np.sort(np.random.default_rng(_SAMPLE).choice(indices, SAMPLE, replace=False))
@@ -165,7 +165,7 @@ def _sample(train: Chosen) -> Chosen:
 
 
 def _inspect(source: str, sample: Chosen, image_size: int | None, channels: int | None) -> tuple[int, int, int]:
-    """Image size, channels and the shorter side before the crop, taken from the sample where they are None."""
+    """Returns image size, channels and the shorter side before the crop, from the sample if they are None."""
     part, indices = sample
     images = (part.read(int(index)) for index in indices)
     sizes, grey = zip(*((image.size, is_grey(image.mode)) for image in images), strict=True)
@@ -201,10 +201,10 @@ def _umask() -> int:
 
 
 def balanced_quotas(available: np.ndarray, total: int, order: np.ndarray) -> np.ndarray:
-    """Numbers of images by class that sum to ``total`` and are as even as ``available`` (K,) allows.
+    """Returns numbers of images by class that sum to ``total`` and are as even as ``available`` (K,) allows.
 
     Every class gets the same number, or all its images if it has fewer. The remainder goes to the classes that are
-    first in ``order`` (K,), one image each. A larger total never gives a class fewer images. ``total`` must not exceed
+    first in ``order`` (K,), one image each. With a larger total, no class gets fewer images. ``total`` must not exceed
     ``available.sum()``.
     """
     assert 0 <= total <= available.sum()
@@ -224,7 +224,7 @@ def balanced_quotas(available: np.ndarray, total: int, order: np.ndarray) -> np.
 def choose_balanced(
     labels: np.ndarray, total: int, rng: np.random.Generator, *, available: np.ndarray | None = None
 ) -> np.ndarray:
-    """Sorted positions of ``total`` images of ``labels`` (N,), class-balanced, drawn by ``rng``.
+    """Returns the sorted positions of ``total`` images of ``labels`` (N,), class-balanced, drawn by ``rng``.
 
     ``available`` (K,) bounds the number per class (None: all images). For the same generator state, the choice of a
     smaller total is a subset of that of a larger one.
@@ -232,7 +232,7 @@ def choose_balanced(
     counts = np.bincount(labels)
     quotas = balanced_quotas(counts if available is None else available, total, rng.permutation(len(counts)))
     shuffled = rng.permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]  # class after class, shuffled within each
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]  # sorted by class, shuffled within each class
     starts = np.cumsum(counts) - counts
     rank = np.arange(len(labels)) - starts[labels[by_class]]  # 0, 1, ... within the class
     chosen: np.ndarray = np.sort(by_class[rank < quotas[labels[by_class]]])
@@ -252,7 +252,7 @@ def check_source(source: str, *, relative_to: Path = Path()) -> None:
     """
     scheme, rest = _parse(source)
     if scheme == "torchvision":
-        from autoslim.data.torchvision_sets import check_torchvision  # imports torchvision: only for this source
+        from autoslim.data.torchvision_sets import check_torchvision  # imports torchvision
 
         check_torchvision(rest)
     elif scheme == "folder":
@@ -260,7 +260,7 @@ def check_source(source: str, *, relative_to: Path = Path()) -> None:
 
 
 def load_source(source: str, *, raw: Path, relative_to: Path = Path()) -> Source:
-    """Finds the images of a source and decodes few of them. A torchvision source is downloaded into ``raw``.
+    """Finds the images of a source and decodes a few of them. A torchvision source is downloaded into ``raw``.
 
     Raises:
         UserError: the source is not valid or cannot be loaded.

@@ -51,12 +51,12 @@ class DataInfo:
         return self.resize or self.image_size
 
     def to_json(self) -> str:
-        """The text of ``data.json``. Equal values give equal bytes."""
+        """Returns the text of ``data.json``. Equal values produce equal bytes."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> DataInfo:
-        """The inverse of ``to_json``.
+        """Restores the description from the text of ``data.json``.
 
         Raises:
             ValueError, KeyError: the text is not a ``data.json`` of this format.
@@ -95,17 +95,17 @@ Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
 def images_path(folder: Path, split: str) -> Path:
-    """uint8 (N, C, S, S)"""
+    """Returns the file of a split's images: uint8 (N, C, S, S)."""
     return folder / f"{split}.images.npy"
 
 
 def labels_path(folder: Path, split: str) -> Path:
-    """int64 (N,)"""
+    """Returns the file of a split's labels: int64 (N,)."""
     return folder / f"{split}.labels.npy"
 
 
 def channel_moments(images: Iterable[np.ndarray], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel of uint8 images (C, S, S), scaled to [0, 1]. The sums are exact."""
+    """Returns mean and standard deviation per channel of uint8 images (C, S, S), scaled to [0, 1], from exact sums."""
     total, squares, count = np.zeros(channels, np.int64), np.zeros(channels, np.int64), 0
     for image in images:
         values = image.reshape(channels, -1).astype(np.int64)
@@ -134,7 +134,7 @@ def write_arrays(
 
         shape = (len(indices), channels, size, size)
         images = np.lib.format.open_memmap(images_path(folder, split), mode="w+", dtype=np.uint8, shape=shape)
-        # Decoding a file releases the GIL; images that are in memory gain nothing from threads.
+        # Decoding a file releases the GIL; threads do not help for images in memory.
         threads = (os.cpu_count() or 1) if part.paths is not None else 1
         with ThreadPoolExecutor(threads) as pool:
             blocks = range(0, len(indices), _BLOCK)
@@ -150,7 +150,7 @@ def write_arrays(
 
 
 def write_manifest(folder: Path, chosen: Mapping[str, tuple[Part, np.ndarray]]) -> None:
-    """Writes one row per image and opens no image."""
+    """Writes one row per image, without opening the images."""
     with (folder / MANIFEST).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("split", "label", "path"))
@@ -160,7 +160,7 @@ def write_manifest(folder: Path, chosen: Mapping[str, tuple[Part, np.ndarray]]) 
 
 
 def read_manifest(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Paths and int64 labels by split. Paths are fixed-length bytes, so that worker processes share their memory."""
+    """Returns paths and int64 labels by split. Paths are fixed-length bytes, so worker processes share their memory."""
     paths: dict[str, list[bytes]] = {split: [] for split in SPLITS}
     labels: dict[str, list[int]] = {split: [] for split in SPLITS}
     with (folder / MANIFEST).open(encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -220,27 +220,27 @@ class PreparedData:
         return data
 
     def labels(self, split: str) -> np.ndarray:
-        """int64 (N,), in the stored order. A folder is sorted by class: shuffle before splitting into chunks."""
+        """Returns int64 labels (N,) in stored order. Folders are sorted by class: shuffle them before making chunks."""
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
         return self._labels[split]
 
     def images(self, split: str) -> np.ndarray:
-        """uint8 (N, C, S, S), memory-mapped; only for storage "arrays"."""
+        """Returns uint8 images (N, C, S, S), memory-mapped; only for storage "arrays"."""
         if self.info.storage != "arrays":
             raise ValueError("data stored as files has no array of images; use eval_batches")
         self.labels(split)
         return self._images[split]
 
     def paths(self, split: str) -> np.ndarray:
-        """Paths relative to ``root`` as bytes (N,); only for storage "files"."""
+        """Returns paths relative to ``root``, as bytes (N,); only for storage "files"."""
         if self.info.storage != "files":
             raise ValueError("data stored as arrays has no files; use images")
         self.labels(split)
         return self._paths[split]
 
     def resident(self, split: str, device: torch.device) -> Tensor:
-        """The images of a split (uint8) on ``device``, moved once; on the host above ``RESIDENT_LIMIT``."""
+        """Returns the images of a split (uint8) on ``device``, moved once, or on the host above ``RESIDENT_LIMIT``."""
         images = self.images(split)
         if images.nbytes > RESIDENT_LIMIT:
             device = torch.device("cpu")

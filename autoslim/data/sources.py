@@ -15,11 +15,11 @@ from autoslim.data.images import open_image
 from autoslim.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Those of torchvision's ImageFolder, written out because torchvision takes seconds to import."""
+"""The suffixes of torchvision's ImageFolder. They are repeated here because torchvision takes seconds to import."""
 
 
 def located(path: str, relative_to: Path) -> Path:
-    """A path that a user wrote: ``~`` is expanded, and a relative path starts at ``relative_to``."""
+    """Returns the path that a user wrote, with ``~`` expanded. Relative paths start at ``relative_to``."""
     return relative_to / Path(path).expanduser()
 
 
@@ -27,9 +27,9 @@ def located(path: str, relative_to: Path) -> Path:
 class Part:
     """The training or the test part of a source.
 
-    ``labels`` (int64, (N,)) index the classes of the source. ``read`` decodes one image in its own mode and raises
-    ``UserError`` with the path if that fails. ``paths`` are relative to the root of the source and use "/"; None if
-    the images are not files.
+    ``labels`` (int64, (N,)) index the classes of the source. ``read`` decodes one image without conversion and raises
+    ``UserError`` with the path if that fails. ``paths`` are relative to the root of the source and use "/". They are
+    None if the images are not files.
     """
 
     labels: np.ndarray
@@ -57,7 +57,7 @@ BRIGHTEST = 16  # scikit-learn's pixels are integers from 0 to 16
 
 
 def load_digits_source() -> Source:
-    """scikit-learn's digits as a single part, because it ships only the test half of the original data set."""
+    """Returns scikit-learn's digits as a single part, because only the test half of the original set is included."""
     from sklearn.datasets import load_digits  # slow to import
 
     digits = load_digits()
@@ -75,7 +75,9 @@ _LAYOUT = "expected <folder>/train/<class>/<images> and <folder>/test/<class>/<i
 
 
 def check_folder(folder: Path) -> tuple[tuple[str, ...], str]:
-    """The classes, sorted by name, and the name of the test folder ("test", else "val"). Opens no image.
+    """Returns the classes, sorted by name, and the name of the test folder ("test" or else "val").
+
+    No image is opened.
 
     Raises:
         UserError: the folder or a part is missing, there are fewer than two classes, a class has no image, or the
@@ -92,7 +94,7 @@ def check_folder(folder: Path) -> tuple[tuple[str, ...], str]:
     if not classes:
         raise UserError(f"{folder / 'train'} is empty: it has no class folders; {_LAYOUT}")
     if len(classes) == 1:
-        raise UserError(f"{folder / 'train'} has one class only ({classes[0]}); at least two are needed")
+        raise UserError(f"{folder / 'train'} has only one class ({classes[0]}); at least two are required")
     for missing, where in (
         (sorted(set(classes) - set(test_classes)), test),
         (sorted(set(test_classes) - set(classes)), "train"),
@@ -101,18 +103,20 @@ def check_folder(folder: Path) -> tuple[tuple[str, ...], str]:
             names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             raise UserError(
                 f"classes differ between {folder / 'train'} ({len(classes)}) and {folder / test} "
-                f"({len(test_classes)}): {where}/ lacks {names}; both need the same class folders"
+                f"({len(test_classes)}): {where}/ lacks {names}; both must have the same class folders"
             )
     for part in ("train", test):
         for name in classes:
             if next(_images(folder / part / name), None) is None:
                 suffixes = " ".join(IMAGE_SUFFIXES)
-                raise UserError(f"{folder / part / name} holds no image ({suffixes}); add some or remove the class")
+                raise UserError(
+                    f"{folder / part / name} contains no image ({suffixes}); add images or remove the class"
+                )
     return classes, test
 
 
 def load_folder_source(path: str, folder: Path) -> Source:
-    """The source in ``folder``, which the user wrote as ``path``. If test/ and val/ exist, test/ is the test split."""
+    """Returns the source in ``folder``, written as ``path`` by the user. test/ takes precedence over val/."""
     classes, test = check_folder(folder)
     if test == "test" and (folder / "val").is_dir():
         _log.warning("%s has both test/ and val/: test/ is the test split, val/ is not used", folder)
@@ -135,7 +139,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _images(folder: Path) -> Iterator[str]:
-    """Paths of the images in and below ``folder``, relative to it, without hidden files (macOS writes ``._x.jpg``)."""
+    """Yields relative paths of the images in and below ``folder``, without hidden files (macOS writes ``._x.jpg``)."""
     for directory, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         subfolder = Path(directory).relative_to(folder)

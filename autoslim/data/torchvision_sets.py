@@ -1,4 +1,4 @@
-"""``torchvision:NAME``: the image classification data sets of ``torchvision.datasets``, which download themselves.
+"""``torchvision:NAME``: the image classification data sets of ``torchvision.datasets``.
 
 The signature of the constructor decides how a data set is split. With ``train=`` it is built twice. With ``split=`` it
 is built as "train" (or the default, if its name contains "train": "trainval", "train-standard") and as the first of
@@ -28,7 +28,7 @@ _TEST_SPLITS = ("test", "val", "valid")
 
 
 def check_torchvision(name: str) -> tuple[type, dict[str, Any]]:
-    """The data set's class and the constructor arguments after "?".
+    """Returns the data set's class and the constructor arguments after "?".
 
     Raises:
         UserError: the name or an argument is unknown, or a required argument is missing.
@@ -54,7 +54,7 @@ def check_torchvision(name: str) -> tuple[type, dict[str, Any]]:
 
 
 def load_torchvision_source(name: str, raw: Path, relative_to: Path) -> Source:
-    """Builds the data set, and downloads it into ``raw`` if it is not there.
+    """Builds the data set, and downloads it to ``raw`` if necessary.
 
     Raises:
         UserError: the name or an argument is not valid, or the data set cannot be loaded.
@@ -73,13 +73,15 @@ def load_torchvision_source(name: str, raw: Path, relative_to: Path) -> Source:
     else:
         train, test = _build(cls, options), None
     train_labels = class_numbers(cls.__name__, train)
-    present = np.unique(train_labels)  # EMNIST's letters start at 1: numbers without images are skipped
+    present = np.unique(train_labels)  # numbers without images are skipped: EMNIST's letters start at 1
     names = getattr(train, "classes", None)
     classes = tuple(class_name(names, int(number)) for number in present)
 
     def part(dataset: Any, numbers: np.ndarray) -> Part:
         if unknown := np.setdiff1d(numbers, present).tolist():
-            raise UserError(f"torchvision:{name}: classes {unknown[:5]} are in its test split but not in training")
+            raise UserError(
+                f"torchvision:{name}: classes {unknown[:5]} are in its test split but not in its training split"
+            )
         return part_of(name, dataset, np.searchsorted(present, numbers).astype(np.int64), root)
 
     return Source(
@@ -91,7 +93,7 @@ def load_torchvision_source(name: str, raw: Path, relative_to: Path) -> Source:
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """The named constructor parameters, including those that ``**kwargs`` passes to parent classes."""
+    """Returns the named constructor parameters, including those that ``**kwargs`` passes to parent classes."""
     named: dict[str, inspect.Parameter] = {}
     for owner in cls.__mro__[:-1]:
         if "__init__" not in vars(owner):
@@ -121,7 +123,7 @@ def _build(cls: type, options: dict[str, Any]) -> Any:
         if not len(dataset):
             raise ValueError("it has no images")
         return dataset
-    except Exception as error:  # a missing package, no network, a damaged archive: of any class
+    except Exception as error:  # such as a missing package, no network or a damaged archive
         raise UserError(
             f"torchvision:{cls.__name__} could not be loaded ({type(error).__name__}: {first_line(error)}); "
             f"check the network, or put its files into {options.get('root', 'the raw folder')}"
@@ -129,7 +131,7 @@ def _build(cls: type, options: dict[str, Any]) -> Any:
 
 
 def _test_split(cls: type, options: dict[str, Any]) -> Any:
-    """The first test split that exists and has labels. torchvision raises ``ValueError`` if a split does not exist."""
+    """Returns the first test split that exists and has labels. For other names, torchvision raises ``ValueError``."""
     reasons = []
     for split in _TEST_SPLITS:
         try:
@@ -138,7 +140,7 @@ def _test_split(cls: type, options: dict[str, Any]) -> Any:
             return dataset
         except UserError as error:
             if not isinstance(error.__cause__, ValueError | type(None)):
-                raise  # such as a lost network connection, which must not decide the split
+                raise  # for example, a lost connection must not decide the split
             reasons.append(error)
     raise reasons[0]
 
@@ -154,7 +156,7 @@ def check_pair(name: str, dataset: Any) -> None:
     """Checks that the first item is (PIL image, class number).
 
     Raises:
-        UserError: it is not.
+        UserError: the first item is something else.
     """
     item = dataset[0]
     label = item[1] if isinstance(item, tuple) and len(item) == 2 else None
@@ -164,7 +166,7 @@ def check_pair(name: str, dataset: Any) -> None:
 
 
 def class_numbers(name: str, dataset: Any) -> np.ndarray:
-    """Class numbers, int64 (N,), from an attribute that agrees with the items, else from every item."""
+    """Returns class numbers, int64 (N,), from an attribute that agrees with the items, or else from every item."""
     check_pair(name, dataset)
     probes = sorted({int(position) for position in np.linspace(0, len(dataset) - 1, _PROBES)})
     for values in _candidates(dataset, _LABELS, 1):
@@ -178,7 +180,7 @@ def class_numbers(name: str, dataset: Any) -> np.ndarray:
 
 
 def _files(dataset: Any, root: Path) -> list[str] | None:
-    """Paths relative to ``root`` if the items are image files below it, else None."""
+    """Returns paths relative to ``root`` if the items are image files below it, and None otherwise."""
     probes = sorted({int(position) for position in np.linspace(0, len(dataset) - 1, 3)})
     for values in _candidates(dataset, _FILES, 0):
         if len(values) != len(dataset) or not all(isinstance(value, str | Path) for value in values):
@@ -192,7 +194,7 @@ def _files(dataset: Any, root: Path) -> list[str] | None:
 
 
 def _candidates(dataset: Any, names: Sequence[str], column: int) -> list[Sequence[Any]]:
-    """The attributes in ``names`` that exist, then ``column`` of the attributes that are lists of pairs."""
+    """Returns the attributes in ``names`` that exist, then ``column`` of the attributes that are lists of pairs."""
     candidates = [getattr(dataset, name) for name in names if hasattr(dataset, name)]
     for name in _PAIRS:
         pairs = getattr(dataset, name, None)
@@ -206,14 +208,14 @@ def _same(path: Path, image: Image.Image) -> bool:
 
 
 def class_name(names: Any, number: int) -> str:
-    """The name of a class, or its number if the data set has no names."""
+    """Returns the name of a class, or its number if the data set has no names."""
     if not isinstance(names, list | tuple) or number >= len(names):
         return str(number)
     return ", ".join(names[number]) if isinstance(names[number], tuple) else str(names[number])
 
 
 def part_of(name: str, dataset: Any, labels: np.ndarray, root: Path) -> Part:
-    """A part with the given class numbers. It reads files below ``root`` if the items are such, else the data set."""
+    """Returns a part with these class numbers. It reads files below ``root`` if the items are files."""
     paths = _files(dataset, root)
     if paths is not None:
         return Part(labels=labels, read=lambda index: open_image(root / paths[index], None), paths=paths)
@@ -222,7 +224,7 @@ def part_of(name: str, dataset: Any, labels: np.ndarray, root: Path) -> Part:
         try:
             image: Image.Image = dataset[index][0]
             return image
-        except Exception as error:  # decoders of data sets raise errors of any class
+        except Exception as error:  # decoders of data sets may raise anything
             raise unreadable(f"image {index} of torchvision:{name}", error) from error
 
     return Part(labels=labels, read=read, paths=None)

@@ -1,6 +1,6 @@
 """The ranks of a distributed run and their collective operations. A single process is the normal case.
 
-``torch.distributed`` is imported only where there are several processes.
+``torch.distributed`` is imported only if there are several processes.
 """
 
 import contextlib
@@ -23,20 +23,20 @@ SRUN_TORCHRUN = (
     "srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc-per-node=gpu --rdzv-backend=c10d "
     "--rdzv-id=$SLURM_JOB_ID --rdzv-endpoint=$(hostname):29500 stages/supernet.py"
 )
-"""The command that starts a stage on several nodes, in a batch script of Slurm's."""
+"""The command that starts a stage on several nodes, in a Slurm batch script."""
 
 _POLL_S = 0.02
 
 
 class LostRankError(UserError):
-    """Another rank has ended. Its own error is the cause, this one is a consequence."""
+    """Raised if another rank has ended. The error of that rank is the cause."""
 
 
 class World:
     """The rank of this process among all processes of the run. In a single process every collective is the identity.
 
     Args:
-        rank: from 0. Only rank 0 writes files, tracks and prints.
+        rank: rank of this process, from 0. Only rank 0 writes files, tracks and prints.
         world_size: number of processes.
         local_rank: rank within the node.
         local_world_size: number of processes on the node.
@@ -94,7 +94,7 @@ class World:
             self._store = None
 
     def _wait_for_all(self) -> None:
-        """Rank 0 ends last, because it may host the store that the other ranks still read."""
+        """Makes rank 0 end last, because it may host the store that the other ranks still read."""
         with self._lost_rank_errors():
             self._store.set(f"done/{self.rank}", b"")
             if self.is_rank_zero:
@@ -130,7 +130,7 @@ class World:
             return function()
         self._broadcasts += 1
         key = f"broadcast/{self._broadcasts}"
-        # The store, not a collective: a collective has a time limit, and a validation may take longer.
+        # Uses the store instead of a collective, because collectives have a time limit, which a validation may exceed.
         with self._lost_rank_errors():
             if not self.is_rank_zero:
                 while not self._store.check([key]):
@@ -143,14 +143,16 @@ class World:
 
     @contextlib.contextmanager
     def entered_on_rank_zero(self, context: contextlib.AbstractContextManager[None]) -> Iterator[None]:
-        """Rank 0 enters ``context`` (a lock, for example) for all ranks. The others wait until it has."""
+        """Enters ``context``, such as a lock, on rank 0 for all ranks. The other ranks wait until it is entered."""
         with contextlib.ExitStack() as stack:
             self.on_rank_zero(lambda: stack.enter_context(context))
             yield
 
     def agree(self, value: object, what: str) -> None:
-        """Raises:
-        UserError: ``value`` differs from that of rank 0.
+        """Checks that ``value`` is the same on every rank.
+
+        Raises:
+            UserError: ``value`` differs from that of rank 0.
         """
         expected = self.on_rank_zero(lambda: value)
         if expected != value:
@@ -177,10 +179,10 @@ SINGLE = World()
 
 
 def world_from_environment(environment: Mapping[str, str]) -> World | None:
-    """This process's rank as torchrun set it in the environment; None without torchrun.
+    """Returns the rank of this process from torchrun's environment variables, or None without torchrun.
 
     Raises:
-        UserError: RANK is set, but another variable of torchrun's is missing or not a number; or srun started several
+        UserError: RANK is set, but another of torchrun's variables is missing or not a number; or srun started several
             tasks without torchrun.
     """
     names = {
@@ -193,7 +195,7 @@ def world_from_environment(environment: Mapping[str, str]) -> World | None:
         tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")  # only srun sets it; a batch script has SLURM_NTASKS
         if tasks != "1":
             raise UserError(
-                f"SLURM_STEP_NUM_TASKS is {tasks}, but RANK is not set, so that {tasks} independent runs would write "
+                f"SLURM_STEP_NUM_TASKS is {tasks}, but RANK is not set, so {tasks} independent runs would write "
                 f"the same files; start one torchrun per node: {SRUN_TORCHRUN}"
             )
         return None
@@ -211,5 +213,5 @@ def world_from_environment(environment: Mapping[str, str]) -> World | None:
 
 
 def current_world() -> World:
-    """This process's rank and the world size by its environment; a single process without torchrun."""
+    """Returns the rank of this process and the world size; without torchrun, that of a single process."""
     return world_from_environment(os.environ) or SINGLE

@@ -16,8 +16,9 @@ from autoslim.errors import UserError
 class GradientSynchronizer:
     """Averages the gradients over all ranks, between the last backward pass of a step and the optimiser's step.
 
-    Not DistributedDataParallel: a step of the sandwich rule has several backward passes, and one all-reduce after the
-    last suffices. Ranks are weighted by their numbers of images, so that the shares of a batch need not be equal.
+    DistributedDataParallel is not used, because a step of the sandwich rule has several backward passes, and one
+    all-reduce after the last suffices. Ranks are weighted by their numbers of images, so the shares of a batch need not
+    be equal.
     """
 
     def __init__(self, network: nn.Module, world: World) -> None:
@@ -28,7 +29,7 @@ class GradientSynchronizer:
     def share(self, loss: Tensor, images: int) -> Tensor:
         """Averages the gradients over the images of all ranks, in place, and returns the average loss (a scalar).
 
-        ``loss`` and the gradients of this rank are means over its own ``images``. A parameter without a gradient on
+        ``loss`` and the gradients of this rank are means over its ``images``. A parameter without a gradient on
         any rank keeps none.
 
         Raises:
@@ -66,11 +67,12 @@ class GradientSynchronizer:
 
 @contextmanager
 def synchronised_batch_norm(world: World) -> Iterator[None]:
-    """Within it, ``F.batch_norm`` in training mode computes its statistics over the batches of all ranks.
+    """Makes ``F.batch_norm`` in training mode compute its statistics over the batches of all ranks.
 
-    Not torch's SyncBatchNorm: that one needs an accelerator and replaces modules. This one also runs on gloo and
-    applies to every caller of ``F.batch_norm`` (torch's modules, a supernet's views of its weights, timm's layers), so
-    that the network and its checkpoints do not change. All ranks must run the same layers in the same order.
+    torch's SyncBatchNorm is not used, because it requires an accelerator and replaces modules. This function also works
+    with gloo and applies to every caller of ``F.batch_norm`` (torch's modules, a supernet's views of its weights,
+    timm's layers), so the network and its checkpoints do not change. All ranks must run the same layers in the same
+    order.
     """
     if world.is_single:
         yield
@@ -103,14 +105,14 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """``F.batch_norm``, with the same parameter names.
+    """Computes ``F.batch_norm`` with statistics of all ranks. The parameters have the same names.
 
     Raises:
-        ValueError: as torch's, where the variance of a single value would be needed.
+        ValueError: a channel has only one value, as in torch.
     """
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
-    # As in SyncBatchNorm: two ranks with a value each have two. Their exact number is on the device.
+    # As in SyncBatchNorm, two ranks with one value each suffice. The exact number of values is on the device.
     if input.numel() // input.shape[1] * world.world_size < 2:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.size()}")
     output, mean, variance, count = _Normalise.apply(input, weight, bias, eps, world)
@@ -126,7 +128,7 @@ def _batch_norm(
 class _Normalise(torch.autograd.Function):
     """(N, C, ...) -> normalised, (C,) mean, (C,) biased variance, and the number of values per channel, of all ranks.
 
-    The loss of each rank is the mean over its own images, and gradients are later averaged over all images. The
+    The loss of each rank is the mean over its images, and gradients are later averaged over all images. The
     backward pass therefore weights the gradients of other ranks by their numbers of images.
     """
 

@@ -153,7 +153,7 @@ class MobileNetV1(_Classifier):
 class MNasNetBlock(nn.Module):
     """Inverted residual block: 1x1 expansion (none at expansion 1), depthwise convolution and linear 1x1 projection.
 
-    In MNasNet, every block of a stage but the first has a skip connection.
+    In MNasNet, every block of a stage except the first has a skip connection.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int, kernel: int, skip: bool) -> None:

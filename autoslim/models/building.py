@@ -65,8 +65,8 @@ def _call(constructor: Callable[..., Any], kwargs: Mapping[str, Any], classes: i
 def check_network(network: nn.Module, name: str, input_shape: tuple[int, int, int], classes: int) -> None:
     """Checks that a network accepts the data's images and returns one logit for each class.
 
-    A copy of the network runs on the meta device, without computing values, or on its own device if its control flow
-    depends on data.
+    A copy of the network runs on the meta device, without computing values, or on the network's device if its control
+    flow depends on data.
 
     Raises:
         UserError: the network does not accept images of ``input_shape`` (C, H, W), or returns other outputs.
@@ -85,7 +85,7 @@ def check_network(network: nn.Module, name: str, input_shape: tuple[int, int, in
     if isinstance(output, torch.Tensor) and not isinstance(in_training, torch.Tensor):
         raise UserError(
             f"model {name!r} returns {type(in_training).__name__} in training, not one tensor of logits; switch "
-            "auxiliary heads off, for torchvision's networks by model.kwargs.aux_logits: false"
+            "auxiliary heads off (for torchvision's networks, set model.kwargs.aux_logits: false)"
         )
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if shape != (2, classes):

@@ -120,7 +120,7 @@ def _load_named(network: nn.Module, name: str, kwargs: Mapping[str, Any], weight
 
 
 def _differences(network: nn.Module, trained: nn.Module) -> Iterator[tuple[str, Any, Any]]:
-    """Yields settings that differ and that tensors do not show, such as an epsilon: their name and both values."""
+    """Yields the name and both values of settings that differ and are not tensors, such as an epsilon."""
     others = dict(trained.named_modules())
     for path, module in network.named_modules():
         theirs = vars(others.get(path, module))
@@ -148,7 +148,7 @@ def _constructor_with_weights(name: str, weights: str) -> tuple[str, dict[str, A
         raise _unknown_weights(name, weights, ["pretrained", *tags] if tags else [])
     try:
         choices = importlib.import_module("torchvision.models").get_model_weights(find_constructor(name))
-    except ValueError:  # not a network of torchvision's
+    except ValueError:  # not a torchvision network
         choices = {}
     members = getattr(choices, "__members__", {})
     if weights not in members:
@@ -180,12 +180,12 @@ def insert_weights(
     Raises:
         UserError: tensors of the network are missing, unknown or of another shape.
     """
-    given = {name: tensor for name, tensor in tensors.items() if not _switched_off(network, name)}
-    own = network.state_dict(keep_vars=True)
-    _check_names(own, given, source)
-    initialised = _layers_of_other_classes(own, given, graph, source)
+    loaded = {name: tensor for name, tensor in tensors.items() if not _switched_off(network, name)}
+    expected = network.state_dict(keep_vars=True)
+    _check_names(expected, loaded, source)
+    initialised = _layers_of_other_classes(expected, loaded, graph, source)
     copy = copy_with(network, lambda _, tensor: tensor.clone(memory_format=torch.preserve_format))
-    fitting = {name: tensor for name, tensor in given.items() if name.rpartition(".")[0] not in initialised}
+    fitting = {name: tensor for name, tensor in loaded.items() if name.rpartition(".")[0] not in initialised}
     copy.load_state_dict(fitting, strict=False)
     initialise(nn.ModuleList([copy.get_submodule(layer) for layer in initialised]), seed)
     return copy, initialised
@@ -210,25 +210,31 @@ def _switched_off(network: nn.Module, name: str) -> bool:
     return bool(dot) and getattr(network, top, network) is None
 
 
-def _check_names(own: Mapping[str, Tensor], given: Mapping[str, Tensor], source: str) -> None:
-    # A tensor that has several names may be given under only one of them.
-    present = {id(own[name]) for name in given if name in own}
-    missing = [n for n, tensor in own.items() if id(tensor) not in present and not n.endswith("num_batches_tracked")]
+def _check_names(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor], source: str) -> None:
+    # A tensor that has several names may be stored under only one of them.
+    present = {id(expected[name]) for name in loaded if name in expected}
+    missing = [
+        n for n, tensor in expected.items() if id(tensor) not in present and not n.endswith("num_batches_tracked")
+    ]
     if missing:
         raise UserError(f"{source} lack {_first_of(missing)}; use a complete state dict of this network")
-    if unknown := [name for name in given if name not in own]:
+    if unknown := [name for name in loaded if name not in expected]:
         raise UserError(
             f"{source} have {_first_of(unknown)}, which this network does not have; use weights of this network"
         )
 
 
 def _layers_of_other_classes(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], graph: ChannelGraph, source: str
+    expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor], graph: ChannelGraph, source: str
 ) -> list[str]:
-    """Returns the layers that compute the logits and whose tensors have another shape. Other shapes raise."""
+    """Returns the layers that compute the logits and whose tensors have another number of classes.
+
+    Raises:
+        UserError: a shape differs in any other way.
+    """
     layers = []
-    for name, theirs in given.items():
-        ours = own[name]
+    for name, theirs in loaded.items():
+        ours = expected[name]
         if theirs.shape == ours.shape:
             continue
         layer = name.rpartition(".")[0]

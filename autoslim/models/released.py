@@ -46,7 +46,7 @@ class Released:
         """Returns the list as a channel configuration of the family's network.
 
         Raises:
-            UserError: the graph is of another network.
+            UserError: the graph belongs to another network.
         """
         group_of = {member: name for name, group in graph.groups.items() for member in group.members}
         channels: Channels = {}
@@ -61,7 +61,7 @@ class Released:
 
 
 def layers(family: str) -> Sequence[str]:
-    """Returns the layers whose output channels a family's lists give, in the lists' order, without the classifier."""
+    """Returns the layers whose output channels a family's lists specify, in this order, without the classifier."""
     if family == "mobilenet_v1":
         return ["features.0.0", *(f"features.{block}.1.0" for block in range(1, 14))]
     if family == "mobilenet_v2":
@@ -90,10 +90,10 @@ def released_lists() -> dict[str, Released]:
 
 
 def released(name: str) -> Released:
-    """Returns the released list of a name.
+    """Returns the released list with this name.
 
     Raises:
-        UserError: there is no list of this name.
+        UserError: there is no list with this name.
     """
     if name not in released_lists():
         raise UserError(f"there is no released list {name!r}; the lists are {', '.join(released_lists())}")
@@ -104,6 +104,6 @@ def released_method(method: str) -> Released | None:
     """Returns the list that the method ``released/NAME`` refers to, or None for another method.
 
     Raises:
-        UserError: there is no list of this name.
+        UserError: there is no list with this name.
     """
     return released(method.removeprefix(_PREFIX)) if method.startswith(_PREFIX) else None

@@ -137,7 +137,7 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
             target,
             name=params.model.name,
             points=latency.points,
-            checked_on=latency.check_networks,
+            check_networks=latency.check_networks,
             cache=state.folder / "kernels.json",
         )
         if table.reliable:

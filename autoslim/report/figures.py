@@ -45,7 +45,8 @@ _RC_PARAMS = {
 def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Returns the colour and marker of each method, from Okabe and Ito's palette for colour-blind readers.
 
-    Every figure of the same methods uses the same styles; ``autoslim`` and ``uniform`` have theirs in all figures.
+    Every figure of the same methods uses the same styles; ``autoslim`` and ``uniform`` have the same
+    styles in all figures.
     """
     others = [method for method in methods if method not in _STYLE_OF]
     style_of_other = {method: _OTHER_STYLES[index % len(_OTHER_STYLES)] for index, method in enumerate(others)}
@@ -109,7 +110,7 @@ def trajectory_figure(
     budgets: Mapping[str, float],
     dpi: int = 150,
 ) -> Path:
-    """Plots top-1 against a resource: of subnets on the search split, and of retrained networks on the test split.
+    """Plots top-1 against a resource, for subnets on the search split and retrained networks on the test split.
 
     Args:
         trajectory: the contents of ``trajectory.json``.

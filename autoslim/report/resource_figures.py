@@ -30,7 +30,7 @@ def prediction_figure(path: Path, table: LatencyTable, results: Sequence[Result]
 
     Args:
         table: a table with a check.
-        results: those with both a predicted and a measured latency are drawn. Both have to be of the table's target.
+        results: those with both a predicted and a measured latency are drawn. Both must refer to the table's target.
     """
 
     def draw() -> Figure:
@@ -48,8 +48,8 @@ def resources_figure(
 
     Args:
         table: the table that latency was predicted from, if any.
-        target: what the results' latency was measured on. If the table is of another target, the legend states so, and
-            the methods are not drawn among the table's random networks.
+        target: what the results' latency was measured on. If the table is for another target, the legend states this
+            and the methods are not drawn among the table's random networks.
     """
     checked = table is not None and table.check is not None
     same_target = table is not None and table.target == target

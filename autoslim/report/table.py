@@ -53,7 +53,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Gain:
-    """Difference in top-1 to the baseline (a fraction), with its 95 % confidence interval if the seeds allow one."""
+    """Difference in top-1 from the baseline (a fraction), with its 95 % confidence interval if the seeds allow one."""
 
     top1: float
     interval: tuple[float, float] | None
@@ -85,8 +85,8 @@ class Comparison:
         """The method with the highest mean top-1 on the search split, and its best seed on that split.
 
         The choice does not use the test split, and its gain over the baseline may be negative. Released lists have
-        budgets of their own; they are considered only if they are comparable, or if there are no other methods. None
-        if no method has a score on the search split.
+        their own budgets; they are considered only if they are comparable, or if there are no other methods. It is
+        None if no method has a score on the search split.
         """
         scored = [result for result in self.results if result.search_top1]
         comparable = [r for r in scored if released_method(r.method) is None or r.method in self.gains]
@@ -108,7 +108,7 @@ def compare(
 ) -> Comparison:
     """Compares ``results`` with each other and, if the baseline is among them, with the baseline.
 
-    A released list has a budget of its own. It has a gain if its cost is within 5 % of the baseline's.
+    A released list has its own budget. It has a gain if its cost is within 5 % of the baseline's.
 
     Raises:
         UserError: a method has no seed.
@@ -273,7 +273,7 @@ def _latency(measured: MeasuredCosts | None) -> str:
 
 
 def _too_slow(result: Result, comparison: Comparison) -> bool:
-    """Whether the measured latency exceeds the budget although the prediction, for the same target, does not."""
+    """Returns whether the measured latency exceeds the budget although the prediction for this target does not."""
     if "latency" not in comparison.limits or comparison.predicted_on or result.measured is None:
         return False
     return result.measured.latency_low > comparison.limits["latency"]
@@ -291,7 +291,7 @@ def _budget(comparison: Comparison) -> str:
 
 
 def _caption(comparison: Comparison) -> str:
-    """Returns what a reader needs to know about the table, in sentences."""
+    """Returns the caption of the table, in sentences."""
     numbers = sorted({len(result.top1) for result in comparison.results})
     seeds = f"{numbers[0]} seeds" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} seeds"
     sentences = [f"Mean ± standard deviation over {seeds}."]
@@ -301,7 +301,7 @@ def _caption(comparison: Comparison) -> str:
         sentences.append("In brackets: the 95 % confidence interval of the gain over seeds (Welch).")
     for method, excess in _larger(comparison).items():
         reason = "" if released_method(method) else ", whose widths change in large steps"
-        sentences.append(f"{method} takes {excess:.0%} more {TITLES[comparison.resource]} than {BASELINE}{reason}.")
+        sentences.append(f"{method} has {excess:.0%} more {TITLES[comparison.resource]} than {BASELINE}{reason}.")
         if comparison.gains[method].top1 > 0:
             sentences.append("Part of its gain may be due to its size.")
     if comparison.from_supernet:
@@ -326,7 +326,7 @@ def _caption(comparison: Comparison) -> str:
         )
     if any(released_method(result.method) for result in comparison.results):
         sentences.append(
-            "Released lists have budgets of their own; a gain is given for those within "
+            "Released lists have their own budgets; a gain is reported for those within "
             f"{SAME_COST:.0%} of {BASELINE}'s {TITLES[comparison.resource]}."
         )
     return " ".join(sentences)

@@ -18,7 +18,7 @@ UNITS: dict[str, dict[str, float]] = {"macs": _COUNT, "params": _COUNT, "latency
 EXAMPLES = {"macs": "305M, 0.57G or 50%", "params": "3.4M or 50%", "latency": "12ms or 50%", "memory": "20MB or 50%"}
 
 NAMES = {"macs": "MACs", "params": "parameters", "latency": "", "memory": ""}
-"""Resource -> noun that follows an amount. It is empty where the unit already identifies the resource."""
+"""Resource -> noun that follows an amount. It is empty if the unit already identifies the resource."""
 
 TITLES = {"macs": "MACs", "params": "parameters", "latency": "latency", "memory": "memory"}
 
@@ -66,7 +66,7 @@ def parse_budget(text: str | float, resource: str = "macs", *, several: bool = F
     if unit == "%":
         return Budget(str(text), number / 100, relative=True)
     if unit == "" and units is _COUNT and number < 1:
-        raise UserError(f"budget {text!r} is less than one of {resource}; write a share like {100 * number:g}%")
+        raise UserError(f"budget {text!r} is less than 1 in {resource}; write a share like {100 * number:g}%")
     # Counts accept lower case ("305m"), which is unambiguous. For bytes and seconds, case matters.
     sizes = {name.lower(): size for name, size in units.items()} if units is _COUNT else units
     unit_key = unit.lower() if units is _COUNT else unit

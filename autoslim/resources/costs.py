@@ -27,13 +27,13 @@ class Costs:
         table, graph = self.table, self.graph
         if table is not None and (table.default != graph.default or table.input_shape != graph.input_shape):
             raise UserError(
-                f"the latency table is of another network ({table.network}, {len(table.default)} groups, input "
-                f"{list(table.input_shape)}) than this one ({len(graph.groups)} groups, input "
+                f"the latency table was measured for another network ({table.network}, {len(table.default)} groups, "
+                f"input {list(table.input_shape)}), not for this one ({len(graph.groups)} groups, input "
                 f"{list(graph.input_shape)}); measure this network with `autoslim latency measure`"
             )
 
     def of(self, channels: Mapping[str, int], resource: str) -> float:
-        """Returns the amount of ``resource`` that a configuration takes, in the resource's own unit.
+        """Returns the cost of a configuration in ``resource``, in the resource's own unit.
 
         Raises:
             UserError: ``resource`` is latency and there is no latency table.
@@ -50,7 +50,7 @@ class Costs:
         return {resource: self.of(channels, resource) for resource in resources}
 
     def within(self, channels: Mapping[str, int], limits: Mapping[str, float]) -> bool:
-        """Whether a configuration satisfies every limit."""
+        """Returns whether a configuration satisfies every limit."""
         return all(self.of(channels, resource) <= limit for resource, limit in limits.items())
 
 

@@ -46,7 +46,7 @@ def measure_memory(network: nn.Module, images: Tensor) -> int:
     """Returns the peak bytes of weights, buffers, ``images`` (N, C, H, W) and live activations during a forward pass.
 
     On CUDA, this is the peak reported by the allocator and includes the workspaces of kernels. On other devices, live
-    tensors are counted. They are more than the graph requires, because Python keeps every tensor that a variable
+    tensors are counted. The result is larger than the graph requires, because Python keeps every tensor that a variable
     refers to.
     """
     network.eval()

@@ -47,7 +47,9 @@ def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]
             "memory": graph.memory(channels),
             "slimmable_share": slimmable_share(graph, channels),
         },
-        "fixed": {name: graph.not_prunable[name] for name, _ in plain.named_modules() if name in graph.not_prunable},
+        "not_prunable": {
+            name: graph.not_prunable[name] for name, _ in plain.named_modules() if name in graph.not_prunable
+        },
     }
 
 
@@ -79,11 +81,11 @@ def counted_by_ptflops(network: nn.Module, graph: ChannelGraph, channels: Mappin
 def _layer(
     plain: nn.Module, layer: Layer, channels: Mapping[str, int], total: int, uncounted: dict[str, int]
 ) -> dict[str, Any]:
-    """Returns the entry of a layer. Its parameters are removed from ``uncounted``, so that a second call has none."""
+    """Returns the entry of a layer. Its parameters are removed from ``uncounted``, so a second call has none."""
     outputs = axis_size(layer.outputs, channels)
     module = _module(plain, layer)
     inputs = axis_size(layer.inputs, channels) if layer.inputs else getattr(module, "in_channels", outputs)
-    own = {layer.weight, layer.weight.removesuffix("weight") + "bias"} if layer.weight else set()
+    names = {layer.weight, layer.weight.removesuffix("weight") + "bias"} if layer.weight else set()
     macs = layer.macs(channels)
     return {
         "name": layer.name,
@@ -91,7 +93,7 @@ def _layer(
         "in": inputs,
         "out": outputs,
         "macs": macs,
-        "params": sum(uncounted.pop(name, 0) for name in own),
+        "params": sum(uncounted.pop(name, 0) for name in names),
         "share": macs / max(1, total),
         "slimmable": is_slimmable(layer),
     }

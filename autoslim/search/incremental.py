@@ -10,7 +10,7 @@ from autoslim.channels.copying import evaluation_mode
 from autoslim.channels.equivalence import FLOAT32_FLOOR, output_tensors, relative_difference, rounding_tolerance
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Axis
-from autoslim.channels.resize import kept
+from autoslim.channels.resize import common_spans
 from autoslim.errors import first_line
 from autoslim.supernet.supernet import Supernet
 from autoslim.tracing.capture import symbolic_graph
@@ -140,7 +140,7 @@ def _reads(node: fx.Node, group: str, graph: ChannelGraph) -> bool:
 
 
 def _narrowed(value: Tensor, dim: int, axis: Axis, current: Mapping[str, int], narrow: Mapping[str, int]) -> Tensor:
-    pieces = [value.narrow(dim, start, length) for start, _, length in kept(axis, current, narrow)]
+    pieces = [value.narrow(dim, start, length) for start, _, length in common_spans(axis, current, narrow)]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from autoslim.channels.copying import copy_with, named_tensors
 from autoslim.channels.graph import Attribute, ChannelGraph
 from autoslim.channels.groups import Axis, Channels
-from autoslim.channels.resize import current_channels, kept, resize
+from autoslim.channels.resize import common_spans, current_channels, resize
 from autoslim.errors import UserError
 
 
@@ -152,7 +152,7 @@ class _Shadow:
             if size != widest[group]:
                 view = view.narrow(dimension, 0, size // unit * count)
         for dimension, axis in self.gathered:
-            spans = kept(axis, widest, channels)
+            spans = common_spans(axis, widest, channels)
             if sum(length for *_, length in spans) != view.shape[dimension]:
                 view = torch.cat([view.narrow(dimension, start, length) for start, _, length in spans], dimension)
         if view is shared:

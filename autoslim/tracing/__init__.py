@@ -35,15 +35,15 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
             all values zero runs on the CPU instead of the meta device.
 
     Raises:
-        UserError: If torch.fx cannot trace the network, if it does not run on the example, or if it has no module of
-            the name of a leaf.
+        UserError: If torch.fx cannot trace the network, if it does not run on the example, or if a name in
+            ``leaves`` is not a module.
     """
     leaf_modules = frozenset(leaves)
     prototype = zeroed(network) if leaf_modules else on_meta(network)
     device = torch.device("cpu" if leaf_modules else "meta")
     if unknown := leaf_modules - dict(network.named_modules()).keys():
         raise UserError(
-            f"model.leaves names {min(unknown)!r}, which is no module of {type(network).__name__}; "
+            f"model.leaves names {min(unknown)!r}, which is not a module of {type(network).__name__}; "
             "use the paths that named_modules() returns"
         )
     first_names: dict[int, str] = {}
@@ -88,7 +88,7 @@ def _traced_modes(
     for mode in (False, True):
         try:
             traced.append((symbolic_graph(prototype.train(mode), leaf_modules), None))
-        except UserError:  # its code may only depend on shapes
+        except UserError:  # its code may depend on shapes but not on data
             traced.append(shaped_graph(prototype.train(mode), leaf_modules, images))
     inference, training = traced
     return {False: inference} | ({True: training} if str(training[0]) != str(inference[0]) else {})

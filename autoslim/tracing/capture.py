@@ -20,19 +20,19 @@ _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 
 
-def place(frames: Iterable[tuple[str, int]]) -> str:
+def user_line(frames: Iterable[tuple[str, int]]) -> str:
     """Returns the innermost frame of the user's code as ``net.py:12``, or '' if there is none.
 
     Args:
         frames: (file, line) of each frame, outermost first.
     """
-    own = [(file, line) for file, line in frames if not file.startswith(_LIBRARIES)]
-    return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
+    user_frames = [(file, line) for file, line in frames if not file.startswith(_LIBRARIES)]
+    return f"{Path(user_frames[-1][0]).name}:{user_frames[-1][1]}" if user_frames else ""
 
 
 def error_line(error: Exception) -> str:
     """Returns the line of the user's code that raised ``error``, as ``net.py:12``, or ''."""
-    return place((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__))
+    return user_line((frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__))
 
 
 Origin = tuple[str, int]
@@ -43,15 +43,15 @@ class Number(int):
     """A tensor size in the user's code that records which axes it depends on.
 
     Sums, products and quotients of sizes have the origins of their operands. If the code compares a size or converts it
-    to another type, its result cannot be followed any further, and ``note`` is called with the origins.
+    to another type, the result is no longer tracked, and ``on_use`` is called with the origins.
     """
 
     origins: frozenset[Origin]
-    note: Callable[[frozenset[Origin]], None]
+    on_use: Callable[[frozenset[Origin]], None]
 
-    def __new__(cls, value: int, origins: frozenset[Origin], note: Callable[[frozenset[Origin]], None]) -> "Number":
+    def __new__(cls, value: int, origins: frozenset[Origin], on_use: Callable[[frozenset[Origin]], None]) -> "Number":
         number = super().__new__(cls, value)
-        number.origins, number.note = origins, note
+        number.origins, number.on_use = origins, on_use
         return number
 
     __hash__ = int.__hash__
@@ -68,18 +68,18 @@ def _tracked(name: str) -> Callable[..., Any]:
     def compute(self: Number, *others: Any) -> Any:
         result = operation(self, *others)
         if result is NotImplemented:  # the other operand is a float: Python tries its reflected method
-            self.note(self.origins)
+            self.on_use(self.origins)
             return result
-        return Number(result, self.origins.union(*(getattr(other, "origins", ()) for other in others)), self.note)
+        return Number(result, self.origins.union(*(getattr(other, "origins", ()) for other in others)), self.on_use)
 
     return compute
 
 
-def _noted(name: str) -> Callable[..., Any]:
+def _untracked(name: str) -> Callable[..., Any]:
     operation = getattr(int, name)
 
     def compute(self: Number, *others: Any) -> Any:
-        self.note(self.origins.union(*(getattr(other, "origins", ()) for other in others)))
+        self.on_use(self.origins.union(*(getattr(other, "origins", ()) for other in others)))
         return operation(plain(self), *others)
 
     return compute
@@ -91,7 +91,7 @@ _CONVERSIONS = ("int", "float", "truediv", "rtruediv", "pow", "rpow", "divmod", 
 for _name in _ARITHMETIC:
     setattr(Number, f"__{_name}__", _tracked(f"__{_name}__"))
 for _name in (*_CHOICES, *_CONVERSIONS):
-    setattr(Number, f"__{_name}__", _noted(f"__{_name}__"))
+    setattr(Number, f"__{_name}__", _untracked(f"__{_name}__"))
 
 
 def symbolic_graph(network: nn.Module, leaf_modules: frozenset[str]) -> fx.Graph:
@@ -114,9 +114,9 @@ def traced_by(tracer: "ModuleTracer", network: nn.Module) -> fx.Graph:
     except Exception as error:  # the user's code may raise anything when it runs on proxies
         where = error_line(error)
         raise UserError(
-            f"torch.fx cannot trace module {tracer.inside or type(network).__name__!r} of {type(network).__name__}"
-            f"{f' ({where})' if where else ''}: {first_line(error)}; remove the branch that depends on data from its "
-            "forward, or name the module in model.leaves to keep its size"
+            f"torch.fx cannot trace module {tracer.current_module or type(network).__name__!r} of "
+            f"{type(network).__name__}{f' ({where})' if where else ''}: {first_line(error)}; remove the branch "
+            "that depends on data from its forward, or name the module in model.leaves to keep its size"
         ) from error
 
 
@@ -126,7 +126,7 @@ class ModuleTracer(fx.Tracer):
     def __init__(self, leaf_modules: frozenset[str]) -> None:
         super().__init__()
         self.leaf_modules = leaf_modules
-        self.inside = ""
+        self.current_module = ""
         self.record_stack_traces = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -135,9 +135,9 @@ class ModuleTracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        outer, self.inside = self.inside, self.path_of_module(m)
+        outer, self.current_module = self.current_module, self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
-        self.inside = outer  # not restored after an error, so that it names the module that raised it
+        self.current_module = outer  # not restored after an error, so that it names the module that raised it
         return result
 
 
@@ -148,7 +148,7 @@ Choices = dict[Origin, str]
 def shaped_graph(network: nn.Module, leaf_modules: frozenset[str], images: Tensor) -> tuple[fx.Graph, Choices]:
     """Returns the graph of ``network`` for ``images``, and the sizes that its code branches on.
 
-    The graph contains sizes as numbers: channels can be followed through it, but it runs on no other input size.
+    The graph contains sizes as numbers: channels can be followed through it, but it runs only on this input size.
 
     Args:
         network: The network to trace, in its current mode.
@@ -187,7 +187,7 @@ class _ShapedTracer(ModuleTracer):
             sizes = self.sizes(inputs[0])
             return sizes if isinstance(value, tuple) else sizes[[*args[1:], *kwargs.values()][0]]
         for node in inputs:  # any other property of a tensor may depend on any of its sizes
-            self.note(frozenset((node.name, axis) for axis in range(_rank(self.values[node]))))
+            self.record_choices(frozenset((node.name, axis) for axis in range(_rank(self.values[node]))))
         return value
 
     def create_arg(self, a: Any) -> Any:
@@ -195,12 +195,14 @@ class _ShapedTracer(ModuleTracer):
 
     def sizes(self, node: fx.Node) -> tuple[Number, ...]:
         shape = self.values[node].shape
-        return tuple(Number(size, frozenset({(node.name, axis)}), self.note) for axis, size in enumerate(shape))
+        return tuple(
+            Number(size, frozenset({(node.name, axis)}), self.record_choices) for axis, size in enumerate(shape)
+        )
 
-    def note(self, origins: frozenset[Origin]) -> None:
+    def record_choices(self, origins: frozenset[Origin]) -> None:
         for origin in origins - self.choices.keys():
             stack = traceback.extract_stack()
-            self.choices[origin] = place((frame.filename, frame.lineno or 0) for frame in stack)
+            self.choices[origin] = user_line((frame.filename, frame.lineno or 0) for frame in stack)
 
     @cached_property
     def _runner(self) -> GraphRunner:  # the tracer has a root and a graph only once ``trace`` has begun
@@ -229,7 +231,7 @@ class _ShapedTracer(ModuleTracer):
 
 
 class _Shaped(fx.Proxy):
-    """A proxy of a tensor, or of several, with sizes."""
+    """A proxy of one or several tensors that also has their sizes."""
 
     tracer: _ShapedTracer
 
@@ -245,7 +247,7 @@ class _Shaped(fx.Proxy):
     def __len__(self) -> int:
         value = self.tracer.values[self.node]
         if isinstance(value, Tensor):
-            self.tracer.note(frozenset({(self.node.name, 0)}))
+            self.tracer.record_choices(frozenset({(self.node.name, 0)}))
         return len(value)
 
     def __iter__(self) -> Iterator[Any]:

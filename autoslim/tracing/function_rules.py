@@ -1,4 +1,4 @@
-"""Rules for functions, methods and modules without channels of their own."""
+"""Rules for functions, methods and modules that have no channels themselves."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -117,7 +117,7 @@ def _tie_pieces(carrier: Carrier, pieces: Sequence[Flow | None]) -> None:
 
 
 def _creation(_carrier: Carrier, _node: fx.Node, value: Tensor) -> Any:
-    """Handles functions that create a new tensor of another's dtype and device; it holds no channels."""
+    """Handles functions that create a new tensor of another's dtype and device; it has no channels."""
     return blank(value)
 
 
@@ -148,9 +148,9 @@ def _is_average_pool(carrier: Carrier, node: fx.Node) -> bool:
 
 
 def _reduction(carrier: Carrier, node: fx.Node, value: Any) -> Flow:
-    """Handles sums, means and the like over some axes."""
+    """Handles reductions over some axes, such as sums and means."""
     flow = carrier.input_flow(node)
-    position = 2 if operation(node) == "norm" else 1  # norm takes its order first
+    position = 2 if operation(node) == "norm" else 1  # the first argument of norm is its order
     dims = node.kwargs.get("dim", node.args[position] if len(node.args) > position else None)
     if not isinstance(value, Tensor):
         raise NoRuleError("it returns several tensors")
@@ -162,14 +162,14 @@ def _reduction(carrier: Carrier, node: fx.Node, value: Any) -> Flow:
     if flow.axis is None:
         return _mixed_reduction(carrier, flow, reduced, value.shape)
     if flow.axis in reduced:
-        return Flow(value.shape)  # summed over the channels, whatever their number
+        return Flow(value.shape)  # summed over any number of channels
     if len(value.shape) == len(flow.shape):
         return flow.reshaped_like(value.shape)
     return Flow(value.shape, flow.axis - sum(dim < flow.axis for dim in reduced), flow.vector)
 
 
 def _mixed_reduction(carrier: Carrier, flow: Flow, reduced: set[int], shape: torch.Size) -> Flow:
-    """Unites channels that are added up, such as those of the branches of a selective kernel."""
+    """Unites channels that are summed, such as those of the branches of a selective kernel."""
     labels, rest = flow.narrowed(), flow.full()
     for axis in reduced:
         first = labels.narrow(axis, 0, 1).expand_as(labels)
@@ -228,7 +228,7 @@ def _combined_with_constant(carrier: Carrier, node: fx.Node) -> str:
 
 
 def functional_norm(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
-    """Handles ``F.layer_norm``, ``F.batch_norm`` and the like, whose parameters have one number per channel."""
+    """Handles ``F.layer_norm``, ``F.batch_norm`` and similar functions with one parameter per channel."""
     flow, *parameters = carrier.input_flows(node)
     vector = carrier.along(flow, len(flow.shape) - 1 if operation(node) == "layer_norm" else 1, node)
     for parameter in parameters:
@@ -243,7 +243,9 @@ def matrix_product(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     left, right = carrier.input_flows(node)
     rank = len(value.shape)
     if left.is_mixed or right.is_mixed or not len(left.shape) == len(right.shape) == rank > 2:
-        raise NoRuleError("it is not a batched product of activations")  # by one matrix, it would cost multiply-adds
+        raise NoRuleError(
+            "it is not a batched product of activations"
+        )  # a product with one matrix would cost multiply-adds
     rows, columns = left.axis == rank - 2, right.axis == rank - 1
     if (rows and columns) or any(flow.axis is not None and flow.axis < rank - 2 for flow in (left, right)):
         raise NoRuleError("its channels lie along several axes or along the batch")

@@ -36,7 +36,7 @@ class Grouping:
     """The groups of a record's labels, and the reasons why the other labels are not prunable.
 
     A group is a run of channels in some layer's output that belongs to the same set of layers. A run that some tensor
-    holds in another order or in part (after a channel shuffle, for example) cannot be slimmed by keeping its leading
+    contains in another order or in part (after a channel shuffle, for example) cannot be slimmed by keeping its leading
     channels and is not prunable.
     """
 
@@ -56,7 +56,7 @@ class Grouping:
             if not layers.intersection(group.members):
                 self._drop(name, "no layer produces it")
             elif len(group.roots) == 1:
-                self._drop(name, "all its channels come and go together")
+                self._drop(name, "all its channels can only be removed together")
         self._drop_scrambled()
 
     def axis(self, vector: Vector) -> Axis:
@@ -84,14 +84,14 @@ class Grouping:
         return tuple(segments)
 
     def reason(self, source: str) -> str | None:
-        """Returns why some of the channels that ``source`` produces are not prunable; None if all are prunable."""
+        """Returns why some of the channels that ``source`` produces are not prunable; or None if all are prunable."""
         root = next((root for root in self.roots[source].tolist() if root not in self._group_of), None)
         if root is None:
             return None
         return self.reasons[root] if root else "it has one channel"
 
     def _holders(self) -> dict[int, tuple[str, ...]]:
-        """Returns, for each root, the sources whose output holds it, in the order of the network."""
+        """Returns, for each root, the sources whose output contains it, in the order of the network."""
         holders: dict[int, list[str]] = {}
         for source, roots in self.roots.items():
             for root in dict.fromkeys(roots.tolist()):
@@ -102,7 +102,7 @@ class Grouping:
         """Creates groups of the channels that ``source`` is the first to produce."""
         units: dict[
             int, int
-        ] = {}  # a tensor that is split into equal pieces holds each root several times: the first piece leads
+        ] = {}  # a tensor that is split into equal pieces contains each root several times: the first piece leads
         for root, count in _runs(self.roots[source]):
             if root and root not in self._group_of and root not in self.reasons:
                 units.setdefault(root, count)
@@ -121,7 +121,7 @@ class Grouping:
             scrambled = {bad for vector in different for _, bad in self._segments(vector) if bad is not None}
             for name in scrambled:
                 assert name is not None
-                self._drop(name, "its channels are interleaved or cut apart, so they cannot be slimmed on their own")
+                self._drop(name, "its channels are interleaved or split, so they cannot be slimmed separately")
 
     def _drop(self, name: str, reason: str) -> None:
         for root in self.groups.pop(name).roots:
@@ -129,7 +129,7 @@ class Grouping:
             del self._group_of[root]
 
     def _segments(self, roots: Vector) -> Iterator[tuple[Segment | None, str | None]]:
-        """Yields the segments of an axis, up to the first group that it does not hold completely and in order."""
+        """Yields the segments of an axis, up to the first group that it does not contain completely and in order."""
         runs = list(_runs(roots))
         at = 0
         while at < len(runs):
@@ -217,7 +217,7 @@ def _activations(grouping: Grouping, record: Record) -> Iterator[tuple[str, tupl
 
 
 def _is_whole(grouping: Grouping, axis: Axis, vector: Vector) -> bool:
-    """Whether the axis covers the whole vector, which it does not if channels were shuffled before."""
+    """Returns whether the axis covers the whole vector. It does not if channels were shuffled before."""
     covered = sum(s.count * (len(grouping.groups[s.group].roots) if s.group else 1) for s in axis)
     return covered == len(vector)
 
@@ -229,7 +229,7 @@ def _operation(grouping: Grouping, record: Record, operation: Operation) -> Oper
 
 
 def _output_axis(grouping: Grouping, record: Record, operation: Operation) -> tuple[int, Axis] | None:
-    """Returns the dimension along which the channels of an output lie, and that axis; None if it has no channels."""
+    """Returns the dimension along which the channels of an output lie, and that axis, or None if it has no channels."""
     flow = record.outputs.get(operation.name)
     if operation.shape is None or flow is None or flow.is_constant:
         return None

@@ -38,14 +38,14 @@ class GraphRunner(fx.Interpreter):
         """Executes one operation on ``values``, stores its output there, and deletes what no later operation reads."""
         self.env = values
         values[node] = self.run_node(node)
-        self.env = {}  # hold no values between steps
+        self.env = {}  # do not keep values between steps
         for read in self.user_to_last_uses.get(node, ()):
             del values[read]
         if not node.users and node.op != "output":
             del values[node]
 
     def run_node(self, n: fx.Node) -> Any:
-        # As fx.Interpreter.run_node, without its logging and checks, which take a tenth of the search on small images.
+        # fx.Interpreter.run_node without logging and checks, which take a tenth of the search time on small images.
         args, kwargs = fx.node.map_arg((n.args, n.kwargs), self.env.__getitem__)
         return getattr(self, n.op)(n.target, args, kwargs)
 
@@ -75,7 +75,7 @@ def _batch_norm(
 ) -> Tensor:
     for tensor in (running_mean, running_var, weight, bias):
         if tensor is not None and tensor.numel() != input.shape[1]:
-            raise RuntimeError(f"batch norm for {tensor.numel()} channels is given {input.shape[1]}")
+            raise RuntimeError(f"batch norm for {tensor.numel()} channels got {input.shape[1]} channels")
     return torch.empty_like(input)
 
 
@@ -86,7 +86,7 @@ _LAYER_OPERATIONS = (torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.at
 def macs_of(run: Callable[[], object]) -> int:
     """Returns the multiply-adds of the convolutions and linear layers that ``run`` executes.
 
-    Biases and products of activations (as in attention) are not counted. Works on meta tensors.
+    Biases and products of activations (as in attention) are not counted. ``run`` may use meta tensors.
     """
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # it hides the linear layers of an attention block

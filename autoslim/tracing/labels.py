@@ -63,7 +63,7 @@ class Labels:
         self.freeze((first + second)[~both], reason)
 
     def freeze(self, vector: Vector, reason: str) -> None:
-        """Makes these channels not prunable. The first reason that is given for a channel counts."""
+        """Makes these channels not prunable. Only the first reason for a channel is recorded."""
         if vector.any():
             self._frozen.append((vector[vector != 0], reason))
 

@@ -11,7 +11,7 @@ from autoslim.tracing.record import Carrier, NoRuleError, Rule
 
 
 def layer_rule(module: nn.Module) -> Rule | None:
-    """Returns the rule for a layer with channels of its own, or None."""
+    """Returns the rule for a layer that has channels itself, or None."""
     rules: tuple[tuple[tuple[type, ...], Rule], ...] = (
         (CONVOLUTIONS, _convolution),
         ((nn.Linear,), _linear),
@@ -25,7 +25,7 @@ def layer_rule(module: nn.Module) -> Rule | None:
 def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     name, module = str(node.target), carrier.modules[str(node.target)]
     assert isinstance(module, CONVOLUTIONS)
-    _require_own_weight(module)
+    _require_stored_weight(module)
     flow = carrier.input_flow(node)
     axis = len(flow.shape) - len(module.kernel_size) - 1
     if flow.axis is not None and flow.axis > axis:
@@ -48,12 +48,12 @@ def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
         carrier.call(
             node, "depthwise" if depthwise else "grouped", positions * area * per_group, None, produced, positions
         )
-    _index_own(carrier, name, module, produced, inputs)
+    _index_parameters(carrier, name, module, produced, inputs)
     return Flow(value.shape, axis, produced)
 
 
 def _over_channels(carrier: Carrier, node: fx.Node, flow: Flow, value: Tensor) -> Flow:
-    """Handles a convolution that slides over the channels, as in efficient channel attention, whatever their number."""
+    """Handles a convolution that slides over any number of channels, as in efficient channel attention."""
     name, module = str(node.target), carrier.modules[str(node.target)]
     if flow.axis is None or value.shape[flow.axis] != flow.shape[flow.axis]:
         raise NoRuleError("it slides over the channels and changes their number")
@@ -75,7 +75,7 @@ def _tie_groups(carrier: Carrier, inputs: Vector, produced: Vector, module: Any)
 def _linear(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     name, module = str(node.target), carrier.modules[str(node.target)]
     assert isinstance(module, nn.Linear)
-    _require_own_weight(module)
+    _require_stored_weight(module)
     flow = carrier.input_flow(node)
     last = len(flow.shape) - 1
     if flow.axis == 0 < last:
@@ -91,11 +91,11 @@ def _linear(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     positions = value.numel() // (carrier.batch * module.out_features)
     carrier.record.index(f"{name}.weight", 1, inputs)
     carrier.call(node, "linear", positions, inputs, produced, positions)
-    _index_own(carrier, name, module, produced, inputs)
+    _index_parameters(carrier, name, module, produced, inputs)
     return Flow(value.shape, last, produced)
 
 
-def _require_own_weight(module: nn.Module) -> None:
+def _require_stored_weight(module: nn.Module) -> None:
     """Raises ``NoRuleError`` if the weight is computed at each call, as by weight and spectral normalisation."""
     if not isinstance(module._parameters.get("weight"), nn.Parameter):
         raise NoRuleError("its weight is computed at each call")
@@ -105,7 +105,7 @@ def _per_channel(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     module = carrier.modules[str(node.target)]
     vector = carrier.along(carrier.input_flow(node), 1, node)
     if not isinstance(module, nn.PReLU) or module.num_parameters > 1:
-        _index_own(carrier, str(node.target), module, vector)
+        _index_parameters(carrier, str(node.target), module, vector)
     return Flow(value.shape, 1, vector)
 
 
@@ -118,7 +118,7 @@ def _layer_norm(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
         axis = 1  # a channels-first layer norm, which permutes inside
     elif len(module.normalized_shape) > 1:
         raise NoRuleError("it normalises over several axes")
-    _index_own(carrier, str(node.target), module, carrier.along(flow, axis, node))
+    _index_parameters(carrier, str(node.target), module, carrier.along(flow, axis, node))
     return flow.reshaped_like(value.shape)
 
 
@@ -130,14 +130,16 @@ def _group_norm(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
         width = module.num_channels // module.num_groups
         reason = f"group norm {name} reads channels that are not prunable"
         carrier.record.labels.unite(np.repeat(vector[::width], width), vector, reason)
-    _index_own(carrier, name, module, vector)
+    _index_parameters(carrier, name, module, vector)
     return Flow(value.shape, 1, vector)
 
 
-def _index_own(carrier: Carrier, name: str, module: nn.Module, outputs: Vector, inputs: Vector | None = None) -> None:
+def _index_parameters(
+    carrier: Carrier, name: str, module: nn.Module, outputs: Vector, inputs: Vector | None = None
+) -> None:
     """Records that output channels index the first axis of the layer's tensors (weight, bias, statistics, gains)."""
     carrier.record.modules[name] = (outputs, inputs)
-    for own in (module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
-        for parameter, tensor in own:
+    for tensors in (module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+        for parameter, tensor in tensors:
             if tensor.dim() > 0 and tensor.shape[0] == len(outputs):
                 carrier.record.index(f"{name}.{parameter}", 0, outputs)

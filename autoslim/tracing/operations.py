@@ -17,7 +17,7 @@ def operation(node: fx.Node) -> str:
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 LEAVES = (*CONVOLUTIONS, nn.Linear, *NORMALISATIONS, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
-"""Modules that have a rule of their own. torch.fx traces them and their subclasses as leaf modules."""
+"""Modules with a specific rule. torch.fx traces them and their subclasses as leaf modules."""
 
 AVERAGE_POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 SPATIAL_MODULES = (
@@ -84,7 +84,7 @@ _MIXING_MODULES = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, *NOT_ELE
 _MIXING = frozenset({"softmax", "log_softmax", "normalize"})
 _LOCAL = (ELEMENTWISE - _MIXING) | SPATIAL | MOVEMENT | REDUCTIONS
 _LOCAL_MODULES = (
-    *NORMALISATIONS,  # batch norm and the like normalise each channel on its own
+    *NORMALISATIONS,  # batch norm and similar layers normalise each channel separately
     nn.PReLU,
     *SPATIAL_MODULES,
     *MOVEMENT_MODULES,
@@ -96,10 +96,10 @@ _FRESH = (ELEMENTWISE | SPATIAL | REDUCTIONS | FUNCTIONAL_NORMS) - _PASSING
 
 
 def is_local(node: fx.Node, group: str, graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether each channel of ``group`` in the operation's output depends only on the same channel of its inputs.
+    """Returns whether each channel of ``group`` in the output depends only on the same channel of the inputs.
 
-    Its output with fewer channels is then a slice of its output with all of them. Returns False for operations that are
-    not known.
+    Its output with fewer channels is then a slice of its output with all of them. Returns False for unknown
+    operations.
     """
     dimension, axis = graph.activations.get(node.name, (0, ()))
     if not _holds(axis, group):
@@ -137,7 +137,7 @@ def overwritten(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[fx.Node
 
 
 def may_view(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether the operation's output may share memory with an input."""
+    """Returns whether the operation's output may share memory with an input."""
     if node.op == "call_module":
         module = modules[str(node.target)]
         returns_input = isinstance(module, (*MOVEMENT_MODULES, nn.Identity, nn.modules.dropout._DropoutNd))

@@ -90,7 +90,7 @@ class Propagation(GraphRunner):
         return layer_rule(module) or passing_module_rule(module)
 
     def _unknown(self, node: fx.Node, value: Any, detail: str) -> Any:
-        """Makes all channels that the operation reads not prunable; its output holds none."""
+        """Makes all channels that the operation reads not prunable; its output has none."""
         record, name = self.carrier.record, str(node.target)
         reason = f"{describe(node, self.carrier.modules)} has no slimming rule{f': {detail}' if detail else ''}"
         self.carrier.freeze(self.carrier.input_flows(node), reason)

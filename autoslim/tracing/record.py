@@ -9,14 +9,14 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.memory import Operation
-from autoslim.tracing.capture import _FRAME, place
+from autoslim.tracing.capture import _FRAME, user_line
 from autoslim.tracing.labels import Flow, Labels, Vector
 from autoslim.tracing.operations import operation
 
 
 def source_line(node: fx.Node) -> str:
     """Returns the line of the user's code that created this node, as ``net.py:12``, or ''."""
-    return place((file, int(line)) for file, line in _FRAME.findall(node.stack_trace or ""))
+    return user_line((file, int(line)) for file, line in _FRAME.findall(node.stack_trace or ""))
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Call:
 class Record:
     """The labels of all layers, the labels of every parameter's axes, and the calls that cost multiply-adds.
 
-    A parameter that a network holds under several names is recorded under the first.
+    A parameter that has several names is recorded under the first.
     """
 
     first_name: dict[str, str]  # a parameter's or buffer's name -> the first name of the same tensor
@@ -137,5 +137,5 @@ def describe(node: fx.Node, modules: dict[str, nn.Module]) -> str:
         what = f"{type(modules[str(node.target)]).__name__} `{node.target}`"
     else:
         what = f"`{operation(node)}`"
-    place = source_line(node)
-    return f"{what} at {place}" if place else what
+    line = source_line(node)
+    return f"{what} at {line}" if line else what

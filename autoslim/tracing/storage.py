@@ -40,7 +40,7 @@ def operations_of(
 
 
 def part_name(operation: str, index: int) -> str:
-    """Returns the name of the tensor number ``index`` in the output of an operation that returns several."""
+    """Returns the name of output tensor ``index`` of an operation that returns several tensors."""
     return f"{operation}[{index}]"
 
 

@@ -66,11 +66,11 @@ class _Verification:
 
     def failing(self, eighths: Sequence[int]) -> dict[str, str]:
         """Returns the groups that cannot have these eighths of their channels, assigned in turn, with the errors."""
-        return self._failing(self._of(eighths))
+        return self._failing(self._configuration(eighths))
 
     def not_widenable(self) -> dict[str, str]:
         """Returns the groups that cannot have more channels while all others have more, with the errors."""
-        wider = self._of((12,))
+        wider = self._configuration((12,))
         not_widenable: dict[str, str] = {}
         while failed := self._failing({name: count for name, count in wider.items() if name not in not_widenable}):
             not_widenable |= {
@@ -78,7 +78,7 @@ class _Verification:
             }
         return not_widenable
 
-    def _of(self, eighths: Sequence[int]) -> Channels:
+    def _configuration(self, eighths: Sequence[int]) -> Channels:
         channels = {}
         for index, group in enumerate(self.graph.groups.values()):
             units = group.size // group.unit

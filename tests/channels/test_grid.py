@@ -26,18 +26,18 @@ def test_make_divisible_is_the_nearest_multiple_that_loses_at_most_a_tenth(divis
         assert rounded % divisor == 0
         assert rounded >= max(divisor, 0.9 * value)
         smaller = rounded - divisor
-        # No smaller multiple was allowed that is as near, and it is not more than a divisor away.
+        # No smaller allowed multiple is as near, and the result is at most one divisor away.
         assert smaller < 0.9 * value or smaller < divisor or abs(smaller - value) >= abs(rounded - value)
         assert rounded - value <= max(divisor, 1)
 
 
 def test_make_divisible_on_known_values() -> None:
-    # MobileNetV2's channels at 0.35 and 1.4 as torchvision makes them.
+    # torchvision's MobileNetV2 has these channels at 0.35 and 1.4.
     assert [make_divisible(0.35 * c, 8) for c in (32, 16, 24, 96, 1280)] == [16, 8, 8, 32, 448]
     assert [make_divisible(1.4 * c, 8) for c in (32, 16, 24, 96, 1280)] == [48, 24, 32, 136, 1792]
 
 
-def test_scaled_lets_an_expansion_follow_the_rounded_width() -> None:
+def test_an_expansion_follows_the_rounded_width_when_scaled() -> None:
     groups = {
         g.name: g for g in (group("hidden", 144, expansion=("narrow", 6)), group("narrow", 24), group("odd", 15, 5))
     }
@@ -80,7 +80,7 @@ def test_grid_by_its_definition(anchor: str) -> None:
         assert all(level % unit == 0 for level in levels)
 
 
-def test_grid_of_mobilenet_v2_holds_the_released_lists() -> None:
+def test_grid_of_mobilenet_v2_contains_the_released_lists() -> None:
     """The lists and how to read them: paper sections 3.1 and 3.2."""
     lists = [
         "8 8 96 16 96 16 96 24 144 24 144 24 144 48 288 48 288 48 288 48 288 64 432 64 432 64 648 176 720 176 720 176 "
@@ -149,7 +149,9 @@ def test_a_grid_steps_down_one_group_at_a_time_until_nothing_is_left() -> None:
         ("512B", "memory", 512.0, False),
     ],
 )
-def test_budgets_are_read_as_people_write_them(text: str | float, resource: str, amount: float, relative: bool) -> None:
+def test_budgets_are_parsed_as_people_write_them(
+    text: str | float, resource: str, amount: float, relative: bool
+) -> None:
     budget = parse_budget(text, resource)
     assert math.isclose(budget.amount, amount, rel_tol=1e-12)
     assert budget.relative is relative
@@ -157,7 +159,7 @@ def test_budgets_are_read_as_people_write_them(text: str | float, resource: str,
 
 
 @pytest.mark.parametrize(
-    ("text", "resource", "told"),
+    ("text", "resource", "message"),
     [
         ("much", "macs", "budget 'much' is not an amount of macs; write it like 305M, 0.57G or 50%"),
         ("", "macs", "budget '' is not an amount of macs"),
@@ -175,10 +177,10 @@ def test_budgets_are_read_as_people_write_them(text: str | float, resource: str,
         ("5X", "macs", "budget '5X' has no unit of macs; write it like"),
     ],
 )
-def test_what_is_no_budget_is_told(text: str | float, resource: str, told: str) -> None:
+def test_invalid_budgets_are_errors(text: str | float, resource: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         parse_budget(text, resource)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -198,12 +200,12 @@ def test_what_is_no_budget_is_told(text: str | float, resource: str, told: str) 
         (20e6, "memory", "20MB"),
     ],
 )
-def test_amounts_are_written_to_three_digits(value: float, resource: str, text: str) -> None:
+def test_amounts_are_formatted_to_three_digits(value: float, resource: str, text: str) -> None:
     assert format_amount(value, resource) == text
 
 
 @pytest.mark.parametrize("resource", UNITS)
-def test_what_is_written_reads_back_to_three_digits(resource: str) -> None:
+def test_formatted_amounts_are_parsed_back_to_three_digits(resource: str) -> None:
     draw = random.Random(1)
     smallest = min(UNITS[resource].values())
     for _ in range(500):

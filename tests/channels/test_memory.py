@@ -22,7 +22,7 @@ def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
 
 
-# The independent truth
+# The independent measurement
 
 
 class _MemoryMeter(fx.Interpreter):
@@ -106,7 +106,7 @@ EXAMPLE = torch.empty(1, 3, 8, 8)
 
 
 @pytest.mark.parametrize("name", [*MAIN, *OTHERS, "squeezenet1_0", "mobilenet_v3_small", "efficientnet_v2_s"])
-def test_memory_equals_what_a_run_of_the_resized_network_holds(name: str) -> None:
+def test_memory_equals_that_of_a_run_of_the_resized_network(name: str) -> None:
     """They are equal at the peak and at each operation, at random configurations of 0.1 to 1.6 times the width."""
     sample = specimen(name)
     for seed, (low, high) in enumerate([(1.0, 1.0), (0.5, 1.5), (0.1, 1.6)]):
@@ -163,7 +163,7 @@ class Unused(Body):
 
 
 class Chooses(Body):
-    """Its code depends on sizes, so its graph is valid for one size only."""
+    """A network whose code depends on sizes, so its graph is valid for one size only."""
 
     def between(self, maps: Tensor) -> Tensor:
         if maps.shape[2] > 4:
@@ -201,10 +201,11 @@ def test_kinds_of_operations(make: Callable[[], nn.Module]) -> None:
     assert graph.groups
     for seed in range(4):
         channels = random_channels(graph, seed, 0.2, 1.5)
-        check_memory(network, graph, {name: count + count % 2 for name, count in channels.items()})  # some halve them
+        # Some operations halve the channels.
+        check_memory(network, graph, {name: count + count % 2 for name, count in channels.items()})
 
 
-def test_a_network_that_takes_several_images_only() -> None:
+def test_a_network_that_runs_only_on_several_images() -> None:
     """Its memory follows from a run on two images, with the first dimension counted as one."""
 
     class Squeezes(Body):
@@ -237,7 +238,7 @@ def test_a_leaf_runs_on_the_cpu() -> None:
 
 
 def test_dtypes_and_shared_weights() -> None:
-    """Half precision takes half the memory; a weight with two names is counted once."""
+    """Half precision requires half the memory; a weight with two names is counted once."""
 
     class Tied(Body):
         def __init__(self) -> None:
@@ -304,16 +305,16 @@ def test_views_allocate_nothing() -> None:
 def test_a_view_keeps_its_whole_storage_alive() -> None:
     """One channel of the stem is read at the end."""
 
-    class Kept(Body):
+    class ReadsOneChannel(Body):
         def forward(self, images: Tensor) -> Tensor:
             maps = self.stem(images)
             one = maps[:, :1]
             logits: Tensor = self.head(torch.relu(self.last(maps)).mean((2, 3)))
             return logits + one.mean()
 
-    graph = trace(Kept(), EXAMPLE)
+    graph = trace(ReadsOneChannel(), EXAMPLE)
     stem, last = 4 * 64 * 16, 4 * 64 * 8
-    assert graph.memory() == own_bytes(Kept()) + stem + 2 * last
+    assert graph.memory() == own_bytes(ReadsOneChannel()) + stem + 2 * last
 
 
 # As a resource
@@ -330,9 +331,9 @@ def test_memory_grows_with_each_group(name: str) -> None:
 
 
 def test_memory_at_full_size() -> None:
-    """MobileNetV2 needs its weights and its largest activation twice, before and after batch norm."""
+    """MobileNetV2 requires its weights and its largest activation twice, before and after batch norm."""
     graph = graph_at_224("mobilenet_v2")
     with torch.device("meta"):
-        own = own_bytes(tv.mobilenet_v2())
-    assert graph.memory() == own + 2 * 4 * 96 * 112 * 112
+        weights = own_bytes(tv.mobilenet_v2())
+    assert graph.memory() == weights + 2 * 4 * 96 * 112 * 112
     assert graph.cost(graph.default, "memory") == graph.memory(graph.default) == graph.memory()

@@ -1,4 +1,4 @@
-"""``resize``: the same network with other numbers of channels."""
+"""Tests of ``resize``, which returns the same network with other numbers of channels."""
 
 import copy
 
@@ -14,7 +14,7 @@ from autoslim.errors import UserError
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "cifar_resnet18", "densenet121", "regnet_y_400mf"])
-def test_the_default_channels_give_the_network_itself(name: str) -> None:
+def test_the_default_channels_return_an_equal_network(name: str) -> None:
     sample = specimen(name)
     network = build(name).eval()
     shuffle_weights(network)
@@ -32,7 +32,7 @@ def test_the_default_channels_give_the_network_itself(name: str) -> None:
 
 
 @pytest.mark.parametrize("width", [0.35, 0.75, 1.4])
-def test_a_scaled_mobilenet_v2_is_torchvisions_own(width: float) -> None:
+def test_a_scaled_mobilenet_v2_equals_torchvisions(width: float) -> None:
     """torchvision keeps 1280 channels in the last convolution below width 1."""
     sample = specimen("mobilenet_v2")
     channels = sample.graph.scaled(width, 8)
@@ -89,7 +89,7 @@ def test_leading_channels_keep_their_weights_and_new_ones_are_neutral() -> None:
     assert current_channels(resize(network, sample.graph, channels), sample.graph) == channels
 
 
-def test_new_channels_beside_a_single_one_are_neutral_too() -> None:
+def test_new_channels_next_to_a_single_one_are_neutral_too() -> None:
     """The weight of a layer with one output is not a per-channel vector, although it has one number per input."""
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1), nn.Conv2d(4, 5, 1))
     graph = trace(network, torch.zeros(1, 3, 4, 4))
@@ -99,7 +99,7 @@ def test_new_channels_beside_a_single_one_are_neutral_too() -> None:
     torch.testing.assert_close(wide(images), narrow(images))
 
 
-def test_concatenated_channels_move_even_where_their_sum_stays() -> None:
+def test_concatenated_channels_move_even_if_their_sum_is_constant() -> None:
     """One group shrinks as the other grows: a tensor that reads both keeps its shape, but its channels move."""
 
     class Joins(nn.Module):
@@ -120,7 +120,7 @@ def test_concatenated_channels_move_even_where_their_sum_stays() -> None:
     assert not weight[:, 13:].any()
 
 
-def test_resizing_there_and_back_keeps_what_was_kept() -> None:
+def test_resizing_back_preserves_the_common_channels() -> None:
     sample = specimen("cifar_mobilenet_v2")
     wide = sample.real(sample.graph.scaled(1.5, 8))
     narrow = resize(wide, sample.graph, random_channels(sample.graph, 3, 0.3, 1.0))
@@ -132,7 +132,7 @@ def test_resizing_there_and_back_keeps_what_was_kept() -> None:
     assert all(torch.equal(a, b) for a, b in zip(narrow.state_dict().values(), back.state_dict().values(), strict=True))
 
 
-def test_the_argument_is_not_touched_and_shares_nothing() -> None:
+def test_the_argument_is_not_changed_and_shares_no_memory() -> None:
     sample = specimen("cifar_resnet18")
     network = sample.real(sample.graph.default).train()
     network.get_parameter("conv1.weight").requires_grad_(False)
@@ -158,7 +158,7 @@ def test_networks_with_normalised_weights_can_be_copied() -> None:
     assert torch.equal(resize(network, graph, graph.default)(images), network(images))
 
 
-# What is refused
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_networks_with_normalised_weights_can_be_copied() -> None:
         (lambda c: {**c, "nothing": 8}, "channels do not fit this network: unknown groups nothing; it has 12 groups"),
         (lambda c: {k: v for k, v in c.items() if k != "conv1"}, "missing groups conv1; it has 12 groups"),
         (lambda c: {}, "missing groups conv1, layer1.0.conv1, layer1.1.conv1 ...; it has 12 groups"),
-        (lambda c: {**c, "conv1": 0}, "channels of group conv1 are 0; they must be a positive multiple of 1"),
+        (lambda c: {**c, "conv1": 0}, "group conv1 cannot have 0 channels; use a positive multiple of 1"),
     ],
 )
 def test_channels_that_do_not_fit(change: object, message: str) -> None:
@@ -179,13 +179,11 @@ def test_channels_that_do_not_fit(change: object, message: str) -> None:
 
 def test_channels_are_whole_units() -> None:
     sample = specimen("resnext50_32x4d")
-    with pytest.raises(
-        UserError, match=r"channels of group layer1.0.conv1 are 6; they must be a positive multiple of 4"
-    ):
+    with pytest.raises(UserError, match=r"group layer1.0.conv1 cannot have 6 channels; use a positive multiple of 4"):
         resize(sample.network, sample.graph, sample.graph.default | {"layer1.0.conv1": 6})
 
 
-def test_another_network_than_the_traced_one() -> None:
+def test_a_network_that_was_not_traced() -> None:
     sample = specimen("resnet18")
     with pytest.raises(
         UserError, match=r"this is not the network that was traced: it has no tensor 'conv1.weight' of 4"
@@ -194,12 +192,13 @@ def test_another_network_than_the_traced_one() -> None:
     network = sample.real(sample.graph.default)
     network.get_submodule("layer3.0").conv2 = nn.Conv2d(256, 200, 3)
     with pytest.raises(
-        UserError, match=r"the network that was traced: layer3.0.bn2.weight is \(256,\), its groups make it \(200,\)"
+        UserError,
+        match=r"the network that was traced: layer3.0.bn2.weight is \(256,\), but its groups require \(200,\)",
     ):
         resize(network, sample.graph, sample.graph.default)
 
 
-# New weights
+# Initialisation
 
 
 def test_initialisation_is_by_seed_and_by_the_papers_formulas() -> None:

@@ -60,7 +60,7 @@ def test_sorting_changes_nothing_but_the_order(name: str, importance: Importance
     assert before.keys() == after.keys() == sample.graph.groups.keys()
     for group, values in after.items():
         assert torch.equal(values, before[group].sort(descending=True).values), group
-    assert sum(not torch.equal(before[group], after[group]) for group in after) == len(after)  # all had to move
+    assert sum(not torch.equal(before[group], after[group]) for group in after) == len(after)  # all orders changed
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet18", "resnext50_32x4d", "densenet121", "regnet_y_400mf"])
@@ -73,7 +73,7 @@ def test_a_resized_network_is_sorted_too(name: str) -> None:
 
 
 class Everything(nn.Module):
-    """Every kind of tensor that depends on a group, in a few layers."""
+    """A few layers with every kind of tensor that depends on a group."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ def test_every_kind_of_tensor_moves_with_its_group() -> None:
 
 
 @pytest.mark.parametrize("forgotten", EVERYTHING.tensors)
-def test_a_tensor_that_is_left_behind_shows(forgotten: str) -> None:
+def test_a_tensor_that_is_not_permuted_is_detected(forgotten: str) -> None:
     """The tests above fail if any tensor is not permuted, including running statistics."""
     network = randomised(Everything(), seed=1)
     ordered = sort_channels(network, EVERYTHING, "l1")
@@ -122,7 +122,7 @@ def test_a_tensor_that_is_left_behind_shows(forgotten: str) -> None:
     assert (found - expected).abs().max() > 1e-4 * expected.abs().max()
 
 
-# What is important
+# Importance
 
 
 class TwoLayers(nn.Sequential):
@@ -143,8 +143,8 @@ def test_narrowing_keeps_the_most_important_channels(importance: Importance, bes
         network[1].weight.copy_(torch.tensor([0.1, -1.5, 0.2, 2.0]))
     hand = randomised(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 3, 1)))
     with torch.no_grad():
-        for own, theirs in zip(hand[0].parameters(), network[0].parameters(), strict=True):
-            own.copy_(theirs[best])
+        for expected, weight in zip(hand[0].parameters(), network[0].parameters(), strict=True):
+            expected.copy_(weight[best])
         for name, tensor in hand[1].state_dict().items():
             tensor.copy_(network[1].state_dict()[name][best] if tensor.dim() else tensor)
         hand[3].weight.copy_(network[3].weight[:, best])
@@ -156,7 +156,7 @@ def test_narrowing_keeps_the_most_important_channels(importance: Importance, bes
         torch.testing.assert_close(ordered(images), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_l1_adds_up_the_layers_that_produce_a_group() -> None:
+def test_l1_sums_the_layers_that_produce_a_group() -> None:
     """A residual sum of two convolutions; the second is followed by depthwise ones."""
 
     class Sum(nn.Module):
@@ -184,7 +184,7 @@ def test_units_of_a_grouped_convolution_move_whole() -> None:
     importance = torch.stack([a.abs().sum() + b.abs().sum() for a, b in with_grouped])
     ordered = sort_channels(network, sample.graph, "l1").get_parameter("layer1.0.conv1.weight").detach()
     for unit, origin in zip(ordered.flatten(1).split(4), importance.argsort(descending=True), strict=True):
-        # The stem's channels have moved as well, along the other axis.
+        # The stem's channels have moved too, along the other axis.
         assert torch.equal(unit.sort(1).values, before[origin].sort(1).values)
 
 
@@ -200,7 +200,7 @@ def test_scales_of_all_batch_norms_on_a_channel_count() -> None:
     torch.testing.assert_close(found, torch.stack(scales).mean(0))
 
 
-def test_groups_without_a_batch_norm_go_by_their_weights() -> None:
+def test_groups_without_a_batch_norm_are_sorted_by_their_weights() -> None:
     network = randomised(Everything())
     by_scale, by_weight = (channel_importance(network, EVERYTHING, kind) for kind in ("bn_scale", "l1"))
     same = {group for group in by_scale if torch.equal(by_scale[group], by_weight[group])}
@@ -217,7 +217,7 @@ def test_a_network_without_batch_norms_has_no_scales() -> None:
     )
 
 
-# Where the place of a channel matters
+# Networks in which the position of a channel matters
 
 
 def halves(x: Tensor) -> Tensor:
@@ -240,7 +240,7 @@ class Treated(nn.Module):
 
 
 @pytest.mark.parametrize("treatment", [halves, pooled_across])
-def test_a_group_in_which_the_place_matters_keeps_its_order(treatment: Callable[[Tensor], Tensor]) -> None:
+def test_a_group_in_which_the_position_matters_keeps_its_order(treatment: Callable[[Tensor], Tensor]) -> None:
     network = randomised(Treated(treatment))
     graph = trace(Treated(treatment), torch.zeros(1, 3, 4, 4))
     assert graph.groups.keys() == {"a", "b", "c"}
@@ -260,17 +260,17 @@ def logistic(x: Tensor) -> Tensor:
     return x
 
 
-def test_rounding_that_a_network_magnifies_is_no_reason_to_keep_the_order() -> None:
+def test_groups_are_sorted_although_a_network_amplifies_rounding() -> None:
     """This happens in deep networks that are not trained."""
     network = randomised(Treated(logistic))
     graph = trace(Treated(logistic), torch.zeros(1, 3, 4, 4))
     orders = importance_orders(network, graph, "l1")
     assert orders.keys() == {"a", "b", "c"}
     [expected], [found] = (outputs(n, IMAGES, False) for n in (network, permute(network, graph, orders)))
-    assert (found - expected).abs().max() > 1e-6  # which is far beyond what is taken for rounding elsewhere
+    assert (found - expected).abs().max() > 1e-6  # far beyond the tolerance for rounding in other networks
 
 
-def test_a_network_that_insists_on_float32_is_sorted() -> None:
+def test_a_network_that_requires_float32_is_sorted() -> None:
     network = Treated(nn.Identity())
     shuffle_weights(network)
 
@@ -296,7 +296,7 @@ def test_a_network_that_insists_on_float32_is_sorted() -> None:
 # The argument
 
 
-def test_the_argument_is_not_touched_and_shares_nothing() -> None:
+def test_the_argument_is_not_changed_and_shares_no_memory() -> None:
     sample = specimen("cifar_resnet18")
     network = sample.real(sample.graph.default).train()
     network.get_parameter("conv1.weight").requires_grad_(False)

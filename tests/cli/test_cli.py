@@ -1,4 +1,4 @@
-"""``autoslim``: what its commands print, against numbers had otherwise; exports load where autoslim is not."""
+"""Compares what ``autoslim`` prints with independent numbers. Exports load without autoslim."""
 
 import contextlib
 import csv
@@ -36,7 +36,7 @@ def _outside_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project in which all stages have run, as the working directory. Tests change nothing in it."""
+    """Returns a project in which all stages have run, as the working directory. No test changes it."""
     folder = finished_project(tmp_path_factory.getbasetemp())
     monkeypatch.chdir(folder)
     return folder
@@ -86,7 +86,7 @@ def test_help_names_the_commands() -> None:
         "latency show",
     ],
 )
-def test_every_command_explains_itself_with_an_example(command: str) -> None:
+def test_the_help_of_every_command_has_an_example(command: str) -> None:
     assert f"autoslim {command}" in printed(*command.split(), "--help").split("Example", 1)[1]
 
 
@@ -111,14 +111,15 @@ def test_profile_works_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert shown["memory"].endswith(f"({values['totals']['memory']:,} bytes: weights, activations)")
     assert values["totals"]["memory"] == graph_of(MOBILENET).memory()
     assert shown["keeps its size"] == "classifier.1: it is the network's output"
-    assert layers[-1] == {"layer": "(total)", "kind": "300,774,272", "in": "100", "out": "3,504,872"}  # its empty cells
+    # Without its empty cells:
+    assert layers[-1] == {"layer": "(total)", "kind": "300,774,272", "in": "100", "out": "3,504,872"}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_profile_counts_what_the_resized_network_has() -> None:
     values = json.loads(printed("profile", MOBILENET, "--width", "0.75", "--classes", "10", "--json", "--verify"))
     reference = torchvision.models.mobilenet_v2(num_classes=10, width_mult=0.75)
-    # torchvision keeps the last convolution at 1280 below 1x; so does no uniform width: counted apart.
+    # Below 1x, torchvision keeps 1280 channels in the last convolution, unlike a uniform width: counted separately.
     assert values["totals"]["params"] == values["ptflops"]["params"]
     assert values["totals"]["macs"] == values["ptflops"]["macs"]
     channels = {group["name"]: group["channels"] for group in values["groups"]}
@@ -161,7 +162,7 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_profile_of_a_file_of_ones_own(net: Path) -> None:
+def test_profile_of_a_users_file(net: Path) -> None:
     text = printed(
         "profile", "net.py:build", "--input", "1x10x12", "--kwargs", "width=16", "-k", "act=Hardswish", "--layers"
     )
@@ -172,7 +173,7 @@ def test_profile_of_a_file_of_ones_own(net: Path) -> None:
     first, second, last, others, _ = table(text, "layer")
     assert [layer["parameters"] for layer in (first, second, last)] == ["160", "96", "28"]
     assert (first["in"], first["out"], second["in"], second["out"]) == ("1", "16", "16", "6")
-    assert others["kind"] == "0"  # no normalisation: all parameters lie in layers
+    assert others["kind"] == "0"  # no normalisation: all parameters are in layers
 
 
 def test_profile_takes_channels_from_a_file(net: Path) -> None:
@@ -186,7 +187,7 @@ def test_profile_takes_channels_from_a_file(net: Path) -> None:
     assert printed("profile", "net.py:build", "--input", "1x10x12", "--channels", "bare.json", "--verify") == text
 
 
-def test_verify_fails_where_a_network_computes_otherwise(net: Path) -> None:
+def test_verify_fails_if_a_network_computes_otherwise(net: Path) -> None:
     assert error_from("profile", "net.py:Attends", "--input", "1x10x10", "--verify").startswith("ptflops counts ")
 
 
@@ -231,7 +232,7 @@ def test_verify_fails_where_a_network_computes_otherwise(net: Path) -> None:
         ([], "no network is named, and this is not an autoslim project"),
     ],
 )
-def test_profile_says_what_is_wrong(net: Path, arguments: list[str], message: str) -> None:
+def test_errors_of_profile(net: Path, arguments: list[str], message: str) -> None:
     Path("list.json").write_text("[1, 2]")
     Path("few.json").write_text('{"0": 3}')
     assert message in error_from("profile", *arguments)
@@ -246,8 +247,8 @@ def test_profile_of_a_released_list() -> None:
     assert message.startswith("released/mobilenet_v2-305M sets the channels, and so does --width")
 
 
-def test_profile_without_a_name_is_of_the_projects_network(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(project / "stages")  # anywhere in the project
+def test_profile_without_a_name_uses_the_projects_network(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project / "stages")  # any folder of the project works
     chosen = json.loads((project / "outputs/channels/uniform.json").read_text())
     path = str(project / "outputs/channels/uniform.json")
     values = json.loads(printed("profile", "--channels", path, "--json"))
@@ -273,7 +274,7 @@ def test_trajectory_shows_every_step(project: Path) -> None:
         assert float(row["top-1 (%)"]) == pytest.approx(100 * (1 - step["error"]), abs=0.0051)
 
 
-def test_trajectory_shows_what_budgets_get(project: Path) -> None:
+def test_trajectory_shows_the_configurations_of_budgets(project: Path) -> None:
     trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
     limit = 0.5 * trajectory["default"]["macs"]
     best = max((step for step in trajectory["steps"] if step["macs"] <= limit), key=lambda step: step["macs"])
@@ -303,7 +304,7 @@ def test_trajectory_shows_what_budgets_get(project: Path) -> None:
         ("macs=", "budget '' is not an amount of macs; write it like 305M, 0.57G or 50%"),
     ],
 )
-def test_trajectory_refuses_budgets_that_it_does_not_reach(project: Path, budget: str, message: str) -> None:
+def test_budgets_outside_the_trajectory_are_errors(project: Path, budget: str, message: str) -> None:
     assert error_from("trajectory", "--budget", budget).startswith(message)
 
 
@@ -325,7 +326,7 @@ def test_budgets_of_any_resource_are_read_off_any_trajectory(project: Path) -> N
 
 
 def test_a_trajectory_of_several_limits_and_one_without_memory(project: Path, tmp_path: Path) -> None:
-    """Shares are of the limit that binds; an older search that lacks a resource must run again."""
+    """Shares are those of the binding limit; an older search without a resource must run again."""
     trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
     folder = tmp_path / "outputs/search"
     folder.mkdir(parents=True)
@@ -427,16 +428,14 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
         (["check", "gone.yaml"], "gone.yaml does not exist in "),
     ],
 )
-def test_commands_say_what_is_wrong(project: Path, arguments: list[str], message: str) -> None:
+def test_errors_of_commands(project: Path, arguments: list[str], message: str) -> None:
     assert error_from(*arguments).startswith(message)
 
 
 @pytest.mark.parametrize(
     "command", [["trajectory"], ["compare"], ["check"], ["evaluate", "autoslim"], ["stage", "search"]]
 )
-def test_commands_of_a_project_say_so_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
-) -> None:
+def test_commands_outside_a_project_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
     assert error_from(*command).startswith(f"{tmp_path} is not in an autoslim project")
 
@@ -459,7 +458,7 @@ def test_commands_before_anything_has_run(
     assert error_from(*command).startswith(message)
 
 
-def test_an_exported_network_runs_where_autoslim_is_not(project: Path, tmp_path: Path) -> None:
+def test_an_exported_network_runs_without_autoslim(project: Path, tmp_path: Path) -> None:
     shown = printed("export", "autoslim", "--seed", "1", "--to", str(tmp_path / "net.pt2"))
     assert "torch.export.load" in shown
     images = np.load(project / "data/prepared/test.images.npy")
@@ -486,7 +485,7 @@ print(json.dumps({"top1": top1, "shape": list(logits.shape), "logits": logits[0]
     assert float(row["top-1 on test (%)"]) == pytest.approx(100 * loaded["top1"], abs=0.0051)
 
 
-def test_exported_weights_come_with_what_is_needed_to_use_them(project: Path, tmp_path: Path) -> None:
+def test_exported_weights_include_what_is_needed_to_use_them(project: Path, tmp_path: Path) -> None:
     printed("export", "uniform", "--to", str(tmp_path / "net.safetensors"))
     weights = load_file(tmp_path / "net.safetensors")
     written = load_file(project / "outputs/retrain/uniform/weights/seed-0.safetensors")
@@ -513,7 +512,7 @@ def test_exported_weights_come_with_what_is_needed_to_use_them(project: Path, tm
 # check and stage
 
 
-def test_check_says_what_the_budget_comes_to(project: Path) -> None:
+def test_check_prints_the_budget_in_units(project: Path) -> None:
     trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
     shown = facts(printed("check"))
     assert shown["parameters"] == "params.yaml is complete"
@@ -558,7 +557,7 @@ def test_check_of_several_budgets_and_of_latency_that_is_not_measured(project: P
         ({"runtime": {"processes": 2}}, "runtime.processes is 2, but 1 CUDA devices are visible"),
     ],
 )
-def test_check_tells_what_a_run_would(
+def test_check_raises_the_errors_of_a_run(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
 ) -> None:
     copy = shutil.copytree(project, tmp_path / "project")
@@ -595,7 +594,7 @@ def test_a_parameter_changed_after_prepare_is_checked_before_the_work(
     assert "retrain.label_smoothing is 0.95, but with 10 classes" in error_from("stage", *stage)
 
 
-def test_check_leaves_the_network_to_later_where_data_are_others(project: Path, tmp_path: Path) -> None:
+def test_check_skips_the_network_if_the_data_are_not_prepared(project: Path, tmp_path: Path) -> None:
     change_params(tmp_path, {"data": {"source": "torchvision:CIFAR10"}})
     shown = printed("check", str(tmp_path / "params.yaml"))
     assert "not checked, because the data are not prepared; run `dvc repro prepare`" in shown
@@ -605,7 +604,7 @@ def test_check_leaves_the_network_to_later_where_data_are_others(project: Path, 
     )
 
 
-def test_stage_calls_what_dvc_calls(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_calls_the_same_functions_as_dvc(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = shutil.copytree(project, tmp_path / "project")
     monkeypatch.chdir(copy / "stages")
     before = (copy / "outputs/search/trajectory.json").read_text()

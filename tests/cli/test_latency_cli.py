@@ -1,4 +1,4 @@
-"""``autoslim latency``, and what the other commands do with a table: by hand-made ones whose times are closed forms."""
+"""``autoslim latency``, and other commands with a latency table, tested with tables whose times are closed forms."""
 
 import dataclasses
 import itertools
@@ -32,7 +32,7 @@ CHECK = Check(tuple(range(5, 25)), tuple(n + 0.5 for n in range(5, 25)), 0.03, 0
 
 @pytest.fixture
 def project(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a project in which all stages have run, as the working directory."""
+    """Returns a copy of a project in which all stages have run, as the working directory."""
     folder = shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(folder)
@@ -49,7 +49,7 @@ def tiny_graph() -> ChannelGraph:
 
 
 def made(graph: ChannelGraph, network: nn.Module | None = None, **changes: Any) -> LatencyTable:
-    """A table in which every group takes 0.1 ms a channel, and the network 1 ms besides; with ``network``'s kernels."""
+    """Returns a table with 0.1 ms per channel of each group and 1 ms in addition, for the kernels of ``network``."""
     kernels = {
         f"kernel_{number}": KernelTimes((), (name,), (0,), (0, 1000), ((0.0, 100.0),), "work")
         for number, name in enumerate(graph.groups)
@@ -68,7 +68,7 @@ def write(path: Path, made_table: LatencyTable) -> Path:
 
 
 def watch(file: str) -> None:
-    """Puts a table's file among the deps of the stage ``resources``, as check_table asks for."""
+    """Adds a table's file to the deps of the stage ``resources``, as check_table requires."""
     text = Path("dvc.yaml").read_text()
     Path("dvc.yaml").write_text(
         text.replace("    params: [budget, latency, model", f"      - {file}\n    params: [budget, latency, model")
@@ -82,8 +82,8 @@ def latency(channels: Sequence[int]) -> float:
 # show
 
 
-def test_show_says_where_the_time_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # in no project
+def test_show_prints_the_time_of_each_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # outside a project
     graph = tiny_graph()
     path = write(tmp_path / "phone.json", made(graph, slope=2.0))
     text = printed("latency", "show", str(path), "--figure", "phone.png")
@@ -115,7 +115,7 @@ def test_show_says_where_the_time_goes(tmp_path: Path, monkeypatch: pytest.Monke
         ('{"format": 1}', "t.json is damaged ("),
     ],
 )
-def test_show_of_what_is_no_table(
+def test_show_of_files_that_are_not_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -155,7 +155,7 @@ def test_a_damaged_table_is_reported_before_it_is_used(
     assert error_from("latency", "show", "t.json").startswith("t.json is damaged (")
 
 
-def test_show_draws_only_where_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_show_with_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "t.json", made(tiny_graph(), check=None))
     assert "rank correlation" not in printed("latency", "show", "t.json")
@@ -172,7 +172,7 @@ def test_show_draws_only_where_it_can(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times nothing for long."""
+    """Shortens all measurements."""
     monkeypatch.setattr(measuring, "KERNEL_SECONDS", 0.0)
     monkeypatch.setattr(measuring, "NETWORK_SECONDS", 0.0)
 
@@ -181,7 +181,7 @@ def test_a_table_is_measured_without_data(hasty: None, tmp_path: Path, monkeypat
     folder = start_project(tmp_path / "project", {"latency": {"check_networks": 10}})
     monkeypatch.delenv("DVC_ROOT", raising=False)
     command = "latency", "measure", "--to", "here.json"
-    monkeypatch.chdir(folder / "stages")  # files are named from here; a command changes into the project
+    monkeypatch.chdir(folder / "stages")  # file names are relative to this folder; the command changes into the project
     message = error_from(*command)
     assert message.startswith("the number of classes of digits is not known; run `dvc repro prepare`, or set --classes")
     message = error_from(*command, "--classes", "10")
@@ -225,15 +225,15 @@ def test_a_table_is_measured_without_data(hasty: None, tmp_path: Path, monkeypat
         ),
     ],
 )
-def test_measure_says_what_is_wrong_before_it_measures(project: Path, arguments: list[str], message: str) -> None:
+def test_errors_of_measure_are_raised_before_it_measures(project: Path, arguments: list[str], message: str) -> None:
     assert error_from("latency", "measure", *arguments).startswith(message)
     assert not Path("t.json").exists()
 
 
-# What the other commands do with a table
+# Other commands with a table
 
 
-def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None:
+def test_check_and_estimate_use_a_table_from_another_machine(project: Path) -> None:
     graph = tiny_graph()
     write(project / "phone.json", made(graph, tiny_network()))
     change_params(project, {"resource": "latency", "budget": "60%", "latency": {"table": "phone.json"}})
@@ -253,12 +253,12 @@ def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None
         project / "phone.json",
         made(trace(build_network("autoslim.models.architectures:mobilenet_v2", {}, 10), torch.empty(1, 3, 32, 32))),
     )
-    assert error_from("check").startswith("the latency table is of another network (a network, ")
+    assert error_from("check").startswith("the latency table was measured for another network (a network, ")
     other = made(graph, tiny_network())
     first, *_ = other.kernels
     times = dataclasses.replace(other.kernels[first], work="Conv2d 8x1x5x5 of 1x1x8x8")
     write(project / "phone.json", dataclasses.replace(other, kernels={**other.kernels, first: times}))
-    message = error_from("check")  # the same groups, and other work
+    message = error_from("check")  # the same groups, but other operations
     assert message.startswith(f"the latency table belongs to another network (a network): at {first} it has Conv2d")
     assert "8x1x3x3 of 1x1x8x8" in message
     narrow = dataclasses.replace(other.kernels[first], output_sizes=(2, 3))
@@ -274,7 +274,7 @@ def test_a_table_from_elsewhere_serves_check_and_estimate(project: Path) -> None
     )
 
 
-def test_check_takes_what_the_stage_measured_where_it_is_still_asked_for(project: Path) -> None:
+def test_check_uses_the_stages_table_unless_it_is_outdated(project: Path) -> None:
     graph = tiny_graph()
     here = current_target(
         device=torch.device("cpu"), runtime="eager", threads=1, batch=1, precision="fp32", channels_last=False
@@ -295,8 +295,8 @@ def test_check_takes_what_the_stage_measured_where_it_is_still_asked_for(project
     assert facts(printed("check"))["budget"].startswith("60%: not checked: latency is not measured yet")
 
 
-def test_a_search_with_a_table_records_latency_beside_the_rest(project: Path) -> None:
-    """A search for MACs serves budgets of latency too, and the report compares prediction and measurement."""
+def test_a_search_with_a_table_also_records_latency(project: Path) -> None:
+    """A search for MACs also covers budgets of latency, and the report compares prediction and measurement."""
     write(project / "phone.json", made(tiny_graph(), tiny_network()))
     watch("phone.json")
     change_params(project, {"latency": {"table": "phone.json"}})
@@ -320,7 +320,7 @@ def test_a_search_with_a_table_records_latency_beside_the_rest(project: Path) ->
     assert Path("outputs/report/resources.png").exists()
 
 
-def test_check_does_not_promise_what_is_below_the_narrowest(project: Path) -> None:
+def test_check_prints_no_search_end_below_the_narrowest(project: Path) -> None:
     """Most of the time may not depend on the channels: then search.stop is out of reach."""
     graph = tiny_graph()
     write(project / "phone.json", made(graph, tiny_network(), intercept=100.0))
@@ -332,7 +332,7 @@ def test_check_does_not_promise_what_is_below_the_narrowest(project: Path) -> No
     assert float(low.removesuffix("ms")) > 100
 
 
-def test_outputs_of_another_machine_are_refused(project: Path) -> None:
+def test_outputs_of_another_machine_are_errors(project: Path) -> None:
     """DVC may have pulled them. Without latency.table, the latency must be that of this machine."""
     written = Path("outputs/resources/latency.json")
     write(written, made(tiny_graph(), tiny_network()))
@@ -343,7 +343,7 @@ def test_outputs_of_another_machine_are_refused(project: Path) -> None:
         assert "latency.table" in message
 
 
-def test_a_measurement_that_ranks_nothing_ends_the_stage_and_is_not_kept(
+def test_an_unreliable_measurement_stops_the_stage_and_is_not_stored(
     hasty: None, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     change_params(project, {"resource": "latency", "budget": "60%", "latency": {"points": 2, "check_networks": 10}})
@@ -354,7 +354,7 @@ def test_a_measurement_that_ranks_nothing_ends_the_stage_and_is_not_kept(
     assert "too low" in message
     assert "write it with `autoslim latency measure --to FILE`" in message
     assert not list(Path("checkpoints").glob("latency-*/*"))
-    assert json.loads(Path("outputs/resources/latency.json").read_text()) == {}  # of the run before
+    assert json.loads(Path("outputs/resources/latency.json").read_text()) == {}  # as the previous run wrote it
 
     def work(network: nn.Module, values: Sequence[Tensor], target: Target, seconds: float = 0) -> measuring.Latency:
         return measuring.Latency(sum(value.numel() for value in network.parameters()) + 1.0, 0, 0)
@@ -379,7 +379,7 @@ def test_a_runtime_that_cannot_run_the_network_is_reported_before_training(
     assert error_of("resources").startswith("torch.compile cannot run this network (no such operator)")
 
 
-def test_check_knows_networks_that_latency_cannot_take_apart(project: Path) -> None:
+def test_check_reports_networks_that_cannot_be_divided_into_kernels(project: Path) -> None:
     Path("net.py").write_text(
         """from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -393,7 +393,7 @@ class Net(nn.Sequential):
     change_params(project, {"model": {"name": "net.py:Net", "kwargs": {}}})
     printed("check")
     change_params(project, {"model": {"name": "net.py:Net", "kwargs": {}}, "resource": "latency", "budget": "60%"})
-    assert error_from("check").startswith("latency needs a network that can be taken apart: ")
+    assert error_from("check").startswith("latency requires a network that can be divided into kernels: ")
 
 
 def test_the_same_channels_for_another_budget_are_the_same_file(project: Path) -> None:
@@ -407,7 +407,7 @@ def test_the_same_channels_for_another_budget_are_the_same_file(project: Path) -
 
 
 def test_retraining_starts_from_the_supernet_through_the_stages(project: Path) -> None:
-    """With next to no learning rate the networks that come out are those that allocate cut out of the supernet."""
+    """With a negligible learning rate, the results are the networks that allocate extracted from the supernet."""
     retrain = {"start": "supernet", "seeds": [0], "optimiser": {"learning_rate": 1e-30}}
     change_params(project, {"retrain": retrain})
     stage("allocate")

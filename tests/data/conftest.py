@@ -11,14 +11,14 @@ Counts = dict[str, dict[str, int]]  # split -> class -> images
 
 
 def noise(key: tuple[int, ...], size: tuple[int, int], mode: str) -> Image.Image:
-    """An image of random pixels that no other key gives; ``size`` is (width, height)."""
+    """Returns an image with random pixels that depend on the key. ``size`` is (width, height)."""
     shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
     return Image.fromarray(np.random.default_rng(key).integers(0, 256, shape, dtype=np.uint8))
 
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Writes PNG images in ImageFolder layout and returns the folder."""
+    """Returns a function that writes PNG images in ImageFolder layout and returns the folder."""
 
     def make(counts: Counts, *, size: tuple[int, int] = (8, 8), mode: str = "RGB", name: str = "images") -> Path:
         for s, (split, classes) in enumerate(counts.items()):
@@ -34,6 +34,6 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def pets(make_folder: Callable[..., Path]) -> Path:
-    """Three classes, 20 training and 6 test images each, 8x8 RGB."""
+    """Returns a folder with three classes of 20 training and 6 test images, 8x8 RGB."""
     classes = ("cat", "dog", "emu")
     return make_folder({"train": dict.fromkeys(classes, 20), "test": dict.fromkeys(classes, 6)})

@@ -34,7 +34,7 @@ def test_a_pad_crop_is_a_shifted_window_of_the_zero_padded_image() -> None:
 
 def test_flip_mirrors_about_half_of_the_images_and_leaves_the_others() -> None:
     images = random_images(400, 1, 5)
-    output = augment(images, uniforms(0, 0, np.arange(400)), Augmentation(flip=True), cut=False)
+    output = augment(images, uniforms(0, 0, np.arange(400)), Augmentation(flip=True), cropped=False)
     plain = images.float() / 255
     mirrored = (output == plain.flip(-1)).flatten(1).all(1)
     same = (output == plain).flatten(1).all(1)
@@ -45,7 +45,7 @@ def test_flip_mirrors_about_half_of_the_images_and_leaves_the_others() -> None:
 def test_pad_without_flip_never_mirrors_and_draws_every_shift_equally() -> None:
     size, pad, count = 4, 1, 1800
     images = random_images(1, 1, size).clamp(min=1).expand(count, 1, size, size)
-    output = augment(images, uniforms(0, 0, np.arange(count)), Augmentation(pad=pad), cut=False)
+    output = augment(images, uniforms(0, 0, np.arange(count)), Augmentation(pad=pad), cropped=False)
     padded = functional.pad(images[:1].float() / 255, (pad,) * 4)
     counts = torch.zeros(3, 3)
     for top in range(3):
@@ -69,7 +69,7 @@ def test_an_area_crop_is_the_box_cut_out_and_interpolated() -> None:
 
 def test_the_whole_image_as_area_is_the_image() -> None:
     images = random_images(8, 3, 9)
-    output = augment(images, uniforms(0, 0, np.arange(8)), Augmentation(area=(1.0, 1.0)), cut=False)
+    output = augment(images, uniforms(0, 0, np.arange(8)), Augmentation(area=(1.0, 1.0)), cropped=False)
     whole = (crop_boxes(uniforms(0, 0, np.arange(8), AREA), 9, 9, (1.0, 1.0)) == (0, 0, 9, 9)).all(axis=1)
     assert whole.any()
     torch.testing.assert_close(output[whole], images[whole].float() / 255, rtol=0, atol=1e-5)
@@ -88,8 +88,8 @@ def test_jitter_is_torchvisions_brightness_contrast_and_saturation(channels: int
 
 
 def test_jitter_factors_fill_their_range() -> None:
-    images = torch.full((2000, 1, 2, 2), 100, dtype=torch.uint8)  # uniform grey: brightness alone is seen
-    output = augment(images, uniforms(0, 0, np.arange(2000)), Augmentation(jitter=0.4), cut=False)
+    images = torch.full((2000, 1, 2, 2), 100, dtype=torch.uint8)  # uniform grey: only brightness has an effect
+    output = augment(images, uniforms(0, 0, np.arange(2000)), Augmentation(jitter=0.4), cropped=False)
     factor = output[:, 0, 0, 0] * 255 / 100
     assert factor.min() >= 0.6 - 1e-5
     assert factor.max() <= 1.4 + 1e-5
@@ -100,7 +100,9 @@ def test_jitter_factors_fill_their_range() -> None:
 
 def test_everything_is_off_by_default() -> None:
     images = random_images(4, 3, 5)
-    assert torch.equal(augment(images, uniforms(0, 0, np.arange(4)), Augmentation(), cut=False), images.float() / 255)
+    assert torch.equal(
+        augment(images, uniforms(0, 0, np.arange(4)), Augmentation(), cropped=False), images.float() / 255
+    )
 
 
 @pytest.mark.parametrize(

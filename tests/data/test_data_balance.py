@@ -14,7 +14,7 @@ def test_quotas_have_the_total_and_are_as_even_as_available(seed: int) -> None:
     quotas = balanced_quotas(available, total, rng.permutation(7))
     assert quotas.sum() == total
     assert (quotas <= available).all()
-    # A class may fall more than one behind the largest only where it has no more to give.
+    # A class may have more than one image less than the largest only if all its images are used.
     behind = quotas < quotas.max() - 1
     assert (quotas[behind] == available[behind]).all()
 

@@ -64,7 +64,7 @@ def test_a_split_smaller_than_a_batch_is_one_batch(data: PreparedData) -> None:
     assert len(batches[0][1]) == 51
 
 
-def test_seed_and_epoch_fix_the_draws(data: PreparedData) -> None:
+def test_seed_and_epoch_determine_the_draws(data: PreparedData) -> None:
     assert same(train(data), train(data))
     assert not same(train(data), train(data, epoch=1))
     assert not same(train(data), train(data, seed=1))
@@ -95,7 +95,7 @@ def test_the_slices_of_the_ranks_are_the_batch_of_one_process(data: PreparedData
         (torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts]))
         for parts in zip(*ranks, strict=True)
     ]
-    # Equal in value; grid_sample and sums may be grouped otherwise for another batch size.
+    # Equal up to rounding: grid_sample and sums may be grouped differently for another batch size.
     for (images, labels), (expected, expected_labels) in zip(joined, train(data), strict=True):
         torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
         assert torch.equal(labels, expected_labels)
@@ -140,7 +140,7 @@ def test_area_crops_of_arrays_and_files_show_the_same_part(make_folder: object, 
         train(one, **options), train(other, **options), strict=True
     ):
         assert torch.equal(labels, expected_labels)
-        # Files are interpolated in 8 bits, rows and columns each rounded: up to one step of 1/255 in all.
+        # Files are interpolated in 8 bits with rows and columns rounded, a difference of up to 1/255.
         torch.testing.assert_close(images, expected, rtol=0, atol=1.05 / 255 / min(one.info.std))
 
 
@@ -158,7 +158,7 @@ def test_a_shuffled_evaluation_is_a_fixed_permutation(data: PreparedData) -> Non
 
     plain, images = labels_and_images(None)
     shuffled, mixed = labels_and_images(5)
-    assert plain == sorted(plain)  # class after class: a chunk of it would hold one class
+    assert plain == sorted(plain)  # sorted by class: a chunk would contain one class
     assert shuffled != plain
     assert sorted(shuffled) == plain
     assert torch.equal(mixed, labels_and_images(5)[1])
@@ -187,7 +187,9 @@ def test_normalisation_is_pixels_over_255_minus_mean_over_std(pets: Path, tmp_pa
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_image_is_named_also_from_a_worker(pets: Path, tmp_path: Path, workers: int) -> None:
+def test_the_error_for_an_unreadable_image_has_its_path_also_from_a_worker(
+    pets: Path, tmp_path: Path, workers: int
+) -> None:
     data = prepared(pets, tmp_path / "prepared", "files")
     broken = pets / data.paths("test")[7].decode()
     broken.write_bytes(b"no image")

@@ -10,7 +10,7 @@ MASK = 2**64 - 1
 
 
 def splitmix64(state: int) -> int:
-    """The published algorithm in plain integers: the output for a state that has just been advanced."""
+    """Returns the output for an advanced state, by the published algorithm in plain integers."""
     z = state
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
@@ -58,10 +58,11 @@ def test_area_boxes_lie_in_the_image_and_keep_area_and_ratio(height: int, width:
     assert (left >= 0).all()
     assert (top + box_height <= height).all()
     assert (left + box_width <= width).all()
-    rounding = 1.5 / min(height, width)  # each side is rounded to a pixel, the smallest is about half the image's
+    # Each side is rounded to a pixel, and the smallest is about half of the image's.
+    rounding = 1.5 / min(height, width)
     share = box_height * box_width / (height * width)
     assert share.min() > 0.25 * (1 - 2 * rounding) ** 2
-    assert share.min() < 0.27  # and the range is used
+    assert share.min() < 0.27  # the whole range is used
     assert share.max() > 0.9
     ratio = box_width / box_height
     assert ratio.min() > 3 / 4 * (1 - 4 * rounding)

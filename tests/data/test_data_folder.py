@@ -30,7 +30,7 @@ def test_unknown_sources(source: str) -> None:
     )
 
 
-def test_good_sources_pass(pets: Path) -> None:
+def test_valid_sources_pass(pets: Path) -> None:
     check_source("digits")
     check_source(f"folder:{pets}")
     check_source("folder:images", relative_to=pets.parent)
@@ -46,7 +46,7 @@ def test_missing_folders(pets: Path, tmp_path: Path) -> None:
 
 def test_empty_and_one_class_folders(make_folder: Make) -> None:
     one = make_folder({"train": {"cat": 3}, "test": {"cat": 3}})
-    assert message(one) == f"{one / 'train'} has one class only (cat); at least two are needed"
+    assert message(one) == f"{one / 'train'} has only one class (cat); at least two are required"
     shutil.rmtree(one / "train" / "cat")
     assert message(one) == f"{one / 'train'} is empty: it has no class folders; {LAYOUT}"
 
@@ -54,22 +54,22 @@ def test_empty_and_one_class_folders(make_folder: Make) -> None:
 def test_a_class_without_images(pets: Path) -> None:
     for path in (pets / "train" / "dog").iterdir():
         path.rename(path.with_suffix(".txt"))
-    assert message(pets).startswith(f"{pets / 'train' / 'dog'} holds no image (.jpg ")
-    assert message(pets).endswith("; add some or remove the class")
+    assert message(pets).startswith(f"{pets / 'train' / 'dog'} contains no image (.jpg ")
+    assert message(pets).endswith("; add images or remove the class")
 
 
 def test_classes_that_differ(pets: Path) -> None:
     shutil.rmtree(pets / "test" / "emu")
     assert message(pets) == (
         f"classes differ between {pets / 'train'} (3) and {pets / 'test'} (2): "
-        "test/ lacks emu; both need the same class folders"
+        "test/ lacks emu; both must have the same class folders"
     )
     (pets / "test" / "emu").mkdir()
     (pets / "test" / "fox").mkdir()
     assert "train/ lacks fox" in message(pets)
 
 
-def test_val_is_the_test_split_where_there_is_no_test(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_val_is_the_test_split_if_there_is_no_test(pets: Path, caplog: pytest.LogCaptureFixture) -> None:
     (pets / "test").rename(pets / "val")
     source = load_folder_source("images", pets)
     assert source.test is not None

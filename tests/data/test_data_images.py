@@ -1,4 +1,4 @@
-"""Pixels against torchvision's own transforms, and that data needs no torchvision where it is not the source."""
+"""Compares pixels with torchvision's transforms, and checks that data modules do not import torchvision."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ def noise(width: int, height: int, mode: str) -> Image.Image:
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("sides", [(8, 8), (9, 8), (8, 10), (13, 8), (16, 15)])
 def test_evaluation_pixels_are_torchvisions_resize_and_centre_crop(mode: str, sides: tuple[int, int]) -> None:
-    """Bitwise, for odd and even margins, upwards and downwards, wide and tall."""
+    """They are bitwise equal for odd and even margins, larger and smaller sizes, wide and tall images."""
     shorter_side, size = max(sides), min(sides)
     for width, height in product((3, 8, 13, 31, 40), repeat=2):
         image = noise(width, height, mode)

@@ -50,7 +50,7 @@ def test_digits_are_split_without_overlap_and_balanced(tmp_path: Path) -> None:
     assert all(data.images(split).max() == 255 for split in SPLITS)
 
 
-def test_the_seed_moves_the_search_split_but_never_the_test_split(tmp_path: Path) -> None:
+def test_the_seed_changes_the_search_split_but_never_the_test_split(tmp_path: Path) -> None:
     for seed in (0, 1):
         run("digits", tmp_path / str(seed), search_images=100, seed=seed)
     one, other = (PreparedData.open(tmp_path / seed) for seed in ("0", "1"))
@@ -74,7 +74,7 @@ def test_a_folder_is_split_without_overlap_and_balanced(pets: Path, tmp_path: Pa
     assert len(seen) == 78
 
 
-def test_arrays_hold_the_pixels_of_the_files(pets: Path, tmp_path: Path) -> None:
+def test_arrays_contain_the_pixels_of_the_files(pets: Path, tmp_path: Path) -> None:
     run(f"folder:{pets}", tmp_path / "prepared")
     data = PreparedData.open(tmp_path / "prepared")
     paths = sorted((pets / "test").rglob("*.png"))
@@ -84,7 +84,7 @@ def test_arrays_hold_the_pixels_of_the_files(pets: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("storage", ["arrays", "files"])
-def test_the_same_inputs_give_the_same_bytes(pets: Path, tmp_path: Path, storage: str) -> None:
+def test_equal_inputs_produce_equal_bytes(pets: Path, tmp_path: Path, storage: str) -> None:
     for name in ("one", "two"):
         run(f"folder:{pets}", tmp_path / name, storage=storage, train_images=30, test_images=9)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
@@ -105,7 +105,7 @@ def test_files_are_listed_and_not_copied(pets: Path, tmp_path: Path, monkeypatch
     assert len(lines) == 1 + len(broken) + 18
 
 
-def test_auto_keeps_arrays_up_to_the_limit_and_lists_files_beyond(
+def test_auto_stores_arrays_up_to_the_limit_and_lists_files_beyond_it(
     pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 78 * 3 * 8 * 8
@@ -117,7 +117,7 @@ def test_auto_keeps_arrays_up_to_the_limit_and_lists_files_beyond(
 
 
 @pytest.mark.parametrize("storage", ["arrays", "files"])
-def test_subsets_are_balanced_and_leave_the_search_split_alone(pets: Path, tmp_path: Path, storage: str) -> None:
+def test_subsets_are_balanced_and_do_not_change_the_search_split(pets: Path, tmp_path: Path, storage: str) -> None:
     run(f"folder:{pets}", tmp_path / "whole", storage=storage)
     info = run(f"folder:{pets}", tmp_path / "part", storage=storage, train_images=12, test_images=6)
     assert info.counts == {"train": 12, "search": 9, "test": 6}
@@ -194,8 +194,8 @@ def test_floating_point_pixels_are_an_error_with_the_path(make_folder: Make, tmp
     ("native", "size", "resized"),
     [
         ((8, 8), 8, (8, 8)),
-        ((8, 8), 14, (14, 14)),  # larger: resized only
-        ((10, 10), 9, (9, 9)),  # smaller by less than the margin: resized only
+        ((8, 8), 14, (14, 14)),  # larger: only resized
+        ((10, 10), 9, (9, 9)),  # smaller by less than the margin: only resized
         ((12, 9), 9, (12, 9)),  # not square: centre crop
         ((24, 30), 14, (16, 20)),  # beyond the margin: shorter side 14 * 256 / 224 = 16, centre crop 14
     ],
@@ -214,9 +214,9 @@ def test_other_sizes_are_resized_and_cropped(
         assert np.array_equal(image, np.asarray(expected).transpose(2, 0, 1))
 
 
-def test_images_of_different_sizes_need_a_size(make_folder: Make, tmp_path: Path) -> None:
+def test_images_of_different_sizes_require_a_size(make_folder: Make, tmp_path: Path) -> None:
     folder = make_folder({"train": {"a": 6, "b": 6}, "test": {"a": 2, "b": 2}})
-    for path in (folder / "train").rglob("*.png"):  # at least five of them stay in the train split
+    for path in (folder / "train").rglob("*.png"):  # at least five of them are in the train split
         Image.open(path).resize((20, 16) if path.stem < "003" else (8, 8)).save(path)
     message = error(f"folder:{folder}", tmp_path / "prepared", search_images=2)
     assert message == f"the images of folder:{folder} differ in size (from 8x8 to 20x16); set image_size"
@@ -240,7 +240,7 @@ def test_too_many_images(pets: Path, tmp_path: Path) -> None:
 
 def test_values_out_of_range_are_errors(tmp_path: Path) -> None:
     destination = tmp_path / "p"
-    expected = "channels 2 is not possible; use 1 (grey), 3 (RGB) or leave it out"
+    expected = "channels 2 is not possible; use 1 (grey) or 3 (RGB), or omit it"
     assert error("digits", destination, channels=2) == expected
     assert error("digits", destination, image_size=0).startswith("image_size 0 is not possible")
     expected = "storage 'disk' is unknown; expected one of auto, arrays, files"

@@ -1,4 +1,4 @@
-"""torchvision's data sets are not downloaded: classes with the same constructors replace them."""
+"""Tests of torchvision's data sets, which are replaced by classes with the same constructors: nothing is downloaded."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from autoslim.errors import UserError
 
 
 def image_of(split: str, index: int) -> Image.Image:
-    """An 8x8 RGB image that differs from all others."""
+    """Returns an 8x8 RGB image that differs from all others."""
     rng = np.random.default_rng((len(split), index))
     return Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
 
@@ -76,7 +76,7 @@ class WholeSet(Dataset[Any]):
 
 
 class Letters(InMemory):
-    """Like EMNIST: a ``split`` without default beside the parent's ``train``; class 0 has no images."""
+    """Like EMNIST: a ``split`` without default in addition to the parent's ``train``; class 0 has no images."""
 
     def __init__(self, root: str, split: str, **kwargs: Any) -> None:
         if split != "letters":
@@ -87,7 +87,7 @@ class Letters(InMemory):
 
 
 class Captions(Dataset[Any]):
-    """Images with texts: not for classification."""
+    """Images with texts, which are not for classification."""
 
     def __init__(self, root: str, split: str = "train") -> None:
         self.split = split
@@ -141,7 +141,7 @@ def test_a_set_with_train_is_read_from_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("storage", ["arrays", "files"])
-def test_a_set_with_split_is_read_from_files_and_takes_the_first_labelled_test_split(
+def test_a_set_with_split_is_read_from_files_and_uses_the_first_labelled_test_split(
     tmp_path: Path, storage: str
 ) -> None:
     info, data = run("InFiles", tmp_path, storage=storage)
@@ -206,7 +206,7 @@ def test_names_and_arguments_are_checked_before_any_work(name: str, message: str
     assert str(caught.value).startswith(message)
 
 
-def test_torchvisions_own_sets_pass_the_check() -> None:
+def test_torchvisions_sets_pass_the_check() -> None:
     names = (
         "CIFAR10 CIFAR100 FashionMNIST KMNIST MNIST QMNIST USPS SVHN STL10 Flowers102 OxfordIIITPet DTD Food101 GTSRB"
     )
@@ -214,7 +214,7 @@ def test_torchvisions_own_sets_pass_the_check() -> None:
         check_source(f"torchvision:{name}")
 
 
-def test_torchvisions_fashion_mnist_from_its_own_file_format(tmp_path: Path) -> None:
+def test_torchvisions_fashion_mnist_from_its_file_format(tmp_path: Path) -> None:
     raw = tmp_path / "raw" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     images = {"train": np.arange(60 * 28 * 28).reshape(60, 28, 28) % 251, "t10k": np.full((20, 28, 28), 9)}

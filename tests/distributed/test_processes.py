@@ -69,7 +69,7 @@ class KilledError(Exception):
 
 
 def everything(world: World, folder: Path, prepared: Path) -> dict[str, Any]:
-    """The results of each job by name."""
+    """Returns the results of each job by name."""
     torch.set_num_threads(1)
     data = PreparedData.open(prepared)
     context = RunContext(torch.device("cpu"), workers=0, world=world)
@@ -112,7 +112,7 @@ def run(
     label: str = "run",
     synchronise_batch_norm: bool = True,
 ) -> dict[str, Any]:
-    """Trains in double precision on random images; returns weights, running statistics and rows."""
+    """Trains in double precision on random images, and returns weights, running statistics and rows."""
 
     def batches(epoch: int, skip: int) -> Iterator[tuple[Tensor, Tensor]]:
         for number in range(skip, STEPS):
@@ -165,7 +165,7 @@ def double_supernet(world: World, folder: Path, batch: int) -> dict[str, Any]:
 
 
 def widths_by_rank(world: World, folder: Path) -> dict[str, Any]:
-    """A single process adds up the gradients that each rank would have, of its images at its widths."""
+    """Trains with widths by rank. A single process sums the gradients of each rank's images at that rank's widths."""
     supernet = start_supernet()
     steps = [sandwich(supernet, random_width_seed(0, rank)) for rank in range(SIZE)]
 
@@ -190,7 +190,7 @@ def double_network(world: World, folder: Path, batch: int) -> dict[str, Any]:
 
 
 def digits(context: RunContext, data: PreparedData, folder: Path, widths_by_rank: bool = False) -> dict[str, Any]:
-    """Supernet training and retraining as the stages call them, in single precision."""
+    """Trains a supernet and retrains networks as the stages do, in single precision."""
     network, graph = small_network()
     rows, scores = train_supernet(
         network,
@@ -245,7 +245,7 @@ def searches(context: RunContext, data: PreparedData, folder: Path) -> dict[str,
 
 
 def mortal_run(world: World, folder: Path, kill_at: int | None) -> dict[str, Any]:
-    """A run with dropout, killed at step ``kill_at`` and resumed; also returns the random draws of its last epoch."""
+    """Trains with dropout, killed at step ``kill_at`` and resumed. Also returns the random draws of the last epoch."""
     draws: list[Tensor] = []
 
     def network() -> nn.Module:
@@ -274,7 +274,7 @@ def mortal_run(world: World, folder: Path, kill_at: int | None) -> dict[str, Any
 
 
 def unused_parameter(world: World) -> dict[str, Any]:
-    """Gradients where one parameter has a gradient on the last rank only, and one has none on any rank."""
+    """Returns averaged gradients: one parameter has a gradient only on the last rank, and one on no rank."""
     network = nn.ParameterDict({name: nn.Parameter(torch.zeros(2)) for name in ("both", "last", "none")})
     network["both"].grad = torch.full((2,), float(world.rank + 1))
     if world.rank == world.world_size - 1:
@@ -293,7 +293,7 @@ def late_gradient(world: World) -> None:
 
 
 def work(rank: int, port: int, folder: Path, prepared: Path) -> None:
-    """One rank, with the environment that torchrun sets."""
+    """Runs one rank in the environment that torchrun sets."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(SIZE), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(SIZE))
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
     world = current_world()
@@ -310,7 +310,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def together(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder with the files and the results of two ranks."""
+    """Returns the folder with the files and the results of two ranks."""
     folder = tmp_path_factory.mktemp("together")
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -347,7 +347,7 @@ def alone(prepared: Path, alone_in: Path) -> dict[str, Any]:
 def test_training_equals_one_process_with_the_whole_batch(
     job: str, ranks: list[dict[str, Any]], alone: dict[str, Any]
 ) -> None:
-    """In double precision, with shares of 6 and 6 images or 7 and 6, including losses and running statistics.
+    """Results are equal in double precision for 6 + 6 or 7 + 6 images, including losses and running statistics.
 
     With widths by rank, the single process does the work of both ranks.
     """
@@ -368,7 +368,7 @@ def test_training_equals_one_process_with_the_whole_batch(
 def test_the_stages_trainings_on_several_processes(
     together: Path, ranks: list[dict[str, Any]], alone_in: Path, alone: dict[str, Any]
 ) -> None:
-    """In single precision on digits: metrics and files."""
+    """Metrics and files agree in single precision on digits."""
     for rank in ranks:
         for training in ("supernet", "retrain"):
             for row, wanted in zip(rank["digits"][training], alone["digits"][training], strict=True):
@@ -404,7 +404,7 @@ def test_the_search_gives_the_identical_trajectory(
 
 
 def test_a_resumed_run_of_several_processes_equals_an_uninterrupted_one(ranks: list[dict[str, Any]]) -> None:
-    """With dropout, whose draws differ between ranks."""
+    """The network has dropout, whose draws differ between ranks."""
     for rank in ranks:
         whole, resumed = rank["whole run"], rank["resumed run"]
         assert torch.equal(whole["draws"], resumed["draws"][-STEPS:])
@@ -469,8 +469,8 @@ def test_ranks_are_read_from_torchruns_variables() -> None:
             ranks_of(**environment)
 
 
-def test_several_tasks_of_srun_need_torchrun() -> None:
-    """Without it, each task would be a run of its own that writes the same files."""
+def test_several_tasks_of_srun_require_torchrun() -> None:
+    """Without it, each task would be a separate run that writes the same files."""
     assert world_from_environment({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}) is None  # a batch script: one process
     assert world_from_environment({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
     with pytest.raises(UserError, match=r"SLURM_STEP_NUM_TASKS is 8, .* srun .*torchrun .*stages/supernet\.py$"):
@@ -519,16 +519,16 @@ def test_more_processes_than_devices_are_an_error(monkeypatch: pytest.MonkeyPatc
 
 
 class TestReason:
-    """Which of several failures the parent process reports."""
+    """Tests which of several failures the parent process reports."""
 
     @pytest.fixture
     def failure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ProcessFailure]:
         def make(rank: int, at: int, error: Exception | None = None, exitcode: int = 1) -> ProcessFailure:
-            """A rank that raised ``error`` under @record, or that ended without an error file."""
+            """Returns the failure of a rank that raised ``error`` under @record, or ended without an error file."""
             file = tmp_path / f"{rank}.json"
             monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
             monkeypatch.setattr(time, "time", lambda: float(at))
-            monkeypatch.setattr(faulthandler, "enable", lambda **_: None)  # pytest has its own
+            monkeypatch.setattr(faulthandler, "enable", lambda **_: None)  # pytest enables faulthandler itself
 
             def work() -> None:
                 if error is not None:
@@ -571,7 +571,7 @@ class TestReason:
 
 
 def run_stage(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A stage as DVC runs it, in the working directory."""
+    """Runs a stage as DVC does, in the working directory."""
     return subprocess.run(
         [sys.executable, f"stages/{arguments[0]}.py", *arguments[1:]],
         env={name: value for name, value in os.environ.items() if name != "DVC_ROOT"} | {"OMP_NUM_THREADS": "1"},
@@ -584,7 +584,7 @@ def run_stage(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a project in which all stages have run in one process, as working directory; it now sets two."""
+    """Returns a copy of a finished project as the working directory, with two processes instead of one."""
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project"))
     change_params(Path(), {"runtime": {"processes": 2, "device": "cpu"}})
@@ -592,8 +592,8 @@ def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
 
 
 @pytest.mark.parametrize("arguments", [("supernet",), ("search",), ("retrain", "uniform")])
-def test_a_stage_runs_itself_in_several_processes(arguments: tuple[str, ...], done: Path) -> None:
-    """The files are the same and the checkpoints have the same keys, so that either can continue from the other."""
+def test_a_stage_starts_several_processes(arguments: tuple[str, ...], done: Path) -> None:
+    """The files are the same and the checkpoints have the same keys, so either can continue from the other."""
     folder = done / "outputs" / "/".join(arguments)
     before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     locks = {path.name for path in Path("checkpoints").iterdir()}
@@ -630,7 +630,7 @@ def build(num_classes=10):
 """
 
 
-def test_the_end_of_a_process_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_ends_if_a_process_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(start_project(tmp_path / "project"))
     Path("net.py").write_text(NET)
@@ -648,7 +648,7 @@ def test_the_end_of_a_process_ends_the_run(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "project/outputs").exists()
 
 
-def test_a_user_error_is_printed_once_as_by_one_process(done: Path) -> None:
+def test_a_user_error_is_printed_once_as_in_a_single_process(done: Path) -> None:
     wrong = {"supernet": {"optimiser": {"learning_rate": 1e40}}}
     change_params(Path(), wrong | {"runtime": {"processes": 2, "device": "cpu"}})
     ended = run_stage("supernet")

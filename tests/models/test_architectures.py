@@ -1,4 +1,4 @@
-"""The paper's four families against the authors' MACs and parameters (with average pooling, 224x224, 1000 classes)."""
+"""Compares the paper's four families with the authors' MACs and parameters (with pooling, 224x224, 1000 classes)."""
 
 import hashlib
 import json

@@ -16,7 +16,7 @@ from autoslim.errors import UserError
 from autoslim.models.building import build_network, check_network
 
 FILE = '''
-"""A user's own network."""
+"""A user's network."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def passing_on(**kwargs):
     return plain(**kwargs)
 
 
-def beside():
+def neighbour():
     from random_neighbour import net
     return net()
 
@@ -80,7 +80,7 @@ def test_a_networks_import_path() -> None:
     assert not network.layer1[0].bn2.weight.any()
 
 
-def test_classes_are_passed_if_accepted_and_not_given(file: Path) -> None:
+def test_classes_are_passed_if_accepted_and_not_in_kwargs(file: Path) -> None:
     assert build_network("torchvision.models:resnet18", {"num_classes": 4}, classes=7).fc.out_features == 4
     assert build_network(f"{file}:small", {}, classes=9)[3].out_features == 9
     assert build_network(f"{file}:small", {})[3].out_features == 3
@@ -93,7 +93,7 @@ def test_classes_are_passed_if_accepted_and_not_given(file: Path) -> None:
 
 def test_a_users_file_imports_its_neighbours_also_when_the_network_is_built(file: Path) -> None:
     (file.parent / "random_neighbour.py").write_text("from torch import nn\ndef net(): return nn.Linear(2, 6)\n")
-    assert build_network(f"{file}:beside", {}).out_features == 6
+    assert build_network(f"{file}:neighbour", {}).out_features == 6
 
 
 def test_loading_a_users_file_does_not_change_sys_modules(file: Path) -> None:
@@ -203,7 +203,7 @@ class DataDependent(nn.Module):
         return logits
 
 
-def test_a_network_with_data_dependent_control_flow_is_run_on_its_own_device() -> None:
+def test_a_network_with_data_dependent_control_flow_is_run_on_its_device() -> None:
     check_network(DataDependent(), "net", (3, 8, 8), 10)
     assert "returns 10 outputs for 4 classes" in message_of(lambda: check_network(DataDependent(), "net", (3, 8, 8), 4))
 

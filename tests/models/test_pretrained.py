@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision.models as tv
 from safetensors.torch import load_file, save_file
-from small_data import machine, prepared_digits, recipe, small_network
+from small_data import prepared_digits, recipe, run_context, small_network
 from small_project import change_params, stage, start_project
 from specimens import batch_statistics, shuffle_weights, specimen
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def trained_network() -> nn.Module:
-    """The small network with other weights and running statistics, as after training."""
+    """Returns the small network with other weights and running statistics, as after training."""
     network = copy_with(small_network()[0], lambda _, tensor: tensor.clone())
     shuffle_weights(network, seed=3)
     generator = torch.Generator().manual_seed(3)
@@ -92,8 +92,8 @@ def test_a_file_of_safetensors_in_half_precision(tmp_path: Path) -> None:
         assert tensor.dtype == trained.state_dict()[name].dtype
 
 
-def test_a_network_whose_own_names_start_with_module(tmp_path: Path) -> None:
-    class Holds(nn.Module):
+def test_a_network_whose_parameter_names_start_with_module(tmp_path: Path) -> None:
+    class Wraps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.module = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1))
@@ -102,14 +102,14 @@ def test_a_network_whose_own_names_start_with_module(tmp_path: Path) -> None:
             out: Tensor = self.module(images)
             return out
 
-    trained, network = Holds(), Holds()
+    trained, network = Wraps(), Wraps()
     torch.save(trained.state_dict(), tmp_path / "w.pt")
     tensors = load_trained_tensors(network, NAME, {}, str(tmp_path / "w.pt"))
     result, _ = insert_weights(network, trace(network, torch.zeros(1, 1, 8, 8)), tensors, 0, source="w")
     assert torch.equal(result(IMAGES), trained(IMAGES))
 
 
-def test_a_shared_tensor_may_be_given_under_one_of_its_names() -> None:
+def test_a_shared_tensor_may_be_stored_under_one_of_its_names() -> None:
     """safetensors saves shared weights in this way."""
 
     def shares() -> nn.Sequential:
@@ -125,7 +125,7 @@ def test_a_shared_tensor_may_be_given_under_one_of_its_names() -> None:
 
 
 class Surprise:
-    """Code in a file that must not be run."""
+    """An object that runs code when it is unpickled, which must not happen."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise AssertionError
@@ -367,7 +367,7 @@ def test_weights_that_do_not_exist(name: str, weights: str, expected: str) -> No
     assert expected in message_of(lambda: check_weights(name, weights))
 
 
-def test_tags_that_timm_does_not_know() -> None:
+def test_unknown_tags_of_timm() -> None:
     pytest.importorskip("timm")
     check_weights("timm:resnet18", "a1_in1k")
     check_weights("timm:resnet18.a1_in1k", "pretrained")
@@ -380,7 +380,7 @@ def test_tags_that_timm_does_not_know() -> None:
 
 
 def in_batches(network: nn.Module, images: Tensor) -> Tensor:
-    """The network's output with the batch's own statistics, which a supernet uses."""
+    """Returns the network's output with batch statistics, as in a supernet."""
     with torch.no_grad():
         out: Tensor = batch_statistics(network)(images)
     return out
@@ -426,7 +426,7 @@ def test_a_supernet_wider_than_the_trained_network_raises(tmp_path: Path) -> Non
             prepared_digits(tmp_path / "data"),
             GridSpec(width=1.1, narrowest=0.25, steps=4, divisor=2),
             recipe(),
-            machine(),
+            run_context(),
             trained=True,
             sandwich=Sandwich(random_widths=1),
             name="test",
@@ -449,11 +449,11 @@ STILL = {"learning_rate": 1e-30}  # too small to change any weight
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with prepared data, whose supernet stage depends on trained.pt. It is the working directory."""
+    """Returns a project with prepared data as the working directory. Its supernet stage depends on trained.pt."""
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(start_project(tmp_path / "project"))
-    own = "      - autoslim/pipeline/supernet.py\n"
-    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(own, f"{own}      - trained.pt\n"))
+    last_dep = "      - autoslim/pipeline/supernet.py\n"
+    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(last_dep, f"{last_dep}      - trained.pt\n"))
     stage("prepare")
     return Path.cwd()
 

@@ -1,4 +1,4 @@
-"""What stages hand to one another: it reads back as it was written, and says what is wrong where it does not."""
+"""Files that stages exchange are read as they were written, and damaged or wrong files are errors."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from autoslim.training.checkpoints import load_weights, save_weights
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the supernet stage leaves."""
+    """Returns a folder with the outputs of the supernet stage."""
     network, graph = small_network()
     levels = graph.grid(SPAN)
     wide = resize(network, graph, {name: options[0] for name, options in levels.items()})
@@ -34,14 +34,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def told(act: Callable[[], object]) -> str:
+def message_of(act: Callable[[], object]) -> str:
     with pytest.raises(UserError) as error:
         act()
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_weights_come_back_whatever_their_memory_layout(tmp_path: Path) -> None:
+def test_weights_are_restored_in_any_memory_layout(tmp_path: Path) -> None:
     network = mobilenet_v2(10, 8, [[1, 8, 1, 1]], 16).to(memory_format=torch.channels_last)
     shuffle_weights(network)
     save_weights(network, tmp_path / "deep/weights.safetensors")
@@ -51,7 +51,7 @@ def test_weights_come_back_whatever_their_memory_layout(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_shared_weights_come_back(tmp_path: Path) -> None:
+def test_shared_weights_are_restored(tmp_path: Path) -> None:
     def tied() -> nn.Sequential:
         network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
         network[1].weight = network[0].weight
@@ -64,7 +64,7 @@ def test_shared_weights_come_back(tmp_path: Path) -> None:
     assert torch.equal(other[0].weight, network[0].weight)
 
 
-def test_a_supernet_comes_back(folder: Path) -> None:
+def test_a_supernet_is_restored(folder: Path) -> None:
     network, graph = small_network()
     supernet, file = load_supernet(folder, network, graph)
     assert file.grid == graph.grid(SPAN)
@@ -77,7 +77,7 @@ def test_a_supernet_comes_back(folder: Path) -> None:
 
 def test_a_supernet_of_another_network(folder: Path) -> None:
     other = mobilenet_v2(10, 8, [[1, 8, 1, 1], [2, 12, 2, 2]], 16, in_channels=1)
-    message = told(lambda: load_supernet(folder, other, trace(other, torch.zeros(1, 1, 8, 8))))
+    message = message_of(lambda: load_supernet(folder, other, trace(other, torch.zeros(1, 1, 8, 8))))
     for part in (
         str(folder),
         "another network",
@@ -91,15 +91,15 @@ def test_a_supernet_of_another_network(folder: Path) -> None:
 
 def test_a_supernet_for_another_input_size(folder: Path) -> None:
     network, _ = small_network()
-    message = told(lambda: load_supernet(folder, network, trace(network, torch.zeros(1, 1, 16, 16))))
+    message = message_of(lambda: load_supernet(folder, network, trace(network, torch.zeros(1, 1, 16, 16))))
     assert "input [1, 8, 8]" in message
     assert "input [1, 16, 16]: run `dvc repro supernet`" in message
 
 
 def test_a_supernet_with_other_classes(folder: Path) -> None:
-    """The same groups and the same input: only the weights can tell."""
+    """Groups and input are the same, so only the weights differ."""
     other = mobilenet_v2(7, 8, [[1, 8, 1, 1], [2, 8, 2, 2]], 16, in_channels=1)
-    message = told(lambda: load_supernet(folder, other, trace(other, torch.zeros(1, 1, 8, 8))))
+    message = message_of(lambda: load_supernet(folder, other, trace(other, torch.zeros(1, 1, 8, 8))))
     assert message.startswith(
         f"{folder / 'weights.safetensors'} does not contain weights of this network: size mismatch"
     )
@@ -107,14 +107,14 @@ def test_a_supernet_with_other_classes(folder: Path) -> None:
 
 
 def test_there_is_no_supernet(tmp_path: Path) -> None:
-    assert told(lambda: load_supernet(tmp_path, *small_network())) == (
+    assert message_of(lambda: load_supernet(tmp_path, *small_network())) == (
         f"there is no supernet at {tmp_path}; run `dvc repro supernet`"
     )
 
 
 def test_weights_are_missing(folder: Path) -> None:
     (folder / "weights.safetensors").unlink()
-    assert f"there are no weights at {folder / 'weights.safetensors'}" in told(
+    assert f"there are no weights at {folder / 'weights.safetensors'}" in message_of(
         lambda: load_supernet(folder, *small_network())
     )
 
@@ -125,22 +125,24 @@ def test_weights_are_missing(folder: Path) -> None:
 def test_damaged_weights(folder: Path, damage: Callable[[bytes], bytes]) -> None:
     path = folder / "weights.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    message = told(lambda: load_supernet(folder, *small_network()))
+    message = message_of(lambda: load_supernet(folder, *small_network()))
     assert message.startswith(f"{path} does not contain weights of this network: ")
     assert message.endswith("run `dvc repro`")
 
 
-def test_weights_with_a_tensor_too_many_or_too_few(tmp_path: Path) -> None:
+def test_weights_with_one_tensor_too_many_or_too_few(tmp_path: Path) -> None:
     save_weights(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), tmp_path / "w.safetensors")
-    assert "Unexpected key" in told(lambda: load_weights(nn.Sequential(nn.Linear(2, 2)), tmp_path / "w.safetensors"))
+    assert "Unexpected key" in message_of(
+        lambda: load_weights(nn.Sequential(nn.Linear(2, 2)), tmp_path / "w.safetensors")
+    )
     three = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
-    assert "Missing key" in told(lambda: load_weights(three, tmp_path / "w.safetensors"))
+    assert "Missing key" in message_of(lambda: load_weights(three, tmp_path / "w.safetensors"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"network": "x"}', '{"grid": [], "network": "x", "input_shape": []}'])
 def test_a_damaged_supernet_file(folder: Path, text: str) -> None:
     (folder / "supernet.json").write_text(text)
-    message = told(lambda: load_supernet(folder, *small_network()))
+    message = message_of(lambda: load_supernet(folder, *small_network()))
     assert str(folder / "supernet.json") in message
     assert "run `dvc repro supernet`" in message
 
@@ -158,21 +160,21 @@ def test_a_damaged_supernet_file(folder: Path, text: str) -> None:
 def test_damaged_channels(tmp_path: Path, channels: object, costs: object, reason: str) -> None:
     path = tmp_path / "uniform.json"
     path.write_text(json.dumps({"method": "uniform", "channels": channels, "costs": costs}))
-    message = told(lambda: Allocation.read(tmp_path, "uniform"))
+    message = message_of(lambda: Allocation.read(tmp_path, "uniform"))
     assert message == f"{path} is damaged ({reason}); run `dvc repro allocate` again"
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"steps": 3}'])
 def test_a_damaged_trajectory(tmp_path: Path, text: str) -> None:
     path = tmp_path / "trajectory.json"
-    assert told(lambda: read_trajectory(path)) == f"there is no trajectory at {path}; run `dvc repro search`"
+    assert message_of(lambda: read_trajectory(path)) == f"there is no trajectory at {path}; run `dvc repro search`"
     path.write_text(text)
-    message = told(lambda: read_trajectory(path))
+    message = message_of(lambda: read_trajectory(path))
     assert str(path) in message
     assert "run `dvc repro search`" in message
 
 
-def test_steps_come_back_from_json() -> None:
+def test_steps_are_restored_from_json() -> None:
     _, graph = small_network()
     channels = graph.scaled(0.5, 2)
     step = SlimmingStep(

@@ -36,14 +36,14 @@ def _outside_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project in which nothing has run, as the working directory."""
+    """Returns a project in which nothing has run, as the working directory."""
     monkeypatch.chdir(start_project(tmp_path / "project"))
     return Path.cwd()
 
 
 @pytest.fixture
 def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of a project in which all stages have run, as the working directory; its supernet must not change."""
+    """Returns a copy of a finished project as the working directory. Its supernet must not change."""
     monkeypatch.chdir(shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project"))
     return Path.cwd()
 
@@ -97,7 +97,7 @@ def problems(values: Any) -> tuple[str, ...]:
         ("budget", {"macs": None}, "string"),
     ],
 )
-def test_a_wrong_parameter_is_named_once_with_its_value_and_what_it_may_be(
+def test_a_wrong_parameter_is_reported_once_with_its_value_and_valid_values(
     name: str, value: Any, expected: str
 ) -> None:
     (problem,) = problems(with_value(name, value))
@@ -117,7 +117,7 @@ def test_a_wrong_parameter_is_named_once_with_its_value_and_what_it_may_be(
         ("retrain.augment.area", [0.5], "retrain.augment.area[1] is missing", "add it"),
     ],
 )
-def test_a_wrong_item_of_a_list_is_named_by_its_index(name: str, value: Any, item: str, expected: str) -> None:
+def test_a_wrong_item_of_a_list_is_reported_with_its_index(name: str, value: Any, item: str, expected: str) -> None:
     (problem,) = problems(with_value(name, value))
     assert problem.startswith(item)
     assert expected in problem
@@ -146,7 +146,7 @@ def test_a_wrong_item_of_a_list_is_named_by_its_index(name: str, value: Any, ite
         ("search.images", 16, "search.chunk is 32, but search.images", "raise search.images"),
     ],
 )
-def test_parameters_that_do_not_fit_together_are_named_with_their_values_and_a_remedy(
+def test_inconsistent_parameters_are_reported_with_their_values_and_a_remedy(
     name: str, value: Any, named: str, remedy: str
 ) -> None:
     (problem,) = problems(with_value(name, value))
@@ -200,7 +200,7 @@ def test_whole_messages(name: str, value: Any, message: str) -> None:
         ),
     ],
 )
-def test_a_former_name_is_answered_by_the_present_one(old: str, value: Any, new: str, message: str) -> None:
+def test_the_error_for_a_former_name_contains_the_present_one(old: str, value: Any, new: str, message: str) -> None:
     values = with_value(old, value)
     assert problems(values) == (message,)
     if new:  # usually the old name replaces the present one
@@ -209,7 +209,7 @@ def test_a_former_name_is_answered_by_the_present_one(old: str, value: Any, new:
         assert problems(values) == (message,)
 
 
-def test_former_names_lead_to_parameters_that_exist() -> None:
+def test_former_names_are_mapped_to_existing_parameters() -> None:
     for old, new in RENAMED.items():
         if ":" in old:
             name = old.partition(":")[0]
@@ -220,7 +220,7 @@ def test_former_names_lead_to_parameters_that_exist() -> None:
         import_module(module)
 
 
-def test_a_missing_parameter_is_named_with_what_it_may_be() -> None:
+def test_a_missing_parameter_is_reported_with_its_description() -> None:
     values = copy.deepcopy(tiny_params())
     del values["report"]
     del values["search"]["stop"]
@@ -246,7 +246,7 @@ def test_all_wrong_parameters_are_reported_at_once(empty: Path) -> None:
         ("budget: 1M\nbudget: 2M\n", "params.yaml is not valid YAML: while constructing a mapping"),
     ],
 )
-def test_a_file_that_holds_no_parameters(empty: Path, text: str, message: str) -> None:
+def test_a_file_without_parameters(empty: Path, text: str, message: str) -> None:
     Path("params.yaml").write_text(text)
     assert error_of("prepare").startswith(message)
 
@@ -259,7 +259,7 @@ def test_a_file_in_another_encoding(empty: Path) -> None:
 
 
 def description(name: str) -> str:
-    """A parameter's description in the schema."""
+    """Returns a parameter's description in the schema."""
     *sections, last = name.split(".")
     schema: type[BaseModel] = Params
     for section in sections:
@@ -272,8 +272,8 @@ def description(name: str) -> str:
     return text
 
 
-def test_every_parameter_has_a_whole_description() -> None:
-    """They stand in the generated documentation and in errors."""
+def test_every_parameter_has_a_complete_description() -> None:
+    """Descriptions are used in the generated documentation and in errors."""
 
     def check(schema: type[BaseModel]) -> None:
         for name, field in schema.model_fields.items():
@@ -340,7 +340,7 @@ def test_a_budget_out_of_reach_is_reported_with_both_bounds(
 
 
 def counted(network: nn.Module, shape: tuple[int, ...]) -> dict[str, int]:
-    """MACs, by what the layers see as they run, and parameters."""
+    """Returns MACs, computed from shapes at run time, and parameters."""
     macs = 0
 
     def count(module: nn.Module, _: Any, output: Tensor) -> None:
@@ -452,7 +452,7 @@ def test_a_network_that_cannot_be_used(done: Path, model: dict[str, Any], messag
     assert message in error_of("prepare")
 
 
-def test_a_network_in_a_file_that_dvc_does_not_watch(done: Path) -> None:
+def test_a_network_in_a_file_that_dvc_does_not_track(done: Path) -> None:
     Path("mine.py").write_text(NETWORKS)
     change_params(done, {"model": {"name": "mine.py:Plain", "kwargs": {}}})
     message = error_of("prepare")
@@ -484,7 +484,7 @@ def test_auxiliary_heads_are_reported(done: Path) -> None:
 
 
 def write_images(folder: Path, counts: dict[str, dict[str, int]], size: int = 8) -> None:
-    """Grey images in ImageFolder layout."""
+    """Writes grey images in ImageFolder layout."""
     generator = np.random.default_rng(0)
     for split, classes in counts.items():
         for name, count in classes.items():
@@ -507,9 +507,9 @@ FOLDER: dict[str, Any] = {
         ({"test": {"a": 1}}, "data folder {} has no train/; expected"),
         ({"train": {"a": 1, "b": 1}}, "data folder {} has neither test/ nor val/; expected"),
         ({"train": {}, "test": {}}, "{}/train is empty: it has no class folders; expected"),
-        ({"train": {"a": 2}, "test": {"a": 2}}, "{}/train has one class only (a); at least two are needed"),
-        ({"train": {"a": 2, "b": 2}, "test": {"a": 2}}, "test/ lacks b; both need the same class folders"),
-        ({"train": {"a": 2, "b": 0}, "test": {"a": 2, "b": 2}}, "{}/train/b holds no image (.jpg"),
+        ({"train": {"a": 2}, "test": {"a": 2}}, "{}/train has only one class (a); at least two are required"),
+        ({"train": {"a": 2, "b": 2}, "test": {"a": 2}}, "test/ lacks b; both must have the same class folders"),
+        ({"train": {"a": 2, "b": 0}, "test": {"a": 2, "b": 2}}, "{}/train/b contains no image (.jpg"),
         (
             {"train": {"a": 5, "b": 5}, "test": {"a": 1, "b": 1}},
             "search_images 10 is not possible: from 1 to 4 can be held out of the 10 training images",
@@ -525,7 +525,7 @@ def test_a_data_folder_that_cannot_be_used(empty: Path, counts: dict[str, dict[s
     assert not Path("data/prepared").exists()
 
 
-def test_an_unreadable_image_is_named(empty: Path) -> None:
+def test_the_error_for_an_unreadable_image_has_its_path(empty: Path) -> None:
     write_images(empty / "images", {"train": {"a": 20, "b": 20}, "test": {"a": 2, "b": 2}})
     (empty / "images/test/b/1.png").write_bytes(b"no image")
     change_params(empty, FOLDER)
@@ -534,7 +534,7 @@ def test_an_unreadable_image_is_named(empty: Path) -> None:
     assert not Path("data/prepared").exists()
 
 
-def test_images_of_different_sizes_need_a_size(empty: Path) -> None:
+def test_images_of_different_sizes_require_a_size(empty: Path) -> None:
     write_images(empty / "images", {"train": {"a": 20, "b": 20}, "test": {"a": 2, "b": 2}})
     Image.new("L", (30, 9)).save(empty / "images/train/a/0.png")
     Image.new("L", (30, 9)).save(empty / "images/train/a/1.png")
@@ -550,12 +550,12 @@ def test_images_of_different_sizes_need_a_size(empty: Path) -> None:
         ("folder:", "data source 'folder:' is unknown; expected"),
     ],
 )
-def test_a_source_that_is_none(empty: Path, source: str, message: str) -> None:
+def test_sources_that_do_not_exist(empty: Path, source: str, message: str) -> None:
     change_params(empty, {"data": {"source": source}})
     assert message in error_of("prepare")
 
 
-# What earlier stages left, and where the work runs
+# Outputs of earlier stages, and the device
 
 
 def test_without_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -588,7 +588,7 @@ def test_without_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 @pytest.mark.parametrize("damaged", [False, True])
-def test_what_an_earlier_stage_should_have_written(
+def test_missing_or_damaged_outputs_of_earlier_stages(
     done: Path, missing: str, stage: tuple[str, ...], named: str, remedy: str, damaged: bool
 ) -> None:
     path = done / missing
@@ -606,8 +606,8 @@ def test_what_an_earlier_stage_should_have_written(
     assert remedy in message
 
 
-def test_a_retraining_needs_no_weights_of_the_supernet(done: Path) -> None:
-    """Its channels may have come from elsewhere (``dvc pull``): only the method's name is wrong here."""
+def test_retraining_requires_no_weights_of_the_supernet(done: Path) -> None:
+    """Channels may have been pulled with DVC. Here, only the method's name is wrong."""
     (done / "outputs/supernet/weights.safetensors").unlink()
     (done / "outputs/search/trajectory.json").unlink()
     assert error_of("retrain", "random") == (
@@ -626,7 +626,7 @@ def test_a_retraining_needs_no_weights_of_the_supernet(done: Path) -> None:
         ),
     ],
 )
-def test_methods_that_do_not_exist_or_are_of_another_network(empty: Path, method: str, message: str) -> None:
+def test_methods_that_do_not_exist_or_are_for_another_network(empty: Path, method: str, message: str) -> None:
     change_params(empty, {"methods": ["uniform", method]})
     assert message in error_of("prepare")
 
@@ -660,7 +660,7 @@ def test_a_trajectory_of_another_network(done: Path) -> None:
     assert error_of("allocate").startswith("outputs/search/trajectory.json belongs to another network (default 12.2K")
 
 
-def test_fewer_prepared_images_than_a_chunk_needs(done: Path) -> None:
+def test_fewer_prepared_images_than_a_chunk(done: Path) -> None:
     change_params(done, {"data": {"search_images": 64}, "search": {"chunk": 64}})
     assert error_of("search") == (
         "search.chunk is 64, but the search split has 32 images; lower search.chunk or raise data.search_images"
@@ -668,14 +668,14 @@ def test_fewer_prepared_images_than_a_chunk_needs(done: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", [("supernet",), ("search",), ("retrain", "autoslim")])
-def test_a_device_that_is_not_there(done: Path, stage: tuple[str, ...]) -> None:
+def test_a_device_that_is_not_available(done: Path, stage: tuple[str, ...]) -> None:
     change_params(done, {"runtime": {"device": "cuda:63"}})
     message = error_of(*stage)
     assert message.startswith("runtime.device 'cuda:63' is not available here (")
     assert message.endswith("set it to auto or cpu")
 
 
-def test_a_loss_that_is_no_number_any_more(done: Path) -> None:
+def test_a_loss_that_is_not_finite(done: Path) -> None:
     change_params(done, {"supernet": {"epochs": 4, "optimiser": {"learning_rate": 1e25}}})
     message = error_of("supernet", trains=True)
     assert re.match(r"(the loss is (nan|inf) at|weights are no longer finite after) step \d \(epoch \d\); ", message)
@@ -687,11 +687,11 @@ def test_a_loss_that_is_no_number_any_more(done: Path) -> None:
         assert "no checkpoint was written before;" in message
 
 
-# As users call them
+# Commands as users call them
 
 
 def called(command: list[str], folder: Path) -> str:
-    """stderr of a command that must fail with code 1 and no traceback."""
+    """Returns stderr of a command that must fail with code 1 and no traceback."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -715,9 +715,9 @@ def test_library_users_catch_a_value_error() -> None:
 
 
 def watch(file: str) -> None:
-    """Puts a file among the deps of the supernet stage, as documented for trained weights."""
-    own = "      - autoslim/pipeline/supernet.py\n"
-    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(own, f"{own}      - {file}\n"))
+    """Adds a file to the deps of the supernet stage, as documented for trained weights."""
+    last_dep = "      - autoslim/pipeline/supernet.py\n"
+    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(last_dep, f"{last_dep}      - {file}\n"))
 
 
 TRAINED: dict[str, Any] = {"model": {"weights": "weights/trained.pt"}, "supernet": {"width": 1.0}}
@@ -755,7 +755,7 @@ def test_trained_weights_that_cannot_be_used(empty: Path, changes: dict[str, Any
     assert not Path("data/prepared").exists()
 
 
-def test_trained_weights_that_dvc_does_not_watch(empty: Path) -> None:
+def test_trained_weights_that_dvc_does_not_track(empty: Path) -> None:
     Path("weights").mkdir()
     torch.save({}, "weights/trained.pt")
     change_params(empty, TRAINED)
@@ -768,7 +768,7 @@ def test_trained_weights_that_dvc_does_not_watch(empty: Path) -> None:
 @pytest.mark.parametrize("watched", ["weights/trained.pt", "weights", "./weights/"])
 @pytest.mark.parametrize("stage", ["prepare", "supernet"])
 def test_trained_weights_of_another_network(done: Path, watched: str, stage: str) -> None:
-    """The first stage reports it too. DVC watches the files of a folder that is among the deps."""
+    """The first stage also reports it. DVC tracks the files of a folder in the deps."""
     Path("weights").mkdir()
     network, _ = traced_network(load_params().model, read_info(PREPARED))
     torch.save(network.state_dict() | {"features.0.0.weight": torch.zeros(8, 3, 3, 3)}, "weights/trained.pt")

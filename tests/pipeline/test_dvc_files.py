@@ -48,7 +48,7 @@ def recorded_reads() -> Iterator[set[str]]:
     """Collects the dotted names of all parameters that are read, except by modules that cannot change a result."""
     reads: set[str] = set()
     prefixes: dict[int, str] = {}
-    sections: list[object] = []  # kept alive, so that no id is used twice
+    sections: list[object] = []  # keeps objects alive, so that no id is reused
     observers = {str(ROOT / path_of(module)) for module in OBSERVERS}
     original = schema.Section.__getattribute__
 
@@ -88,7 +88,7 @@ def test_params_are_those_that_a_run_reads(
     run = import_module(f"autoslim.pipeline.{name}").run
     with one_thread(), recorded_reads() as reads:
         run(*(["uniform"] if name == "retrain" else []))
-        if name == "resources":  # which reads more where latency is limited
+        if name == "resources":  # it reads more if latency is limited
             monkeypatch.setattr("autoslim.pipeline.costs.measure_table", refuse)
             change_params(Path(), {"resource": "latency", "budget": "50%"})
             with pytest.raises(UserError, match="not measured"):

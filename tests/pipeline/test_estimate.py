@@ -1,4 +1,4 @@
-"""``autoslim estimate``: its arithmetic against enumeration, the trainings' own plans and the authors' lists."""
+"""Compares ``autoslim estimate`` with enumeration, the plans of the trainings and the authors' lists."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ import torch
 from command_line import error_from, facts, printed, table
 from paths import ROOT
 from PIL import Image
-from small_data import SPAN, machine, prepared_digits, small_network
+from small_data import SPAN, prepared_digits, run_context, small_network
 from small_project import change_params, finished_project, stage, start_project
 from tiny import merged, tiny_params
 from torch import nn
@@ -24,7 +24,7 @@ from autoslim.channels.graph import ChannelGraph
 from autoslim.models.building import build_network
 from autoslim.models.released import FAMILIES, released, released_lists
 from autoslim.pipeline import assembly
-from autoslim.pipeline import dry_run as rehearsing
+from autoslim.pipeline import dry_run as dry_run_module
 from autoslim.pipeline.dry_run import DryRun
 from autoslim.pipeline.estimate import Sizes, Work, even_path, expected_macs, expected_search, plan, proxy_limits
 from autoslim.pipeline.params import Params, check_params, load_params
@@ -41,7 +41,7 @@ def preset(family: str) -> tuple[Params, ChannelGraph, dict[str, tuple[int, ...]
 
 @pytest.fixture
 def project(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project in which all stages have run, as the working directory. Tests change nothing in it."""
+    """Returns a project in which all stages have run, as the working directory. No test changes it."""
     folder = finished_project(tmp_path_factory.getbasetemp())
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(folder)
@@ -60,7 +60,7 @@ def test_mean_macs_of_a_random_configuration_are_those_of_all_configurations() -
 
 
 def test_mean_macs_of_a_layer_with_one_group_on_both_sides() -> None:
-    """The mean of squares, not the square of the mean; a concatenation has both kinds of products."""
+    """It is the mean of squares, not the square of the mean. A concatenation has both kinds of products."""
 
     class Twice(nn.Module):
         def __init__(self) -> None:
@@ -82,8 +82,8 @@ def test_mean_macs_of_a_layer_with_one_group_on_both_sides() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [7, 32, 64, 160, 161, 1000])
-def test_steps_are_those_of_the_trainings_own_plan(tmp_path: Path, batch_size: int) -> None:
-    """160 training images: batches that divide them, that do not, and one that is larger than the split."""
+def test_steps_equal_the_trainings_plan(tmp_path: Path, batch_size: int) -> None:
+    """The 160 training images are divided by some batch sizes but not by others, and one is larger than the split."""
     data = prepared_digits(tmp_path / "prepared")
     sections = {name: {"batch_size": batch_size, "epochs": 3} for name in ("supernet", "retrain")}
     params = check_params(merged(tiny_params(sections), {"retrain": {"seeds": [0, 1, 5]}}), "test")
@@ -94,9 +94,9 @@ def test_steps_are_those_of_the_trainings_own_plan(tmp_path: Path, batch_size: i
     for name, seeds in (("supernet: training", 1), ("retrain uniform: training", 3), ("retrain autoslim: training", 3)):
         training = params.supernet if seeds == 1 else params.retrain
         recipe = assembly.recipe(training)
-        images, _ = next(recipe.batches(data, 0, machine())(0, 0))
+        images, _ = next(recipe.batches(data, 0, run_context())(0, 0))
         work = next(work for work in works if work.name == name)
-        assert work.passes == seeds * recipe.plan(data, machine()).steps
+        assert work.passes == seeds * recipe.plan(data, run_context()).steps
         assert work.images == len(images)
 
 
@@ -135,7 +135,7 @@ def test_hours_are_linear_in_the_images() -> None:
 
 @pytest.mark.parametrize("family", ["mobilenet_v1", "mobilenet_v2", "mnasnet", "resnet50"])
 def test_an_even_search_is_about_as_long_as_the_authors(family: str) -> None:
-    """Steps from the widest to their smallest budget: within 15 % of what their lists say."""
+    """The steps from the widest to the authors' smallest budget are within 15 % of those of their lists."""
     _, graph, levels = preset(family)
     lists = [released(name).channels(graph) for name in released_lists() if released(name).family == family]
     smallest = min(lists, key=graph.macs)
@@ -145,7 +145,7 @@ def test_an_even_search_is_about_as_long_as_the_authors(family: str) -> None:
 
 
 def test_an_even_search_slims_in_turn_and_counts_its_candidates() -> None:
-    """Two groups of three and five levels, to the bottom: each step's candidates, and the widest one."""
+    """Two groups have three and five levels. All candidates of each step and the widest network are counted."""
     graph = trace(nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)), torch.empty(1, 1, 2, 2))
     levels = dict(zip(graph.groups, [(8, 6, 4), (8, 7, 6, 5, 4)], strict=True))
     path = [tuple(channels.values()) for channels in even_path(levels, graph.macs, 0)]
@@ -155,7 +155,7 @@ def test_an_even_search_slims_in_turn_and_counts_its_candidates() -> None:
     tried = [(8, 8), (6, 8), (8, 7), (4, 8), (6, 7), (4, 7), (6, 6), (4, 6), (6, 5), (4, 5), (4, 4)]
     assert mean == fmean(4 * (a + a * b + 2 * b) for a, b in tried)
     assert tuple(typical.values()) in path
-    assert len(even_path(levels, graph.macs, 4 * (6 + 6 * 7 + 2 * 7))) == 3  # at most the cost asked for
+    assert len(even_path(levels, graph.macs, 4 * (6 + 6 * 7 + 2 * 7))) == 3  # at most the requested cost
 
 
 @pytest.mark.parametrize(
@@ -172,8 +172,8 @@ def test_other_resources_are_planned_as_they_are_searched(resource: str, budget:
     assert works["search"].passes > 10
 
 
-def test_latency_that_is_not_known_has_a_stand_in() -> None:
-    """MACs: the share asked for, or for milliseconds all of the default's; with other limits it is left out."""
+def test_unknown_latency_is_replaced_by_macs() -> None:
+    """A share becomes a share of MACs, and milliseconds all of the default's. With other limits, latency is ignored."""
     params = check_params(tiny_params({"resource": "latency", "budget": "60%"}), "test")
     graph = trace(build_network(params.model.name, params.model.kwargs, 10), torch.empty(1, 1, 8, 8))
     costs, levels = Costs(graph), graph.grid(assembly.grid_spec(params.supernet))
@@ -202,36 +202,36 @@ class Small(nn.Module):
         return out
 
 
-def small_rehearsal(**changes: Any) -> tuple[DryRun, Work]:
+def small_dry_run(**changes: Any) -> tuple[DryRun, Work]:
     params = check_params(tiny_params(changes), "test")
     network = Small(10)
     graph = trace(network, torch.empty(1, 1, 8, 8))
-    rehearsal = DryRun(params, network, graph, graph.grid(SPAN), 10, machine())
-    return rehearsal, Work("retrain", "retrain", 1, 64, 64, 0, 1.0, (graph.default,))
+    dry_run = DryRun(params, network, graph, graph.grid(SPAN), 10, run_context())
+    return dry_run, Work("retrain", "retrain", 1, 64, 64, 0, 1.0, (graph.default,))
 
 
 @pytest.mark.parametrize("images", [5, 64])
 def test_least_memory_by_hand(images: int) -> None:
-    """Three times the weights; then images, what relu gives, the linear layer's input, log-probabilities, labels."""
-    rehearsal, work = small_rehearsal()
+    """It is three times the weights plus images, relu's output, the linear layer's input, log-probabilities, labels."""
+    dry_run, work = small_dry_run()
     weights = 6 * 9 + 6 + 6 * 10 + 10
     each = 4 * (8 * 8 + 6 * 6 * 6 + 6 + 10) + 8
-    least = rehearsal.least_bytes(work, images)
+    least = dry_run.least_bytes(work, images)
     assert 0 <= least - 4 * 3 * weights - images * each <= 64  # the loss keeps a scalar or two
 
 
-def test_what_cannot_fit_is_told_before_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    rehearsal, work = small_rehearsal()
-    monkeypatch.setattr(rehearsing, "device_bytes", lambda device: 50e3)
-    with pytest.raises(rehearsing.UserError, match=r"retrain with 64 images .* 7\d\.\dkB.* 50kB"):
-        rehearsal.measure(work, 64, 0)
-    assert rehearsal.measure(work, 16, 0).seconds > 0
+def test_too_little_memory_is_an_error_before_the_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    dry_run, work = small_dry_run()
+    monkeypatch.setattr(dry_run_module, "device_bytes", lambda device: 50e3)
+    with pytest.raises(dry_run_module.UserError, match=r"retrain with 64 images .* 7\d\.\dkB.* 50kB"):
+        dry_run.measure(work, 64, 0)
+    assert dry_run.measure(work, 16, 0).seconds > 0
 
 
 @pytest.mark.parametrize("kind", ["supernet", "retrain"])
-def test_rehearsed_steps_leave_the_weights_alone(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a large learning rate on noise would make numbers that take other times than a training's."""
-    rehearsal, work = small_rehearsal()
+def test_dry_run_steps_do_not_change_the_weights(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a large learning rate on noise would produce values with other run times than in training."""
+    dry_run, work = small_dry_run()
     stepped: list[bool] = []
     original = torch.optim.SGD.step
 
@@ -244,7 +244,7 @@ def test_rehearsed_steps_leave_the_weights_alone(kind: Any, monkeypatch: pytest.
         return result
 
     monkeypatch.setattr(torch.optim.SGD, "step", step)
-    rehearsal.measure(Work(kind, kind, 1, 8, 8, 0, 1.0, work.configurations), 8, 0)
+    dry_run.measure(Work(kind, kind, 1, 8, 8, 0, 1.0, work.configurations), 8, 0)
     assert stepped == [True, True]
 
 
@@ -271,15 +271,15 @@ def test_table_of_a_project(project: Path) -> None:
     done = json.loads((project / "outputs/search/metrics.json").read_text())
     guessed = int(rows["search"]["passes"].removeprefix("~"))
     assert guessed == pytest.approx(done["evaluations"], rel=0.35)
-    whole = rows.pop("(total)")  # its empty cells are skipped
-    for column, place in (("hours", "passes"), ("petaMACs", "images each")):
+    whole = rows.pop("(total)")  # without its empty cells
+    for column, next_column in (("hours", "passes"), ("petaMACs", "images each")):
         parts = sum(float(row[column].removeprefix("~")) for row in rows.values())
-        assert float(whole[place]) == pytest.approx(parts, rel=0.02)
+        assert float(whole[next_column]) == pytest.approx(parts, rel=0.02)
     assert rows["supernet: training"]["memory"].startswith("> ")
     assert facts(text)["measured"] == "with full batches"
 
 
-def test_options_take_the_place_of_what_was_prepared_one_by_one(project: Path, tmp_path: Path) -> None:
+def test_each_option_replaces_one_number_of_prepared_images(project: Path, tmp_path: Path) -> None:
     def images(*options: str) -> str:
         return facts(printed("estimate", *options, "--seconds", "0"))["images"]
 
@@ -292,7 +292,7 @@ def test_options_take_the_place_of_what_was_prepared_one_by_one(project: Path, t
 
 
 @pytest.mark.parametrize("data", [{"search_images": 40}, {"train_images": 60}, {"test_images": 20}])
-def test_data_prepared_for_other_numbers_of_images_are_others(
+def test_data_prepared_for_other_numbers_of_images_are_not_used(
     project: Path, tmp_path: Path, data: dict[str, int]
 ) -> None:
     change_params(tmp_path, {"data": data})
@@ -300,13 +300,13 @@ def test_data_prepared_for_other_numbers_of_images_are_others(
     assert "not prepared; run `dvc repro prepare`" in printed("check", str(tmp_path / "params.yaml"))
 
 
-def test_smaller_batches_are_told_and_scaled(project: Path) -> None:
+def test_smaller_batches_are_reported_and_scaled(project: Path) -> None:
     text = printed("estimate", "--seconds", "0", "--batch", "4")
     assert facts(text)["measured"] == "with batches of at most 4, scaled linearly"
     assert next(row for row in table(text, "work") if row["work"] == "supernet: training")["images each"] == "64"
 
 
-def test_sizes_can_be_given_where_there_are_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_can_be_options_if_there_are_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = start_project(tmp_path / "project", {"data": {"image_size": 8, "channels": 1, "train_images": None}})
     monkeypatch.chdir(folder)
     shown = error_from("estimate")
@@ -314,7 +314,7 @@ def test_sizes_can_be_given_where_there_are_no_data(tmp_path: Path, monkeypatch:
     text = printed("estimate", "--images", "1000", "--classes", "10", "--seconds", "0")
     rows = {row["work"]: row for row in table(text, "work")}
     assert rows["supernet: training"]["passes"] == str((1000 - 32) // 64)
-    assert not [name for name in rows if name.startswith("report")]  # nobody shown how many test images there are
+    assert not [name for name in rows if name.startswith("report")]  # the number of test images is not known
     assert facts(text)["images"] == "1x8x8, 10 classes; 968 train, 32 search"
     assert list(Path("data").glob("*")) == []
 
@@ -327,7 +327,7 @@ def test_sizes_can_be_given_where_there_are_no_data(tmp_path: Path, monkeypatch:
     assert message.endswith("set both, or run `dvc repro prepare`")
 
 
-def test_what_stands_in_for_latency_is_told(project: Path, tmp_path: Path) -> None:
+def test_the_replacement_of_latency_is_reported(project: Path, tmp_path: Path) -> None:
     change_params(tmp_path, {"resource": "latency", "budget": "50%"})
     shown = facts(printed("estimate", str(tmp_path / "params.yaml"), "--seconds", "0"))["budget"]
     assert shown == "50% (latency is not known before `dvc repro resources`; a budget of 6.1K MACs is assumed instead)"
@@ -336,13 +336,13 @@ def test_what_stands_in_for_latency_is_told(project: Path, tmp_path: Path) -> No
     assert shown.endswith("(latency is not known before `dvc repro resources`; its limit is ignored here)")
 
 
-def test_a_budget_out_of_reach_is_told_at_once(project: Path, tmp_path: Path) -> None:
+def test_a_budget_out_of_reach_is_an_error(project: Path, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text((project / "params.yaml").read_text().replace("budget: 50%", "budget: 1G"))
     assert "budget 1G is above the widest subnet" in error_from("estimate", str(path))
 
 
-def test_loading_is_measured_where_images_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_is_measured_if_images_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = np.random.default_rng(0)
     for part, name, number in itertools.product(("train", "val"), ("a", "b"), range(40)):
         path = tmp_path / "images" / part / name / f"{number}.jpg"

@@ -1,6 +1,6 @@
-"""ImageNet's path run for real: JPEG files of many sizes, worker processes that decode, 224x224, every stage.
+"""Runs every stage as for ImageNet: JPEG files of many sizes, worker processes that decode, and 224x224 pixels.
 
-The presets' budgets against what their searches reach, too.
+Also compares the presets' budgets with what their searches reach.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ from autoslim.pipeline.params import check_params, load_params, read_yaml
 from autoslim.resources.budgets import parse_budget
 
 PRESET = ROOT / "presets/imagenet-mobilenet_v2.yaml"
-BUDGET = 305e6  # MACs at 224x224: the preset's
+BUDGET = 305e6  # MACs at 224x224, as in the preset
 CLASSES = ("cat", "dog", "fish", "owl")
 SIZES = (300, 240), (240, 300), (256, 256), (500, 375), (180, 200)  # width, height; the last is scaled up
 STEPS = 32  # of supernet training, in one epoch
 
-# Network, width, image size, precision and schedule are the preset's; the learning rate follows the batch.
+# Network, width, image size, precision and schedule are those of the preset; the learning rate follows the batch.
 SMALLER: dict[str, Any] = {
     "data": {"search_images": 16},
     "supernet": {"epochs": 1, "batch_size": 2, "grid": {"steps": 2}, "optimiser": {"learning_rate": 0.001}},
@@ -52,7 +52,7 @@ SMALLER: dict[str, Any] = {
 
 
 def write_images(folder: Path) -> None:
-    """20 training images a class and 4 of validation: stripes of a class's own direction, on noise."""
+    """Writes 20 training and 4 validation images per class: stripes in a direction for each class, with noise."""
     draw = np.random.default_rng(0)
     for part, count in (("train", 20), ("val", 4)):
         for label, name in enumerate(CLASSES):
@@ -83,7 +83,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def project(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with the preset, smaller, in which every stage has run."""
+    """Returns a project with a smaller version of the preset in which every stage has run."""
     folder = preset_project(tmp_path_factory.mktemp("preset"), images, {})
     with contextlib.chdir(folder):
         for arguments in (["prepare"], ["resources"], ["supernet"], ["search"], ["allocate"]):
@@ -101,7 +101,7 @@ def read(path: Path) -> Any:
 # The whole path
 
 
-def test_images_stay_in_their_files(project: Path) -> None:
+def test_images_are_not_copied(project: Path) -> None:
     info = read(project / "data/prepared/data.json")
     assert info["storage"] == "files"
     assert (info["channels"], info["image_size"], info["resize"]) == (3, 224, 224)  # the median image is 240 high
@@ -113,7 +113,7 @@ def test_images_stay_in_their_files(project: Path) -> None:
 def test_the_network_chosen_is_within_the_budget_by_an_independent_count(
     project: Path, method: str, share: float
 ) -> None:
-    """Torchvision's own network, resized, with the weights written for it. It uses the budget as the grid allows."""
+    """torchvision's network is resized and gets the weights. It uses as much of the budget as the grid allows."""
     network = torchvision.models.mobilenet_v2(num_classes=len(CLASSES))
     channels = read(project / f"outputs/channels/{method}.json")["channels"]
     plain = resize(network, trace(network, torch.empty(1, 3, 224, 224)), channels)
@@ -132,23 +132,23 @@ def test_autoslim_is_the_first_of_the_trajectory_within_the_budget(project: Path
     assert read(project / "outputs/channels/autoslim.json")["channels"] == steps[first]["channels"]
 
 
-def test_the_report_has_both_methods_and_its_pictures(project: Path) -> None:
+def test_the_report_has_both_methods_and_its_figures(project: Path) -> None:
     lines = (project / "outputs/report/table.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines if line.startswith(("| uniform", "| autoslim"))] == [
         "| uniform",
         "| autoslim",
     ]
-    for picture in ("trajectory", "channels", "curves"):
-        assert (project / f"outputs/report/{picture}.png").stat().st_size > 10_000
+    for figure in ("trajectory", "channels", "curves"):
+        assert (project / f"outputs/report/{figure}.png").stat().st_size > 10_000
 
 
-# A kill
+# Resuming
 
 
-def test_a_supernet_killed_in_its_epoch_goes_on_to_the_same_weights(
+def test_a_supernet_killed_within_an_epoch_continues_to_the_same_weights(
     project: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed, not asked to stop, in the middle of an epoch; bitwise, with images decoded in worker processes."""
+    """After SIGKILL in the middle of an epoch, weights are bitwise equal, with images decoded by workers."""
     folder = preset_project(tmp_path / "killed", images, {"runtime": {"checkpoint_minutes": 0}})
     monkeypatch.chdir(folder)
     stage("prepare")
@@ -157,7 +157,7 @@ def test_a_supernet_killed_in_its_epoch_goes_on_to_the_same_weights(
     done = torch.load(saved, weights_only=True)["step"]
     assert 0 < done < STEPS
 
-    steps, readers = count_steps(monkeypatch), note_readers(monkeypatch, tmp_path / "readers")
+    steps, readers = count_steps(monkeypatch), record_readers(monkeypatch, tmp_path / "readers")
     stage("supernet")
     assert len(steps) == STEPS - done
     weights = [load_file(where / "outputs/supernet/weights.safetensors") for where in (project, folder)]
@@ -169,7 +169,7 @@ def test_a_supernet_killed_in_its_epoch_goes_on_to_the_same_weights(
 
 
 def kill_after_checkpoint(folder: Path) -> None:
-    """Starts the stage as DVC would and kills it as soon as it has written its first checkpoint."""
+    """Starts the stage as DVC does and kills it as soon as it has written its first checkpoint."""
     with subprocess.Popen(
         [sys.executable, ROOT / "stages/supernet.py"],
         cwd=folder,
@@ -189,7 +189,7 @@ def kill_after_checkpoint(folder: Path) -> None:
 
 
 def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one at each of the optimiser's steps from now on."""
+    """Returns a list that grows by one item at each step of the optimiser."""
     done: list[int] = []
     original = torch.optim.SGD.step
 
@@ -201,16 +201,16 @@ def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return done
 
 
-def note_readers(monkeypatch: pytest.MonkeyPatch, path: Path) -> Path:
-    """``path`` gets the number of the process that decodes, for each image (workers are forks and keep this)."""
+def record_readers(monkeypatch: pytest.MonkeyPatch, path: Path) -> Path:
+    """Writes the id of the decoding process to ``path`` for each image. Workers are forks and inherit this."""
     original = files.open_image
 
-    def note(*args: Any) -> Image.Image:
+    def record(*args: Any) -> Image.Image:
         with path.open("a") as file:
             print(os.getpid(), file=file)
         return original(*args)
 
-    monkeypatch.setattr(files, "open_image", note)
+    monkeypatch.setattr(files, "open_image", record)
     return path
 
 
@@ -226,11 +226,11 @@ def note_readers(monkeypatch: pytest.MonkeyPatch, path: Path) -> Path:
         ("resnet50", ["570M", "1G", "2G", "3G"]),
     ],
 )
-def test_a_presets_budgets_are_where_its_search_goes(family: str, budgets: list[str]) -> None:
-    """At 224x224 and 1000 classes, on the meta device; a tenth below the least of them is out of reach."""
+def test_a_presets_budgets_are_reached_by_its_search(family: str, budgets: list[str]) -> None:
+    """They are checked at 224x224 and 1000 classes on the meta device. A tenth below the lowest is out of reach."""
     path = ROOT / f"presets/imagenet-{family}.yaml"
-    said = path.read_text().splitlines()[0]
-    assert re.findall(r"\b[0-9.]+[MG]\b", said.partition("budgets")[2]) == budgets
+    header = path.read_text().splitlines()[0]
+    assert re.findall(r"\b[0-9.]+[MG]\b", header.partition("budgets")[2]) == budgets
     params = load_params(path)
     assert str(params.budget) in budgets
     graph = trace(on_meta(build_network(params.model.name, params.model.kwargs, 1000)), torch.empty(1, 3, 224, 224))

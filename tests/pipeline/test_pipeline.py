@@ -20,7 +20,7 @@ ALL = SUPERNET_AND_AFTER | {"prepare", "resources"}
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project after one ``dvc repro``."""
+    """Returns the project after one ``dvc repro``."""
     folder = project_copy(tmp_path_factory.mktemp("project"))
     output = run(["dvc", "repro"], folder)
     (folder / "repro.log").write_text(output)
@@ -39,12 +39,12 @@ def test_first_repro_runs_every_stage_and_ends_with_the_table(project: Path) -> 
 
 
 def test_second_repro_runs_nothing(project: Path) -> None:
-    """Whatever bytecode Python has written since then."""
+    """This holds although Python has written bytecode since then."""
     run([sys.executable, "-m", "compileall", "-q", "autoslim"], project)
     assert stages_run(run(["dvc", "repro"], project)) == set()
 
 
-def test_outputs_hold_what_they_say(project: Path) -> None:
+def test_contents_of_outputs(project: Path) -> None:
     trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
     macs = [step["macs"] for step in trajectory["steps"]]
     assert macs == sorted(macs, reverse=True)
@@ -62,11 +62,11 @@ def test_outputs_hold_what_they_say(project: Path) -> None:
     found = json.loads((project / "outputs/channels/autoslim.json").read_text())["channels"]
     within = [step for step in trajectory["steps"] if step["macs"] <= limit]
     assert found == within[0]["channels"]
-    for picture in ("trajectory", "channels", "resources", "curves"):
-        assert (project / f"outputs/report/{picture}.png").read_bytes().startswith(b"\x89PNG")
+    for figure in ("trajectory", "channels", "resources", "curves"):
+        assert (project / f"outputs/report/{figure}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_checkpoints_are_gone_after_success(project: Path) -> None:
+def test_checkpoints_are_deleted_after_success(project: Path) -> None:
     assert not list((project / "checkpoints").glob("*/"))
 
 
@@ -102,7 +102,7 @@ def test_metrics_and_plots_are_registered(project: Path) -> None:
     ],
 )
 def test_only_affected_stages_rerun(project: Path, tmp_path: Path, changes: dict[str, Any], stages: set[str]) -> None:
-    """A stage is affected where its own parameters changed, or a stage before it is affected."""
+    """A stage is affected if its parameters changed or if a stage before it is affected."""
     folder = tmp_path / "copy"
     shutil.copytree(project, folder, symlinks=True)
     write_params(folder, merged(read_yaml(folder / "params.yaml"), changes))
@@ -111,7 +111,7 @@ def test_only_affected_stages_rerun(project: Path, tmp_path: Path, changes: dict
 
 
 def after(changed: set[str], folder: Path) -> set[str]:
-    """The changed stages and all that depend on them, by DVC's own graph; what ``resources`` writes seldom changes."""
+    """Returns the changed stages and their dependents by DVC's graph. The outputs of ``resources`` seldom change."""
     edges = [line.strip() for line in run(["dvc", "dag", "--dot"], folder).splitlines() if "->" in line]
     pairs = [tuple(part.strip(' ";') for part in edge.split("->")) for edge in edges]
     affected = set(changed)
@@ -120,7 +120,7 @@ def after(changed: set[str], folder: Path) -> set[str]:
     return affected
 
 
-def test_budget_is_retrained_alone_and_going_back_trains_nothing(project: Path) -> None:
+def test_another_budget_only_retrains_and_the_former_one_trains_nothing(project: Path) -> None:
     output = run(["dvc", "exp", "run", "-S", "budget=70%"], project)
     assert stages_run(output) == ALLOCATE_AND_AFTER | {"resources"}
     assert json.loads((project / "outputs/report/metrics.json").read_text())["budget"] == "70%"
@@ -131,7 +131,7 @@ def test_budget_is_retrained_alone_and_going_back_trains_nothing(project: Path) 
     assert json.loads((project / "outputs/report/metrics.json").read_text())["budget"] == "50%"
 
 
-def test_several_limits_are_searched_for_in_the_same_supernet(project: Path, tmp_path: Path) -> None:
+def test_several_limits_use_the_same_supernet(project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(project, folder, symlinks=True)
     ran = stages_run(run(["dvc", "exp", "run", "-S", "budget={macs: 70%, memory: 80%}"], folder))
@@ -143,7 +143,7 @@ def test_several_limits_are_searched_for_in_the_same_supernet(project: Path, tmp
             assert metrics[method][resource] <= metrics[f"budget_{resource}"]
 
 
-def test_another_search_does_not_retrain_a_method_that_keeps_its_channels(project: Path, tmp_path: Path) -> None:
+def test_another_search_does_not_retrain_a_method_with_the_same_channels(project: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(project, folder, symlinks=True)
     ran = stages_run(run(["dvc", "exp", "run", "-S", "search.images=32", "-S", "search.score=error"], folder))

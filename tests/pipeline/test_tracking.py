@@ -1,4 +1,4 @@
-"""Tracking against what MLflow's own client reads back; and against stores that fail."""
+"""Compares tracking with what MLflow's client reads, and tests stores that fail."""
 
 import getpass
 import hashlib
@@ -26,7 +26,7 @@ CLEAN = [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]
 
 @pytest.fixture(autouse=True)
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty repository as the working directory, and none of the caller's own settings."""
+    """Returns an empty repository as the working directory, without the caller's settings."""
     for name in CLEAN:
         monkeypatch.delenv(name)
     root = tmp_path / "my repository"
@@ -49,16 +49,16 @@ with tracked("prepare", run_name="prepare", params={}, tags={}, enabled=True) as
 
 @dataclass
 class Started:
-    """What two processes did that started together in copies of a repository where MLflow had never run."""
+    """The results of two processes that started together in copies of a repository without an MLflow store."""
 
     root: Path
     copies: list[Path]
-    told: list[tuple[str, str]]  # standard output and error
+    outputs: list[tuple[str, str]]  # standard output and error
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Started:
-    """Making MLflow's tables takes seconds, so all tests share the store that these two processes make."""
+    """Starts two processes. All tests share their store, because it takes seconds to create MLflow's tables."""
     root = tmp_path_factory.mktemp("real repository")
     copies = [root / ".dvc" / "tmp" / "exps" / name for name in ("one", "two")]
     processes = []
@@ -82,7 +82,7 @@ def run(enabled: bool = True, params: Mapping[str, object] | None = None, **tags
 
 
 class Branched(nn.Module):
-    """A network of a class that no other process can import."""
+    """A network whose class no other process can import."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,25 +101,25 @@ class Unexportable(nn.Module):
         return images if images.sum().item() > 0 else images[:, :1]
 
 
-def test_the_default_store_lies_in_the_repositorys_root(repository: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_default_store_is_in_the_repositorys_root(repository: Path, monkeypatch: pytest.MonkeyPatch):
     below = repository / "a" / "b"
     below.mkdir(parents=True)
     monkeypatch.chdir(below)
     assert tracking_uri() == f"sqlite:///{repository}/mlflow.db"
 
 
-def test_dvc_root_beats_the_copy_that_dvc_works_in(monkeypatch: pytest.MonkeyPatch):
+def test_dvc_root_takes_precedence_over_dvcs_copy(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DVC_ROOT", "/the/real one")
     assert tracking_uri() == "sqlite:////the/real one/mlflow.db"
 
 
-def test_mlflows_own_variable_beats_both(monkeypatch: pytest.MonkeyPatch):
+def test_mlflows_variable_takes_precedence_over_both(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DVC_ROOT", "/the/real one")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
     assert tracking_uri() == "http://localhost:5000"
 
 
-def test_one_run_holds_what_the_block_told(store: MlflowClient, repository: Path, tmp_path: Path):
+def test_a_run_contains_what_the_block_logged(store: MlflowClient, repository: Path, tmp_path: Path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "one.png").write_bytes(b"png")
     params = {"retrain": {"seeds": [0, 1], "optimiser": {"momentum": 0.9}}, "budget": "25%", "null": None, "on": True}
@@ -155,7 +155,7 @@ def test_one_run_holds_what_the_block_told(store: MlflowClient, repository: Path
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "told"),
+    ("error", "status", "message"),
     [
         (ValueError("loss is nan\nat step 3"), "FAILED", "ValueError: loss is nan"),
         (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt: KeyboardInterrupt"),
@@ -163,15 +163,15 @@ def test_one_run_holds_what_the_block_told(store: MlflowClient, repository: Path
         (SystemExit(1), "FAILED", "SystemExit: 1"),
     ],
 )
-def test_how_the_block_ends_is_how_the_run_ends(
-    store: MlflowClient, error: BaseException, status: str, told: str | None
+def test_the_status_of_a_run_is_that_of_the_block(
+    store: MlflowClient, error: BaseException, status: str, message: str | None
 ):
     with pytest.raises(type(error)) as raised, run() as tracker:
         raise error
     assert raised.value is error
     found = store.get_run(tracker.run_id)
     assert found.info.status == status
-    assert found.data.tags.get("error") == told
+    assert found.data.tags.get("error") == message
 
 
 @pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found: 54321"), OSError("No username set")])
@@ -187,7 +187,7 @@ def test_a_user_without_a_name_is_tracked_by_number(
     assert store.get_run(tracker.run_id).data.tags["mlflow.user"] == str(os.getuid())
 
 
-def test_nothing_is_tracked_where_tracking_is_off(repository: Path, capfd: pytest.CaptureFixture[str]):
+def test_nothing_is_tracked_if_tracking_is_off(repository: Path, capfd: pytest.CaptureFixture[str]):
     with run(enabled=False) as tracker:
         assert isinstance(tracker, NullTracker)
         assert tracker.run_id is None
@@ -218,7 +218,7 @@ def no_database(root: Path) -> str:
     [no_directory, no_database, lambda _: "http://user:secret@127.0.0.1:9", lambda _: "nonsense://x"],
     ids=["no directory", "no database", "no server", "no such scheme"],
 )
-def test_a_store_that_cannot_be_used_costs_one_line(
+def test_a_store_that_cannot_be_used_causes_one_warning(
     repository: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], uri: Any
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri(repository))
@@ -238,7 +238,7 @@ def test_a_store_that_cannot_be_used_costs_one_line(
     assert "secret" not in captured.err
 
 
-def test_a_store_that_fails_on_the_way_costs_one_line(
+def test_a_store_that_fails_later_causes_one_warning(
     store: MlflowClient, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     calls = []
@@ -252,7 +252,7 @@ def test_a_store_that_fails_on_the_way_costs_one_line(
         with monkeypatch.context() as broken:
             broken.setattr(MlflowClient, "log_batch", fail)
             tracker.metrics({"loss": 1.0}, 2)
-        tracker.metrics({"loss": 0.5}, 3)  # the tracker does not try again: each try may take long
+        tracker.metrics({"loss": 0.5}, 3)  # the tracker does not retry, because each attempt may take long
         tracker.artifact(Path("dvc.yaml"))
         tracker.network(Branched(), torch.zeros(1, 3, 8, 8))
     assert len(calls) == 1
@@ -277,7 +277,7 @@ def test_a_store_that_fails_at_every_call_does_not_raise(
     assert len(capfd.readouterr().err.splitlines()) == 1
 
 
-def test_a_network_that_cannot_be_exported_costs_a_line_but_not_the_run(
+def test_a_network_that_cannot_be_exported_causes_only_a_warning(
     store: MlflowClient, capfd: pytest.CaptureFixture[str]
 ):
     with run() as tracker:
@@ -325,7 +325,7 @@ def test_the_logged_network_predicts_the_same_where_autoslim_is_not_installed(
 ):
     torch.manual_seed(0)
     network = Branched().to(memory_format=torch.channels_last).train()
-    network(torch.randn(16, 3, 8, 8))  # running statistics of its own
+    network(torch.randn(16, 3, 8, 8))  # changes the running statistics
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with run(method="autoslim") as tracker:
         tracker.network(network, torch.zeros(1, 3, 8, 8))
@@ -356,8 +356,8 @@ def test_the_logged_network_predicts_the_same_where_autoslim_is_not_installed(
 
 
 def test_processes_that_start_together_share_a_new_store(started: Started):
-    assert [err for _, err in started.told] == ["", ""]
-    ids = {out.strip() for out, _ in started.told}
+    assert [err for _, err in started.outputs] == ["", ""]
+    ids = {out.strip() for out, _ in started.outputs}
     assert len(ids) == 2
     with sqlite3.connect(started.root / "mlflow.db") as database:
         runs = dict(database.execute("select run_uuid, status from runs where name = 'prepare'"))
@@ -368,20 +368,20 @@ def test_processes_that_start_together_share_a_new_store(started: Started):
     assert metrics >= 40
 
 
-def test_all_of_mlflow_lies_in_the_root_not_in_dvcs_copies(started: Started):
+def test_all_files_of_mlflow_are_in_the_root_not_in_dvcs_copies(started: Started):
     written = {file.parts[-3] for file in (started.root / "mlartifacts" / "autoslim").rglob("dvc.yaml")}
-    assert {out.strip() for out, _ in started.told} <= written
+    assert {out.strip() for out, _ in started.outputs} <= written
     assert [file.name for copy in started.copies for file in copy.iterdir()] == ["dvc.yaml", "dvc.yaml"]
 
 
-def test_origin_says_commit_and_experiment(repository: Path, monkeypatch: pytest.MonkeyPatch):
+def test_origin_is_commit_and_experiment(repository: Path, monkeypatch: pytest.MonkeyPatch):
     assert origin() == {}  # no git repository, no experiment
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     (repository / "dvc.lock").write_text("1")
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
         subprocess.run([*git, *command], check=True)
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    (repository / "dvc.lock").write_text("2")  # DVC does so while it works
+    (repository / "dvc.lock").write_text("2")  # DVC changes this file during a run
     (repository / "untracked").touch()
     assert origin() == {"commit": head[:10], "mlflow.source.git.commit": head}
     (repository / "dvc.yaml").write_text("stages: {}")

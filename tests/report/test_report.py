@@ -72,7 +72,7 @@ def one_seed(plain: Result) -> Result:
 
 
 def test_gain_has_welchs_interval() -> None:
-    """Compared with the textbook formula (Welch 1947), also where the seeds of one method do not differ."""
+    """Compared with the textbook formula (Welch 1947), also if the seeds of one method do not differ."""
     for other in ({5: 0.7, 6: 0.95, 7: 0.8, 8: 0.81, 9: 0.9}, {0: 0.9, 1: 0.9}, UNIFORM.top1):
         baseline = result("uniform", 1, 1, other)
         n, m = len(AUTOSLIM.top1), len(other)
@@ -123,12 +123,12 @@ def test_the_caption_names_methods_that_are_larger_than_uniform() -> None:
     """The uniform network cannot always fill the budget, because its widths change in steps."""
     smaller = dataclasses.replace(UNIFORM, costs={**UNIFORM.costs, "macs": AUTOSLIM.costs["macs"] / 1.12})
     text = markdown_table(compare([AUTOSLIM, smaller], **BUDGET))
-    assert "autoslim takes 12% more MACs than uniform, whose widths change in large steps. Part of its gain" in text
+    assert "autoslim has 12% more MACs than uniform, whose widths change in large steps. Part of its gain" in text
     assert "Part of its gain" not in markdown_table(compare([AUTOSLIM, UNIFORM], **BUDGET))
     larger = {**UNIFORM.costs, "macs": 1.04 * UNIFORM.costs["macs"]}
     listed = dataclasses.replace(UNIFORM, method="released/mobilenet_v2-207M", costs=larger, top1={0: 0.5})
     text = markdown_table(compare([listed, UNIFORM], **BUDGET))
-    assert "released/mobilenet_v2-207M takes 4% more MACs than uniform." in text
+    assert "released/mobilenet_v2-207M has 4% more MACs than uniform." in text
     assert "Part of its gain" not in text
 
 
@@ -220,15 +220,15 @@ def test_csv_and_metrics_have_fractions_and_no_missing_values():
     assert single["gain"] == {}
 
 
-def test_budgets_are_described_with_their_values_where_these_differ():
-    def described(budget: Any, resource: str, **limits: float) -> str:
+def test_budgets_are_described_with_their_values_if_these_differ():
+    def description(budget: Any, resource: str, **limits: float) -> str:
         return describe_budgets(parse_budgets(budget, resource), limits)
 
-    assert described("305M", "macs", macs=305e6) == "305M MACs"
-    assert described("0.5G", "macs", macs=5e8) == "0.5G = 500M MACs"
-    assert described("50%", "params", params=1.75e6) == "50% = 1.75M parameters"
+    assert description("305M", "macs", macs=305e6) == "305M MACs"
+    assert description("0.5G", "macs", macs=5e8) == "0.5G = 500M MACs"
+    assert description("50%", "params", params=1.75e6) == "50% = 1.75M parameters"
     several = {"macs": "305M", "memory": "50%", "latency": "12ms"}
-    assert described(several, "macs", macs=305e6, memory=7e6, latency=12.0) == "305M MACs, 50% = 7MB, 12ms"
+    assert description(several, "macs", macs=305e6, memory=7e6, latency=12.0) == "305M MACs, 50% = 7MB, 12ms"
 
 
 def test_curves_are_read_and_averaged_over_seeds(tmp_path: Path):
@@ -301,7 +301,7 @@ def test_figures_of_one_seed_and_of_one_method(tmp_path: Path, results: list[Res
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that would be written."""
+    """Returns the list of figures that would be written."""
     collected: list[Figure] = []
 
     def collect(path, draw, dpi):

@@ -1,4 +1,4 @@
-"""Latency: kernels against the network they come from, predictions against closed forms, and how tables are made."""
+"""Compares kernels with the network they come from and predictions with closed forms, and tests latency tables."""
 
 import dataclasses
 import itertools
@@ -25,7 +25,7 @@ from autoslim.resources.costs import Costs, Objective
 from autoslim.resources.latency import backends
 from autoslim.resources.latency import measure as measuring
 from autoslim.resources.latency.backends import check_runtime, prepare_forward
-from autoslim.resources.latency.kernels import described, find_kernels
+from autoslim.resources.latency.kernels import describe_kernel, find_kernels
 from autoslim.resources.latency.measure import fit_line, measure_table, prediction_check, random_configurations
 from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
 from autoslim.resources.measure import measure_memory, measure_network
@@ -46,7 +46,7 @@ def table_of(graph: ChannelGraph, kernels: Mapping[str, KernelTimes], **values: 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "cifar_resnet50", *OTHERS])
 def test_kernels_compute_what_the_network_computes(name: str, batch: int) -> None:
-    """Each kernel, extracted and resized alone, returns the network's own values, and no layer is missing."""
+    """Each kernel, extracted and resized alone, returns the network's values, and no layer is missing."""
     sample = specimen(name)
     graph = sample.graph
     channels = random_channels(graph, 1, 0.3, 1.4)
@@ -124,7 +124,7 @@ def test_equal_kernels_have_equal_descriptions() -> None:
     kernels = {kernel.name: kernel for kernel in find_kernels(network, graph)}
 
     def description(name: str, **changes: int) -> str:
-        return described(*kernels[name].at({**graph.default, **changes}))
+        return describe_kernel(*kernels[name].at({**graph.default, **changes}))
 
     assert description("layer1_0_conv2") == description("layer1_1_conv2")
     assert description("layer1_0_conv2") != description("layer2_0_conv2")
@@ -259,7 +259,7 @@ def test_different_kernels_have_different_descriptions() -> None:
     def descriptions(size: int, along: int) -> dict[str, str]:
         network = Scales(size, along)
         graph = trace(network, torch.empty(1, 3, 4, 4), leaves=["leaf", "leaf_2"])
-        return {kernel.name: described(*kernel.at(graph.default)) for kernel in find_kernels(network, graph)}
+        return {kernel.name: describe_kernel(*kernel.at(graph.default)) for kernel in find_kernels(network, graph)}
 
     one = descriptions(1, 2)
     assert one == descriptions(1, 2)
@@ -323,10 +323,10 @@ def test_a_networks_latency_is_a_line_of_the_sum_of_its_kernels() -> None:
         Costs(graph).of(channels, "latency")
 
 
-def test_a_table_of_another_network_raises() -> None:
+def test_a_table_for_another_network_raises() -> None:
     _, graph = small()
     other = specimen("resnet18").graph
-    with pytest.raises(UserError, match="latency table is of another network"):
+    with pytest.raises(UserError, match="latency table was measured for another network"):
         Costs(graph, table_of(other, {}))
 
 
@@ -433,7 +433,12 @@ def test_tables_are_measured_from_kernels(tmp_path: Path, monkeypatch: pytest.Mo
         return measuring.Latency(1e-3 * macs + 0.01, 0, 0)
 
     monkeypatch.setattr(measuring, "measure_latency", by_macs)
-    arguments: dict[str, Any] = {"name": "small", "points": None, "checked_on": 10, "cache": tmp_path / "kernels.json"}
+    arguments: dict[str, Any] = {
+        "name": "small",
+        "points": None,
+        "check_networks": 10,
+        "cache": tmp_path / "kernels.json",
+    }
     table = measure_table(network, graph, grid, TARGET, **arguments)
     for channels in random_configurations(grid, 5, seed=9):
         kernels = 1e-3 * graph.macs(channels) + 0.01 * len(table.kernels)
@@ -449,7 +454,7 @@ def test_tables_are_measured_from_kernels(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def _outputs(module: nn.Module, values: list[Tensor]) -> list[tuple[nn.Conv2d | nn.Linear, int]]:
-    """The layers that run, with the number of positions of their outputs."""
+    """Returns the layers that run, with the number of positions of their outputs."""
     outputs: list[tuple[nn.Conv2d | nn.Linear, int]] = []
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
@@ -552,12 +557,12 @@ def test_the_report_measures_the_memory_of_one_image(monkeypatch: pytest.MonkeyP
     assert costs[0].memory == costs[1].memory >= graph.memory()
 
 
-def test_the_report_measures_with_the_tables_settings_if_it_is_of_this_machine() -> None:
+def test_the_report_measures_with_the_tables_settings_if_it_was_measured_here() -> None:
     _, graph = small()
     params = LatencyParams(**read_yaml(ROOT / "params.yaml")["latency"])
     here = latency_target(params)
     assert report_target(params, None) == here
     table = table_of(graph, {})
-    assert report_target(params, table) == here  # the table is of another machine
+    assert report_target(params, table) == here  # the table was measured on another machine
     other = dataclasses.replace(here, batch=64, threads=2, channels_last=True)
     assert report_target(params, dataclasses.replace(table, target=other)) == other

@@ -1,4 +1,4 @@
-"""Greedy slimming against a brute-force reference on tables of scores."""
+"""Compares greedy slimming with a brute-force reference on tables of scores."""
 
 import itertools
 import random
@@ -19,7 +19,7 @@ def cost(channels: Mapping[str, int]) -> int:
 
 
 def table(seed: int, levels: int = 1000) -> Callable[[Mapping[str, int]], Score]:
-    """A score for each configuration, drawn once; few ``levels`` make ties."""
+    """Returns a random but constant score for each configuration. Few ``levels`` cause ties."""
     draw = random.Random(seed)
     scores = {
         combination: Score(draw.randrange(levels) / levels, draw.randrange(levels) / levels * 3)
@@ -31,7 +31,7 @@ def table(seed: int, levels: int = 1000) -> Callable[[Mapping[str, int]], Score]
 def reference(
     score: Callable[[Mapping[str, int]], Score], stop: float, by: str, per_cost: bool
 ) -> list[tuple[str | None, dict[str, int]]]:
-    """The search by its definition: all single steps are scored and sorted."""
+    """Searches by definition: all single steps are scored and sorted."""
     current = {name: levels[0] for name, levels in GRID.items()}
     path: list[tuple[str | None, dict[str, int]]] = [(None, current)]
     while cost(current) > stop:
@@ -43,7 +43,7 @@ def reference(
             slimmer[name] = max(level for level in levels if level < current[name])
             saving = cost(current) - cost(slimmer)
             error, entropy = score(slimmer).error, score(slimmer).cross_entropy
-            if per_cost:  # what gets worse, for each unit saved; what gets better is worth more with a large saving
+            if per_cost:  # an increase per unit saved; a decrease counts more with a large saving
                 error -= score(current).error
                 entropy -= score(current).cross_entropy
                 error = error / saving if error > 0 else error * saving
@@ -64,7 +64,7 @@ def path_of(steps: Sequence[SlimmingStep]) -> list[tuple[str | None, dict[str, i
 @pytest.mark.parametrize("levels", [1000, 3])
 @pytest.mark.parametrize("per_cost", [False, True])
 @pytest.mark.parametrize("by", ["error", "cross_entropy"])
-def test_the_path_is_the_references(by: str, per_cost: bool, levels: int) -> None:
+def test_the_path_equals_the_references(by: str, per_cost: bool, levels: int) -> None:
     for seed in range(40):
         score = table(seed, levels)
         for stop in (0, 120, 200):
@@ -72,7 +72,7 @@ def test_the_path_is_the_references(by: str, per_cost: bool, levels: int) -> Non
             assert path_of(steps) == reference(score, stop, by, per_cost)
 
 
-def test_every_step_says_what_it_was_chosen_from() -> None:
+def test_every_step_records_its_candidates() -> None:
     score = table(3)
     steps = list(greedy_slim(GRID, cost, score, 0))
     assert steps[0] == SlimmingStep(
@@ -108,8 +108,8 @@ def test_ties_go_to_cross_entropy_then_to_the_larger_saving_not_to_position() ->
     assert next(itertools.islice(greedy_slim(grid, price, third_is_better, 0), 1, 2)).slimmed == "third"
 
 
-def test_a_step_is_taken_whatever_it_costs_in_error() -> None:
-    """Never undone, not even where the error rises to one; and taken where it falls."""
+def test_a_step_is_taken_however_much_the_error_increases() -> None:
+    """It is not undone even if the error rises to one, and it is also taken if the error falls."""
     grid = {"a": (3, 2, 1)}
     errors = {3: 0.2, 2: 1.0, 1: 0.1}
     steps = list(greedy_slim(grid, lambda c: c["a"], lambda c: Score(errors[c["a"]], 0), 0))
@@ -130,40 +130,40 @@ def test_configurations_are_nested_and_costs_fall() -> None:
 @pytest.mark.parametrize("stop", [10_000, 350, 200, 150, 0])
 def test_it_stops_at_the_first_configuration_within_the_bound(stop: int) -> None:
     steps = list(greedy_slim(GRID, cost, table(0), stop))
-    assert list(greedy_slim(GRID, cost, table(0), steps[-1].cost)) == steps  # a cost as high as the bound is within it
+    assert list(greedy_slim(GRID, cost, table(0), steps[-1].cost)) == steps  # a cost equal to the bound is within it
     assert all(step.cost > stop for step in steps[:-1])
     exhausted = all(steps[-1].channels[name] == levels[-1] for name, levels in GRID.items())
     assert steps[-1].cost <= stop or exhausted
 
 
-def test_a_search_can_go_on_from_any_step() -> None:
+def test_a_search_can_continue_from_any_step() -> None:
     whole = list(greedy_slim(GRID, cost, table(5), 100))
     for number in range(1, len(whole) + 1):
         assert list(greedy_slim(GRID, cost, table(5), 100, done=whole[:number])) == whole[number:]
 
 
 def test_each_candidate_is_scored_once_and_nothing_else() -> None:
-    asked: list[tuple[int, ...]] = []
+    scored: list[tuple[int, ...]] = []
     score = table(2)
 
     def counting(channels: Mapping[str, int]) -> Score:
-        asked.append(tuple(channels.values()))
+        scored.append(tuple(channels.values()))
         return score(channels)
 
     steps = list(greedy_slim(GRID, cost, counting, 0))
-    assert len(asked) == 1 + sum(len(step.candidates) for step in steps)
+    assert len(scored) == 1 + sum(len(step.candidates) for step in steps)
 
 
-def test_steps_come_as_they_are_found() -> None:
-    """A search that is killed has what it yielded before."""
-    asked = 0
+def test_steps_are_yielded_as_they_are_found() -> None:
+    """A search that is killed has yielded all earlier steps."""
+    calls = 0
 
     def score(channels: Mapping[str, int]) -> Score:
-        nonlocal asked
-        asked += 1
+        nonlocal calls
+        calls += 1
         return Score(0, 0)
 
     steps = greedy_slim(GRID, cost, score, 0)
-    assert asked == 0
+    assert calls == 0
     next(steps)
-    assert asked == 1
+    assert calls == 1

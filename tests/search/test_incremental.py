@@ -1,4 +1,4 @@
-"""Incremental evaluation against whole runs of the same subnets."""
+"""Compares incremental evaluation with whole runs of the same subnets."""
 
 from collections.abc import Callable
 
@@ -256,7 +256,7 @@ def test_code_that_cannot_be_evaluated_incrementally_is_detected(forward: Callab
     evaluator, reason = verified_evaluator(supernet, images)
     if evaluator is None:
         assert reason
-    else:  # a later torch, or tracing, may manage: then it must be right
+    else:  # a later version of torch may support it: then the result must be correct
         current = {n: g.size - g.unit for n, g in supernet.graph.groups.items()}
         for group, output in evaluator.run(images, current, {n: c - 1 for n, c in current.items()}):
             channels = current if group is None else {**current, group: current[group] - 1}

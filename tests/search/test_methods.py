@@ -1,4 +1,4 @@
-"""How methods choose channels within a budget, against brute force."""
+"""Compares the channels that methods choose within a budget with brute force."""
 
 import random
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ def groups_of(sizes: Mapping[str, tuple[int, int]]) -> dict[str, ChannelGroup]:
 
 
 def all_uniform(groups: Mapping[str, ChannelGroup], widest: float) -> list[dict[str, int]]:
-    """Every configuration that a width up to ``widest`` gives: they change where some group's rounding does."""
+    """Returns every configuration of a width up to ``widest``. They change where the rounding of a group changes."""
     breaks = {0.0, widest}
     for group in groups.values():
         units = group.size // group.unit
@@ -52,7 +52,7 @@ def test_uniform_is_the_best_of_all_widths() -> None:
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.25, 0.1])
 @pytest.mark.parametrize("resource", ["macs", "params", "memory"])
 def test_uniform_on_a_network(resource: str, share: float) -> None:
-    """Within the budget, and one channel more in every group is beyond it."""
+    """It is within the budget, and one more channel in every group exceeds it."""
     graph = specimen("mobilenet_v2").graph
     budget = share * graph.cost(graph.default, resource)
     channels = uniform(graph.groups, lambda c: graph.cost(c, resource) <= budget, 1.5)
@@ -77,26 +77,26 @@ def test_uniform_is_bounded_by_the_widest_and_by_one_unit() -> None:
         uniform(groups, lambda c: product(c) < one, 1.5)
 
 
-def test_uniform_where_less_may_take_longer() -> None:
-    """Latency: the widest that fits, although a narrower one does not, in multiples that the table knows."""
+def test_uniform_if_narrower_networks_may_be_slower() -> None:
+    """The widest that fits is chosen although a narrower one does not fit, in multiples that the table contains."""
     groups = groups_of({"a": (64, 1), "b": (32, 4)})
     slow = {(56, 32), (48, 24)}
 
-    def holds(channels: Mapping[str, int]) -> bool:
+    def fits(channels: Mapping[str, int]) -> bool:
         return channels["a"] <= 64 and (channels["a"], channels["b"]) not in slow
 
-    assert uniform(groups, holds, 1.5, 8, monotone=False) == {"a": 64, "b": 32}
+    assert uniform(groups, fits, 1.5, 8, monotone=False) == {"a": 64, "b": 32}
     slow.add((64, 32))
-    found = uniform(groups, holds, 1.5, 8, monotone=False)
+    found = uniform(groups, fits, 1.5, 8, monotone=False)
     assert found == {"a": 56, "b": 24} or found == {"a": 64, "b": 24}
-    assert holds(found)
+    assert fits(found)
     assert all(count % 8 == 0 for count in found.values())
     assert uniform(groups_of({"a": (12, 1)}), lambda _: True, 1.0, 8) == {"a": 16}
     assert uniform(groups_of({"a": (12, 1)}), lambda _: True, 1.0, 8, bounds={"a": (1, 12)}) == {"a": 12}
 
 
 def test_uniform_has_no_more_channels_than_the_supernet() -> None:
-    """Whose groups are rounded, each by itself: one width multiplier is not the most of all of them."""
+    """The supernet's groups are rounded separately, so no single width multiplier reaches all of them."""
     network = mobilenet_v2(stem=12, stages=((1, 8, 1, 1), (4, 12, 2, 2)), tail=36)
     graph = trace(network, torch.empty(1, 3, 8, 8))
     widest = graph.scaled(1.25, 8)
@@ -106,8 +106,8 @@ def test_uniform_has_no_more_channels_than_the_supernet() -> None:
         assert all(found[name] <= most for name, most in widest.items())
 
 
-def test_uniform_stays_where_latency_was_measured() -> None:
-    """Below the grid's narrowest a table knows nothing: predictions there may be anything, such as zero."""
+def test_uniform_is_bounded_by_the_measured_channels() -> None:
+    """Below the grid's narrowest, a table has no measurements, and predictions may be wrong, such as zero."""
     groups = groups_of({"a": (64, 1), "b": (32, 1)})
     bounds = {"a": (16, 96), "b": (8, 48)}
     with pytest.raises(UserError, match="no uniform width multiplier is within the budget"):
@@ -138,13 +138,13 @@ def test_methods_by_name() -> None:
     )
     with pytest.raises(UserError, match="method 'best' is unknown; methods are autoslim, uniform, and released/"):
         allocate("best", costs, [wide], {"macs": budget})
-    for method, told in (("autoslim", "the trajectory has no"), ("uniform", "no uniform width multiplier is")):
-        with pytest.raises(UserError, match=rf"^{told}.*\(the budget is 100 MACs, the search ended at .*M MACs\)$"):
+    for method, message in (("autoslim", "the trajectory has no"), ("uniform", "no uniform width multiplier is")):
+        with pytest.raises(UserError, match=rf"^{message}.*\(the budget is 100 MACs, the search ended at .*M MACs\)$"):
             allocate(method, costs, [wide, half], {"macs": 100})
 
 
 @pytest.mark.parametrize("method", ["autoslim", "uniform"])
-def test_several_limits_are_all_held(method: str) -> None:
+def test_all_limits_are_satisfied(method: str) -> None:
     graph = specimen("mobilenet_v2").graph
     costs = Costs(graph)
     widths = [1.5 - 0.05 * number for number in range(26)]

@@ -1,4 +1,4 @@
-"""The race against the exhaustive choice, on made-up outcomes."""
+"""Compares the race with the exhaustive choice on synthetic outcomes."""
 
 import random
 from collections.abc import Collection, Mapping
@@ -15,7 +15,7 @@ IMAGES = LAPS * LAP
 
 
 class Field:
-    """Losses of every option on every image: shared difficulty of an image, an option's own mean, and noise."""
+    """Losses of every option on every image: the difficulty of the image, the mean of the option, and noise."""
 
     def __init__(self, seed: int, options: int, spread: float) -> None:
         draw = torch.Generator().manual_seed(seed)
@@ -55,7 +55,7 @@ WAYS = [(by, per_cost) for by in ("error", "cross_entropy") for per_cost in (Fal
 
 
 @pytest.mark.parametrize(("by", "per_cost"), WAYS)
-def test_without_risk_every_option_sees_every_image(by: By, per_cost: bool) -> None:
+def test_without_risk_every_option_is_scored_on_every_image(by: By, per_cost: bool) -> None:
     for seed in range(20):
         field = Field(seed, options=9, spread=0.1)
         best, scores = racing_rule(field.runners(), IMAGES, by, per_cost, None, 0)(field.current, field.options)
@@ -83,7 +83,7 @@ def test_the_exhaustive_choice_is_dropped_no_more_often_than_stated(by: By, per_
     assert evaluated < 300 * 10 * IMAGES
 
 
-def test_more_risk_sees_fewer_images() -> None:
+def test_more_risk_evaluates_fewer_images() -> None:
     def evaluated(risk: float) -> int:
         races = []
         for seed in range(30):
@@ -98,7 +98,7 @@ def test_more_risk_sees_fewer_images() -> None:
 
 
 @pytest.mark.parametrize(("by", "per_cost"), WAYS)
-def test_what_is_far_behind_drops_out_after_one_lap(by: By, per_cost: bool) -> None:
+def test_clearly_worse_options_are_dropped_after_one_round(by: By, per_cost: bool) -> None:
     field = Field(0, options=6, spread=0.0)
     for name in field.names[1:]:
         field.nats[name] += 5.0
@@ -109,19 +109,19 @@ def test_what_is_far_behind_drops_out_after_one_lap(by: By, per_cost: bool) -> N
     assert scores[best].images == IMAGES
 
 
-def test_the_first_lap_differs_from_step_to_step_and_is_the_same_when_a_step_is_run_again() -> None:
+def test_the_first_chunk_differs_between_steps_and_is_the_same_when_a_step_is_repeated() -> None:
     field = Field(0, options=3, spread=0.1)
     starts: list[int] = []
 
     def runners() -> list[ChunkRunner]:
-        def noted(number: int, run_chunk: ChunkRunner) -> ChunkRunner:
+        def recorded(number: int, run_chunk: ChunkRunner) -> ChunkRunner:
             def run(current: SlimmingStep, options: Mapping[str, Option], wanted: Collection[str]) -> object:
                 starts.append(number)
                 return run_chunk(current, options, wanted)
 
             return run  # type: ignore[return-value]
 
-        return [noted(number, run_chunk) for number, run_chunk in enumerate(field.runners())]
+        return [recorded(number, run_chunk) for number, run_chunk in enumerate(field.runners())]
 
     firsts = []
     for cost in range(1000, 1040):

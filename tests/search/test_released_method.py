@@ -31,8 +31,8 @@ def test_a_released_list_is_retrained_evaluated_and_exported(tmp_path: Path) -> 
     assert evaluated.exit_code == exported.exit_code == 0, evaluated.output + exported.output
     assert f"method {METHOD}" in evaluated.output
     chosen = json.loads((folder / f"outputs/channels/{METHOD}.json").read_text())
-    asked = json.loads((folder / "outputs/channels/budgets.json").read_text())[METHOD]
-    assert asked == {"budget": format_amount(chosen["costs"]["macs"]), "resource": "macs"}  # of images of 8x8
+    budget = json.loads((folder / "outputs/channels/budgets.json").read_text())[METHOD]
+    assert budget == {"budget": format_amount(chosen["costs"]["macs"]), "resource": "macs"}  # for images of 8x8
     weights = load_file(folder / f"outputs/retrain/{METHOD}/weights/seed-3.safetensors")
     numbers = released("mobilenet_v2-207M").numbers  # in the authors' order: the stem, the first block, ..., the head
     assert weights["features.0.0.weight"].shape == (numbers[0], 3, 3, 3)

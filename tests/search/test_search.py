@@ -1,4 +1,4 @@
-"""The search on a real supernet: what it writes, and that a kill changes nothing."""
+"""Tests the files that a search of a real supernet writes, and that a resumed search is identical."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_data import SPAN, machine, prepared_digits, small_network
+from small_data import SPAN, prepared_digits, run_context, small_network
 from specimens import batch_statistics, shuffle_weights
 
 from autoslim import Supernet, resize
@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 
 @pytest.fixture(scope="module")
 def supernet() -> Supernet:
-    """With weights at random: a search does not ask whether they are trained."""
+    """Returns a supernet with random weights; a search does not require trained ones."""
     network, graph = small_network()
     levels = graph.grid(SPAN)
     wide = resize(network, graph, {name: options[0] for name, options in levels.items()})
@@ -57,7 +57,7 @@ def run(supernet: Supernet, data: PreparedData, folder: Path, key: str = "key", 
         supernet,
         supernet.graph.grid(SPAN),
         data,
-        machine(),
+        run_context(),
         objective=objective,
         settings=replace(settings, **changes),
         seed=0,
@@ -66,8 +66,8 @@ def run(supernet: Supernet, data: PreparedData, folder: Path, key: str = "key", 
     )
 
 
-def test_the_trajectory_is_what_it_says(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
-    """Costs are the graph's; scores are those of the networks cut out, chunk by chunk under batch statistics."""
+def test_contents_of_the_trajectory(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+    """Costs are the graph's. Scores are those of extracted networks with the batch statistics of each chunk."""
     trajectory = run(supernet, data, tmp_path)
     graph, levels = supernet.graph, supernet.graph.grid(SPAN)
     assert trajectory == read_trajectory(tmp_path / "trajectory.json")
@@ -84,7 +84,9 @@ def test_the_trajectory_is_what_it_says(supernet: Supernet, data: PreparedData, 
         }
     assert trajectory["steps"][0]["channels"] == trajectory["widest"]["channels"]
     assert trajectory["steps"][-1]["macs"] <= 0.4 * graph.macs() < trajectory["steps"][-2]["macs"]
-    chunks = search_chunks(data, images=96, chunk=32, seed=0, device=machine().device, workers=machine().workers)
+    chunks = search_chunks(
+        data, images=96, chunk=32, seed=0, device=run_context().device, workers=run_context().workers
+    )
     for step in trajectory["steps"][:: len(trajectory["steps"]) // 3]:
         cut = batch_statistics(supernet.extract(step["channels"]))
         with torch.no_grad():
@@ -111,10 +113,10 @@ def test_metrics_count_what_was_evaluated(supernet: Supernet, data: PreparedData
 @pytest.mark.parametrize(
     "changes", [{}, {"score": "cross_entropy"}, {"per_cost": True}, {"score": "cross_entropy", "risk": 0.1}]
 )
-def test_running_only_what_changes_gives_the_trajectory_of_whole_runs(
+def test_incremental_evaluation_finds_the_trajectory_of_whole_runs(
     supernet: Supernet, data: PreparedData, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    """The same choices; scores but for the rounding of convolutions at other widths."""
+    """Choices are the same; scores differ only by the rounding of convolutions at other widths."""
     short = run(supernet, data, tmp_path / "short", **changes)
     whole = run(supernet, data, tmp_path / "whole", incremental=False, **changes)
     assert [step["channels"] for step in short["steps"]] == [step["channels"] for step in whole["steps"]]
@@ -144,20 +146,20 @@ def test_a_resumed_search_gives_the_identical_trajectory(
     supernet: Supernet, data: PreparedData, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(supernet, data, tmp_path / "whole", **changes)
-    laps_of, run_laps = searching.chunk_runners, 0
+    runners_of, chunks_run = searching.chunk_runners, 0
 
     def mortal(*arguments: Any, **options: Any) -> Any:
         def counted(run_chunk: ChunkRunner) -> ChunkRunner:
-            def run_lap(*given: Any) -> Any:
-                nonlocal run_laps
-                run_laps += 1
-                if run_laps in (1, 9, 17, 30):  # before the first step, then in the middle of choosing one
+            def run_chunk_or_die(*arguments: Any) -> Any:
+                nonlocal chunks_run
+                chunks_run += 1
+                if chunks_run in (1, 9, 17, 30):  # before the first step, then in the middle of choosing one
                     raise KilledError
-                return run_chunk(*given)
+                return run_chunk(*arguments)
 
-            return run_lap
+            return run_chunk_or_die
 
-        return [counted(run_chunk) for run_chunk in laps_of(*arguments, **options)]
+        return [counted(run_chunk) for run_chunk in runners_of(*arguments, **options)]
 
     monkeypatch.setattr(searching, "chunk_runners", mortal)
     kills = 0
@@ -172,10 +174,10 @@ def test_a_resumed_search_gives_the_identical_trajectory(
     assert kills == 4
     assert again == whole
     assert (tmp_path / "torn/trajectory.json").read_bytes() == (tmp_path / "whole/trajectory.json").read_bytes()
-    assert run_laps <= 3 * len(whole["steps"]) + 4 * 3  # what was run before a kill's step is kept
+    assert chunks_run <= 3 * len(whole["steps"]) + 4 * 3  # chunks of earlier steps are not run again
 
 
-def test_a_step_that_was_cut_short_is_searched_again(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+def test_an_incomplete_step_is_searched_again(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
     whole = run(supernet, data, tmp_path / "whole")
     written = tmp_path / "whole/checkpoints/search-key/steps.jsonl"
     lines = written.read_text().splitlines(keepends=True)
@@ -188,7 +190,7 @@ def test_a_step_that_was_cut_short_is_searched_again(supernet: Supernet, data: P
     assert [step["channels"] for step in again] == [step["channels"] for step in whole["steps"]]
 
 
-def test_another_search_does_not_go_on_from_this_one(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+def test_another_search_does_not_continue_from_this_one(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
     run(supernet, data, tmp_path, key="one", stop=0.9)
     steps = tmp_path / "checkpoints/search-one/steps.jsonl"
     assert steps.exists()
@@ -196,15 +198,15 @@ def test_another_search_does_not_go_on_from_this_one(supernet: Supernet, data: P
     assert fresh == run(supernet, data, tmp_path / "other", score="cross_entropy")
 
 
-def test_one_pass_serves_every_budget(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
-    """A search that stops later passes what one that stops earlier found."""
+def test_one_search_covers_every_budget(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+    """A search that stops later contains the steps of one that stops earlier."""
     long = run(supernet, data, tmp_path / "long", stop=0.4)["steps"]
     short = run(supernet, data, tmp_path / "short", stop=0.9)["steps"]
     assert long[: len(short)] == short
     assert len(long) > len(short)
 
 
-def test_a_stop_below_the_narrowest_ends_there_and_says_so(
+def test_a_stop_below_the_narrowest_ends_there_with_a_message(
     supernet: Supernet, data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trajectory = run(supernet, data, tmp_path, stop=0.001)
@@ -220,8 +222,10 @@ def test_fewer_images_than_a_chunk(supernet: Supernet, data: PreparedData, tmp_p
     )
 
 
-def test_several_limits_are_searched_until_all_are_held(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
-    """What binds is lowered: the cost is the largest share of a limit, and the search goes on to where it is 1."""
+def test_several_limits_are_searched_until_all_are_satisfied(
+    supernet: Supernet, data: PreparedData, tmp_path: Path
+) -> None:
+    """The cost is the largest share of a limit, and the search continues until it is at most 1."""
     graph = supernet.graph
     limits = {"macs": 0.8 * graph.macs(), "params": 0.5 * graph.params()}
     trajectory = run(supernet, data, tmp_path, limits=limits, stop=0.9, per_cost=True)

@@ -1,4 +1,4 @@
-"""BN recalibration against averages computed by numpy."""
+"""Compares BN recalibration with averages computed by NumPy."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def batches(count: int = 4) -> list[Tensor]:
 
 
 def test_statistics_are_the_average_of_the_batches(network: nn.Sequential) -> None:
-    """Of means and of unbiased variances, as US-Nets have. The second norm sees the first one's batch statistics."""
+    """Means and unbiased variances are averaged, as in US-Nets. The second norm's input has batch statistics."""
     assert recalibrate(network, batches()) == 4
     first, second = network[1], network[5]
     seen: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {1: [], 5: []}
@@ -68,7 +68,7 @@ def test_nothing_else_changes(network: nn.Sequential) -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_it_does_not_depend_on_what_was_there(network: nn.Sequential) -> None:
+def test_it_does_not_depend_on_earlier_statistics(network: nn.Sequential) -> None:
     recalibrate(network, batches())
     once = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network[5].running_var.fill_(100)
@@ -77,7 +77,7 @@ def test_it_does_not_depend_on_what_was_there(network: nn.Sequential) -> None:
     assert all(torch.equal(tensor, once[name]) for name, tensor in network.state_dict().items())
 
 
-def test_modes_come_back_after_an_error(network: nn.Sequential) -> None:
+def test_modes_are_restored_after_an_error(network: nn.Sequential) -> None:
     network.train()
     with pytest.raises(RuntimeError):
         recalibrate(network, [batches()[0], torch.zeros(2, 7, 8, 8)])
@@ -85,15 +85,15 @@ def test_modes_come_back_after_an_error(network: nn.Sequential) -> None:
     assert network[5].momentum == 0.3
 
 
-def test_no_batch_is_told_and_changes_nothing(network: nn.Sequential) -> None:
+def test_no_batch_is_an_error_and_changes_nothing(network: nn.Sequential) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(UserError, match="needs at least one batch"):
         recalibrate(network, [])
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-def test_a_recalibrated_network_comes_close_to_its_batch_statistics() -> None:
-    """Bessel's correction is all that remains where the same batch is both: about 1 / (2 n) of a deviation."""
+def test_a_recalibrated_network_is_close_to_its_batch_statistics() -> None:
+    """With the same batch, only Bessel's correction differs: about 1 / (2 n) of a standard deviation."""
     sample = specimen("small_mobilenet_v2")
     network = sample.real(sample.graph.default)
     images = sample.images(64)
@@ -104,7 +104,7 @@ def test_a_recalibrated_network_comes_close_to_its_batch_statistics() -> None:
 
 
 def test_a_supernet_has_nothing_to_recalibrate(network: nn.Sequential) -> None:
-    """Told, and not passed over: the next thing that the user does is to trust its statistics."""
+    """This is an error, because the user would otherwise rely on its statistics."""
     supernet = Supernet(network, trace(network, torch.empty(1, 3, 8, 8)))
     with pytest.raises(UserError, match=r"recalibrate\(supernet\.extract\(channels\)"):
         recalibrate(supernet, batches())

@@ -1,4 +1,4 @@
-"""The sandwich step against what separately built plain networks give, and the losses against their formulas."""
+"""Compares the sandwich step with separately built plain networks, and the losses with their formulas."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ CLASSES = 10
 
 
 def make_supernet(name: str, dtype: torch.dtype) -> tuple[Supernet, Grid]:
-    """A supernet in training mode, and its grid."""
+    """Returns a supernet in training mode, and its grid."""
     sample = specimen(name)
     width = 1.5 if name.startswith("small") else 0.25
     levels = sample.graph.grid(GridSpec(width=width, narrowest=0.1 * width, steps=6, divisor=2))
@@ -36,7 +36,7 @@ def log_softmax(logits: Tensor) -> Tensor:
 
 
 def smoothed(logits: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-    """By the definition: 1 - epsilon on the label, epsilon / (K - 1) on every other class."""
+    """Returns the loss by definition: 1 - epsilon on the label, epsilon / (K - 1) on every other class."""
     target = torch.full_like(logits, epsilon / (logits.shape[1] - 1))
     target[torch.arange(len(labels)), labels] = 1 - epsilon
     return -(target * log_softmax(logits)).sum(1).mean()
@@ -72,7 +72,7 @@ def test_gradients_are_the_sum_of_those_of_plain_networks(name: str, distillatio
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-11)
 
 
-def test_gradients_are_added_to_those_that_are_there() -> None:
+def test_gradients_are_added_to_existing_ones() -> None:
     supernet, levels = make_supernet("cifar_resnet18", torch.float64)
     images, labels = batch("cifar_resnet18", torch.float64)
     narrowest = levels.narrowest
@@ -82,7 +82,7 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
     sandwich_step(supernet, images, labels, [narrowest])
     for parameter, gradient, weight in zip(supernet.parameters(), once, weights, strict=True):
         torch.testing.assert_close(parameter.grad, 2 * gradient)
-        assert torch.equal(parameter, weight)  # the optimiser is the caller's
+        assert torch.equal(parameter, weight)  # the step does not call an optimiser
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 0.5])
@@ -107,8 +107,8 @@ def test_random_subnets_are_keyed_by_seed_step_and_index() -> None:
     assert len(others | same) == 6
 
 
-def test_random_subnets_lie_on_the_grid_and_reach_all_of_it_evenly() -> None:
-    """Each group on its own: levels equally likely (within 5 standard errors), and groups not tied to each other."""
+def test_random_subnets_are_on_the_grid_and_cover_it_evenly() -> None:
+    """The levels of each group are equally likely (within 5 standard errors), and groups are independent."""
     levels = {"a": (24, 16, 8), "b": (64, 32), "c": (7,), "d": (10, 9, 8, 7, 6)}
     draws = [random_subnet(levels, 0, step, 0) for step in range(4000)]
     assert all(draw.keys() == levels.keys() for draw in draws)
@@ -121,7 +121,7 @@ def test_random_subnets_lie_on_the_grid_and_reach_all_of_it_evenly() -> None:
     assert abs(together - 4000 / 6) < 5 * (4000 / 6 * 5 / 6) ** 0.5
 
 
-def test_a_random_width_is_at_one_place_of_all_groups_and_reaches_all_of_the_grid_evenly() -> None:
+def test_a_random_width_is_at_the_same_position_in_all_groups_and_covers_the_grid_evenly() -> None:
     levels = {"a": (24, 16, 8), "b": (60, 50, 40, 30, 20, 10), "c": (7,)}
     draws = [random_width(levels, 0, step, 0) for step in range(4000)]
     assert draws[0] == random_width(levels, 0, 0, 0)
@@ -132,7 +132,7 @@ def test_a_random_width_is_at_one_place_of_all_groups_and_reaches_all_of_the_gri
         assert abs(sum(draw["b"] == level for draw in draws) - 4000 / 6) < 5 * (4000 / 6 * 5 / 6) ** 0.5
 
 
-# The rule as the training loop sees it
+# The rule in the training loop
 
 
 @pytest.mark.parametrize(
@@ -151,11 +151,11 @@ def test_the_rule_trains_widest_narrowest_and_random_ones(
     selected: list[dict[str, int]] = []
     select = supernet.select
 
-    def note(channels: Mapping[str, int]) -> None:
+    def record(channels: Mapping[str, int]) -> None:
         selected.append(dict(channels))
         select(channels)
 
-    monkeypatch.setattr(supernet, "select", note)
+    monkeypatch.setattr(supernet, "select", record)
     step = sandwich_rule(
         supernet,
         levels,
@@ -176,7 +176,7 @@ def test_the_rule_trains_widest_narrowest_and_random_ones(
 
 @pytest.mark.parametrize("name", ["small_mobilenet_v2", "cifar_resnet18"])
 def test_mixed_precision_gives_the_gradients_of_plain_networks_in_mixed_precision(name: str) -> None:
-    """bf16 has 8 bits, so sums differ by rounding; gradients are compared, and stay fp32."""
+    """bf16 has 8 bits, so sums differ by rounding; gradients are compared, and remain fp32."""
     supernet, grid = make_supernet(name, torch.float32)
     images, labels = batch(name, torch.float32)
     mixed = autocast(torch.device("cpu"), "bf16")

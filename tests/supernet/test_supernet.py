@@ -1,4 +1,4 @@
-"""``Supernet``: what it computes is what the network cut out of it computes; its weights are shared, never copied."""
+"""``Supernet`` computes the same as networks extracted from it, and shares its weights without copies."""
 
 import copy
 import random
@@ -20,12 +20,12 @@ def supernet_of(name: str, width: float = 1.5, dtype: torch.dtype = torch.float3
 
 @pytest.fixture
 def supernet() -> Supernet:
-    """A small one: ResNet-18 with a CIFAR stem, at a quarter of its width (16 to 128 channels)."""
+    """Returns a ResNet-18 with a CIFAR stem at a quarter of its width (16 to 128 channels)."""
     return supernet_of("cifar_resnet18", 0.25)
 
 
 def some(supernet: Supernet, seed: int, low: float = 0.2, high: float = 0.9) -> dict[str, int]:
-    """A random configuration, each group between ``low`` and ``high`` of its widest."""
+    """Returns a random configuration, with each group between ``low`` and ``high`` times its widest."""
     draw = random.Random(seed)
     units = {name: group.unit for name, group in supernet.graph.groups.items()}
     return {
@@ -34,11 +34,11 @@ def some(supernet: Supernet, seed: int, low: float = 0.2, high: float = 0.9) -> 
     }
 
 
-# The cut network
+# The extracted network
 
 
 @pytest.mark.parametrize("name", MAIN)
-def test_a_network_cut_out_equals_the_supernet_bitwise(name: str) -> None:
+def test_an_extracted_network_equals_the_supernet_bitwise(name: str) -> None:
     supernet, images = supernet_of(name).eval(), specimen(name).images()
     with torch.no_grad():
         for seed, (low, high) in enumerate([(0.5, 1.5), (0.1, 0.4)]):
@@ -50,8 +50,8 @@ def test_a_network_cut_out_equals_the_supernet_bitwise(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_so_do_networks_of_every_kind(name: str) -> None:
-    """Concatenation, squeeze-and-excitation, groups, layer norm, shuffles, auxiliary heads."""
+def test_extracted_networks_of_every_kind_equal_the_supernet(name: str) -> None:
+    """They have concatenation, squeeze-and-excitation, groups, layer norm, shuffles or auxiliary heads."""
     supernet, images = supernet_of(name, 0.5).eval(), specimen(name).images(2)
     channels = some(supernet, 0)
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_so_do_networks_of_every_kind(name: str) -> None:
         assert torch.equal(supernet(images), batch_statistics(supernet.extract(channels))(images))
 
 
-def test_heads_of_training_are_slimmed_too() -> None:
+def test_auxiliary_heads_are_slimmed_too() -> None:
     supernet = supernet_of("googlenet", 0.5).train()
     channels = some(supernet, 1)
     supernet.select(channels)
@@ -75,7 +75,7 @@ def test_heads_of_training_are_slimmed_too() -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "resnet50"])
 def test_it_computes_what_the_masked_widest_network_computes(name: str) -> None:
-    """An independent truth: the widest network with the dropped channels set to zero after each normalisation."""
+    """As an independent check, the widest network has the dropped channels set to zero after each normalisation."""
     sample = specimen(name)
     supernet = supernet_of(name, 0.5, torch.float64).eval()
     wide = batch_statistics(supernet.extract(supernet.widest))
@@ -97,7 +97,7 @@ def test_it_computes_what_the_masked_widest_network_computes(name: str) -> None:
         torch.testing.assert_close(supernet(images), wide(images), rtol=1e-9, atol=1e-10)
 
 
-def test_an_extracted_network_has_fresh_statistics_and_memory_of_its_own() -> None:
+def test_an_extracted_network_has_reset_statistics_and_shares_no_memory() -> None:
     sample = specimen("cifar_resnet18")
     network = sample.real(sample.graph.scaled(0.25, 8)).train()
     network(sample.images())
@@ -117,7 +117,7 @@ def test_an_extracted_network_has_fresh_statistics_and_memory_of_its_own() -> No
     cut.eval()(sample.images())  # with its running statistics
 
 
-def test_an_extracted_network_has_the_buffers_that_training_left() -> None:
+def test_an_extracted_network_has_the_buffers_of_the_trained_supernet() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, track_running_stats=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(8, 10)
@@ -140,7 +140,7 @@ def test_extraction_follows_device_and_format(supernet: Supernet) -> None:
 # Shared weights
 
 
-def test_parameters_and_state_are_the_shared_ones_whatever_is_selected(supernet: Supernet) -> None:
+def test_parameters_and_state_do_not_depend_on_the_selection(supernet: Supernet) -> None:
     parameters = dict(supernet.named_parameters())
     names = set(supernet.state_dict())
     supernet.select(some(supernet, 1))
@@ -157,8 +157,8 @@ def test_parameters_and_state_are_the_shared_ones_whatever_is_selected(supernet:
 def test_views_share_storage_and_nothing_is_copied(supernet: Supernet) -> None:
     supernet.select(some(supernet, 2))
     for name, parameter in supernet.network.named_parameters():
-        path, _, own = name.rpartition(".")
-        used = getattr(supernet.network.get_submodule(path), own)
+        path, _, attribute = name.rpartition(".")
+        used = getattr(supernet.network.get_submodule(path), attribute)
         assert used.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
         assert used.data_ptr() == parameter.data_ptr()  # the leading ones
         assert used is parameter or used._base is parameter
@@ -171,7 +171,7 @@ def test_views_share_storage_and_nothing_is_copied(supernet: Supernet) -> None:
     assert not any(isinstance(value, Tensor) for module in supernet.modules() for value in vars(module).values())
 
 
-def test_gradients_reach_the_selected_leading_slices_only(supernet: Supernet) -> None:
+def test_only_the_selected_leading_slices_have_gradients(supernet: Supernet) -> None:
     channels = some(supernet, 3)
     supernet.train().select(channels)
     supernet(specimen("cifar_resnet18").images()).square().sum().backward()
@@ -186,7 +186,7 @@ def test_gradients_reach_the_selected_leading_slices_only(supernet: Supernet) ->
 
 
 @pytest.mark.parametrize("name", ["small_mobilenet_v2", "squeezenet1_1"])
-def test_gradients_equal_the_cut_networks(name: str) -> None:
+def test_gradients_equal_the_extracted_networks(name: str) -> None:
     supernet, images = supernet_of(name, 0.5, torch.float64).eval(), specimen(name).images(2).double()
     channels = some(supernet, 4)
     cut = batch_statistics(supernet.extract(channels))
@@ -198,7 +198,7 @@ def test_gradients_equal_the_cut_networks(name: str) -> None:
 
 
 class Joins(nn.Module):
-    """A layer that reads two groups: its weight must be gathered."""
+    """A layer that reads two groups, so its weight must be gathered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,8 +211,8 @@ class Joins(nn.Module):
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("reselect", [True, False])
-def test_optimiser_updates_are_seen(fused: bool, reselect: bool) -> None:
-    """Also by gathered weights, and where the same configuration is selected again or not at all."""
+def test_optimiser_updates_are_used(fused: bool, reselect: bool) -> None:
+    """This includes gathered weights, and the same configuration selected again or not at all."""
     network, images = Joins(), torch.randn(4, 3, 5, 5)
     supernet = Supernet(network, trace(network, torch.zeros(1, 3, 5, 5)))
     channels = {"a": 3, "b": 5}
@@ -229,8 +229,8 @@ def test_optimiser_updates_are_seen(fused: bool, reselect: bool) -> None:
     assert torch.equal(supernet(images), supernet.extract(channels)(images))
 
 
-def test_a_training_step_by_hand(supernet: Supernet) -> None:
-    """Select, train, step, select others, train: as the cut network of the weights at that time."""
+def test_training_steps_at_two_configurations(supernet: Supernet) -> None:
+    """Each step has the gradients of the network that is extracted from the weights at that time."""
     images = specimen("cifar_resnet18").images()
     optimiser = torch.optim.SGD(supernet.parameters(), lr=0.01)
     supernet.train()
@@ -264,7 +264,7 @@ def test_moving_keeps_the_selection(supernet: Supernet) -> None:
 
 @pytest.mark.parametrize("name", ["cifar_resnet18", "squeezenet1_1"])
 def test_selected_in_inference_mode_then_trained(name: str) -> None:
-    """Scoring and training take turns: what was selected for one must serve the other."""
+    """Scoring and training alternate, so a configuration selected for one must also work for the other."""
     supernet, images = supernet_of(name, 0.25), specimen(name).images(2)
     channels = some(supernet, 2)
     with torch.inference_mode():
@@ -274,7 +274,7 @@ def test_selected_in_inference_mode_then_trained(name: str) -> None:
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in supernet.parameters())
 
 
-def test_weights_that_are_loaded_are_seen(supernet: Supernet) -> None:
+def test_loaded_weights_are_used(supernet: Supernet) -> None:
     channels, images = some(supernet, 1), specimen("cifar_resnet18").images()
     supernet.eval().select(channels)
     other = supernet_of("cifar_resnet18", 0.25)
@@ -291,7 +291,7 @@ def test_batch_statistics_in_both_modes(supernet: Supernet) -> None:
 
 
 def test_attributes_are_those_of_the_selected_network() -> None:
-    """Grouped convolutions read ``groups`` from the module; the widest ones come back."""
+    """Grouped convolutions read ``groups`` from the module. The widest values are restored."""
     supernet = supernet_of("resnext50_32x4d", 1.0)
     conv2 = supernet.network.get_submodule("layer1.0.conv2")
     supernet.select(supernet.widest | {"layer1.0.conv1": 20})
@@ -301,11 +301,11 @@ def test_attributes_are_those_of_the_selected_network() -> None:
     assert (conv2.groups, conv2.in_channels, conv2.out_channels) == (32, 128, 128)
 
 
-def test_selecting_what_does_not_fit(supernet: Supernet) -> None:
+def test_selecting_invalid_channels(supernet: Supernet) -> None:
     before = dict(supernet.selected)
     with pytest.raises(UserError, match=r"conv1 has at most 16 channels .* 17"):
         supernet.select(supernet.widest | {"conv1": 17})
-    with pytest.raises(UserError, match=r"channels of group conv1 are 0; they must be a positive multiple of 1"):
+    with pytest.raises(UserError, match=r"group conv1 cannot have 0 channels; use a positive multiple of 1"):
         supernet.select(supernet.widest | {"conv1": 0})
     with pytest.raises(UserError, match="unknown groups stem"):
         supernet.select(supernet.widest | {"stem": 8})

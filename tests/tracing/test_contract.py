@@ -25,7 +25,7 @@ STANDARDISED = ("timm:eca_nfnet_l0",)
 
 @pytest.fixture(scope="module", params=all_names())
 def sample(request: pytest.FixtureRequest) -> Specimen:
-    """A network with its graph; the tests of one network run together."""
+    """Returns a network with its graph. The tests of one network run together."""
     network, graph = traced(request.param)
     return Specimen(request.param, network, graph, SIDES.get(request.param.partition(":")[2], 32))
 

@@ -28,7 +28,7 @@ def test_closed_form_equals_the_count_on_the_resized_network(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1"])
 def test_costs_of_every_layer_against_its_shapes_at_run_time(name: str) -> None:
-    """MACs and activation sizes follow from the shapes that each layer sees at run time."""
+    """MACs and activation sizes follow from the shapes of each layer at run time."""
     sample = specimen(name)
     channels = random_channels(sample.graph, 0, 0.3, 1.5)
     network = resize(sample.network, sample.graph, channels).eval()

@@ -28,7 +28,7 @@ def conv(inputs: int, outputs: int, kernel: int = 3, **options: Any) -> nn.Conv2
 
 
 class Body(nn.Module):
-    """A stem with 16 channels, a middle part given by a subclass or an argument, and a classifier."""
+    """A stem with 16 channels, a middle part defined by a subclass or an argument, and a classifier."""
 
     def __init__(self, middle: nn.Module | None = None, channels: int = 16) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ def test_residual_groups_are_the_architectures_stages(name: str) -> None:
     if name == "mobilenet_v2":
         for blocks in (range(2, 4), range(4, 7), range(7, 11), range(11, 14), range(14, 17)):  # those with skips
             stage = {f"features.{block}.conv.2" for block in blocks}
-            stage |= {f"features.{block}.conv.3" for block in blocks}  # the batch norms have no channels of their own
+            stage |= {f"features.{block}.conv.3" for block in blocks}  # batch norms are members too
             assert sum(any(layer in group for layer in stage) for group in members) == 1
         assert not any({"features.1.conv.1", "features.2.conv.2"} <= group for group in members)
     else:
@@ -117,7 +117,7 @@ def test_grouped_convolutions_have_units() -> None:
 def test_shuffled_channels_are_not_prunable() -> None:
     graph = specimen("shufflenet_v2_x0_5").graph
     assert "interleaved" in graph.not_prunable["stage2.0.branch2.5"]
-    assert "stage2.0.branch2.0" in graph.groups  # what lies between shuffles can be slimmed
+    assert "stage2.0.branch2.0" in graph.groups  # layers between shuffles can be slimmed
 
 
 def test_auxiliary_heads_that_run_in_training_only_are_traced() -> None:
@@ -329,7 +329,7 @@ class TwoHeads(Body):
 
 
 class SelectiveKernel(Body):
-    """Branches that are stacked, weighted and added up."""
+    """Branches that are stacked, weighted and summed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -383,7 +383,7 @@ class GlobalContext(Body):
 
 
 class ResponseNorm(Body):
-    """Global response normalisation, with a shift and a gain of its own for each channel."""
+    """Global response normalisation, with a shift and a gain for each channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -496,7 +496,7 @@ PRUNABLE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] 
 
 @pytest.mark.parametrize("case", PRUNABLE)
 @pytest.mark.filterwarnings("error")
-def test_what_can_be_slimmed(case: str) -> None:
+def test_groups_that_can_be_slimmed(case: str) -> None:
     make, groups = PRUNABLE[case]
     network = make()
     graph = trace(network, EXAMPLE)
@@ -637,16 +637,16 @@ def transposed() -> nn.Module:
 
 NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "size in a view": (HardView, "stem", "its size is written in the network's code: "),
-    "size in a slice": (HardSlice, "stem", "its channels are interleaved or cut apart"),
-    "halves at a computed place": (Halves, "stem", "its size is written in the network's code: "),
+    "size in a slice": (HardSlice, "stem", "its channels are interleaved or split"),
+    "halves at a computed position": (Halves, "stem", "its size is written in the network's code: "),
     "choice by channels": (ChoosesByChannels, "stem", "the code at test_tracing.py:"),
     "choice by other channels": (ChoosesByChannels, "wide", "the code at test_tracing.py:"),
     "loop by channels": (LoopsByChannels, "stem", "its code runs other operations at another size"),
-    "channels made on the way": (MakesChannels, "stem", "`add` at test_tracing.py:"),
+    "channels created in forward": (MakesChannels, "stem", "`add` at test_tracing.py:"),
     "batch norm with constants": (
         HiddenConstants,
         "stem",
-        "in the network's code: batch norm for 16 channels is given 8 (test_tracing.py:",
+        "in the network's code: batch norm for 16 channels got 8 channels (test_tracing.py:",
     ),
     "functional convolution": (Functional, "stem", "`conv2d` at test_tracing.py:"),
     "attention": (Attention, "stem", "MultiheadAttention `attention` at test_tracing.py:"),
@@ -658,7 +658,7 @@ NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "view as another dtype": (Reinterprets, "stem", "has no slimming rule: it reinterprets the elements"),
     "norm of all": (NormOfAll, "stem", "`norm` at test_tracing.py:"),
     "local response norm": (lambda: Body(nn.LocalResponseNorm(5)), "stem", "LocalResponseNorm `middle`"),
-    "channel shuffle": (lambda: Body(nn.ChannelShuffle(4)), "stem", "its channels are interleaved or cut apart"),
+    "channel shuffle": (lambda: Body(nn.ChannelShuffle(4)), "stem", "its channels are interleaved or split"),
     "layer norm over the image": (lambda: Body(nn.LayerNorm([16, 8, 8])), "stem", "LayerNorm `middle` at"),
     "weight norm": (
         lambda: Body(nn.utils.parametrizations.weight_norm(conv(16, 16))),
@@ -677,7 +677,7 @@ NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 
 
 @pytest.mark.parametrize("case", NOT_PRUNABLE)
-def test_what_is_not_prunable_is_listed_with_the_reason(case: str) -> None:
+def test_layers_that_are_not_prunable_are_listed_with_the_reason(case: str) -> None:
     make, layer, reason = NOT_PRUNABLE[case]
     network = make()
     graph = trace(network, EXAMPLE)
@@ -715,14 +715,14 @@ class CutOff(Body):
         return out
 
 
-def test_what_can_be_slimmed_but_not_widened() -> None:
+def test_groups_that_can_be_slimmed_but_not_widened() -> None:
     network = CutOff()
     graph = trace(network, EXAMPLE)
     assert graph.groups.keys() == {"stem", "again.0", "again.1"}
     assert graph.not_widenable.keys() == {"stem"}
     check_resizing(network, graph, widest=1.0)
     assert resize(network, graph, graph.default | {"again.0": 20})(EXAMPLE).shape == (1, 4)
-    with pytest.raises(UserError, match=r"channels of group stem are 24, and it can have 16 at most: .*; keep"):
+    with pytest.raises(UserError, match=r"group stem cannot have 24 channels, but at most 16: .*; keep"):
         resize(network, graph, graph.scaled(1.5))
 
 
@@ -739,14 +739,14 @@ def test_slimmable_share_and_layers_that_are_not_prunable() -> None:
     graph = trace(transposed(), EXAMPLE)
     stem, up, last, head = 64 * 27 * 16, 64 * 16 * 4 * 12, 256 * 9 * 12 * 8, 8 * 4
     assert slimmable_share(graph, graph.default) == (last + head) / (stem + up + last + head)
-    assert layers_not_prunable(graph).keys() == {"stem", "middle.0"}  # not the head, which makes the classes
+    assert layers_not_prunable(graph).keys() == {"stem", "middle.0"}  # without the head, which produces the classes
     assert layers_not_prunable(trace(Functional(), EXAMPLE))["conv2d"] == "it has no slimming rule"
     graph = trace(Residual(), EXAMPLE)
     assert slimmable_share(graph, graph.default) == 1
     assert not layers_not_prunable(trace(Residual(), EXAMPLE))
 
 
-# What is refused
+# Errors
 
 
 class Chooses(nn.Module):
@@ -780,7 +780,7 @@ def test_the_error_for_code_that_depends_on_data_names_module_and_line(
     assert "\n" not in message
 
 
-def test_a_leaf_is_the_remedy_for_what_depends_on_data() -> None:
+def test_a_leaf_module_may_depend_on_data() -> None:
     class Wide(Chooses):
         def __init__(self) -> None:
             super().__init__()
@@ -803,7 +803,7 @@ def test_an_input_that_does_not_fit_the_network() -> None:
 
 
 def test_a_leaf_that_is_not_a_module() -> None:
-    with pytest.raises(UserError, match=r"model.leaves names 'midle', which is no module of Body"):
+    with pytest.raises(UserError, match=r"model.leaves names 'midle', which is not a module of Body"):
         trace(Body(), EXAMPLE, leaves=["midle"])
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from small_data import SPAN, machine, prepared_digits, recipe, small_network
+from small_data import SPAN, prepared_digits, recipe, run_context, small_network
 from torch import Tensor, nn
 
 from autoslim import Supernet, resize, trace
@@ -34,7 +34,7 @@ from autoslim.training.loop import Plan, Row, label_step, train, write_rows
 from autoslim.training.recipe import learning_rate_at, sgd
 from autoslim.training.retrain import retrain, retrained_top1
 
-STEPS = 8  # of an epoch
+STEPS = 8  # per epoch
 
 
 class KilledError(Exception):
@@ -47,12 +47,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    """Whether all tensors are bitwise equal."""
+    """Returns whether all tensors are bitwise equal."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def disturb_generator() -> None:
-    """Puts torch's generator into another state, as in a new process."""
+    """Changes the state of torch's generator, as a new process would."""
     torch.manual_seed(12345)
     torch.rand(7)
 
@@ -206,7 +206,7 @@ def test_retraining_resumes_bitwise_with_dropout(
             channels,
             data,
             recipe(),
-            machine(every),
+            run_context(every),
             seeds=[0, 3],
             label="test",
             folder=tmp_path / name,
@@ -240,7 +240,7 @@ def test_supernet_training_resumes_bitwise(
             data,
             SPAN,
             recipe(epochs=2, channels_last=True),
-            machine(every),
+            run_context(every),
             sandwich=Sandwich(random_widths=2, seed=1),
             name="test",
             folder=tmp_path / name,
@@ -262,7 +262,7 @@ def test_supernet_training_resumes_bitwise(
 
 
 def diverging(checkpoints: Checkpoints, at: int, what: str) -> tuple[nn.Module, Callable[[], list[Row]]]:
-    """A run whose loss, or only whose gradient, is not finite at a step (from 0)."""
+    """Returns a network and its run, whose loss or gradient is not finite at step ``at`` (from 0)."""
     network = nn.Linear(6, 3)
     loss = label_step(network, F.cross_entropy, autocast(torch.device("cpu"), "fp32"))
 
@@ -337,7 +337,7 @@ def test_a_learning_rate_that_is_far_too_high_is_named(tmp_path: Path, data: Pre
             data,
             SPAN,
             recipe(learning_rate=1e30),
-            machine(),
+            run_context(),
             sandwich=Sandwich(random_widths=1),
             name="test",
             folder=tmp_path,
@@ -347,7 +347,7 @@ def test_a_learning_rate_that_is_far_too_high_is_named(tmp_path: Path, data: Pre
     assert not (tmp_path / "weights.safetensors").exists()
 
 
-# Training does something
+# Accuracy
 
 
 def test_a_supernet_learns_the_digits(tmp_path: Path, data: PreparedData) -> None:
@@ -360,7 +360,7 @@ def test_a_supernet_learns_the_digits(tmp_path: Path, data: PreparedData) -> Non
         data,
         SPAN,
         recipe(epochs=15),
-        machine(),
+        run_context(),
         sandwich=Sandwich(random_widths=1),
         name="test",
         folder=tmp_path,
@@ -376,7 +376,7 @@ def test_a_supernet_learns_the_digits(tmp_path: Path, data: PreparedData) -> Non
 
 
 def test_test_accuracy_is_that_of_the_files_written(tmp_path: Path, data: PreparedData) -> None:
-    """Against accuracy computed here from the stored weights."""
+    """It is compared with the accuracy computed here from the stored weights."""
     network, graph = small_network()
     channels = graph.scaled(0.75, 2)
     retrain(
@@ -385,14 +385,14 @@ def test_test_accuracy_is_that_of_the_files_written(tmp_path: Path, data: Prepar
         channels,
         data,
         recipe(),
-        machine(),
+        run_context(),
         seeds=[5],
         label="test",
         folder=tmp_path,
         checkpoints=Checkpoints(tmp_path, "run", "key"),
         observe=lambda seed, row: None,
     )
-    top1 = retrained_top1(network, graph, channels, data, recipe(), machine(), seeds=[5], folder=tmp_path)
+    top1 = retrained_top1(network, graph, channels, data, recipe(), run_context(), seeds=[5], folder=tmp_path)
     plain = resize(network, graph, channels).eval()
     load_weights(plain, tmp_path / "seed-5.safetensors")
     pixels = torch.from_numpy(np.array(data.images("test"))).float() / 255
@@ -411,16 +411,16 @@ def test_an_extracted_subnet_equals_the_supernet_at_its_channels(data: PreparedD
     levels = graph.grid(SPAN)
     supernet = initial_supernet(network, graph, {name: counts[0] for name, counts in levels.items()}, 0, trained=False)
     channels = {name: counts[len(counts) // 2] for name, counts in levels.items()}
-    cut = subnet_extractor(supernet, data, machine(), seed=0)(channels)
+    cut = subnet_extractor(supernet, data, run_context(), seed=0)(channels)
     wide = dict(supernet.network.named_parameters())
     for name, parameter in cut.named_parameters():
         assert torch.equal(parameter, wide[name][tuple(slice(size) for size in parameter.shape)])
     assert cut.state_dict().keys() == network.state_dict().keys()
     [(images, _)] = search_chunks(
-        data, images=2048, chunk=256, seed=0, device=machine().device, workers=machine().workers
+        data, images=2048, chunk=256, seed=0, device=run_context().device, workers=run_context().workers
     )  # all of them, in one
     supernet.select(channels)
-    count = len(images) * 4  # of a channel's values where there are fewest
+    count = len(images) * 4  # the smallest number of values per channel
     with torch.no_grad():
         torch.testing.assert_close(cut.eval()(images), supernet(images), rtol=4 / count, atol=0.02)
 
@@ -434,8 +434,8 @@ def test_a_subnet_wider_than_the_supernet_is_an_error() -> None:
         supernet.extract(wider)
 
 
-def test_retraining_starts_from_the_given_weights(tmp_path: Path, data: PreparedData) -> None:
-    """With a negligible learning rate they are the result for every seed."""
+def test_retraining_starts_from_the_initial_weights(tmp_path: Path, data: PreparedData) -> None:
+    """With a negligible learning rate, every seed returns these weights."""
     network, graph = small_network()
     channels = graph.scaled(0.75, 2)
     given = resize(network, graph, channels)
@@ -447,7 +447,7 @@ def test_retraining_starts_from_the_given_weights(tmp_path: Path, data: Prepared
         channels,
         data,
         dataclasses.replace(recipe(), learning_rate=1e-30),
-        machine(),
+        run_context(),
         seeds=[0, 1],
         start=initial_weights_file(tmp_path, "start"),
         label="test",
@@ -496,7 +496,7 @@ def decay_by_parameter(network: nn.Module) -> dict[nn.Parameter, float]:
 @pytest.mark.parametrize("in_channels", [3, 1])
 @pytest.mark.parametrize("wrap", [lambda network, graph: network, Supernet], ids=["network", "supernet"])
 def test_weight_decay_is_on_dense_weights_only(in_channels: int, wrap: Any) -> None:
-    """On dense convolutions and linear layers, the stem of a grey image included, as in the authors' code."""
+    """These are dense convolutions, including the stem for grey images, and linear layers, as in the authors' code."""
     network = mobilenet_v2(10, 8, [[1, 8, 1, 1], [2, 8, 2, 2]], 16, in_channels=in_channels)
     graph = trace(network, torch.zeros(1, in_channels, 8, 8))
     decay = decay_by_parameter(wrap(network, graph))
@@ -537,14 +537,14 @@ def test_scores_over_chunks_are_those_over_all_images() -> None:
 
 
 def test_evaluation_restores_the_mode_of_each_module() -> None:
-    """A frozen batch norm of the user's remains frozen."""
+    """A batch norm that the user has frozen remains frozen."""
     network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
     network[1].eval()
     evaluate(network, [(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1]))], autocast(torch.device("cpu"), "fp32"))
     assert [module.training for module in network.modules()] == [True, True, False, True]
 
 
-def test_chunks_have_at_least_the_given_size_and_not_many_more() -> None:
+def test_chunks_have_at_least_the_requested_size_and_not_many_more() -> None:
     for images in range(1, 400):
         for least in (2, 7, 32, 256):
             size = even_chunk(images, least)
@@ -557,20 +557,22 @@ def test_chunks_have_at_least_the_given_size_and_not_many_more() -> None:
 
 
 def test_search_chunks_are_deterministic_and_mix_the_classes(data: PreparedData) -> None:
-    chunks = search_chunks(data, images=80, chunk=32, seed=0, device=machine().device, workers=machine().workers)
-    again = search_chunks(data, images=80, chunk=32, seed=0, device=machine().device, workers=machine().workers)
+    chunks = search_chunks(
+        data, images=80, chunk=32, seed=0, device=run_context().device, workers=run_context().workers
+    )
+    again = search_chunks(data, images=80, chunk=32, seed=0, device=run_context().device, workers=run_context().workers)
     assert [len(labels) for _, labels in chunks] == [40, 40]
     assert all(
         torch.equal(a, b) for pair, other in zip(chunks, again, strict=True) for a, b in zip(pair, other, strict=True)
     )
     assert all(len(labels.unique()) >= 9 for _, labels in chunks)
-    other = search_chunks(data, images=80, chunk=32, seed=1, device=machine().device, workers=machine().workers)
+    other = search_chunks(data, images=80, chunk=32, seed=1, device=run_context().device, workers=run_context().workers)
     assert not torch.equal(chunks[0][1], other[0][1])
     assert (
         sum(
             len(labels)
             for _, labels in search_chunks(
-                data, images=10**6, chunk=32, seed=0, device=machine().device, workers=machine().workers
+                data, images=10**6, chunk=32, seed=0, device=run_context().device, workers=run_context().workers
             )
         )
         == 96

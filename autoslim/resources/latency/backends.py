@@ -77,7 +77,7 @@ def prepare_forward(network: nn.Module, values: Sequence[Tensor], target: Target
         if target.runtime == "eager":
             raise UserError(
                 f"torch cannot run this network on {target.device} in {target.precision} with batch {target.batch} "
-                f"({first_line(error)}); change the section latency, or correct the network"
+                f"({first_line(error)}); change the latency section, or correct the network"
             ) from error
         raise UserError(
             f"torch.compile cannot run this network ({first_line(error)}); install a C++ compiler, "
@@ -102,7 +102,7 @@ def _onnxruntime_forward(network: nn.Module, inputs: Sequence[Tensor], threads: 
         )
         feed = {spec.name: value.numpy() for spec, value in zip(session.get_inputs(), inputs, strict=True)}
         session.run(None, feed)
-    except Exception as error:  # the exporter and the runtime raise exceptions of their own
+    except Exception as error:  # the exporter and the runtime raise their own exceptions
         # The exporter's message is a banner; the reason is in the cause.
         reason = _ANSI_COLOURS.sub("", first_line(error.__cause__ or error))
         raise UserError(f"ONNX Runtime cannot run this network ({reason}); set latency.runtime to eager") from error

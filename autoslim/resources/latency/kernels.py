@@ -1,4 +1,4 @@
-"""Kernels: the parts of a network that a backend runs as one, and the channels that their time depends on."""
+"""Kernels: the parts of a network that a backend runs as one unit, and the channels that their time depends on."""
 
 import dataclasses
 import re
@@ -98,10 +98,10 @@ def find_kernels(network: nn.Module, graph: ChannelGraph, batch: int = 1) -> lis
     """Returns the kernels of a network in evaluation mode, in order, for batches of ``batch`` images.
 
     The batch norm and the activation after a layer belong to its kernel, because backends fuse them; so do views of its
-    output. Any other operation is a kernel of its own.
+    output. Any other operation is a separate kernel.
 
     Raises:
-        UserError: If the network's code depends on shapes, so that it cannot be divided, or if it does not run on such
+        UserError: If the network's code depends on shapes, so it cannot be divided, or if it does not run on such
             a batch.
     """
     with evaluation_mode(network):
@@ -127,7 +127,7 @@ def _operations(network: nn.Module, graph: ChannelGraph) -> fx.Graph:
     try:
         return symbolic_graph(network, graph.leaves)
     except UserError as error:
-        raise UserError(f"latency needs a network that can be taken apart: {error}") from error
+        raise UserError(f"latency requires a network that can be divided into kernels: {error}") from error
 
 
 def _computes(node: fx.Node, known: Mapping[str, Operation]) -> bool:
@@ -237,7 +237,7 @@ def _groups(operations: Sequence[Operation]) -> dict[str, None]:
     return {segment.group: None for axis in axes for segment in axis if segment.group is not None}
 
 
-def described(module: nn.Module, values: Sequence[Tensor]) -> str:
+def describe_kernel(module: nn.Module, values: Sequence[Tensor]) -> str:
     """Returns a description that is equal, in every process, for kernels that do the same on the same shapes."""
     assert isinstance(module, fx.GraphModule)
     numbers: dict[fx.Node, str] = {}
@@ -256,7 +256,7 @@ def described(module: nn.Module, values: Sequence[Tensor]) -> str:
 
 
 def _described_module(path: str, module: nn.Module) -> str:
-    """Describes a module: torch's by their repr, which states all options, and others by their path."""
+    """Returns the repr of a module, which states all options of torch's modules, and the path of other modules."""
     parts = list(module.modules())
     known = all(type(part).__module__.startswith("torch.") for part in parts)
     return f"{module!r} {_shapes_and_dtypes(module.state_dict().values())}{'' if known else f' at {path}'}"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.resize import resize
 from autoslim.resources.latency.backends import prepare_forward
-from autoslim.resources.latency.kernels import Kernel, described, find_kernels
+from autoslim.resources.latency.kernels import Kernel, describe_kernel, find_kernels
 from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
 from autoslim.training.checkpoints import write_json
 from autoslim.training.progress import Progress
@@ -47,7 +47,7 @@ def measure_latency(
 
     The number of torch's threads is restored afterwards.
     """
-    # Set before the network is compiled, because it is compiled for a number of threads.
+    # Set before the network is compiled, because it is compiled for this number of threads.
     before = torch.get_num_threads()
     torch.set_num_threads(target.threads)
     try:
@@ -79,7 +79,7 @@ def measure_table(
     *,
     name: str,
     points: int | None,
-    checked_on: int,
+    check_networks: int,
     cache: Path,
     seed: int = 0,
 ) -> LatencyTable:
@@ -91,7 +91,7 @@ def measure_table(
         name: name of the network.
         points: numbers of channels measured along each axis of a kernel, spread over the grid; None measures all. Times
             in between are interpolated.
-        checked_on: number of random configurations whose predicted and measured latencies are compared.
+        check_networks: number of random configurations whose predicted and measured latencies are compared.
         cache: a JSON file of measured kernels. An interrupted measurement continues from it.
         seed: seed of the random configurations.
 
@@ -107,7 +107,7 @@ def measure_table(
             ms = []
             for row, column in itertools.product(rows, columns):
                 module, values = kernel.at({**row, **column})
-                key = hashlib.sha256(described(module, values).encode()).hexdigest()[:16]
+                key = hashlib.sha256(describe_kernel(module, values).encode()).hexdigest()[:16]
                 if key not in measured:  # networks repeat their blocks
                     measured[key] = measure_latency(module, values, target, KERNEL_SECONDS).median
                 ms.append(measured[key])
@@ -123,7 +123,7 @@ def measure_table(
                 kernel.work,
             )
     table = LatencyTable(name, graph.input_shape, graph.default, target, times)
-    return _fitted_and_checked(table, network, graph, grid, checked_on, seed)
+    return _fitted_and_checked(table, network, graph, grid, check_networks, seed)
 
 
 def _plan(
@@ -169,12 +169,14 @@ def _fitted_and_checked(
     network: nn.Module,
     graph: ChannelGraph,
     grid: Mapping[str, Sequence[int]],
-    checked_on: int,
+    check_networks: int,
     seed: int,
 ) -> LatencyTable:
     """Measures random networks, fits the table's line to the first ones and compares predictions for the others."""
     images = torch.ones(table.target.batch, *graph.input_shape)
-    configurations = random_configurations(grid, FITTED_ON, seed) + random_configurations(grid, checked_on, seed + 1)
+    configurations = random_configurations(grid, FITTED_ON, seed) + random_configurations(
+        grid, check_networks, seed + 1
+    )
     measured = []
     with Progress("latency of networks", len(configurations), unit="network") as bar:
         for channels in configurations:
@@ -191,7 +193,7 @@ def _fitted_and_checked(
 def fit_line(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
     """Returns slope and intercept of the line with the least squared relative errors.
 
-    The slope is 0 where the fitted one would be negative. That happens by chance if the latency hardly depends on the
+    The slope is 0 if the fitted one would be negative. That happens by chance if the latency hardly depends on the
     channels, and more work must not be predicted to be faster.
     """
     weights = 1 / np.asarray(measured)
@@ -218,7 +220,7 @@ def prediction_check(predicted: Sequence[float], measured: Sequence[float]) -> C
 def current_target(
     *, device: torch.device, runtime: str, threads: int, batch: int, precision: str, channels_last: bool
 ) -> Target:
-    """Returns the target that describes this machine, by the name of its processor or GPU, with these settings."""
+    """Returns the target for these settings on this machine, with the name of its processor or GPU."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     versions = f"torch {torch.__version__}"
     if runtime == "onnxruntime":

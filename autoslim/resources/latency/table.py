@@ -96,7 +96,7 @@ class Target:
         batch: images of a forward pass.
         precision: ``fp32`` or ``bf16``.
         channels_last: whether tensors have the memory format channels-last.
-        versions: of the libraries that run the network.
+        versions: versions of the libraries that run the network.
     """
 
     machine: str
@@ -125,7 +125,7 @@ class Check:
         measured: milliseconds of each network, in the same order.
         median_error: median of the errors, as fractions of the measured latency.
         error_95: 95 % quantile of the errors.
-        rank_correlation: Spearman's, of predicted and measured latencies.
+        rank_correlation: Spearman's rank correlation of predicted and measured latencies.
     """
 
     predicted: tuple[float, ...]
