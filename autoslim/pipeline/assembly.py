@@ -18,7 +18,7 @@ from autoslim.errors import UserError
 from autoslim.models.building import build_network, check_network
 from autoslim.models.pretrained import insert_weights, load_trained_tensors
 from autoslim.pipeline import params as P
-from autoslim.pipeline.fingerprint import KeyedCheckpoints, code_digest, imported_modules
+from autoslim.pipeline.checkpoint_keys import KeyedCheckpoints, code_digest, imported_modules
 from autoslim.pipeline.project import repository_root
 from autoslim.pipeline.tracking import flattened
 from autoslim.tracing import trace
@@ -119,7 +119,7 @@ def model_files(model: P.Model) -> list[Path]:
 
 
 def checkpoints(stage: str, *files: Path, code: Iterable[str] | None = None, **parameters: object) -> KeyedCheckpoints:
-    """Returns the checkpoints of a stage's run, keyed by what decides its result (see ``fingerprint``).
+    """Returns the checkpoints of a stage's run, keyed by what decides its result (see ``checkpoint_keys``).
 
     Args:
         stage: name of the run; the part before the first hyphen is the name of the stage's module.

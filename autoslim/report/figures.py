@@ -91,7 +91,7 @@ def last_by_seed(curves: Columns, quantity: str) -> dict[int, float]:
     return dict(zip(seeds, curves[quantity], strict=True))  # rows are ordered by epoch: later ones overwrite
 
 
-def over_seeds(curves: Columns, quantity: str) -> Band:
+def band_over_seeds(curves: Columns, quantity: str) -> Band:
     """Summarises ``quantity`` over the seeds for each epoch. Epochs without any value are left out."""
     by_epoch: dict[float, list[float]] = defaultdict(list)
     for epoch, value in zip(curves["epoch"], curves[quantity], strict=True):
@@ -209,10 +209,10 @@ def curves_figure(path: Path, supernet: Columns, retrained: Mapping[str, Columns
         figure = Figure(figsize=(8.5, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         for name, line in (("widest", "-"), ("default", "--"), ("narrowest", ":")):
-            band = over_seeds(supernet, f"{name}_top1")
+            band = band_over_seeds(supernet, f"{name}_top1")
             left.plot(band.epochs, _percent(band.mean), line, color="#555555", label=name)
         for method, (colour, _) in method_styles(list(retrained)).items():
-            band = over_seeds(retrained[method], "search_top1")
+            band = band_over_seeds(retrained[method], "search_top1")
             right.plot(band.epochs, _percent(band.mean), color=colour, label=method)
             right.fill_between(
                 band.epochs, _percent(band.low), _percent(band.high), color=colour, alpha=0.2, linewidth=0

@@ -16,7 +16,7 @@ from small_project import change_params, finished_project, one_thread
 
 from autoslim.errors import UserError
 from autoslim.pipeline import params as schema
-from autoslim.pipeline.fingerprint import OBSERVERS, imported_modules
+from autoslim.pipeline.checkpoint_keys import OBSERVERS, imported_modules
 from autoslim.pipeline.project import STAGES
 
 UNTRACKED_PARAMS = {"tracking", "runtime"}

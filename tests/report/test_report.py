@@ -20,11 +20,11 @@ from scipy import stats
 from autoslim.errors import UserError
 from autoslim.report import figures, resource_figures
 from autoslim.report.figures import (
+    band_over_seeds,
     channels_figure,
     curves_figure,
     last_by_seed,
     method_styles,
-    over_seeds,
     read_curves,
     trajectory_figure,
 )
@@ -235,7 +235,7 @@ def test_curves_are_read_and_averaged_over_seeds(tmp_path: Path):
     (tmp_path / "curves.csv").write_text("seed,epoch,search_top1\n0,1,0.5\n0,2,\n1,1,0.7\n1,2,0.9\n0,3,\n1,3,\n")
     columns = read_curves(tmp_path / "curves.csv")
     assert columns["seed"] == [0, 0, 1, 1, 0, 1]
-    band = over_seeds(columns, "search_top1")
+    band = band_over_seeds(columns, "search_top1")
     assert band.epochs == [1, 2]
     assert band.mean == pytest.approx([0.6, 0.9])
     assert (band.low, band.high) == ([0.5, 0.9], [0.7, 0.9])

@@ -24,7 +24,7 @@ OBSERVERS = frozenset(
         "autoslim.errors",
         "autoslim.pipeline.checks",
         "autoslim.pipeline.entry",
-        "autoslim.pipeline.fingerprint",
+        "autoslim.pipeline.checkpoint_keys",
         "autoslim.pipeline.launch",
         "autoslim.pipeline.params",
         "autoslim.pipeline.project",

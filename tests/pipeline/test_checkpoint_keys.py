@@ -1,5 +1,6 @@
 """Checkpoint keys: what changes them, what does not, and what a user reads when a checkpoint is not used."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,18 +12,18 @@ import pytest
 import torch
 from paths import ROOT
 
-from autoslim.pipeline import fingerprint
-from autoslim.pipeline.fingerprint import KeyedCheckpoints, code_digest, imported_modules
+from autoslim.pipeline import checkpoint_keys
+from autoslim.pipeline.checkpoint_keys import KeyedCheckpoints, code_digest, imported_modules
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the package whose modules the digests read."""
     copy = shutil.copytree(ROOT / "autoslim", tmp_path / "autoslim", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(fingerprint, "_PACKAGE", copy)
-    fingerprint._imports.cache_clear()
+    monkeypatch.setattr(checkpoint_keys, "_PACKAGE", copy)
+    checkpoint_keys._imports.cache_clear()
     yield copy
-    fingerprint._imports.cache_clear()
+    checkpoint_keys._imports.cache_clear()
 
 
 def digest() -> str:
@@ -39,8 +40,11 @@ def test_comments_docstrings_and_layout_do_not_change_the_digest(package: Path) 
     before = digest()
     for path in package.rglob("*.py"):
         path.write_text(f"# A comment.\n{path.read_text()}\n\n# Another one.\n")
-    edit(package / "supernet/sandwich.py", '"""The sandwich rule', '"""A rewritten first line. The sandwich rule')
-    edit(package / "supernet/sandwich.py", '"""What a random width is drawn for', '"""Rewritten: what is drawn')
+    rule = package / "supernet/sandwich.py"
+    texts = re.findall(r'""".*?"""', rule.read_text(), flags=re.DOTALL)
+    assert len(texts) > 5  # of the module, of functions and classes, and below constants
+    for text in texts:
+        edit(rule, text, '"""Rewritten."""')
     assert digest() == before
 
 
@@ -74,8 +78,8 @@ def test_all_modules_that_an_import_loads_are_followed(module: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(done.stdout.split())
     followed = imported_modules(module)
-    assert loaded - fingerprint.OBSERVERS <= followed
-    assert not followed & fingerprint.OBSERVERS
+    assert loaded - checkpoint_keys.OBSERVERS <= followed
+    assert not followed & checkpoint_keys.OBSERVERS
 
 
 def checkpoints(root: Path, **parts: Any) -> KeyedCheckpoints:
