@@ -4,7 +4,6 @@ import contextlib
 import functools
 import importlib.util
 import io
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ SMALLER: dict[str, Any] = {
 def start_project(folder: Path, changes: dict[str, Any] | None = None) -> Path:
     """Creates a project in which nothing has run, and returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    watched = re.sub(r"( +- )autoslim/models\n", r"\g<0>\1net.py\n", (ROOT / "dvc.yaml").read_text())
+    watched = (ROOT / "dvc.yaml").read_text().replace("autoslim/models,", "autoslim/models, net.py,")
     (folder / "dvc.yaml").write_text(watched)  # as documented for a network in a file
     shutil.copytree(ROOT / "stages", folder / "stages", ignore=shutil.ignore_patterns("__pycache__"))
     change_params(folder, changes or {})

@@ -276,5 +276,5 @@ def _check_tracked(parameter: str, file: str, readers: Sequence[str]) -> None:
     if missing:
         raise UserError(
             f"{parameter} is the file {file}, which DVC does not track: changing it would not rerun "
-            f"{', '.join(missing)}; add '- {file}' to {'their' if len(missing) > 1 else 'its'} deps in dvc.yaml"
+            f"{', '.join(missing)}; add {file} to {'their' if len(missing) > 1 else 'its'} deps in dvc.yaml"
         )

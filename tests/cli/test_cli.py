@@ -565,7 +565,7 @@ def test_check_raises_the_errors_of_a_run(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     save_file({"foreign": torch.zeros(1)}, "other.safetensors")
     pipeline = (copy / "dvc.yaml").read_text()
-    (copy / "dvc.yaml").write_text(re.sub(r"deps:(\n +- )", r"deps:\1other.safetensors\1", pipeline))
+    (copy / "dvc.yaml").write_text(pipeline.replace("deps: [", "deps: [other.safetensors, "))
     change_params(copy, changes)
     assert message in error_from("check", str(copy / "params.yaml"))
 

@@ -69,10 +69,8 @@ def write(path: Path, made_table: LatencyTable) -> Path:
 
 def watch(file: str) -> None:
     """Adds a table's file to the deps of the stage ``resources``, as check_table requires."""
-    text = Path("dvc.yaml").read_text()
-    Path("dvc.yaml").write_text(
-        text.replace("    params: [budget, latency, model", f"      - {file}\n    params: [budget, latency, model")
-    )
+    dep = "autoslim/pipeline/resources.py,"
+    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(dep, f"{dep} {file},"))
 
 
 def latency(channels: Sequence[int]) -> float:

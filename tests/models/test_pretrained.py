@@ -452,8 +452,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Returns a project with prepared data as the working directory. Its supernet stage depends on trained.pt."""
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(start_project(tmp_path / "project"))
-    last_dep = "      - autoslim/pipeline/supernet.py\n"
-    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(last_dep, f"{last_dep}      - trained.pt\n"))
+    dep = "autoslim/pipeline/supernet.py,"
+    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(dep, f"{dep} trained.pt,"))
     stage("prepare")
     return Path.cwd()
 

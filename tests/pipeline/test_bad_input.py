@@ -457,7 +457,7 @@ def test_a_network_in_a_file_that_dvc_does_not_track(done: Path) -> None:
     change_params(done, {"model": {"name": "mine.py:Plain", "kwargs": {}}})
     message = error_of("prepare")
     assert "model.name is the file mine.py" in message
-    assert "would not rerun resources, supernet, search, allocate, retrain, report; add '- mine.py' to their" in message
+    assert "would not rerun resources, supernet, search, allocate, retrain, report; add mine.py to their" in message
 
 
 def test_weights_that_training_would_discard(done: Path) -> None:
@@ -716,8 +716,8 @@ def test_library_users_catch_a_value_error() -> None:
 
 def watch(file: str) -> None:
     """Adds a file to the deps of the supernet stage, as documented for trained weights."""
-    last_dep = "      - autoslim/pipeline/supernet.py\n"
-    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(last_dep, f"{last_dep}      - {file}\n"))
+    dep = "autoslim/pipeline/supernet.py,"
+    Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(dep, f"{dep} {file},"))
 
 
 TRAINED: dict[str, Any] = {"model": {"weights": "weights/trained.pt"}, "supernet": {"width": 1.0}}
@@ -761,7 +761,7 @@ def test_trained_weights_that_dvc_does_not_track(empty: Path) -> None:
     change_params(empty, TRAINED)
     assert error_of("prepare") == (
         "model.weights is the file weights/trained.pt, which DVC does not track: changing it would not rerun "
-        "supernet; add '- weights/trained.pt' to its deps in dvc.yaml"
+        "supernet; add weights/trained.pt to its deps in dvc.yaml"
     )
 
 
