@@ -134,7 +134,7 @@ def test_a_wrong_item_of_a_list_is_reported_with_its_index(name: str, value: Any
         ("budget", {"params": "3M"}, "budget limits params, but resource is macs", "set resource"),
         ("budget", {"macs": "3ms"}, "budget '3ms' has no unit of macs", "name that in budget"),
         ("budget", {"macs": "3M", "latancy": "4ms"}, "budget bounds 'latancy'", "macs, params"),
-        ("budget", 0.2, "budget 0.2 is less than one", "20%"),
+        ("budget", 0.2, "budget 0.2 is less than 1", "20%"),
         ("budget", {}, "budget is an empty mapping", "{macs: 305M, params: 3.5M}"),
         ("retrain.seeds", [1, 1], "retrain.seeds", "[1, 1]"),
         ("methods", ["uniform", "uniform"], "methods", "uniform, uniform"),
