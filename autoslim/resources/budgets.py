@@ -66,7 +66,7 @@ def parse_budget(text: str | float, resource: str = "macs", *, several: bool = F
     if unit == "%":
         return Budget(str(text), number / 100, relative=True)
     if unit == "" and units is _COUNT and number < 1:
-        raise UserError(f"budget {text!r} is less than 1 in {resource}; write a share like {100 * number:g}%")
+        raise UserError(f"budget {text!r} is less than one of {resource}; write a share like {100 * number:g}%")
     # Counts accept lower case ("305m"), which is unambiguous. For bytes and seconds, case matters.
     sizes = {name.lower(): size for name, size in units.items()} if units is _COUNT else units
     unit_key = unit.lower() if units is _COUNT else unit
