@@ -6,7 +6,7 @@ All intervals are 95 % confidence intervals of one split of the images. Each sup
 of its trainings. Networks fine-tuned from a supernet are compared within it (paired t). Networks trained from scratch
 are compared with all trainings of the uniform network (Welch). The effects of factors are estimated by least squares.
 Supernets with missing trainings are left out. The main result of the table is the mean over budgets and networks,
-where supernets vary within each network (Satterthwaite's degrees of freedom). Intervals of correlations are over
+with supernets varying within each network (Satterthwaite's degrees of freedom). Intervals of correlations are over
 networks (bootstrap); those of effects on correlations are over supernets.
 """
 

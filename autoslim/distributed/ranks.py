@@ -101,7 +101,7 @@ class World:
                 self._store.wait([f"done/{rank}" for rank in range(self.world_size)], TIMEOUT)
 
     def add(self, tensor: Tensor) -> Tensor:
-        """All-reduce: sums ``tensor`` over all ranks, in place. Every rank gets the same bits."""
+        """Sums ``tensor`` over all ranks in place (all-reduce). Every rank gets the same bits."""
         if not self.is_single:
             import torch.distributed as dist
 
@@ -110,7 +110,7 @@ class World:
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """All-gather: (n, ...) -> (world size, n, ...). The tensors of all ranks must have the same shape."""
+        """Returns the tensors of all ranks (all-gather), all of one shape: (n, ...) -> (world size, n, ...)."""
         if self.is_single:
             return tensor[None]
         import torch.distributed as dist

@@ -45,8 +45,7 @@ _RC_PARAMS = {
 def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Returns the colour and marker of each method, from Okabe and Ito's palette for colour-blind readers.
 
-    Every figure of the same methods uses the same styles; ``autoslim`` and ``uniform`` have the same
-    styles in all figures.
+    Every figure of the same methods uses the same styles. The styles of ``autoslim`` and ``uniform`` never differ.
     """
     others = [method for method in methods if method not in _STYLE_OF]
     style_of_other = {method: _OTHER_STYLES[index % len(_OTHER_STYLES)] for index, method in enumerate(others)}

@@ -223,7 +223,7 @@ class _ShapedTracer(ModuleTracer):
             self.running = False
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """torch.fx intercepts every call of a module, including those that this tracer makes to get shapes."""
+        """Runs the module if this tracer called it to get shapes, because torch.fx intercepts all calls of modules."""
         return forward(*args, **kwargs) if self.running else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:

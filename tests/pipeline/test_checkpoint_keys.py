@@ -18,7 +18,7 @@ from autoslim.pipeline.checkpoint_keys import KeyedCheckpoints, code_digest, imp
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the package whose modules the digests read."""
+    """Returns a copy of the package whose modules the digests read."""
     copy = shutil.copytree(ROOT / "autoslim", tmp_path / "autoslim", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(checkpoint_keys, "_PACKAGE", copy)
     checkpoint_keys._imports.cache_clear()
