@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from autoslim.channels.resize import resize as resize
     from autoslim.channels.sort import sort_channels as sort_channels
     from autoslim.search.greedy import greedy_slim as greedy_slim
-    from autoslim.supernet.extract import recalibrate as recalibrate
+    from autoslim.supernet.recalibration import recalibrate as recalibrate
     from autoslim.supernet.sandwich import sandwich_step as sandwich_step
     from autoslim.supernet.supernet import Supernet as Supernet
     from autoslim.tracing import trace as trace
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Supernet": "autoslim.supernet.supernet",
     "greedy_slim": "autoslim.search.greedy",
-    "recalibrate": "autoslim.supernet.extract",
+    "recalibrate": "autoslim.supernet.recalibration",
     "resize": "autoslim.channels.resize",
     "sandwich_step": "autoslim.supernet.sandwich",
     "sort_channels": "autoslim.channels.sort",

@@ -31,7 +31,8 @@ from autoslim.resources.budgets import parse_budget
 from autoslim.resources.latency.measure import processor
 from autoslim.search.greedy import Option, SlimmingStep
 from autoslim.search.methods import from_trajectory
-from autoslim.search.racing import Outcome, chunk_runners
+from autoslim.search.racing import chunk_runners
+from autoslim.search.scoring import Outcome
 from autoslim.search.search import read_trajectory
 from autoslim.supernet.extract import load_supernet
 from autoslim.tasks.classification import Score

@@ -40,7 +40,8 @@ from autoslim.resources.budgets import parse_budget
 from autoslim.resources.costs import Costs
 from autoslim.resources.latency.measure import processor
 from autoslim.search.methods import allocate
-from autoslim.supernet.extract import load_supernet, recalibrate
+from autoslim.supernet.extract import load_supernet
+from autoslim.supernet.recalibration import recalibrate
 from autoslim.tasks.classification import evaluate
 from autoslim.training.checkpoints import write_json
 from autoslim.training.device import RunContext, autocast

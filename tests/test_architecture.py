@@ -113,14 +113,14 @@ def test_the_packages_names_are_the_functions_of_its_modules() -> None:
     from autoslim import tracing
     from autoslim.channels import resize, sort
     from autoslim.search import greedy
-    from autoslim.supernet import extract, sandwich, supernet
+    from autoslim.supernet import recalibration, sandwich, supernet
 
     assert autoslim.trace is tracing.trace
     assert autoslim.resize is resize.resize
     assert autoslim.Supernet is supernet.Supernet
     assert autoslim.greedy_slim is greedy.greedy_slim
     assert autoslim.sandwich_step is sandwich.sandwich_step
-    assert autoslim.recalibrate is extract.recalibrate
+    assert autoslim.recalibrate is recalibration.recalibrate
     assert autoslim.sort_channels is sort.sort_channels
     with pytest.raises(AttributeError, match="has no attribute 'train'; it exports Supernet, greedy_slim"):
         autoslim.train  # noqa: B018

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
+from autoslim.search.scoring import By, rank, saving
 from autoslim.tasks.classification import Score
 
 
@@ -42,9 +42,6 @@ class SlimmingStep:
 
 SelectionRule = Callable[[SlimmingStep, Mapping[str, Option]], tuple[str, Mapping[str, Score]]]
 """(current step, options by group) -> (the group to slim, the options' scores)."""
-
-By = Literal["error", "cross_entropy"]
-"""The score that candidates are ranked by; the other one breaks ties."""
 
 
 def greedy_slim(
@@ -109,26 +106,9 @@ def exhaustive_rule(score: Callable[[Mapping[str, int]], Score], by: By, per_cos
 
     def rule(current: SlimmingStep, options: Mapping[str, Option]) -> tuple[str, Mapping[str, Score]]:
         scores = {name: score({**current.channels, name: option.channels}) for name, option in options.items()}
-        return min(options, key=lambda name: rank(scores[name], options[name], current, by, per_cost)), scores
+        return min(
+            options,
+            key=lambda name: rank(scores[name], current.score, saving(current.cost, options[name].cost), by, per_cost),
+        ), scores
 
     return rule
-
-
-def rank(new: Score, option: Option, current: SlimmingStep, by: By, per_cost: bool) -> tuple[float, ...]:
-    """Returns the key that orders options, lowest first: the score named ``by``, the other score, the saving."""
-    saved = saving(current, option)
-    old = current.score
-    error, entropy = new.error, new.cross_entropy
-    if per_cost:
-        error, entropy = _rate(new.error - old.error, saved), _rate(new.cross_entropy - old.cross_entropy, saved)
-    return (error, entropy, -saved) if by == "error" else (entropy, error, -saved)
-
-
-def saving(current: SlimmingStep, option: Option) -> float:
-    """Returns the cost that an option saves, but at least a tiny amount, because slimming may save no latency."""
-    return max(current.cost - option.cost, 1e-9 * current.cost)
-
-
-def _rate(increase: float, saved: float) -> float:
-    """Returns the increase per unit saved; for a decrease the product, because a larger saving makes it better."""
-    return increase / saved if increase > 0 else increase * saved

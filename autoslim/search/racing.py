@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from autoslim.channels.copying import inference_mode
 from autoslim.distributed.ranks import SINGLE, World
-from autoslim.search.greedy import By, Option, SelectionRule, SlimmingStep, rank, saving
+from autoslim.search.greedy import Option, SelectionRule, SlimmingStep
 from autoslim.search.incremental import IncrementalEvaluator, verified_evaluator
+from autoslim.search.scoring import By, Outcome, losses_by_image, mean_score, rank, saving
 from autoslim.supernet.supernet import Supernet
 from autoslim.supernet.train import check_finite
 from autoslim.tasks.classification import Chunk, Score
@@ -22,17 +22,6 @@ CURRENT = ""
 """The key of the current configuration among the groups."""
 
 VERIFICATION_IMAGES = 8
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The losses of a configuration on each image: ``wrong`` (top-1, 0 or 1), and ``nats`` (cross-entropy).
-
-    Both are (N,), float64, on the CPU.
-    """
-
-    wrong: Tensor
-    nats: Tensor
 
 
 ChunkRunner = Callable[[SlimmingStep, Mapping[str, Option], Collection[str]], Mapping[str, Outcome]]
@@ -95,16 +84,16 @@ class _Race:
             self.outcomes.setdefault(name, []).append(outcome)
 
     def scores(self) -> dict[str, Score]:
-        return {name: _score(self.outcomes[name]) for name in self.options}
+        return {name: mean_score(self.outcomes[name]) for name in self.options}
 
     def leader(self) -> str:
         if len(self.running) == 1:
             return self.running[0]
-        current = self.current
+        before = self.current.score
         if CURRENT in self.outcomes:  # on the same images as the options
-            current = SlimmingStep(None, current.channels, current.cost, _score(self.outcomes[CURRENT]))
-        scores = {name: _score(self.outcomes[name]) for name in self.running}
-        return min(self.running, key=lambda n: rank(scores[n], self.options[n], current, self.by, self.per_cost))
+            before = mean_score(self.outcomes[CURRENT])
+        scores = {name: mean_score(self.outcomes[name]) for name in self.running}
+        return min(self.running, key=lambda n: rank(scores[n], before, self._saved(n), self.by, self.per_cost))
 
     def drop(self, z: float) -> None:
         """Drops the options whose mean loss exceeds the leader's by more than ``z`` standard errors."""
@@ -124,19 +113,16 @@ class _Race:
         if not self.per_cost:
             return self._losses(name) - self._losses(leader)
         increases = [self._losses(which) - self._losses(CURRENT) for which in (name, leader)]
-        saved = [saving(self.current, self.options[which]) for which in (name, leader)]
-        if all(float(increase.mean()) < 0 for increase in increases):  # a larger saving is better: see greedy.rank
+        saved = [self._saved(which) for which in (name, leader)]
+        if all(float(increase.mean()) < 0 for increase in increases):  # a larger saving is better: see scoring.rank
             return increases[0] * saved[0] - increases[1] * saved[1]
         return increases[0] / saved[0] - increases[1] / saved[1]
 
+    def _saved(self, name: str) -> float:
+        return saving(self.current.cost, self.options[name].cost)
+
     def _losses(self, name: str) -> Tensor:
         return torch.cat([o.wrong if self.by == "error" else o.nats for o in self.outcomes[name]])
-
-
-def _score(outcomes: Sequence[Outcome]) -> Score:
-    wrong = torch.cat([outcome.wrong for outcome in outcomes])
-    nats = torch.cat([outcome.nats for outcome in outcomes])
-    return Score(float(wrong.mean()), float(nats.mean()), len(wrong))
 
 
 def chunk_runners(
@@ -187,7 +173,7 @@ def _chunk_runner(
             else:
                 runs = _one_by_one(supernet, images, current, share, slimmer)
             for name, logits in runs:
-                table[names.index(name)] = _losses_by_image(logits, labels)
+                table[names.index(name)] = losses_by_image(logits, labels)
         table = world.add(table).cpu().double()  # rows of other ranks are zero; the host synchronises once per chunk
         for name, (_, nats) in zip(names, table, strict=True):
             if not bool(nats.isfinite().all()):
@@ -219,9 +205,3 @@ def _one_by_one(
     for name in names:
         supernet.select({**current.channels, **({name: slimmer[name]} if name != CURRENT else {})})
         yield name, supernet(images)
-
-
-def _losses_by_image(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns for each image whether top-1 is wrong, and the cross-entropy in nats: (N, classes), (N,) -> (2, N)."""
-    logits = logits.float()
-    return torch.stack([(logits.argmax(1) != labels).float(), F.cross_entropy(logits, labels, reduction="none")])

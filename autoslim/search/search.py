@@ -15,8 +15,9 @@ from autoslim.data.prepared import PreparedData
 from autoslim.errors import UserError
 from autoslim.resources.budgets import format_amount
 from autoslim.resources.costs import Costs, Objective
-from autoslim.search.greedy import By, Candidate, SlimmingStep, greedy_slim
+from autoslim.search.greedy import Candidate, SlimmingStep, greedy_slim
 from autoslim.search.racing import chunk_runners, racing_rule
+from autoslim.search.scoring import By
 from autoslim.supernet.supernet import Supernet
 from autoslim.supernet.train import check_finite, subnet_scorer
 from autoslim.tasks.classification import Score

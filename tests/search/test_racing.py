@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping
 import pytest
 import torch
 
-from autoslim.search.greedy import By, Option, SlimmingStep, exhaustive_rule
-from autoslim.search.racing import CURRENT, ChunkRunner, Outcome, racing_rule
+from autoslim.search.greedy import Option, SlimmingStep, exhaustive_rule
+from autoslim.search.racing import CURRENT, ChunkRunner, racing_rule
+from autoslim.search.scoring import By, Outcome
 from autoslim.tasks.classification import Score
 
 LAPS, LAP = 8, 64
