@@ -13,8 +13,7 @@ from autoslim import trace
 from autoslim.channels.copying import copy_with
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.resize import resize
-from autoslim.models import architectures as families
-from autoslim.models import architectures as zoo
+from autoslim.models import architectures
 
 torch.set_num_threads(1)  # on such small images, more threads are slower
 
@@ -46,13 +45,13 @@ SMALL_STAGES = ((1, 8, 1, 1), (4, 12, 2, 2), (4, 16, 2, 2))
 """Arguments of a MobileNetV2 with few MACs."""
 
 _BUILDERS: dict[str, Callable[[], nn.Module]] = {
-    "small_mobilenet_v2": lambda: zoo.mobilenet_v2(stem=16, stages=SMALL_STAGES, tail=32),
-    "cifar_mobilenet_v2": zoo.mobilenet_v2,
-    "cifar_resnet18": zoo.resnet,
-    "cifar_resnet50": lambda: zoo.resnet(blocks=(3, 4, 6, 3), bottleneck=True),
-    "cifar_resnet20": lambda: zoo.resnet(blocks=(3, 3, 3), width=16),
-    "mobilenet_v1": families.MobileNetV1,
-    "mnasnet": families.MNasNet,
+    "small_mobilenet_v2": lambda: architectures.mobilenet_v2(stem=16, stages=SMALL_STAGES, tail=32),
+    "cifar_mobilenet_v2": architectures.mobilenet_v2,
+    "cifar_resnet18": architectures.resnet,
+    "cifar_resnet50": lambda: architectures.resnet(blocks=(3, 4, 6, 3), bottleneck=True),
+    "cifar_resnet20": lambda: architectures.resnet(blocks=(3, 3, 3), width=16),
+    "mobilenet_v1": architectures.MobileNetV1,
+    "mnasnet": architectures.MNasNet,
     "googlenet": lambda: tv.googlenet(init_weights=False),
 }
 _SIZES = {
@@ -64,6 +63,18 @@ _SIZES = {
     "squeezenet1_1": 64,
     "googlenet": 64,
 }
+
+
+class Joins(nn.Module):
+    """A layer that reads two groups, so its weight must be gathered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.c(torch.cat([self.a(images), self.b(images)], 1))
+        return out
 
 
 @dataclass(frozen=True)

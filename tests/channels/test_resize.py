@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torchvision.models as tv
-from specimens import MAIN, build, random_channels, shuffle_weights, specimen
-from torch import Tensor, nn
+from specimens import MAIN, Joins, build, random_channels, shuffle_weights, specimen
+from torch import nn
 
 from autoslim import resize, trace
 from autoslim.channels.resize import current_channels, initialise
@@ -73,7 +73,7 @@ def test_the_members_of_a_group_always_agree(name: str) -> None:
 
 
 def test_leading_channels_keep_their_weights_and_new_ones_are_neutral() -> None:
-    """New weights are zero; new scales, shifts and statistics are the mean of the old ones."""
+    """Added channels have zero weights, and the mean of the old scales, shifts and statistics."""
     sample = specimen("cifar_resnet18")
     network = sample.real(sample.graph.default)
     channels = {n: size + (8 if index % 2 else -8) for index, (n, size) in enumerate(sample.graph.default.items())}
@@ -101,15 +101,6 @@ def test_new_channels_next_to_a_single_one_are_neutral_too() -> None:
 
 def test_concatenated_channels_move_even_if_their_sum_is_constant() -> None:
     """One group shrinks as the other grows: a tensor that reads both keeps its shape, but its channels move."""
-
-    class Joins(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(16, 4, 1)
-
-        def forward(self, images: Tensor) -> Tensor:
-            out: Tensor = self.c(torch.cat([self.a(images), self.b(images)], 1))
-            return out
 
     network = Joins()
     graph = trace(network, torch.zeros(1, 3, 4, 4))

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from failures import KilledError
 from small_data import SPAN, prepared_digits, recipe, small_network
 from small_project import change_params, finished_project, stage, start_project
 from small_project import error_of as error_of_command
@@ -59,10 +60,6 @@ class Planted:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PLANTED.append, (1,)
-
-
-class KilledError(Exception):
-    pass
 
 
 # The jobs, run by every rank and by a single process

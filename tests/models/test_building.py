@@ -2,17 +2,16 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from failures import message_of
 from paths import ROOT
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
-from autoslim.errors import UserError
 from autoslim.models.building import build_network, check_network
 
 FILE = '''
@@ -61,13 +60,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "random.py"  # the name of a standard module
     path.write_text(FILE)
     return path
-
-
-def message_of(act: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as error:
-        act()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # Valid names

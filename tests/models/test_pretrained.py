@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision.models as tv
+from failures import message_of
 from safetensors.torch import load_file, save_file
 from small_data import prepared_digits, recipe, run_context, small_network
 from small_project import change_params, stage, start_project
@@ -48,13 +49,6 @@ def trained_network() -> nn.Module:
 def inserted(file: Path, name: str = NAME) -> tuple[nn.Module, list[str]]:
     network, graph = small_network()
     return insert_weights(network, graph, load_trained_tensors(network, name, {}, str(file)), 0, source="model.weights")
-
-
-def message_of(act: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as error:
-        act()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # Files

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from failures import message_of
 from small_data import SPAN, small_network
 from specimens import shuffle_weights
 from torch import nn
 
 from autoslim import Supernet, resize, trace
-from autoslim.errors import UserError
 from autoslim.models.architectures import mobilenet_v2
 from autoslim.pipeline.artifacts import Allocation
 from autoslim.resources.costs import Costs
@@ -32,13 +32,6 @@ def folder(tmp_path: Path) -> Path:
     save_weights(Supernet(wide, graph).network, tmp_path / "weights.safetensors")
     SupernetFile("autoslim.models.architectures:mobilenet_v2", graph.input_shape, levels, graph.default).write(tmp_path)
     return tmp_path
-
-
-def message_of(act: Callable[[], object]) -> str:
-    with pytest.raises(UserError) as error:
-        act()
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_weights_are_restored_in_any_memory_layout(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from failures import KilledError
 from small_data import SPAN, prepared_digits, run_context, small_network
 from specimens import batch_statistics, shuffle_weights
 
@@ -20,10 +21,6 @@ from autoslim.search import search as searching
 from autoslim.search.racing import ChunkRunner
 from autoslim.search.search import SearchSettings, read_trajectory, search
 from autoslim.training.checkpoints import Checkpoints
-
-
-class KilledError(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")

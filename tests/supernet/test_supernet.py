@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from specimens import MAIN, OTHERS, batch_statistics, random_channels, shuffle_weights, specimen, spread
+from specimens import MAIN, OTHERS, Joins, batch_statistics, random_channels, shuffle_weights, specimen, spread
 from torch import Tensor, nn
 
 from autoslim import Supernet, resize, trace
@@ -195,18 +195,6 @@ def test_gradients_equal_the_extracted_networks(name: str) -> None:
     cut(images).square().sum().backward()
     for parameter, expected in zip(supernet.parameters(), spread(supernet.graph, cut, supernet.widest), strict=True):
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-10)
-
-
-class Joins(nn.Module):
-    """A layer that reads two groups, so its weight must be gathered."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(16, 4, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        out: Tensor = self.c(torch.cat([self.a(images), self.b(images)], 1))
-        return out
 
 
 @pytest.mark.parametrize("fused", [True, False])

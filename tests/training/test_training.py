@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from failures import KilledError
 from safetensors.torch import load_file
 from small_data import SPAN, prepared_digits, recipe, run_context, small_network
 from torch import Tensor, nn
@@ -35,10 +36,6 @@ from autoslim.training.recipe import learning_rate_at, sgd
 from autoslim.training.retrain import retrain, retrained_top1
 
 STEPS = 8  # per epoch
-
-
-class KilledError(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
