@@ -33,7 +33,7 @@ from autoslim.search.greedy import Option, SlimmingStep
 from autoslim.search.methods import from_trajectory
 from autoslim.search.racing import chunk_runners
 from autoslim.search.scoring import Outcome
-from autoslim.search.search import read_trajectory
+from autoslim.search.trajectory import read_trajectory
 from autoslim.supernet.extract import load_supernet
 from autoslim.tasks.classification import Score
 from autoslim.training.checkpoints import file_digest, run_key

@@ -2,6 +2,7 @@
 
     python evidence/run.py table mobilenet_v2 --jobs 2
     python evidence/run.py networks mobilenet_v2
+    python evidence/run.py resources mobilenet_v2 --only memory
     python evidence/run.py longer mobilenet_v2
     python evidence/run.py ranking mobilenet_v2
     python evidence/run.py scores mobilenet_v2
@@ -106,6 +107,40 @@ def networks(network: Network, work: Work = CACHE) -> None:
 
 
 @app.command()
+def resources(
+    network: Network,
+    jobs: Jobs = 1,
+    work: Work = CACHE,
+    only: Annotated[str | None, typer.Option("--only", help="Only these resources, separated by commas.")] = None,
+) -> None:
+    """Fine-tune uniform and autoslim networks within budgets of several resources, for two searches."""
+    study, params = load_yaml(HERE / "studies.yaml")["resources"], load_yaml(HERE / f"{network}.yaml")
+    cache = StageCache(work)
+
+    def rows(resource: str, search: str | None, supernet: int) -> Iterator[Row]:
+        changes = study["regime"] | study["searches"][search or next(iter(study["searches"]))]
+        changed_params = changed(params, {"supernet.seed": supernet, "resource": resource, **changes})
+        method = "autoslim" if search else "uniform"
+        cache.run("search", changed_params)
+        seconds = (cache.done("search", changed_params) or {})["cpu_seconds"] if search else None
+        budgets, costs = [study["budgets"][resource]], ("macs", "params", "memory")
+        for row in _compared(cache, changed_params, budgets, method, study["seeds"], costs):
+            named = {"resource": resource, "method": method, "search": search, "supernet": supernet}
+            yield {**named, "search_seconds": seconds, **row}
+
+    chosen = only.split(",") if only else list(study["budgets"])
+    parts = [
+        (resource, search, supernet)
+        for resource in chosen
+        for supernet in study["supernets"]
+        for search in (None, *study["searches"])  # None: uniform
+    ]
+    for resource in chosen:  # one file for each resource, so that they can be run one by one
+        own = [part for part in parts if part[0] == resource]
+        _collect(rows, own, HERE / "results" / f"resources-{resource}-{network}.csv", jobs)
+
+
+@app.command()
 def longer(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
     """Train uniform and autoslim networks from scratch for as long as supernet, search and retraining take together."""
     study, params = load_yaml(HERE / "studies.yaml")["longer"], load_yaml(HERE / f"{network}.yaml")
@@ -205,7 +240,12 @@ def _screened(study: Params, params: Params) -> list[list[tuple[Params, Params]]
 
 
 def _compared(
-    cache: StageCache, params: Params, budgets: Sequence[str], method: str, seeds: Sequence[int]
+    cache: StageCache,
+    params: Params,
+    budgets: Sequence[str],
+    method: str,
+    seeds: Sequence[int],
+    costs: Sequence[str] = ("macs", "params"),
 ) -> Iterator[Row]:
     """Yields the results of a method's networks, trained at each budget with each seed."""
     for budget in budgets:
@@ -213,9 +253,9 @@ def _compared(
         channels = cache.run("allocate", changed_params) / "outputs/channels"
         allocation = read(channels / f"{method}.json")
         files = _start(allocation["channels"], (channels / f"{method}.safetensors").read_bytes())
-        costs = {name: allocation["costs"][name] for name in ("macs", "params")}
+        amounts = {name: allocation["costs"][name] for name in costs}
         for seed in seeds:
-            yield {"budget": budget, **costs, "seed": seed, **_trained(cache, changed_params, files, seed)}
+            yield {"budget": budget, **amounts, "seed": seed, **_trained(cache, changed_params, files, seed)}
 
 
 def _start(channels: Channels, weights: bytes | None = None) -> Files:

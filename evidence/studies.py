@@ -25,7 +25,7 @@ Params = dict[str, Any]
 DEPENDS_ON = {
     "prepare": (),
     "resources": ("prepare",),
-    "supernet": ("prepare", "resources"),
+    "supernet": ("prepare",),  # resources only checks that the budget is within reach
     "search": ("prepare", "resources", "supernet"),
     "allocate": ("prepare", "resources", "supernet", "search"),
     "retrain": ("prepare",),

@@ -141,11 +141,14 @@ def print_steps(trajectory: dict[str, Any]) -> None:
     shown = recorded(trajectory)
     rows = []
     for before, step in zip([None, *steps], steps, strict=False):
-        group = step["slimmed"]
-        change = f"{before['channels'][group]} -> {step['channels'][group]}" if before and group else ""
         costs = [format_amount(step[resource], resource) for resource in shown]
         share = percent(step["cost" if several else trajectory["resource"]] / default, 1)
-        rows.append([step["step"], *costs, share, percent(1 - step["error"]), group or "(widest)", change])
+        cells = [step["step"], *costs, share, percent(1 - step["error"])]
+        if not before:
+            rows.append([*cells, "(widest)", ""])
+        for group in step["slimmed"]:
+            rows.append([*cells, group, f"{before['channels'][group]} -> {step['channels'][group]}"])
+            cells = [""] * len(cells)
     titles = [TITLES[resource] for resource in shown]
     share = "% of the limits" if several else f"{TITLES[trajectory['resource']]} (% of default)"
     print_table(["step", *titles, share, "top-1 (%)", "slimmed", "channels"], rows, left=["slimmed", "channels"])

@@ -1,18 +1,28 @@
 """Stage ``allocate``: chooses each method's channels within the budget, and writes the weights to retrain from."""
 
-from autoslim.data.prepared import PreparedData, read_info
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from autoslim.channels.groups import Channels
+from autoslim.data.prepared import PreparedData
 from autoslim.models.released import released_method
 from autoslim.pipeline.artifacts import Allocation, RequestedBudget, write_initial_weights
-from autoslim.pipeline.assembly import run_context, traced_network
+from autoslim.pipeline.assembly import checkpoints, inputs, run_context, traced_network
 from autoslim.pipeline.checks import check_measured_here, check_reach, check_trajectory
 from autoslim.pipeline.costs import budget_limits, load_costs
-from autoslim.pipeline.params import load_params
-from autoslim.pipeline.project import CHANNELS, PREPARED, SEARCH, SUPERNET, repository_root
+from autoslim.pipeline.params import Params, load_params
+from autoslim.pipeline.project import CHANNELS, PREPARED, RESOURCES, SEARCH, SUPERNET, repository_root
+from autoslim.pipeline.search import search_settings
 from autoslim.resources.budgets import format_amount, format_budgets, parse_budget
 from autoslim.resources.costs import Costs
 from autoslim.search.methods import allocate
-from autoslim.search.search import read_trajectory
-from autoslim.supernet.extract import load_supernet, subnet_extractor
+from autoslim.search.refinement import refine_within
+from autoslim.search.trajectory import read_trajectory
+from autoslim.supernet.extract import SupernetFile, load_supernet, subnet_extractor
+from autoslim.supernet.supernet import Supernet
+from autoslim.training.checkpoints import write_json
+from autoslim.training.device import to_device
 
 
 def run() -> None:
@@ -22,7 +32,8 @@ def run() -> None:
         UserError: a parameter is wrong, an earlier stage has not run, or no network of a method is within the budget.
     """
     params = load_params()
-    network, graph = traced_network(params.model, read_info(PREPARED))
+    data = PreparedData.open(PREPARED, relative_to=repository_root())
+    network, graph = traced_network(params.model, data.info)
     costs = load_costs(graph)
     check_measured_here(params, costs.table)
     check_reach(params, graph, costs.table)
@@ -33,14 +44,22 @@ def run() -> None:
         configurations = [step["channels"] for step in trajectory["steps"]]
         narrowest = trajectory["narrowest"]["channels"]
     limits = budget_limits(params, costs)
+    chosen = {
+        method: allocate(method, costs, configurations, limits, params.supernet.grid.divisor, narrowest)
+        for method in params.methods
+    }
+    refines = params.search.refine and "autoslim" in chosen
+    if refines or params.retrain.start == "supernet":
+        supernet, file = load_supernet(SUPERNET, network, graph)
+    if refines:
+        refinement = _refinement(params, supernet, file, data, costs, chosen["autoslim"], limits)
+        write_json(CHANNELS / "refinement.json", refinement)
+        chosen["autoslim"] = refinement["after"]["channels"]
     extract = None
     if params.retrain.start == "supernet":
-        supernet, _ = load_supernet(SUPERNET, network, graph)
-        data = PreparedData.open(PREPARED, relative_to=repository_root())
         extract = subnet_extractor(supernet, data, run_context(params.runtime), seed=params.data.seed)
     requested = {}
-    for method in params.methods:
-        channels = allocate(method, costs, configurations, limits, params.supernet.grid.divisor, narrowest)
+    for method, channels in chosen.items():
         is_released = released_method(method) is not None  # the budget of a released list is its own cost
         budgets = {"macs": parse_budget(format_amount(graph.macs(channels)))} if is_released else params.budgets
         # Latency is left out: measuring a table again must not cause the same channels to be retrained.
@@ -48,3 +67,50 @@ def run() -> None:
         write_initial_weights(CHANNELS, method, None if extract is None else extract(channels))
         requested[method] = RequestedBudget(format_budgets(budgets), ", ".join(budgets))
     RequestedBudget.write(CHANNELS, requested)
+
+
+def _refinement(
+    params: Params,
+    supernet: Supernet,
+    file: SupernetFile,
+    data: PreparedData,
+    costs: Costs,
+    channels: Channels,
+    limits: Mapping[str, float],
+) -> dict[str, Any]:
+    """Returns what ``refine_within`` makes of the channels of the trajectory, and prints a line about it."""
+    context = run_context(params.runtime)
+    state = checkpoints(
+        "allocate",
+        *inputs(params.model, PREPARED),
+        SUPERNET / "weights.safetensors",
+        SUPERNET / "supernet.json",
+        SEARCH / "trajectory.json",
+        RESOURCES / "latency.json",
+        search=params.search.model_dump(),
+        limits=dict(limits),
+        divisor=params.supernet.grid.divisor,
+    )
+    with state.lock():
+        to_device(supernet, context.device, channels_last=True)
+        refinement = refine_within(
+            supernet,
+            file.grid,
+            data,
+            context,
+            channels=channels,
+            costs=costs,
+            limits=limits,
+            divisor=params.supernet.grid.divisor,
+            settings=search_settings(params),
+            seed=params.data.seed,
+            checkpoints=state,
+        )
+        state.clear()
+    before, after = refinement["before"], refinement["after"]
+    costs_of = [[format_amount(end[resource], resource) for resource in limits] for end in (before, after)]
+    amounts = ", ".join(f"{old} -> {new}" for old, new in zip(*costs_of, strict=True))
+    top1 = f"{1 - before['error']:.1%} -> {1 - after['error']:.1%}"
+    changes = len(refinement["changes"])
+    print(f"allocate: autoslim: {changes} changes ({amounts}), top-1 on search images {top1}", file=sys.stderr)
+    return refinement

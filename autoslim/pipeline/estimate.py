@@ -3,6 +3,7 @@
 Only the search is estimated, because the number of candidates that it scores depends on their scores.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -113,7 +114,7 @@ def _search_work(params: Params, objective: Objective, grid: Grid, sizes: Sizes)
     chunk = even_chunk(images, params.search.chunk)
     graph = objective.costs.graph
     scored, macs, typical = expected_search(
-        graph, grid, objective.cost, objective.stop(params.search.stop, graph.default)
+        graph, grid, objective.cost, objective.stop(params.search.stop, graph.default), params.search.step
     )
     return Work("search", "search", scored, images, chunk, images - chunk, macs, (typical,))
 
@@ -166,35 +167,41 @@ def expected_macs(graph: ChannelGraph, grid: Mapping[str, Sequence[int]]) -> flo
 
 
 def expected_search(
-    graph: ChannelGraph, grid: Mapping[str, Sequence[int]], cost: Cost, stop: float
+    graph: ChannelGraph, grid: Mapping[str, Sequence[int]], cost: Cost, stop: float, step: float
 ) -> tuple[int, float, Channels]:
     """Estimates how many configurations a search down to the cost ``stop`` scores.
 
     The estimate assumes that all groups are slimmed evenly; the actual path depends on the scores.
 
+    Args:
+        step: the share of the cost that each step removes (see ``greedy_slim``).
+
     Returns:
         The number of configurations, their mean MACs, and the configuration on the path that is closest to that mean.
     """
-    path = even_path(grid, cost, stop)
-    macs = [graph.macs(path[0]), *(graph.macs(c) for current in path[:-1] for c in candidates(grid, current).values())]
+    path = even_path(grid, cost, stop, step)
+    macs = [graph.macs(c) for current in path[:-1] for c in (current, *candidates(grid, current).values())]
+    macs.append(graph.macs(path[-1]))
     mean = fmean(macs)
     return len(macs), mean, min(path, key=lambda channels: abs(graph.macs(channels) - mean))
 
 
-def even_path(grid: Mapping[str, Sequence[int]], cost: Cost, stop: float) -> list[Channels]:
-    """Returns the configurations of a search that always slims the group with the largest share of its steps left.
+def even_path(grid: Mapping[str, Sequence[int]], cost: Cost, stop: float, step: float) -> list[Channels]:
+    """Returns the configurations of a search that always slims the groups with the largest share of their steps left.
 
     Down to the smallest budget of each of the paper's families, its number of steps is within 15 % of the number of
     steps that the authors' lists are below the widest configuration.
     """
     grid = Grid(grid)
     path = [grid.widest]
-    while cost(path[-1]) > stop and (slimmer := candidates(grid, path[-1])):
-
-        def remaining(name: str) -> float:
-            return 1 - grid[name].index(path[-1][name]) / len(grid[name])
-
-        path.append(slimmer[max(slimmer, key=remaining)])
+    while cost(path[-1]) > stop and (slimmer := grid.narrower(path[-1])):
+        target = max(stop, cost(path[-1]) * (1 - step)) if step else math.inf
+        channels = path[-1]
+        for name in sorted(slimmer, key=lambda name: grid[name].index(path[-1][name]) / len(grid[name])):
+            channels = channels | {name: slimmer[name]}
+            if cost(channels) <= target:
+                break
+        path.append(channels)
     return path
 
 

@@ -207,6 +207,14 @@ class Search(Section):
         description="The score that ranks the candidates; the other one breaks ties."
     )
     per_cost: bool = Field(description="Rank by the increase of the score per unit of cost saved.")
+    step: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="Share of the cost that a step removes by slimming several groups; 0: each step slims one group, "
+        "as in the paper."
+    )
+    refine: bool = Field(
+        description="Use what the search leaves of the budget, and exchange channels between groups, as long as this "
+        "improves the score; false: as in the paper."
+    )
     incremental: bool = Field(description="Run only the part of the network that a candidate changes.")
     risk: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         description="Significance level of each comparison in the race, in which candidates that are clearly worse are "

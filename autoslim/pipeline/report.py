@@ -15,7 +15,7 @@ from autoslim.report.resource_figures import resources_figure
 from autoslim.report.table import Result, compare, csv_table, describe_budgets, markdown_table, metrics, terminal_table
 from autoslim.resources.budgets import format_budgets
 from autoslim.resources.measure import measure_network
-from autoslim.search.search import read_trajectory
+from autoslim.search.trajectory import read_trajectory
 from autoslim.training.checkpoints import write_json
 from autoslim.training.retrain import retrained_top1
 

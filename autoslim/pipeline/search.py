@@ -7,7 +7,7 @@ from autoslim.pipeline.assembly import checkpoints, inputs, traced_network
 from autoslim.pipeline.checks import check_measured_here, check_reach
 from autoslim.pipeline.costs import load_costs, load_objective
 from autoslim.pipeline.launch import distributed_context, launch
-from autoslim.pipeline.params import load_params
+from autoslim.pipeline.params import Params, load_params
 from autoslim.pipeline.project import PREPARED, RESOURCES, SEARCH, SUPERNET, repository_root
 from autoslim.pipeline.tracking import fingerprint, tracked_stage
 from autoslim.search.search import SearchSettings, search
@@ -15,6 +15,10 @@ from autoslim.supernet.extract import load_supernet
 from autoslim.training.device import to_device
 
 TRACKED = ("macs", "params", "memory", "latency", "error", "cross_entropy")
+
+
+def search_settings(params: Params) -> SearchSettings:
+    return SearchSettings(**{field.name: getattr(params.search, field.name) for field in fields(SearchSettings)})
 
 
 def run() -> None:
@@ -64,7 +68,7 @@ def run() -> None:
             data,
             context,
             objective=objective,
-            settings=SearchSettings(**{f.name: getattr(params.search, f.name) for f in fields(SearchSettings)}),
+            settings=search_settings(params),
             seed=params.data.seed,
             folder=SEARCH,
             checkpoints=state,

@@ -1,4 +1,4 @@
-"""Racing: scores candidates chunk by chunk, and drops those that are significantly worse than the best one."""
+"""Racing: scores options chunk by chunk until it is clear which ones are taken."""
 
 import math
 import random
@@ -10,33 +10,34 @@ import torch
 from torch import Tensor
 
 from autoslim.channels.copying import inference_mode
+from autoslim.channels.groups import Channels
 from autoslim.distributed.ranks import SINGLE, World
-from autoslim.search.greedy import Option, SelectionRule, SlimmingStep
+from autoslim.resources.budgets import format_amount
+from autoslim.search.greedy import Choose, Evaluation, Option, SelectionRule
 from autoslim.search.incremental import IncrementalEvaluator, verified_evaluator
-from autoslim.search.scoring import By, Outcome, losses_by_image, mean_score, rank, saving
+from autoslim.search.scoring import CURRENT, By, Increase, Outcome, increase, losses_by_image, mean_score
 from autoslim.supernet.supernet import Supernet
 from autoslim.supernet.train import check_finite
 from autoslim.tasks.classification import Chunk, Score
 
-CURRENT = ""
-"""The key of the current configuration among the groups."""
-
 VERIFICATION_IMAGES = 8
 
 
-ChunkRunner = Callable[[SlimmingStep, Mapping[str, Option], Collection[str]], Mapping[str, Outcome]]
-"""(current step, options, names) -> outcomes: runs the options of these groups, or ``CURRENT``, on one chunk."""
+ChunkRunner = Callable[[Channels, Mapping[str, int]], Mapping[str, Outcome]]
+"""(configuration, changes) -> outcomes on one chunk: of the configuration, under ``CURRENT``, and, for each group in
+``changes``, of the configuration with this number of channels in the group."""
 
 
 def racing_rule(
     runners: Sequence[ChunkRunner], images: int, by: By, per_cost: bool, risk: float | None, seed: int
 ) -> SelectionRule:
-    """Returns a selection rule that scores options chunk by chunk and drops those that are significantly worse.
+    """Returns a selection rule that scores options chunk by chunk until it is clear which ones are taken.
 
-    After each chunk, an option is dropped if its mean loss is significantly higher than the leader's. The test is
-    paired by image, assumes normal differences, and treats the images evaluated so far as a sample without replacement.
-    The winner is scored on all images. Each step starts with a different, randomly drawn chunk, so that no chunk
-    decides more often than others.
+    After each chunk, an option leaves the race if its increase of the score is significantly higher than those of all
+    options that would be taken now, or if it would be taken and those of all others are significantly higher. The test
+    is paired by image, assumes normal differences, and treats the images evaluated so far as a sample without
+    replacement. The current configuration is scored on all images. Each step starts with a different, randomly drawn
+    chunk, so that no chunk decides more often than others.
 
     Args:
         runners: one runner for each chunk.
@@ -44,22 +45,26 @@ def racing_rule(
         by: see ``greedy_slim``.
         per_cost: see ``greedy_slim``.
         risk: significance level of each comparison. It is a threshold, not a guarantee: multiplied by the number of
-            comparisons of a step, (options - 1) * (chunks - 1), it is an upper bound on the probability of a different
-            choice than on all images, and at usual sizes that bound exceeds 1. None drops nothing.
+            comparisons of a step, at least (options - 1) * (chunks - 1), it is an upper bound on the probability of a
+            different choice than on all images, and at usual sizes that bound exceeds 1. None runs all options on all
+            images.
         seed: seed of the draw of each step's first chunk.
     """
+    z = None if risk is None else NormalDist().inv_cdf(1 - risk)
 
-    def rule(current: SlimmingStep, options: Mapping[str, Option]) -> tuple[str, Mapping[str, Score]]:
-        race = _Race(current, options, images, by, per_cost)
-        first = random.Random(f"{seed}/{current.cost}").randrange(len(runners))  # the same when a search is resumed
+    def rule(channels: Channels, options: Mapping[str, Option], choose: Choose) -> Evaluation:
+        race = _Race(options, images, by, per_cost)
+        drawn = f"{seed}/{sorted(channels.items())}"  # the same when a search is resumed
+        first = random.Random(drawn).randrange(len(runners))
+        taken: tuple[str, ...] = ()
         for number in range(len(runners)):
-            names = set(race.running)
-            if per_cost and len(names) > 1:
-                names.add(CURRENT)
-            race.add(runners[(first + number) % len(runners)](current, options, names))
-            if risk is not None and len(race.running) > 1 and number + 1 < len(runners):
-                race.drop(NormalDist().inv_cdf(1 - risk))
-        return race.leader(), race.scores()
+            undecided = {name: options[name].channels for name in race.undecided}
+            race.add(runners[(first + number) % len(runners)](channels, undecided))
+            if race.undecided:
+                taken = choose(race.increases())
+                if z is not None and number + 1 < len(runners):
+                    race.decide(taken, z)
+        return Evaluation(race.score(CURRENT), {name: race.score(name) for name in options}, taken)
 
     return rule
 
@@ -68,61 +73,63 @@ def racing_rule(
 class _Race:
     """The state of the race of one slimming step."""
 
-    current: SlimmingStep
     options: Mapping[str, Option]
     images: int
     by: By
     per_cost: bool
-    running: list[str] = field(init=False)
+    undecided: list[str] = field(init=False)
     outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.running = list(self.options)
+        self.undecided = list(self.options)
 
     def add(self, outcomes: Mapping[str, Outcome]) -> None:
         for name, outcome in outcomes.items():
             self.outcomes.setdefault(name, []).append(outcome)
 
-    def scores(self) -> dict[str, Score]:
-        return {name: mean_score(self.outcomes[name]) for name in self.options}
+    def score(self, name: str) -> Score:
+        return mean_score(self.outcomes[name])
 
-    def leader(self) -> str:
-        if len(self.running) == 1:
-            return self.running[0]
-        before = self.current.score
-        if CURRENT in self.outcomes:  # on the same images as the options
-            before = mean_score(self.outcomes[CURRENT])
-        scores = {name: mean_score(self.outcomes[name]) for name in self.running}
-        return min(self.running, key=lambda n: rank(scores[n], before, self._saved(n), self.by, self.per_cost))
+    def increases(self) -> dict[str, Increase]:
+        """Returns each option's increase of the score over the current configuration, on the images it was run on."""
+        return {
+            name: increase(mean_score(self.outcomes[CURRENT][: len(self.outcomes[name])]), self.score(name))
+            for name in self.options
+        }
 
-    def drop(self, z: float) -> None:
-        """Drops the options whose mean loss exceeds the leader's by more than ``z`` standard errors."""
-        leader = self.leader()
-        running = [leader]
-        for name in self.running:
-            if name != leader:
-                excess = self._excess(name, leader)
-                correction = 1 - len(excess) / self.images  # the finite population correction
-                error = float(excess.std()) * math.sqrt(correction / len(excess))
-                if float(excess.mean()) <= z * error:
-                    running.append(name)
-        self.running = running
+    def decide(self, taken: Collection[str], z: float) -> None:
+        """Removes from the race the options that are separated by more than ``z`` standard errors."""
+        losses = {name: self._increases_by_image(name) for name in self.options}
 
-    def _excess(self, name: str, leader: str) -> Tensor:
-        """Returns (N,), the option's loss minus the leader's on each image; with ``per_cost`` per unit saved."""
-        if not self.per_cost:
-            return self._losses(name) - self._losses(leader)
-        increases = [self._losses(which) - self._losses(CURRENT) for which in (name, leader)]
-        saved = [self._saved(which) for which in (name, leader)]
-        if all(float(increase.mean()) < 0 for increase in increases):  # a larger saving is better: see scoring.rank
-            return increases[0] * saved[0] - increases[1] * saved[1]
-        return increases[0] / saved[0] - increases[1] / saved[1]
+        def worse(name: str, other: str) -> bool:
+            return self._is_worse(name, losses[name], other, losses[other], z)
 
-    def _saved(self, name: str) -> float:
-        return saving(self.current.cost, self.options[name].cost)
+        rivals = [name for name in self.undecided if name not in taken]
+        rivals = [name for name in rivals if not all(worse(name, chosen) for chosen in taken)]
+        contested = [
+            name for name in taken if name in self.undecided and not all(worse(rival, name) for rival in rivals)
+        ]
+        self.undecided = [name for name in self.undecided if name in (*rivals, *contested)]
 
-    def _losses(self, name: str) -> Tensor:
-        return torch.cat([o.wrong if self.by == "error" else o.nats for o in self.outcomes[name]])
+    def _is_worse(self, name: str, increases: Tensor, other: str, others: Tensor, z: float) -> bool:
+        """Returns whether an option's increase, with ``per_cost`` per unit saved, is significantly above another's."""
+        images = min(len(increases), len(others))  # those that both have been run on
+        pair = [increases[:images], others[:images]]
+        if self.per_cost:
+            saved = [self.options[name].saved, self.options[other].saved]
+            if all(float(increase.mean()) < 0 for increase in pair):  # a larger saving is better: see scoring.rank
+                saved = [1 / amount for amount in saved]
+            pair = [increase / amount for increase, amount in zip(pair, saved, strict=True)]
+        excess = pair[0] - pair[1]
+        correction = 1 - images / self.images  # the finite population correction
+        error = float(excess.std()) * math.sqrt(correction / images)
+        return float(excess.mean()) > z * error
+
+    def _increases_by_image(self, name: str) -> Tensor:
+        """Returns (N,), the option's loss minus that of the current configuration on each image it was run on."""
+        outcomes = [self.outcomes[which][: len(self.outcomes[name])] for which in (name, CURRENT)]
+        losses = [torch.cat([outcome.losses(self.by) for outcome in chunks]) for chunks in outcomes]
+        return losses[0] - losses[1]
 
 
 def chunk_runners(
@@ -162,46 +169,41 @@ def _chunk_runner(
 ) -> ChunkRunner:
     images, labels = chunk
 
-    def run_chunk(current: SlimmingStep, options: Mapping[str, Option], chosen: Collection[str]) -> dict[str, Outcome]:
-        names = [name for name in (*options, CURRENT) if name in chosen]
+    def run_chunk(channels: Channels, changes: Mapping[str, int]) -> dict[str, Outcome]:
+        names = [*changes, CURRENT]
         share = names[world.rank :: world.world_size]  # in the network's order: each rank gets early and late groups
-        slimmer = {name: options[name].channels for name in share if name != CURRENT}
         table = torch.zeros(len(names), 2, len(labels), device=labels.device)
         with inference_mode(supernet), autocast():
-            if evaluator is not None and len(names) > 1:
-                runs = _branching(evaluator, images, current, share, slimmer)
-            else:
-                runs = _one_by_one(supernet, images, current, share, slimmer)
-            for name, logits in runs:
+            for name, logits in _runs(supernet, evaluator, images, channels, changes, share):
                 table[names.index(name)] = losses_by_image(logits, labels)
         table = world.add(table).cpu().double()  # rows of other ranks are zero; the host synchronises once per chunk
         for name, (_, nats) in zip(names, table, strict=True):
             if not bool(nats.isfinite().all()):
-                slimmed = f"{options[name].channels} channels of {name}" if name != CURRENT else "no group slimmed"
-                check_finite(float(nats.mean()), f"the subnet of cost {current.cost:,} with {slimmed}")
+                changed = f" with {changes[name]} channels of {name}" if name != CURRENT else ""
+                macs = format_amount(supernet.graph.macs(channels))
+                check_finite(float(nats.mean()), f"the subnet of {macs} MACs{changed}")
         return {name: Outcome(*rows.unbind()) for name, rows in zip(names, table, strict=True)}
 
     return run_chunk
 
 
-def _branching(
-    evaluator: IncrementalEvaluator,
+def _runs(
+    supernet: Supernet,
+    evaluator: IncrementalEvaluator | None,
     images: Tensor,
-    current: SlimmingStep,
+    channels: Channels,
+    changes: Mapping[str, int],
     names: Sequence[str],
-    slimmer: Mapping[str, int],
 ) -> Iterator[tuple[str, Tensor]]:
-    remaining = len(names)
-    runs = evaluator.run(images, current.channels, slimmer)
-    while remaining:  # stops before the end of the current network unless its output is needed
-        name, logits = next(runs)
-        remaining -= 1
-        yield CURRENT if name is None else name, logits
-
-
-def _one_by_one(
-    supernet: Supernet, images: Tensor, current: SlimmingStep, names: Sequence[str], slimmer: Mapping[str, int]
-) -> Iterator[tuple[str, Tensor]]:
+    """Yields (name, logits) for each of ``names``. Narrower groups branch off the run of ``channels``."""
+    if evaluator is not None:
+        slimmer = {name: changes[name] for name in names if name != CURRENT and changes[name] < channels[name]}
+        if slimmer:
+            runs = evaluator.run(images, channels, slimmer)
+            for _ in range(len(slimmer) + (CURRENT in names)):  # the current network ends early unless it is needed
+                group, logits = next(runs)
+                yield CURRENT if group is None else group, logits
+            names = [name for name in names if name not in slimmer and name != CURRENT]
     for name in names:
-        supernet.select({**current.channels, **({name: slimmer[name]} if name != CURRENT else {})})
+        supernet.select(channels if name == CURRENT else {**channels, name: changes[name]})
         yield name, supernet(images)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,10 @@ from torch import Tensor
 from autoslim.tasks.classification import Score
 
 By = Literal["error", "cross_entropy"]
-"""The score that candidates are ranked by; the other one breaks ties."""
+"""The score that options are ranked by; the other one breaks ties."""
+
+CURRENT = ""
+"""The key of the current configuration among the groups."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,22 @@ class Outcome:
     wrong: Tensor
     nats: Tensor
 
+    def losses(self, by: By) -> Tensor:
+        """Returns the losses that belong to a score."""
+        return self.wrong if by == "error" else self.nats
+
+
+class Increase(NamedTuple):
+    """The increase of both scores from one configuration to another, on the same images."""
+
+    error: float
+    cross_entropy: float
+
+
+def increase(old: Score, new: Score) -> Increase:
+    """Returns the increase of both scores from ``old`` to ``new``."""
+    return Increase(new.error - old.error, new.cross_entropy - old.cross_entropy)
+
 
 def losses_by_image(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns for each image whether top-1 is wrong, and the cross-entropy in nats: (N, classes), (N,) -> (2, N)."""
@@ -31,32 +50,30 @@ def losses_by_image(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([(logits.argmax(1) != labels).float(), F.cross_entropy(logits, labels, reduction="none")])
 
 
+def concatenated(outcomes: Sequence[Outcome]) -> Outcome:
+    """Returns the outcome on the images of all ``outcomes``, one for each chunk."""
+    return Outcome(torch.cat([part.wrong for part in outcomes]), torch.cat([part.nats for part in outcomes]))
+
+
 def mean_score(outcomes: Sequence[Outcome]) -> Score:
     """Returns the means over all images of ``outcomes``, one outcome for each chunk."""
-    wrong = torch.cat([outcome.wrong for outcome in outcomes])
-    nats = torch.cat([outcome.nats for outcome in outcomes])
-    return Score(float(wrong.mean()), float(nats.mean()), len(wrong))
+    whole = concatenated(outcomes)
+    return Score(float(whole.wrong.mean()), float(whole.nats.mean()), len(whole.wrong))
 
 
-def rank(new: Score, old: Score, saved: float, by: By, per_cost: bool) -> tuple[float, ...]:
-    """Returns the key that orders candidates, lowest first: the score named ``by``, the other score, the saving.
+def rank(increase: Increase, saved: float, by: By, per_cost: bool) -> tuple[float, ...]:
+    """Returns the key that orders options, lowest first: the score named ``by``, the other score, the saving.
 
     Args:
-        new: score of the candidate.
-        old: score of the current configuration on the same images.
-        saved: cost that the candidate saves (see ``saving``).
+        increase: the increase of the scores.
+        saved: cost that the option saves. If it saves nothing, only the sign of the increase matters with ``per_cost``.
         by: the score that is compared first.
         per_cost: whether to compare the increase of the score per unit of cost saved.
     """
-    error, entropy = new.error, new.cross_entropy
+    error, entropy = increase
     if per_cost:
-        error, entropy = _rate(new.error - old.error, saved), _rate(new.cross_entropy - old.cross_entropy, saved)
+        error, entropy = _rate(error, saved), _rate(entropy, saved)
     return (error, entropy, -saved) if by == "error" else (entropy, error, -saved)
-
-
-def saving(before: float, after: float) -> float:
-    """Returns the cost that a step saves, but at least a tiny amount, because slimming may save no latency."""
-    return max(before - after, 1e-9 * before)
 
 
 def _rate(increase: float, saved: float) -> float:

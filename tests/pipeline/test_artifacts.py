@@ -15,8 +15,8 @@ from autoslim import Supernet, resize, trace
 from autoslim.models.architectures import mobilenet_v2
 from autoslim.pipeline.artifacts import Allocation
 from autoslim.resources.costs import Costs
-from autoslim.search.greedy import Candidate, SlimmingStep
-from autoslim.search.search import read_trajectory, step_from_dict, step_to_dict
+from autoslim.search.greedy import Option, SlimmingStep
+from autoslim.search.trajectory import read_trajectory, step_from_dict, step_to_dict
 from autoslim.supernet.extract import SupernetFile, load_supernet
 from autoslim.tasks.classification import Score
 from autoslim.training.checkpoints import load_weights, save_weights
@@ -171,11 +171,13 @@ def test_steps_are_restored_from_json() -> None:
     _, graph = small_network()
     channels = graph.scaled(0.5, 2)
     step = SlimmingStep(
-        "features.0.0",
+        ("features.0.0",),
         channels,
         graph.params(channels),
         Score(1 / 3, 0.1 + 0.2),
-        {"features.4.0": Candidate(8, 123, Score(2 / 7, 1e-17))},
+        {"features.4.0": Option(8, 123, 0.1)},
+        {"features.4.0": Score(2 / 7, 1e-17)},
+        ("features.4.0",),
     )
     values = json.loads(json.dumps(step_to_dict(step, Costs(graph))))
     assert step_from_dict(values) == step

@@ -140,22 +140,25 @@ def test_an_even_search_is_about_as_long_as_the_authors(family: str) -> None:
     lists = [released(name).channels(graph) for name in released_lists() if released(name).family == family]
     smallest = min(lists, key=graph.macs)
     theirs = sum(levels[name].index(count) for name, count in smallest.items())
-    ours = len(even_path(levels, graph.macs, graph.macs(smallest))) - 1
+    ours = len(even_path(levels, graph.macs, graph.macs(smallest), 0)) - 1
     assert ours == pytest.approx(theirs, rel=0.15)
 
 
 def test_an_even_search_slims_in_turn_and_counts_its_candidates() -> None:
-    """Two groups have three and five levels. All candidates of each step and the widest network are counted."""
+    """Two groups have three and five levels. The configuration and all candidates of each step are counted."""
     graph = trace(nn.Sequential(nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)), torch.empty(1, 1, 2, 2))
     levels = dict(zip(graph.groups, [(8, 6, 4), (8, 7, 6, 5, 4)], strict=True))
-    path = [tuple(channels.values()) for channels in even_path(levels, graph.macs, 0)]
+    path = [tuple(channels.values()) for channels in even_path(levels, graph.macs, 0, 0)]
     assert path == [(8, 8), (6, 8), (6, 7), (6, 6), (4, 6), (4, 5), (4, 4)]
-    scored, mean, typical = expected_search(graph, levels, graph.macs, 0)
-    assert scored == 1 + 2 + 2 + 2 + 2 + 1 + 1
-    tried = [(8, 8), (6, 8), (8, 7), (4, 8), (6, 7), (4, 7), (6, 6), (4, 6), (6, 5), (4, 5), (4, 4)]
+    scored, mean, typical = expected_search(graph, levels, graph.macs, 0, 0)
+    tried = [(6, 8), (8, 7), (4, 8), (6, 7), (4, 7), (6, 6), (4, 6), (6, 5), (4, 5), (4, 4)]
+    tried += path
+    assert scored == len(tried)
     assert mean == fmean(4 * (a + a * b + 2 * b) for a, b in tried)
     assert tuple(typical.values()) in path
-    assert len(even_path(levels, graph.macs, 4 * (6 + 6 * 7 + 2 * 7))) == 3  # at most the requested cost
+    several = [tuple(channels.values()) for channels in even_path(levels, graph.macs, 0, 0.3)]
+    assert several == [(8, 8), (6, 7), (4, 6), (4, 5), (4, 4)]
+    assert len(even_path(levels, graph.macs, 4 * (6 + 6 * 7 + 2 * 7), 0)) == 3  # at most the requested cost
 
 
 @pytest.mark.parametrize(

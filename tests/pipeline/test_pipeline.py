@@ -61,7 +61,11 @@ def test_contents_of_outputs(project: Path) -> None:
         }
     found = json.loads((project / "outputs/channels/autoslim.json").read_text())["channels"]
     within = [step for step in trajectory["steps"] if step["macs"] <= limit]
-    assert found == within[0]["channels"]
+    refinement = json.loads((project / "outputs/channels/refinement.json").read_text())
+    assert refinement["before"]["channels"] == within[0]["channels"]
+    assert refinement["after"]["channels"] == found
+    assert within[0]["macs"] <= refinement["after"]["macs"] <= limit
+    assert refinement["after"]["cross_entropy"] <= refinement["before"]["cross_entropy"]
     for figure in ("trajectory", "channels", "resources", "curves"):
         assert (project / f"outputs/report/{figure}.png").read_bytes().startswith(b"\x89PNG")
 

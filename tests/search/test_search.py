@@ -19,7 +19,8 @@ from autoslim.errors import UserError
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search import search as searching
 from autoslim.search.racing import ChunkRunner
-from autoslim.search.search import SearchSettings, read_trajectory, search
+from autoslim.search.search import SearchSettings, search
+from autoslim.search.trajectory import read_trajectory
 from autoslim.training.checkpoints import Checkpoints
 
 
@@ -46,6 +47,7 @@ def run(supernet: Supernet, data: PreparedData, folder: Path, key: str = "key", 
         chunk=32,
         score="error",
         per_cost=False,
+        step=0.0,
         incremental=True,
         risk=None,
         precision="fp32",
@@ -95,20 +97,27 @@ def test_contents_of_the_trajectory(supernet: Supernet, data: PreparedData, tmp_
         assert step["cost"] == step["macs"] == graph.macs(step["channels"])
         assert step["params"] == graph.params(step["channels"])
         assert sum(parameter.numel() for parameter in cut.parameters()) == step["params"]
-        assert all(candidate["cost"] < graph.macs() * 2 for candidate in step["candidates"].values())
+        assert all(option["cost"] == step["cost"] - option["saved"] for option in step["options"].values())
 
 
 def test_metrics_count_what_was_evaluated(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
     trajectory = run(supernet, data, tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    candidates = sum(len(step["candidates"]) for step in trajectory["steps"])
+    evaluated = sum(1 + len(step["options"]) for step in trajectory["steps"])
     assert metrics["steps"] == len(trajectory["steps"]) - 1
-    assert metrics["evaluations"] == 1 + candidates
-    assert metrics["images_evaluated"] == 96 * (1 + candidates)
+    assert metrics["evaluations"] == evaluated
+    assert metrics["images_evaluated"] == 96 * evaluated
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"score": "cross_entropy"}, {"per_cost": True}, {"score": "cross_entropy", "risk": 0.1}]
+    "changes",
+    [
+        {},
+        {"score": "cross_entropy"},
+        {"per_cost": True},
+        {"score": "cross_entropy", "risk": 0.1},
+        {"score": "cross_entropy", "per_cost": True, "step": 0.2, "risk": 0.1},
+    ],
 )
 def test_incremental_evaluation_finds_the_trajectory_of_whole_runs(
     supernet: Supernet, data: PreparedData, tmp_path: Path, changes: dict[str, Any]
@@ -118,26 +127,27 @@ def test_incremental_evaluation_finds_the_trajectory_of_whole_runs(
     whole = run(supernet, data, tmp_path / "whole", incremental=False, **changes)
     assert [step["channels"] for step in short["steps"]] == [step["channels"] for step in whole["steps"]]
     for one, other in zip(short["steps"], whole["steps"], strict=True):
-        assert one["candidates"].keys() == other["candidates"].keys()
-        for name, candidate in one["candidates"].items():
-            assert candidate["error"] == other["candidates"][name]["error"]
-            assert candidate["cross_entropy"] == pytest.approx(other["candidates"][name]["cross_entropy"], rel=1e-5)
+        assert one["options"].keys() == other["options"].keys()
+        for name, option in one["options"].items():
+            assert option["error"] == other["options"][name]["error"]
+            assert option["cross_entropy"] == pytest.approx(other["options"][name]["cross_entropy"], rel=1e-5)
 
 
-def test_a_race_evaluates_fewer_images_and_scores_what_it_chooses_on_all(
+def test_a_race_evaluates_fewer_images_and_scores_each_step_on_all(
     supernet: Supernet, data: PreparedData, tmp_path: Path
 ) -> None:
     trajectory = run(supernet, data, tmp_path, score="cross_entropy", risk=0.1)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert trajectory["risk"] == 0.1
     assert {step["images"] for step in trajectory["steps"]} == {96}
-    seen = [candidate["images"] for step in trajectory["steps"] for candidate in step["candidates"].values()]
+    seen = [option["images"] for step in trajectory["steps"] for option in step["options"].values()]
     assert set(seen) == {32, 64, 96}
-    assert metrics["images_evaluated"] == 96 + sum(seen)
+    assert metrics["images_evaluated"] == 96 * len(trajectory["steps"]) + sum(seen)
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"score": "cross_entropy"}, {"per_cost": True, "risk": 0.1}, {"resource": "memory"}]
+    "changes",
+    [{}, {"score": "cross_entropy"}, {"per_cost": True, "risk": 0.1}, {"resource": "memory", "step": 0.02}],
 )
 def test_a_resumed_search_gives_the_identical_trajectory(
     supernet: Supernet, data: PreparedData, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -199,7 +209,8 @@ def test_one_search_covers_every_budget(supernet: Supernet, data: PreparedData, 
     """A search that stops later contains the steps of one that stops earlier."""
     long = run(supernet, data, tmp_path / "long", stop=0.4)["steps"]
     short = run(supernet, data, tmp_path / "short", stop=0.9)["steps"]
-    assert long[: len(short)] == short
+    assert long[: len(short) - 1] == short[:-1]
+    assert long[len(short) - 1]["channels"] == short[-1]["channels"]
     assert len(long) > len(short)
 
 
