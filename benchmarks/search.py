@@ -4,10 +4,11 @@
     python benchmarks/search.py --quick
 
 For each seed, it trains one supernet from benchmarks/search.yaml (CIFAR-10 in data/raw/cifar10, see docs/guide/data.md)
-and runs the stage ``search`` on it with each variant. The network found at each budget is scored in the supernet on the
-test split and compared, image by image, with the one of the first variant. Finished parts are reused as long as code
-and parameters do not change. ``--quick`` takes a few minutes and needs no data: it uses scikit-learn's digits at 16x16
-and a dozen steps from a supernet a tenth wider than the default network. It checks the speed, not the networks found.
+and runs the search on it with each variant, and the refinement for each budget. The network found at each budget is
+scored in the supernet on the test split and compared, image by image, with the one of the first variant. Times are
+processor seconds. Finished parts are reused as long as code and parameters do not change. ``--quick`` takes a few
+minutes and needs no data: it uses scikit-learn's digits at 16x16 and a dozen steps from a supernet a tenth wider than
+the default network. It checks the speed, not the networks found.
 """
 
 import json
@@ -15,6 +16,8 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any
@@ -23,38 +26,37 @@ import torch
 import typer
 from ruamel.yaml import YAML
 
+from autoslim.channels.grid import Grid
 from autoslim.data.batches import eval_batches, even_chunk
 from autoslim.data.prepared import PreparedData
 from autoslim.pipeline.assembly import traced_network
-from autoslim.pipeline.params import check_params
+from autoslim.pipeline.params import Params, check_params
+from autoslim.pipeline.search import search_settings
 from autoslim.resources.budgets import parse_budget
+from autoslim.resources.costs import Costs, Objective
 from autoslim.resources.latency.measure import processor
-from autoslim.search.greedy import Option, SlimmingStep
-from autoslim.search.methods import from_trajectory
+from autoslim.search.methods import allocate
 from autoslim.search.racing import chunk_runners
-from autoslim.search.scoring import Outcome
-from autoslim.search.trajectory import read_trajectory
+from autoslim.search.refinement import refine_within
+from autoslim.search.scoring import CURRENT, Outcome, concatenated
+from autoslim.search.search import search
 from autoslim.supernet.extract import load_supernet
-from autoslim.tasks.classification import Score
-from autoslim.training.checkpoints import file_digest, run_key
-from autoslim.training.device import autocast
+from autoslim.supernet.supernet import Supernet
+from autoslim.training.checkpoints import Checkpoints, file_digest, run_key
+from autoslim.training.device import RunContext, autocast
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 Changes = dict[str, dict[str, Any]]
-VARIANTS: Changes = {
-    "exhaustive": {"incremental": False, "risk": None, "precision": "fp32"},
-    "incremental": {"incremental": True, "risk": None, "precision": "fp32"},
-    "incremental, bf16": {"incremental": True, "risk": None, "precision": "bf16"},
-    "risk 0.01, bf16": {"incremental": True, "risk": 0.01, "precision": "bf16"},
-    "risk 0.03, bf16": {"incremental": True, "risk": 0.03, "precision": "bf16"},
-    "risk 0.1, bf16": {"incremental": True, "risk": 0.1, "precision": "bf16"},
-    "risk 0.03, bf16, by cross-entropy": {
-        "incremental": True,
-        "risk": 0.03,
-        "precision": "bf16",
-        "score": "cross_entropy",
-    },
+PAPER = {"score": "error", "per_cost": False, "step": 0.0, "refine": False, "precision": "bf16"}
+DEFAULT = {"score": "cross_entropy", "per_cost": True, "step": 0.05, "refine": True, "precision": "bf16"}
+VARIANTS: Changes = {  # the first one is the reference
+    "paper, risk 0.03": PAPER | {"incremental": True, "risk": 0.03},
+    "paper, exhaustive, fp32": PAPER | {"incremental": False, "risk": None, "precision": "fp32"},
+    "paper, incremental": PAPER | {"incremental": True, "risk": None},
+    "cross-entropy per MAC": DEFAULT | {"incremental": True, "risk": 0.03, "step": 0.0, "refine": False},
+    "several groups a step": DEFAULT | {"incremental": True, "risk": 0.2, "refine": False},
+    "default": DEFAULT | {"incremental": True, "risk": 0.2},
 }
 
 
@@ -67,7 +69,7 @@ QUICK: Changes = {
 
 def main(
     seeds: Annotated[str, typer.Option(help="Seeds of the supernets, separated by commas.")] = "0,1,2",
-    budgets: Annotated[str, typer.Option(help="Budgets at which the networks are compared.")] = "175%,150%,125%,100%",
+    budgets: Annotated[str, typer.Option(help="Budgets at which the networks are compared.")] = "100%,50%,25%",
     variants: Annotated[str, typer.Option(help="Variants of the search, separated by semicolons.")] = ";".join(
         VARIANTS
     ),
@@ -83,13 +85,13 @@ def main(
     if quick:
         seeds, budgets, work = "0", "100%", work / "quick"
         to = work / "search.json"
-        variants = "exhaustive;incremental;incremental, bf16;risk 0.01, bf16;risk 0.1, bf16"
+        variants = "paper, risk 0.03;paper, exhaustive, fp32;paper, incremental;several groups a step;default"
     for seed in map(int, seeds.split(",")):
         folder = work / f"seed-{seed}-{file_digest(HERE / 'search.yaml')[:8]}"
         _stages(folder, changes, {"supernet": {"seed": seed}}, "prepare", "resources", "supernet")
         for variant in variants.split(";"):
-            rows.append({"seed": seed, "way": variant, **_search(folder, changes, variant, seed)})
-            print(f"seed {seed}: {variant}: {rows[-1]['seconds']} s", file=sys.stderr)
+            rows.append({"seed": seed, "way": variant, **_search(folder, changes, variant, seed, budgets.split(","))})
+            print(f"seed {seed}: {variant}: {rows[-1]['seconds']:.1f} s", file=sys.stderr)
         selected = [row for row in rows if row["seed"] == seed]
         _compare(folder, selected, budgets.split(","))
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -115,59 +117,103 @@ def _stages(folder: Path, basis: Changes, changes: Changes, *stages: str) -> Non
             subprocess.run([sys.executable, str(ROOT / "stages" / f"{stage}.py")], cwd=folder, check=True)
 
 
-def _search(folder: Path, basis: Changes, variant: str, seed: int) -> dict[str, Any]:
-    """Returns the metrics and the trajectory of a search, after running it if there is no result yet."""
+def _search(folder: Path, basis: Changes, variant: str, seed: int, budgets: list[str]) -> dict[str, Any]:
+    """Returns the metrics and networks of a search and its refinements; runs them if there is no result yet."""
     folders = ("channels", "tracing", "data", "tasks", "training", "models", "supernet", "search")
     code = [path for name in folders for path in sorted((ROOT / "autoslim" / name).rglob("*.py"))]
-    key = run_key(way=VARIANTS[variant], params=file_digest(HERE / "search.yaml"), code=file_digest(*code))
-    result = folder / f"{variant.replace(', ', '-')}-{key}.json"
+    key = run_key(
+        way=VARIANTS[variant], budgets=budgets, params=file_digest(HERE / "search.yaml"), code=file_digest(*code)
+    )
+    result = folder / f"{variant.replace(', ', '-').replace(' ', '-')}-{key}.json"
     if not result.exists():
-        _stages(folder, basis, {"supernet": {"seed": seed}, "search": VARIANTS[variant]}, "search")
-        metrics = json.loads((folder / "outputs/search/metrics.json").read_text())
-        trajectory = read_trajectory(folder / "outputs/search/trajectory.json")
-        result.write_text(json.dumps({**metrics, "trajectory": trajectory}))
+        _stages(folder, basis, {"supernet": {"seed": seed}, "search": VARIANTS[variant]})
+        result.write_text(json.dumps(_run_search(folder, budgets)))
     values: dict[str, Any] = json.loads(result.read_text())
     return values
 
 
-def _compare(folder: Path, rows: list[dict[str, Any]], budgets: list[str]) -> None:
-    """Adds the networks found at each budget, with top-1 on unseen images and the difference to the first variant."""
+def _run_search(folder: Path, budgets: list[str]) -> dict[str, Any]:
+    params, data, supernet, grid = _supernet(folder)
+    costs, context, settings = Costs(supernet.graph), RunContext(torch.device("cpu"), 1), search_settings(params)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as work:
+        started = time.process_time()
+        trajectory = search(
+            supernet,
+            grid,
+            data,
+            context,
+            objective=Objective(costs, "macs"),
+            settings=settings,
+            seed=0,
+            folder=Path(work),
+            checkpoints=Checkpoints(Path(work), "search", "all"),
+        )
+        seconds = time.process_time() - started
+        metrics = json.loads((Path(work) / "metrics.json").read_text())
+        found, refining = {}, []
+        for budget in budgets:
+            limits = {"macs": parse_budget(budget).absolute(supernet.graph.macs())}
+            configurations = [step["channels"] for step in trajectory["steps"]]
+            channels = allocate("autoslim", costs, configurations, limits)
+            if params.search.refine:
+                started = time.process_time()
+                refined = refine_within(
+                    supernet,
+                    grid,
+                    data,
+                    context,
+                    channels=channels,
+                    costs=costs,
+                    limits=limits,
+                    divisor=params.supernet.grid.divisor,
+                    settings=settings,
+                    seed=0,
+                    checkpoints=Checkpoints(Path(work), "refinement", budget),
+                )
+                refining.append(time.process_time() - started)
+                channels = refined["after"]["channels"]
+            found[budget] = channels
+    return {
+        **metrics,
+        "seconds": seconds,
+        "seconds_of_a_refinement": fmean(refining) if refining else 0.0,
+        "found": found,
+        "slimmed": [step["slimmed"] for step in trajectory["steps"][1:]],
+        "search_top1": [100 * (1 - step["error"]) for step in trajectory["steps"]],
+    }
+
+
+def _supernet(folder: Path) -> tuple[Params, PreparedData, Supernet, Grid]:
     params = check_params(YAML(typ="safe").load((folder / "params.yaml").read_text()), "params.yaml")
     data = PreparedData.open(folder / "data/prepared", relative_to=ROOT)
     network, graph = traced_network(params.model, data.info)
-    supernet, _ = load_supernet(folder / "outputs/supernet", network, graph)
+    supernet, file = load_supernet(folder / "outputs/supernet", network, graph)
     supernet.to(memory_format=torch.channels_last)
+    return params, data, supernet, file.grid
+
+
+def _compare(folder: Path, rows: list[dict[str, Any]], budgets: list[str]) -> None:
+    """Adds top-1 of the networks found at each budget on unseen images, and the difference to the first variant."""
+    params, data, supernet, _ = _supernet(folder)
     device = torch.device("cpu")
     size = even_chunk(data.info.counts["test"], params.search.chunk)
     chunks = list(eval_batches(data, "test", batch_size=size, device=device, shuffled_by=0))
     runners = chunk_runners(supernet, chunks, autocast(device, "fp32"), incremental=False, report=print)
-
-    def score(channels: dict[str, int]) -> Outcome:
-        name = next(iter(channels))
-        step = SlimmingStep(None, channels, 0, Score(0, 0))
-        outcomes = [run_chunk(step, {name: Option(channels[name], 0)}, [name])[name] for run_chunk in runners]
-        return Outcome(torch.cat([o.wrong for o in outcomes]), torch.cat([o.nats for o in outcomes]))
-
     for budget in budgets:
-        limit = parse_budget(budget).absolute(graph.macs())
         first: Outcome | None = None
         for row in rows:
-            configurations = [step["channels"] for step in row["trajectory"]["steps"]]
-            channels = from_trajectory(configurations, lambda c, most=limit: graph.macs(c) <= most)
-            outcome = score(channels)
+            channels = row["found"][budget]
+            outcome = concatenated([run_chunk(channels, {})[CURRENT] for run_chunk in runners])
             first = first or outcome
             difference = 100 * (first.wrong - outcome.wrong)
             row.setdefault("fresh", {})[budget] = {
-                "macs": graph.macs(channels),
+                "macs": supernet.graph.macs(channels),
                 "top1": 100 * (1 - float(outcome.wrong.mean())),
+                "cross_entropy": float(outcome.nats.mean()),
                 "gain": float(difference.mean()),
                 "gain_se": float(difference.std()) / len(difference) ** 0.5,
-                "channels": channels,
             }
-    for row in rows:
-        steps = row.pop("trajectory")["steps"]
-        row["slimmed"] = [step["slimmed"] for step in steps[1:]]
-        row["search_top1"] = [100 * (1 - step["error"]) for step in steps]
 
 
 def _machine() -> dict[str, Any]:
@@ -181,15 +227,15 @@ def _machine() -> dict[str, Any]:
 
 def _print(rows: list[dict[str, Any]], budgets: list[str]) -> None:
     variants = list(dict.fromkeys(row["way"] for row in rows))
-    slowest = {row["seed"]: row["seconds"] for row in rows if row["way"] == variants[0]}
-    print(
-        f"| variant | seconds | speed-up | images evaluated | {' | '.join(f'gain at {b} (points)' for b in budgets)} |"
-    )
-    print("|---|---:|---:|---:|" + "---:|" * len(budgets))
+    first = {row["seed"]: row["seconds"] for row in rows if row["way"] == variants[0]}
+    gains = " | ".join(f"points at {budget}" for budget in budgets)
+    print(f"| variant | seconds | seconds of a refinement | times faster with one | images evaluated | {gains} |")
+    print("|---|---:|---:|---:|---:|" + "---:|" * len(budgets))
     for variant in variants:
         selected = [row for row in rows if row["way"] == variant]
-        speed = [slowest[row["seed"]] / row["seconds"] for row in selected]
-        cells = [_spread([row["seconds"] for row in selected], ".0f"), _spread(speed, ".1f")]
+        speed = [first[row["seed"]] / (row["seconds"] + row["seconds_of_a_refinement"]) for row in selected]
+        cells = [_spread([row[name] for row in selected], ".0f") for name in ("seconds", "seconds_of_a_refinement")]
+        cells.append(_spread(speed, ".1f"))
         cells.append(_spread([row["images_evaluated"] / 1e6 for row in selected], ".2f") + " M")
         cells += [_spread([row["fresh"][budget]["gain"] for row in selected], "+.2f") for budget in budgets]
         print(f"| {variant} | {' | '.join(cells)} |")

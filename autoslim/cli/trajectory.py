@@ -181,3 +181,6 @@ def print_budgets(trajectory: dict[str, Any], chosen: dict[str, dict[str, Any]])
         for group, size in default["channels"].items()
     ]
     print_table(["group", "default", *chosen], rows, title="Channels by group")
+    print(
+        "\nIf search.refine is true, the stage allocate continues from these channels and uses the rest of the budget."
+    )

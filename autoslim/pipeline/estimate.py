@@ -179,14 +179,16 @@ def expected_search(
     Returns:
         The number of configurations, their mean MACs, and the configuration on the path that is closest to that mean.
     """
-    path = even_path(grid, cost, stop, step)
+    path = even_path(grid, cost, stop, step, coarse_above=cost(graph.default))
     macs = [graph.macs(c) for current in path[:-1] for c in (current, *candidates(grid, current).values())]
     macs.append(graph.macs(path[-1]))
     mean = fmean(macs)
     return len(macs), mean, min(path, key=lambda channels: abs(graph.macs(channels) - mean))
 
 
-def even_path(grid: Mapping[str, Sequence[int]], cost: Cost, stop: float, step: float) -> list[Channels]:
+def even_path(
+    grid: Mapping[str, Sequence[int]], cost: Cost, stop: float, step: float, coarse_above: float = math.inf
+) -> list[Channels]:
     """Returns the configurations of a search that always slims the groups with the largest share of their steps left.
 
     Down to the smallest budget of each of the paper's families, its number of steps is within 15 % of the number of
@@ -195,7 +197,8 @@ def even_path(grid: Mapping[str, Sequence[int]], cost: Cost, stop: float, step: 
     grid = Grid(grid)
     path = [grid.widest]
     while cost(path[-1]) > stop and (slimmer := grid.narrower(path[-1])):
-        target = max(stop, cost(path[-1]) * (1 - step)) if step else math.inf
+        share = 2 * step if cost(path[-1]) > coarse_above else step
+        target = max(stop, cost(path[-1]) * (1 - share)) if step else math.inf
         channels = path[-1]
         for name in sorted(slimmer, key=lambda name: grid[name].index(path[-1][name]) / len(grid[name])):
             channels = channels | {name: slimmer[name]}

@@ -207,9 +207,9 @@ class Search(Section):
         description="The score that ranks the candidates; the other one breaks ties."
     )
     per_cost: bool = Field(description="Rank by the increase of the score per unit of cost saved.")
-    step: Annotated[float, Field(ge=0, lt=1)] = Field(
-        description="Share of the cost that a step removes by slimming several groups; 0: each step slims one group, "
-        "as in the paper."
+    step: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        description="Share of the cost that a step removes by slimming several groups, and twice as much above the "
+        "default network's cost; 0: each step slims one group, as in the paper."
     )
     refine: bool = Field(
         description="Use what the search leaves of the budget, and exchange channels between groups, as long as this "

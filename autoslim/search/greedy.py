@@ -1,5 +1,6 @@
 """Greedy slimming: starts from the widest configuration and slims the groups that matter least, step by step."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -81,6 +82,7 @@ def greedy_slim(
     by: By = "error",
     per_cost: bool = False,
     step: float = 0.0,
+    coarse_above: float = math.inf,
     done: Sequence[SlimmingStep] = (),
 ) -> Iterator[SlimmingStep]:
     """Slims the groups that matter least, step by step, from the widest configuration down to the cost ``stop``.
@@ -103,13 +105,14 @@ def greedy_slim(
         stop: the search ends when the cost is at most this value, or when slimming does not reduce it any further.
         by: the score that options are ranked by. The paper uses ``error``.
         per_cost: whether to rank by the increase of the score per unit of cost saved instead of by the increase.
-        step: the share of the cost that each step removes, in [0, 1). With 0, each step slims one group.
+        step: the share of the cost that each step removes, in [0, 0.5). With 0, each step slims one group.
+        coarse_above: above this cost, where budgets are rare, each step removes twice that share.
         done: steps of an earlier run of the same search. The search continues after them and does not yield them again.
 
     Yields:
         The widest configuration, then the configuration after each step.
     """
-    slimming = _Slimming(Grid(grid), cost, stop, by, per_cost, step)
+    slimming = _Slimming(Grid(grid), cost, stop, by, per_cost, step, coarse_above)
     last = done[-1] if done else None
     while last is None or last.taken:
         channels = last.following if last else slimming.grid.widest
@@ -174,6 +177,7 @@ class _Slimming:
     by: By
     per_cost: bool
     step: float
+    coarse_above: float
 
     def options(self, channels: Channels) -> dict[str, Option]:
         if self.cost(channels) <= self.stop:
@@ -183,7 +187,9 @@ class _Slimming:
     def choose(
         self, channels: Channels, options: Mapping[str, Option], increases: Mapping[str, Increase]
     ) -> tuple[str, ...]:
-        target = max(self.stop, self.cost(channels) * (1 - self.step))
+        current = self.cost(channels)
+        share = 2 * self.step if current > self.coarse_above else self.step
+        target = max(self.stop, current * (1 - share))
         left = dict(options)
         taken: list[str] = []
         while left and len(taken) < max(1, len(options) // 2):

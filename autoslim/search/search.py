@@ -32,7 +32,8 @@ class SearchSettings:
         chunk: number of images that share their batch statistics.
         score: the score that candidates are ranked by.
         per_cost: rank by the increase of the score per unit of cost saved.
-        step: the share of the cost that each step removes (see ``greedy_slim``).
+        step: the share of the cost that each step removes, and twice that above the default network's cost (see
+            ``greedy_slim``).
         incremental: evaluate only the part of the network that a candidate changes (see ``IncrementalEvaluator``).
         risk: significance level of each comparison in the race (see ``racing_rule``). None drops no candidate.
         precision: dtype of the forward passes.
@@ -98,6 +99,7 @@ def search(
             by=settings.score,
             per_cost=settings.per_cost,
             step=settings.step,
+            coarse_above=objective.cost(graph.default),
             done=steps,
         ):
             steps.append(step)

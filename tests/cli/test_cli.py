@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from autoslim import trace
 from autoslim.channels.graph import ChannelGraph
 from autoslim.cli.main import app
+from autoslim.cli.trajectory import print_steps
 from autoslim.models.building import build_network
 from autoslim.resources.budgets import format_amount, format_named_amount
 
@@ -280,13 +281,32 @@ def test_trajectory_shows_every_step(project: Path) -> None:
         assert float(row["top-1 (%)"]) == pytest.approx(100 * (1 - step["error"]), abs=0.0051)
 
 
+def test_a_step_of_several_groups_has_a_row_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    def step(number: int, slimmed: list[str], a: int, b: int) -> dict[str, object]:
+        return {"step": number, "slimmed": slimmed, "channels": {"a": a, "b": b}, "macs": a * b, "error": 0.5}
+
+    trajectory = {
+        "resource": "macs",
+        "default": {"channels": {"a": 8, "b": 8}, "macs": 64},
+        "steps": [step(0, [], 8, 8), step(1, ["b", "a"], 6, 4)],
+    }
+    print_steps(trajectory)
+    rows = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()[1:4]]
+    assert rows == [
+        ["0", "64", "100.0", "50.00", "(widest)"],
+        ["1", "24", "37.5", "50.00", "b", "8 -> 4"],
+        ["a", "8 -> 6"],
+    ]
+
+
 def test_trajectory_shows_the_configurations_of_budgets(project: Path) -> None:
     trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
     limit = 0.5 * trajectory["default"]["macs"]
     best = max((step for step in trajectory["steps"] if step["macs"] <= limit), key=lambda step: step["macs"])
     found = json.loads(printed("trajectory", "--budget", "50%", "--budget", "100%", "--json"))
     assert found["50%"]["channels"] == best["channels"]
-    assert found["50%"]["channels"] == json.loads(Path("outputs/channels/autoslim.json").read_text())["channels"]
+    refinement = json.loads(Path("outputs/channels/refinement.json").read_text())
+    assert found["50%"]["channels"] == refinement["before"]["channels"]
     assert (found["50%"]["step"], found["50%"]["macs"]) == (best["step"], best["macs"])
     assert found["100%"]["macs"] <= trajectory["default"]["macs"]
     rows = table(printed("trajectory", "-b", "50%"), "group")

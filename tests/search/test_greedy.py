@@ -161,6 +161,15 @@ def test_a_step_of_several_groups_ends_when_the_cost_has_fallen_by_its_share() -
     assert several > 10
 
 
+def test_steps_are_twice_as_large_above_a_cost() -> None:
+    for seed in range(10):
+        small, large = (search(table(seed), 300, step=step) for step in (0.1, 0.2))
+        coarse = search(table(seed), 300, step=0.1, coarse_above=300)
+        assert path_of(coarse) == path_of(large)
+        assert path_of(search(table(seed), 300, step=0.1, coarse_above=10_000)) == path_of(small)
+    assert path_of(small) != path_of(large)
+
+
 @pytest.mark.parametrize("stop", [10_000, 350, 200, 150, 0])
 def test_it_stops_at_the_first_configuration_within_the_bound(stop: int) -> None:
     steps = search(table(0), stop)
