@@ -3,20 +3,24 @@
 import math
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autoslim.channels.grid import Grid
 from autoslim.data.batches import search_chunks
 from autoslim.data.prepared import PreparedData
+from autoslim.distributed.ranks import World
 from autoslim.errors import UserError
 from autoslim.resources.costs import Objective
 from autoslim.search.greedy import SlimmingStep, greedy_slim
 from autoslim.search.racing import ChunkRunner, chunk_runners, racing_rule
-from autoslim.search.scoring import By
+from autoslim.search.scoring import CURRENT, By, mean_score
 from autoslim.search.trajectory import append_line, recorded_lines, step_from_dict, step_to_dict
 from autoslim.supernet.supernet import Supernet
+from autoslim.tasks.classification import Score
 from autoslim.training.checkpoints import Checkpoints, write_json
 from autoslim.training.device import Precision, RunContext, autocast
 from autoslim.training.progress import Progress
@@ -104,9 +108,9 @@ def search(
         ):
             steps.append(step)
             if step.slimmed:
-                saved, total = steps[0].cost - step.cost, steps[0].cost - limit
-                if saved > 0:  # a step may save no latency
-                    progress.expect(math.ceil((len(steps) - 1) * max(1.0, total / saved)))
+                if step.cost < steps[0].cost:  # steps remove shares of the cost
+                    part = math.log(steps[0].cost / step.cost) / math.log(steps[0].cost / limit)
+                    progress.expect(math.ceil((len(steps) - 1) / min(1.0, part)))
                 progress.advance()
             progress.show(
                 top1=1 - step.score.error,
@@ -121,12 +125,16 @@ def search(
             f"search: the cost of the narrowest subnet is {objective.written(steps[-1].cost)}, "
             f"more than search.stop allows ({objective.written(limit)})"
         )
+    narrowest = mean_score([run_chunk(grid.narrowest, {})[CURRENT] for run_chunk in runners])
+    if message := unevenly_trained(steps, objective.cost(grid.narrowest), narrowest):
+        report(world, message)
     configurations = {"default": graph.default, "widest": grid.widest, "narrowest": grid.narrowest}
     trajectory = {
         "format": 2,
         "resource": objective.resource,
         "limits": dict(objective.limits),
         **{which: {"channels": c, **costs.all(c)} for which, c in configurations.items()},
+        "narrowest_score": asdict(narrowest),
         "images": images,
         "chunk": images // len(runners),
         "score": settings.score,
@@ -142,12 +150,46 @@ def search(
         folder / "metrics.json",
         {
             "steps": len(steps) - 1,
-            "evaluations": sum(1 + len(step.options) for step in steps),
-            "images_evaluated": sum(score.images for step in steps for score in (step.score, *step.scores.values())),
+            "evaluations": 1 + sum(1 + len(step.options) for step in steps),
+            "images_evaluated": images
+            + sum(score.images for step in steps for score in (step.score, *step.scores.values())),
             "seconds": round(seconds_before + time.monotonic() - started, 1),
         },
     )
     return trajectory
+
+
+def unevenly_trained(steps: Sequence[SlimmingStep], cost: float, narrowest: Score) -> str:
+    """Returns a message if a configuration of the trajectory is clearly worse than the narrowest one, which costs less.
+
+    Slimming should cost accuracy. If the narrowest subnet is better than wider ones, the supernet has trained it better
+    than them: it is part of every training step, and the configurations of a trajectory are not.
+
+    Args:
+        cost: the cost of the narrowest configuration.
+        narrowest: its score on the images of the search.
+
+    Returns:
+        "" if no error is more than two standard errors above that of the narrowest configuration.
+    """
+    dearer = [step for step in steps if step.cost > cost]
+    worst = max(dearer, key=lambda step: step.score.error, default=None)
+    if worst is None:
+        return ""
+    error = worst.score.error
+    variance = (error * (1 - error) + narrowest.error * (1 - narrowest.error)) / narrowest.images
+    if error - narrowest.error <= 2 * math.sqrt(variance):
+        return ""
+    return (
+        f"search: step {steps.index(worst)} has a top-1 of {1 - error:.1%}, but the narrowest subnet, "
+        f"which costs less, has {1 - narrowest.error:.1%}; the supernet is trained unevenly, and networks that are "
+        "found in it may be worse than uniform ones: train it longer, or set supernet.random_widths_per to both"
+    )
+
+
+def report(world: World, message: str) -> None:
+    if world.is_rank_zero:
+        print(message, file=sys.stderr)
 
 
 def scoring_runners(
@@ -171,17 +213,12 @@ def scoring_runners(
         device=context.device,
         workers=context.workers,
     )
-
-    def report(text: str) -> None:
-        if context.world.is_rank_zero:
-            print(text, file=sys.stderr)
-
     runners = chunk_runners(
         supernet,
         chunks,
         autocast(context.device, settings.precision),
         incremental=settings.incremental,
-        report=report,
+        report=partial(report, context.world),
         world=context.world,
     )
     return runners, sum(len(labels) for _, labels in chunks)

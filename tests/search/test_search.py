@@ -18,9 +18,11 @@ from autoslim.data.prepared import PreparedData
 from autoslim.errors import UserError
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search import search as searching
+from autoslim.search.greedy import SlimmingStep
 from autoslim.search.racing import ChunkRunner
-from autoslim.search.search import SearchSettings, search
+from autoslim.search.search import SearchSettings, search, unevenly_trained
 from autoslim.search.trajectory import read_trajectory
+from autoslim.tasks.classification import Score
 from autoslim.training.checkpoints import Checkpoints
 
 
@@ -103,7 +105,7 @@ def test_contents_of_the_trajectory(supernet: Supernet, data: PreparedData, tmp_
 def test_metrics_count_what_was_evaluated(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
     trajectory = run(supernet, data, tmp_path)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    evaluated = sum(1 + len(step["options"]) for step in trajectory["steps"])
+    evaluated = 1 + sum(1 + len(step["options"]) for step in trajectory["steps"])  # the first is the narrowest
     assert metrics["steps"] == len(trajectory["steps"]) - 1
     assert metrics["evaluations"] == evaluated
     assert metrics["images_evaluated"] == 96 * evaluated
@@ -142,7 +144,7 @@ def test_a_race_evaluates_fewer_images_and_scores_each_step_on_all(
     assert {step["images"] for step in trajectory["steps"]} == {96}
     seen = [option["images"] for step in trajectory["steps"] for option in step["options"].values()]
     assert set(seen) == {32, 64, 96}
-    assert metrics["images_evaluated"] == 96 * len(trajectory["steps"]) + sum(seen)
+    assert metrics["images_evaluated"] == 96 * (1 + len(trajectory["steps"])) + sum(seen)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +222,27 @@ def test_a_stop_below_the_narrowest_ends_there_with_a_message(
     trajectory = run(supernet, data, tmp_path, stop=0.001)
     assert trajectory["steps"][-1]["channels"] == trajectory["narrowest"]["channels"]
     assert "search: the cost of the narrowest subnet is" in capsys.readouterr().err
+
+
+def test_a_supernet_whose_narrowest_subnet_is_better_than_wider_ones_is_reported() -> None:
+    def step(cost: float, error: float) -> SlimmingStep:
+        return SlimmingStep((), {}, cost, Score(error, 1.0, 1000))
+
+    steps = [step(100, 0.1), step(50, 0.2), step(20, 0.3), step(5, 0.9)]  # the last one costs less
+    assert unevenly_trained(steps, 10, Score(0.28, 1.0, 1000)) == ""  # within two standard errors: 0.041
+    assert unevenly_trained(steps, 10, Score(0.25, 1.0, 1000)) == (
+        "search: step 2 has a top-1 of 70.0%, but the narrowest subnet, which costs less, has 75.0%; the supernet is "
+        "trained unevenly, and networks that are found in it may be worse than uniform ones: train it longer, or set "
+        "supernet.random_widths_per to both"
+    )
+    assert unevenly_trained([], 10, Score(0.25, 1.0, 1000)) == ""
+
+
+def test_the_narrowest_subnet_is_scored_too(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+    trajectory = run(supernet, data, tmp_path, stop=0.001)
+    last = trajectory["steps"][-1]
+    assert trajectory["narrowest"]["channels"] == last["channels"]
+    assert trajectory["narrowest_score"] == {name: last[name] for name in ("error", "cross_entropy", "images")}
 
 
 def test_fewer_images_than_a_chunk(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
