@@ -2,7 +2,8 @@
 
     python evidence/run.py table mobilenet_v2 --jobs 2
     python evidence/run.py networks mobilenet_v2
-    python evidence/run.py resources mobilenet_v2 --only memory
+    python evidence/run.py resources mobilenet_v2 --only memory,params,macs
+    python evidence/run.py resources mobilenet_v2 --only latency --table TABLE
     python evidence/run.py longer mobilenet_v2
     python evidence/run.py ranking mobilenet_v2
     python evidence/run.py scores mobilenet_v2
@@ -112,6 +113,7 @@ def resources(
     jobs: Jobs = 1,
     work: Work = CACHE,
     only: Annotated[str | None, typer.Option("--only", help="Only these resources, separated by commas.")] = None,
+    table: Annotated[Path | None, typer.Option("--table", help="Latency table of the network, for latency.")] = None,
 ) -> None:
     """Fine-tune uniform and autoslim networks within budgets of several resources, for two searches."""
     study, params = load_yaml(HERE / "studies.yaml")["resources"], load_yaml(HERE / f"{network}.yaml")
@@ -119,6 +121,11 @@ def resources(
 
     def rows(resource: str, search: str | None, supernet: int) -> Iterator[Row]:
         changes = study["regime"] | study["searches"][search or next(iter(study["searches"]))]
+        if resource == "latency":
+            changes |= {
+                "latency.table": str((table or Path("latency.json")).resolve()),
+                "latency.runtime": "onnxruntime",
+            }
         changed_params = changed(params, {"supernet.seed": supernet, "resource": resource, **changes})
         method = "autoslim" if search else "uniform"
         cache.run("search", changed_params)

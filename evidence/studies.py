@@ -118,6 +118,8 @@ class StageCache:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "params.yaml").open("w") as file:
                 YAML(typ="safe").dump(params, file)
+            with (folder / "dvc.yaml").open("w") as file:  # the stage resources checks that DVC tracks the table
+                YAML(typ="safe").dump({"stages": {"resources": {"deps": [params["latency"]["table"]]}}}, file)
             commit = _commit()
             status, seconds = _run([sys.executable, str(ROOT / f"stages/{stage}.py"), *arguments], folder)
             if status:
