@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 NOTES = """\
 hours: median time of a pass on synthetic images times the number of passes, without loading data or writing files.
-search: assumes that all groups are slimmed evenly and each candidate runs in full; the actual number depends on scores.
+search: assumes that all groups are slimmed evenly and each option runs in full; the actual number depends on scores.
+refinement: assumes six configurations for each group; it repeats for every budget.
 autoslim: its network is not known yet, so the uniform network at the same budget is measured instead.
 petaMACs: forward passes only, in closed form; with the backward pass, training takes about three times as many.
 memory: peak of allocated CUDA memory; ">": lower bound (weights, gradients, momentum and saved activations)."""

@@ -9,7 +9,7 @@ import typer
 from autoslim.cli.terminal import Resource, amounts, percent, print_facts, print_table
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
-from autoslim.pipeline.project import SEARCH, enter_project, read_output
+from autoslim.pipeline.project import SEARCH, check_trajectory_format, enter_project, read_output
 from autoslim.resources.budgets import TITLES, UNITS, format_amount, format_named_amount, parse_budgets
 
 
@@ -49,6 +49,7 @@ def trajectory_cli(
     """
     enter_project()
     trajectory = read_output(SEARCH / "trajectory.json", "search")
+    check_trajectory_format(trajectory)
     if not budget:
         if as_json:
             raise UserError(
@@ -181,6 +182,4 @@ def print_budgets(trajectory: dict[str, Any], chosen: dict[str, dict[str, Any]])
         for group, size in default["channels"].items()
     ]
     print_table(["group", "default", *chosen], rows, title="Channels by group")
-    print(
-        "\nIf search.refine is true, the stage allocate continues from these channels and uses the rest of the budget."
-    )
+    print("\nIf allocate.refine is true, the stage allocate continues from these channels.")

@@ -13,15 +13,15 @@ from autoslim.pipeline.checks import check_measured_here, check_reach, check_tra
 from autoslim.pipeline.costs import budget_limits, load_costs
 from autoslim.pipeline.params import Params, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RESOURCES, SEARCH, SUPERNET, repository_root
-from autoslim.pipeline.search import search_settings
 from autoslim.resources.budgets import format_amount, format_budgets, parse_budget
 from autoslim.resources.costs import Costs
 from autoslim.search.methods import allocate
 from autoslim.search.refinement import refine_within
+from autoslim.search.search import SearchSettings
 from autoslim.search.trajectory import read_trajectory
 from autoslim.supernet.extract import SupernetFile, load_supernet, subnet_extractor
 from autoslim.supernet.supernet import Supernet
-from autoslim.training.checkpoints import write_json
+from autoslim.training.checkpoints import Checkpoints, write_json
 from autoslim.training.device import to_device
 
 
@@ -48,13 +48,16 @@ def run() -> None:
         method: allocate(method, costs, configurations, limits, params.supernet.grid.divisor, narrowest)
         for method in params.methods
     }
-    refines = params.search.refine and "autoslim" in chosen
+    refines = params.allocate.refine and "autoslim" in chosen
     if refines or params.retrain.start == "supernet":
         supernet, file = load_supernet(SUPERNET, network, graph)
     if refines:
-        refinement = _refinement(params, supernet, file, data, costs, chosen["autoslim"], limits)
+        state = _checkpoints(params, limits)
+        refinement = _refined(params, supernet, file, data, costs, chosen["autoslim"], limits, state)
         write_json(CHANNELS / "refinement.json", refinement)
         chosen["autoslim"] = refinement["after"]["channels"]
+    else:
+        (CHANNELS / "refinement.json").unlink(missing_ok=True)
     extract = None
     if params.retrain.start == "supernet":
         extract = subnet_extractor(supernet, data, run_context(params.runtime), seed=params.data.seed)
@@ -67,20 +70,12 @@ def run() -> None:
         write_initial_weights(CHANNELS, method, None if extract is None else extract(channels))
         requested[method] = RequestedBudget(format_budgets(budgets), ", ".join(budgets))
     RequestedBudget.write(CHANNELS, requested)
+    if refines:
+        state.clear()
 
 
-def _refinement(
-    params: Params,
-    supernet: Supernet,
-    file: SupernetFile,
-    data: PreparedData,
-    costs: Costs,
-    channels: Channels,
-    limits: Mapping[str, float],
-) -> dict[str, Any]:
-    """Returns what ``refine_within`` makes of the channels of the trajectory, and prints a line about it."""
-    context = run_context(params.runtime)
-    state = checkpoints(
+def _checkpoints(params: Params, limits: Mapping[str, float]) -> Checkpoints:
+    return checkpoints(
         "allocate",
         *inputs(params.model, PREPARED),
         SUPERNET / "weights.safetensors",
@@ -91,6 +86,20 @@ def _refinement(
         limits=dict(limits),
         divisor=params.supernet.grid.divisor,
     )
+
+
+def _refined(
+    params: Params,
+    supernet: Supernet,
+    file: SupernetFile,
+    data: PreparedData,
+    costs: Costs,
+    channels: Channels,
+    limits: Mapping[str, float],
+    state: Checkpoints,
+) -> dict[str, Any]:
+    """Refines ``channels``, and prints the costs and the accuracy before and after."""
+    context = run_context(params.runtime)
     with state.lock():
         to_device(supernet, context.device, channels_last=True)
         refinement = refine_within(
@@ -102,11 +111,10 @@ def _refinement(
             costs=costs,
             limits=limits,
             divisor=params.supernet.grid.divisor,
-            settings=search_settings(params),
+            settings=SearchSettings(**params.search.model_dump()),
             seed=params.data.seed,
             checkpoints=state,
         )
-        state.clear()
     before, after = refinement["before"], refinement["after"]
     costs_of = [[format_amount(end[resource], resource) for resource in limits] for end in (before, after)]
     amounts = ", ".join(f"{old} -> {new}" for old, new in zip(*costs_of, strict=True))

@@ -20,7 +20,7 @@ from autoslim.pipeline.artifacts import Allocation
 from autoslim.pipeline.assembly import grid_spec, initial_network, traced_network
 from autoslim.pipeline.costs import latency_target
 from autoslim.pipeline.params import Model, Params, read_yaml
-from autoslim.pipeline.project import RESOURCES
+from autoslim.pipeline.project import RESOURCES, check_trajectory_format
 from autoslim.resources.budgets import format_amount, format_named_amount
 from autoslim.resources.costs import Costs
 from autoslim.resources.latency.backends import prepare_forward
@@ -239,7 +239,8 @@ def measure_reach(params: Params, costs: Costs) -> list[Reach]:
 
 
 def check_trajectory(trajectory: dict[str, Any], path: Path, params: Params, graph: ChannelGraph) -> None:
-    """Raises ``UserError`` if the trajectory belongs to another network."""
+    """Raises ``UserError`` if the trajectory belongs to another network or to another version of autoslim."""
+    check_trajectory_format(trajectory)
     if trajectory["default"]["channels"] != graph.default:
         raise UserError(
             f"{path} belongs to another network (default {format_amount(trajectory['default']['macs'])} MACs) than "

@@ -20,6 +20,7 @@ from autoslim.supernet.train import VALIDATION_CHUNK, VALIDATION_IMAGES, validat
 from autoslim.training.retrain import EVALUATION_BATCH
 
 Cost = Callable[[Channels], float]
+REFINEMENT_PASSES = 6  # configurations that a refinement evaluates, for each group: 2 to 10 were observed
 Kind = Literal["supernet", "validation", "search", "retrain", "evaluation"]
 TRAINING: tuple[Kind, ...] = "supernet", "retrain"
 
@@ -74,7 +75,7 @@ def plan(params: Params, costs: Costs, grid: Grid, sizes: Sizes) -> list[Work]:
     objective = Objective(costs, resource, limits if len(limits) > 1 else {})
     return [
         *_supernet_work(params, costs.graph, grid, sizes),
-        _search_work(params, objective, grid, sizes),
+        *_search_work(params, objective, grid, sizes, _uniform(params, costs, limits, grid)),
         *(work for method in params.methods for work in _retrain_work(method, params, costs, limits, grid, sizes)),
     ]
 
@@ -109,22 +110,34 @@ def _supernet_work(params: Params, graph: ChannelGraph, grid: Grid, sizes: Sizes
     ]
 
 
-def _search_work(params: Params, objective: Objective, grid: Grid, sizes: Sizes) -> Work:
+def _uniform(params: Params, costs: Costs, limits: Mapping[str, float], grid: Grid) -> Channels:
+    """Returns the uniform network, which stands in for autoslim's, because that is not known yet."""
+    return allocate("uniform", costs, [grid.widest], limits, params.supernet.grid.divisor, grid.narrowest)
+
+
+def _search_work(params: Params, objective: Objective, grid: Grid, sizes: Sizes, uniform: Channels) -> list[Work]:
     images = min(params.search.images, sizes.search)
     chunk = even_chunk(images, params.search.chunk)
     graph = objective.costs.graph
     scored, macs, typical = expected_search(
         graph, grid, objective.cost, objective.stop(params.search.stop, graph.default), params.search.step
     )
-    return Work("search", "search", scored, images, chunk, images - chunk, macs, (typical,))
+    work = [Work("search", "search", scored, images, chunk, images - chunk, macs, (typical,))]
+    if params.allocate.refine and "autoslim" in params.methods:
+        passes = REFINEMENT_PASSES * len(grid)
+        work.append(
+            Work("refinement", "search", passes, images, chunk, images - chunk, graph.macs(uniform), (uniform,))
+        )
+    return work
 
 
 def _retrain_work(
     method: str, params: Params, costs: Costs, limits: Mapping[str, float], grid: Grid, sizes: Sizes
 ) -> list[Work]:
-    """Returns the work for one method. The uniform network stands in for autoslim's, which is not known yet."""
-    proxy = "uniform" if method == "autoslim" else method
-    channels = allocate(proxy, costs, [grid.widest], limits, params.supernet.grid.divisor, grid.narrowest)
+    """Returns the work for one method."""
+    channels = _uniform(params, costs, limits, grid)
+    if method != "autoslim":
+        channels = allocate(method, costs, [grid.widest], limits, params.supernet.grid.divisor, grid.narrowest)
     training, seeds, macs = params.retrain, len(params.retrain.seeds), costs.graph.macs(channels)
     steps, batch = training_steps(training, sizes.train)
     work = [Work(f"retrain {method}: training", "retrain", seeds * steps, batch, batch, 0, macs, (channels,))]

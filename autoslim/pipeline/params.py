@@ -198,29 +198,32 @@ class Search(Section):
         description="The search ends at this fraction of the default network's cost."
     )
     images: Positive = Field(
-        description="Number of search images on which each candidate is scored; at most the size of the search split."
+        description="Number of search images on which options are scored; at most the size of the search split."
     )
     chunk: Annotated[int, Field(gt=1)] = Field(
         description="Number of images that share their batch statistics; at least 256 is recommended."
     )
     score: Literal["error", "cross_entropy"] = Field(
-        description="The score that ranks the candidates; the other one breaks ties."
+        description="The score that ranks the options; the other one breaks ties."
     )
     per_cost: bool = Field(description="Rank by the increase of the score per unit of cost saved.")
     step: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         description="Share of the cost that a step removes by slimming several groups, and twice as much above the "
         "default network's cost; 0: each step slims one group, as in the paper."
     )
-    refine: bool = Field(
-        description="Use what the search leaves of the budget, and exchange channels between groups, as long as this "
-        "improves the score; false: as in the paper."
-    )
-    incremental: bool = Field(description="Run only the part of the network that a candidate changes.")
+    incremental: bool = Field(description="Run only the part of the network that an option changes.")
     risk: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        description="Significance level of each comparison in the race, in which candidates that are clearly worse are "
-        "dropped after each chunk; null: no candidate is dropped."
+        description="Significance level of each comparison in the race, in which options that are clearly taken or "
+        "clearly not taken are not run on further chunks; null: every option is run on all images."
     )
     precision: Literal["fp32", "bf16"] = Field(description="Precision of the scores; bf16: automatic mixed precision.")
+
+
+class Allocate(Section):
+    refine: bool = Field(
+        description="Start from the channels that the search found, use the budget that it left unused, and exchange "
+        "channels between groups, as long as this improves the score; false: as in the paper."
+    )
 
 
 class Retrain(Training):
@@ -315,6 +318,7 @@ class Params(Section):
     model: Model
     supernet: SupernetParams
     search: Search
+    allocate: Allocate
     latency: Latency
     retrain: Retrain
     report: Report

@@ -18,6 +18,14 @@ RETRAIN = Path("outputs/retrain")
 REPORT = Path("outputs/report")
 
 
+def check_trajectory_format(trajectory: dict[str, Any]) -> None:
+    """Raises ``UserError`` if an earlier version of autoslim wrote the trajectory."""
+    if trajectory.get("format") != 2:
+        raise UserError(
+            f"{SEARCH / 'trajectory.json'} was written by another version of autoslim; run `dvc repro search`"
+        )
+
+
 def repository_root() -> Path:
     """Returns ``DVC_ROOT`` if it is set, else the nearest parent folder with ``dvc.yaml``, else the working directory.
 

@@ -8,7 +8,16 @@ from autoslim.pipeline.artifacts import Allocation
 from autoslim.pipeline.assembly import recipe, run_context, traced_network
 from autoslim.pipeline.costs import budget_limits, load_costs, report_target
 from autoslim.pipeline.params import load_params
-from autoslim.pipeline.project import CHANNELS, PREPARED, REPORT, RETRAIN, SEARCH, SUPERNET, repository_root
+from autoslim.pipeline.project import (
+    CHANNELS,
+    PREPARED,
+    REPORT,
+    RETRAIN,
+    SEARCH,
+    SUPERNET,
+    check_trajectory_format,
+    repository_root,
+)
 from autoslim.pipeline.tracking import lineage, numbers, tracked_stage
 from autoslim.report.figures import channels_figure, curves_figure, last_by_seed, read_curves, trajectory_figure
 from autoslim.report.resource_figures import resources_figure
@@ -31,6 +40,7 @@ def run() -> None:
     network, graph = traced_network(params.model, data.info)
     context = run_context(params.runtime)
     trajectory = read_trajectory(SEARCH / "trajectory.json")
+    check_trajectory_format(trajectory)
     channels_by_method = {method: Allocation.read(CHANNELS, method).channels for method in params.methods}
     costs = load_costs(graph)
     target = report_target(params.latency, costs.table)

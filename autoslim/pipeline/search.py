@@ -1,13 +1,11 @@
 """Stage ``search``: slims the supernet greedily; one pass serves every budget."""
 
-from dataclasses import fields
-
 from autoslim.data.prepared import PreparedData
 from autoslim.pipeline.assembly import checkpoints, inputs, traced_network
 from autoslim.pipeline.checks import check_measured_here, check_reach
 from autoslim.pipeline.costs import load_costs, load_objective
 from autoslim.pipeline.launch import distributed_context, launch
-from autoslim.pipeline.params import Params, load_params
+from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, RESOURCES, SEARCH, SUPERNET, repository_root
 from autoslim.pipeline.tracking import fingerprint, tracked_stage
 from autoslim.search.search import SearchSettings, search
@@ -15,10 +13,6 @@ from autoslim.supernet.extract import load_supernet
 from autoslim.training.device import to_device
 
 TRACKED = ("macs", "params", "memory", "latency", "error", "cross_entropy")
-
-
-def search_settings(params: Params) -> SearchSettings:
-    return SearchSettings(**{field.name: getattr(params.search, field.name) for field in fields(SearchSettings)})
 
 
 def run() -> None:
@@ -68,7 +62,7 @@ def run() -> None:
             data,
             context,
             objective=objective,
-            settings=search_settings(params),
+            settings=SearchSettings(**params.search.model_dump()),
             seed=params.data.seed,
             folder=SEARCH,
             checkpoints=state,

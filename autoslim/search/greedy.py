@@ -1,7 +1,7 @@
 """Greedy slimming: starts from the widest configuration and slims the groups that matter least, step by step."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -66,8 +66,9 @@ class Evaluation:
     taken: tuple[str, ...]
 
 
-Choose = Callable[[Mapping[str, Increase]], tuple[str, ...]]
-"""Increases of the score by group -> the groups to slim, in the order of their rank."""
+Choose = Callable[[Mapping[str, Increase], Collection[str]], tuple[str, ...]]
+"""(increases of the score by group, groups that go first) -> the groups to slim, in order. A group without an increase
+is not slimmed."""
 
 SelectionRule = Callable[[Channels, Mapping[str, Option], Choose], Evaluation]
 """(current configuration, options by group, choice) -> the scores, and the groups that are chosen with them."""
@@ -130,7 +131,7 @@ def exhaustive_rule(score: Callable[[Mapping[str, int]], Score]) -> SelectionRul
     def rule(channels: Channels, options: Mapping[str, Option], choose: Choose) -> Evaluation:
         current = score(channels)
         scores = {name: score({**channels, name: option.channels}) for name, option in options.items()}
-        taken = choose({name: increase(current, new) for name, new in scores.items()})
+        taken = choose({name: increase(current, new) for name, new in scores.items()}, ())
         return Evaluation(current, scores, taken)
 
     return rule
@@ -185,15 +186,23 @@ class _Slimming:
         return slimming_options(self.grid, channels, self.cost)
 
     def choose(
-        self, channels: Channels, options: Mapping[str, Option], increases: Mapping[str, Increase]
+        self,
+        channels: Channels,
+        options: Mapping[str, Option],
+        increases: Mapping[str, Increase],
+        first: Collection[str],
     ) -> tuple[str, ...]:
         current = self.cost(channels)
         share = 2 * self.step if current > self.coarse_above else self.step
         target = max(self.stop, current * (1 - share))
-        left = dict(options)
+        left = {name: options[name] for name in options if name in increases}
         taken: list[str] = []
+
+        def key(name: str) -> tuple[float, ...]:
+            return name not in first, *rank(increases[name], left[name].saved, self.by, self.per_cost)
+
         while left and len(taken) < max(1, len(options) // 2):
-            best = min(left, key=lambda name: rank(increases[name], left[name].saved, self.by, self.per_cost))
+            best = min(left, key=key)
             taken.append(best)
             channels = {**channels, best: left.pop(best).channels}
             cost = self.cost(channels)

@@ -33,11 +33,12 @@ def racing_rule(
 ) -> SelectionRule:
     """Returns a selection rule that scores options chunk by chunk until it is clear which ones are taken.
 
-    After each chunk, an option leaves the race if its increase of the score is significantly higher than those of all
-    options that would be taken now, or if it would be taken and those of all others are significantly higher. The test
-    is paired by image, assumes normal differences, and treats the images evaluated so far as a sample without
-    replacement. The current configuration is scored on all images. Each step starts with a different, randomly drawn
-    chunk, so that no chunk decides more often than others.
+    After each chunk, an option leaves the race and is not taken if its increase of the score is significantly higher
+    than those of all options that would be taken now. It leaves and is taken if it would be taken now and the increases
+    of all others that are still in the race are significantly higher. The test is paired by image, assumes normal
+    differences, and treats the images evaluated so far as a sample without replacement. The current configuration is
+    scored on all images. Each step starts with a different, randomly drawn chunk, so that no chunk decides more often
+    than others.
 
     Args:
         runners: one runner for each chunk.
@@ -61,7 +62,7 @@ def racing_rule(
             undecided = {name: options[name].channels for name in race.undecided}
             race.add(runners[(first + number) % len(runners)](channels, undecided))
             if race.undecided:
-                taken = choose(race.increases())
+                taken = choose(race.increases(), race.taken)
                 if z is not None and number + 1 < len(runners):
                     race.decide(taken, z)
         return Evaluation(race.score(CURRENT), {name: race.score(name) for name in options}, taken)
@@ -78,6 +79,7 @@ class _Race:
     by: By
     per_cost: bool
     undecided: list[str] = field(init=False)
+    taken: list[str] = field(default_factory=list)  # the options that have left the race and are taken
     outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -91,24 +93,28 @@ class _Race:
         return mean_score(self.outcomes[name])
 
     def increases(self) -> dict[str, Increase]:
-        """Returns each option's increase of the score over the current configuration, on the images it was run on."""
+        """Returns the increase of the score of each option that may be taken, on the images that it was run on."""
         return {
             name: increase(mean_score(self.outcomes[CURRENT][: len(self.outcomes[name])]), self.score(name))
-            for name in self.options
+            for name in (*self.taken, *self.undecided)
         }
 
     def decide(self, taken: Collection[str], z: float) -> None:
-        """Removes from the race the options that are separated by more than ``z`` standard errors."""
-        losses = {name: self._increases_by_image(name) for name in self.options}
+        """Removes from the race the options that are separated from others by more than ``z`` standard errors.
+
+        Args:
+            taken: the options that would be taken now.
+        """
+        losses = {name: self._increases_by_image(name) for name in (*self.taken, *self.undecided)}
 
         def worse(name: str, other: str) -> bool:
             return self._is_worse(name, losses[name], other, losses[other], z)
 
         rivals = [name for name in self.undecided if name not in taken]
         rivals = [name for name in rivals if not all(worse(name, chosen) for chosen in taken)]
-        contested = [
-            name for name in taken if name in self.undecided and not all(worse(rival, name) for rival in rivals)
-        ]
+        chosen = [name for name in taken if name in self.undecided]
+        contested = [name for name in chosen if not all(worse(rival, name) for rival in rivals)]
+        self.taken += [name for name in chosen if name not in contested]
         self.undecided = [name for name in self.undecided if name in (*rivals, *contested)]
 
     def _is_worse(self, name: str, increases: Tensor, other: str, others: Tensor, z: float) -> bool:

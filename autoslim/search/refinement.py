@@ -1,11 +1,9 @@
-"""Refinement: uses the rest of a budget, and exchanges channels between groups, from a configuration of the search."""
+"""Refinement: widens groups of a configuration within a budget, and exchanges channels between them."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from torch import Tensor
 
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import ChannelGroup, Channels
@@ -23,6 +21,13 @@ EXCHANGES = 4  # pairs of groups that are tried at each configuration
 
 Evaluate = Callable[[Channels, Mapping[str, int]], Mapping[str, Outcome]]
 """(configuration, changes) -> outcomes on all images: of the configuration, under ``CURRENT``, and with each change."""
+
+
+Step = tuple[str, int, int]
+"""A group, and its numbers of channels before and after the step."""
+
+Improvements = dict[Step, tuple[float, float]]
+"""By how much a step alone decreased the score, and for ties the other score, where it was last evaluated."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,16 @@ def refine(
     fits: Callable[[Channels], bool],
     evaluate: Evaluate,
     by: By,
+    improvements: Improvements | None = None,
 ) -> Iterator[Change]:
     """Improves a configuration within its limits, until no change improves it.
 
     The search only slims, and the first configuration within the limits leaves part of the budget unused. So, as long
     as a wider group fits and improves the score, the group that improves it most is widened: by one step of the grid,
     or as far as it fits. Then groups exchange channels: one is widened by a step and another one is slimmed by a step.
-    Pairs are ordered by the sum of what each of the two changes alone does to the score. The first few pairs are
-    evaluated, and the best one is made if it improves the score by more than a standard error.
+    Pairs are ordered by the sum of what each of the two steps alone does to the score, as it was when this was last
+    evaluated. The first few pairs are evaluated, and the best one is made if it improves the score by more than a
+    standard error.
 
     Args:
         channels: a configuration within the limits.
@@ -63,20 +70,22 @@ def refine(
         fits: returns whether a configuration is within the limits.
         evaluate: evaluates configurations on all images.
         by: the score that is improved.
+        improvements: what has been evaluated so far; it is updated. To continue an interrupted refinement, pass what it
+            contained after the last change.
 
     Yields:
         Each change. The last one's configuration is the result; without a change it is ``channels``.
     """
-    refinement = _Refinement(grid, numbers, fits, evaluate, by)
+    refinement = _Refinement(grid, numbers, fits, evaluate, by, {} if improvements is None else improvements)
     while change := refinement.growth(channels) or refinement.exchange(channels):
         channels = change.channels
         yield change
 
 
 def fine_numbers(grid: Grid, groups: Mapping[str, ChannelGroup], divisor: int) -> dict[str, list[int]]:
-    """Returns the numbers of the grid, and between them those that are multiples of ``divisor`` below the widest."""
+    """Returns the numbers of the grid, and between them the narrowest number plus multiples of ``divisor``."""
     return {
-        name: sorted({*levels, *range(levels[0], levels[-1] - 1, -math.lcm(divisor, groups[name].unit))})
+        name: sorted({*levels, *range(levels[-1], levels[0], math.lcm(divisor, groups[name].unit))})
         for name, levels in grid.items()
     }
 
@@ -88,37 +97,51 @@ class _Refinement:
     fits: Callable[[Channels], bool]
     evaluate: Evaluate
     by: By
-    known: dict[tuple[tuple[str, int], ...], Tensor] = field(default_factory=dict)
-    """Configuration -> (N,), its loss on each image."""
+    improvements: Improvements
+    outcomes: dict[tuple[int, ...], Outcome] = field(default_factory=dict)  # by numbers of channels
 
     def growth(self, channels: Channels) -> Change | None:
-        """Returns the best improvement by a wider group, if there is one."""
-        wider = {name: count for name in channels if (count := self._widest_that_fits(channels, name)) is not None}
-        improvements = self._improvements(channels, wider)
-        best = max(improvements, key=improvements.__getitem__, default=None)
-        if best is None or improvements[best] <= 0:
-            return None
-        return Change({best: wider[best]}, {**channels, best: wider[best]}, improvements[best])
+        """Returns the best improvement by a wider group, if there is one.
+
+        What a step improves falls as the network grows. Earlier improvements are therefore upper bounds, and only the
+        best ones have to be evaluated again (lazy greedy; Minoux, 1978).
+        """
+        steps = [
+            (name, channels[name], count)
+            for name in channels
+            if (count := self._widest_that_fits(channels, name)) is not None
+        ]
+        fresh = self._evaluate_new(channels, steps)
+        while steps:
+            best = max(steps, key=self.improvements.__getitem__)
+            if self.improvements[best] <= (0.0, 0.0):
+                return None
+            if best in fresh:
+                name, _, count = best
+                return Change({name: count}, {**channels, name: count}, self.improvements[best][0])
+            fresh |= self._evaluate(channels, [best])
+        return None
 
     def exchange(self, channels: Channels) -> Change | None:
         """Returns the best significant improvement by one wider and one narrower group, if there is one."""
-        wider = {n: min(above) for n, count in channels.items() if (above := [k for k in self.grid[n] if k > count])}
-        narrower = {n: max(below) for n, count in channels.items() if (below := [k for k in self.grid[n] if k < count])}
-        up, down = self._improvements(channels, wider), self._improvements(channels, narrower)
+        wider, narrower = [], []
+        for name, count in channels.items():
+            wider += [(name, count, level) for level in sorted(self.grid[name]) if level > count][:1]
+            narrower += [(name, count, level) for level in sorted(self.grid[name]) if level < count][-1:]
+        self._evaluate_new(channels, wider + narrower)
         pairs = [
-            {grown: wider[grown], slimmed: narrower[slimmed]}
-            for grown, slimmed in sorted(
-                ((grown, slimmed) for grown in wider for slimmed in narrower if grown != slimmed),
-                key=lambda pair: -up[pair[0]] - down[pair[1]],
-            )
-            if up[grown] + down[slimmed] > 0
-            and self.fits({**channels, grown: wider[grown], slimmed: narrower[slimmed]})
+            (self.improvements[up][0] + self.improvements[down][0], {up[0]: up[2], down[0]: down[2]})
+            for up in wider
+            for down in narrower
+            if up[0] != down[0]
         ]
+        pairs = [(both, pair) for both, pair in pairs if both > 0 and self.fits({**channels, **pair})]
         changes = []
-        for pair in pairs[:EXCHANGES]:
-            gained = self._losses(channels) - self._losses({**channels, **pair})
-            if float(gained.mean()) > float(gained.std()) / math.sqrt(len(gained)):
-                changes.append(Change(pair, {**channels, **pair}, float(gained.mean())))
+        for _, pair in sorted(pairs, key=lambda ranked: -ranked[0])[:EXCHANGES]:
+            improved = {**channels, **pair}
+            decrease = (self._outcome(channels) - self._outcome(improved)).losses(self.by)
+            if float(decrease.mean()) > float(decrease.std()) / math.sqrt(len(decrease)):
+                changes.append(Change(pair, improved, float(decrease.mean())))
         return max(changes, key=lambda change: change.improvement, default=None)
 
     def _widest_that_fits(self, channels: Channels, name: str) -> int | None:
@@ -127,25 +150,32 @@ class _Refinement:
         counts = [count for count in self.numbers[name] if channels[name] < count <= step]
         return max((count for count in counts if self.fits({**channels, name: count})), default=None)
 
-    def _improvements(self, channels: Channels, changes: Mapping[str, int]) -> dict[str, float]:
-        """Returns the decrease of the mean loss by each change alone."""
-        new = {name: count for name, count in changes.items() if self._key({**channels, name: count}) not in self.known}
-        if new or self._key(channels) not in self.known:
-            for name, outcome in self.evaluate(channels, new).items():
-                change = {} if name == CURRENT else {name: new[name]}
-                self.known[self._key({**channels, **change})] = outcome.losses(self.by)
-        before = self._losses(channels)
-        return {name: float((before - self._losses({**channels, name: n})).mean()) for name, n in changes.items()}
+    def _evaluate_new(self, channels: Channels, steps: Sequence[Step]) -> set[Step]:
+        """Evaluates the steps that have not been evaluated at any configuration, and returns them."""
+        return self._evaluate(channels, [step for step in steps if step not in self.improvements])
 
-    def _losses(self, channels: Channels) -> Tensor:
-        key = self._key(channels)
-        if key not in self.known:
-            self.known[key] = self.evaluate(channels, {})[CURRENT].losses(self.by)
-        return self.known[key]
+    def _evaluate(self, channels: Channels, steps: Sequence[Step]) -> set[Step]:
+        """Evaluates the steps from ``channels``, and returns them."""
+        slimming = {
+            name: after
+            for name, before, after in steps
+            if after < before and tuple({**channels, name: after}.values()) not in self.outcomes
+        }
+        if slimming:
+            for name, outcome in self.evaluate(channels, slimming).items():  # incrementally
+                changed = channels if name == CURRENT else {**channels, name: slimming[name]}
+                self.outcomes[tuple(changed.values())] = outcome
+        for name, before, after in steps:
+            decrease = self._outcome(channels) - self._outcome({**channels, name: after})
+            means = float(decrease.wrong.mean()), float(decrease.nats.mean())
+            self.improvements[name, before, after] = means if self.by == "error" else means[::-1]
+        return set(steps)
 
-    @staticmethod
-    def _key(channels: Channels) -> tuple[tuple[str, int], ...]:
-        return tuple(channels.items())
+    def _outcome(self, channels: Channels) -> Outcome:
+        key = tuple(channels.values())
+        if key not in self.outcomes:
+            self.outcomes[key] = self.evaluate(channels, {})[CURRENT]
+        return self.outcomes[key]
 
 
 def refine_within(
@@ -164,15 +194,15 @@ def refine_within(
 ) -> dict[str, Any]:
     """Refines a configuration of a trajectory within ``limits`` (see ``refine``), with the scores of the search.
 
-    An interrupted refinement continues after its last change.
+    An interrupted refinement continues after its last change. It runs in one process.
 
     Args:
         supernet: the trained supernet, on the device of ``context``.
         grid: the grid of the search.
         channels: a configuration within the limits.
         limits: resource -> upper bound in its unit.
-        divisor: between the numbers of the grid, groups can also have multiples of this number below the widest. A
-            latency table has no times for them, so with a limit of latency they have the grid's numbers only.
+        divisor: see ``fine_numbers``. A latency table has times for the numbers of the grid only, so with a limit of
+            latency groups have only those.
         seed: seed of the order of the search images, as in the search.
 
     Returns:
@@ -186,13 +216,18 @@ def refine_within(
         return {name: concatenated([outcome[name] for outcome in outcomes]) for name in (*changes, CURRENT)}
 
     log = checkpoints.folder / "changes.jsonl"
-    made = recorded_lines(log)
+    lines = recorded_lines(log)
+    made = [line["change"] for line in lines]
     refined = {**channels, **{name: count for change in made for name, count in change["groups"].items()}}
+    known = lines[-1]["known"] if lines else []
+    improvements: Improvements = {(name, before, after): (*both,) for name, before, after, both in known}
     with Progress("refinement", len(made), "change", done=len(made)) as progress:
-        for change in refine(refined, grid, numbers, lambda c: costs.within(c, limits), evaluate, settings.score):
+        for change in refine(
+            refined, grid, numbers, lambda c: costs.within(c, limits), evaluate, settings.score, improvements
+        ):
             refined = change.channels
             made.append({"groups": change.groups, "improvement": change.improvement})
-            append_line(log, made[-1])
+            append_line(log, {"change": made[-1], "known": [[*step, both] for step, both in improvements.items()]})
             progress.expect(len(made))
             progress.advance()
     ends = {

@@ -27,6 +27,10 @@ class Outcome:
     wrong: Tensor
     nats: Tensor
 
+    def __sub__(self, other: "Outcome") -> "Outcome":
+        """Returns the differences of the losses on each image."""
+        return Outcome(self.wrong - other.wrong, self.nats - other.nats)
+
     def losses(self, by: By) -> Tensor:
         """Returns the losses that belong to a score."""
         return self.wrong if by == "error" else self.nats
@@ -66,7 +70,7 @@ def rank(increase: Increase, saved: float, by: By, per_cost: bool) -> tuple[floa
 
     Args:
         increase: the increase of the scores.
-        saved: cost that the option saves. If it saves nothing, only the sign of the increase matters with ``per_cost``.
+        saved: cost that the option saves, greater than 0.
         by: the score that is compared first.
         per_cost: whether to compare the increase of the score per unit of cost saved.
     """

@@ -32,14 +32,15 @@ class SearchSettings:
 
     Attributes:
         stop: the search ends at this fraction of the default network's cost.
-        images: number of search images on which each candidate is scored.
+        images: number of search images on which options are scored.
         chunk: number of images that share their batch statistics.
-        score: the score that candidates are ranked by.
+        score: the score that options are ranked by.
         per_cost: rank by the increase of the score per unit of cost saved.
         step: the share of the cost that each step removes, and twice that above the default network's cost (see
             ``greedy_slim``).
-        incremental: evaluate only the part of the network that a candidate changes (see ``IncrementalEvaluator``).
-        risk: significance level of each comparison in the race (see ``racing_rule``). None drops no candidate.
+        incremental: evaluate only the part of the network that an option changes (see ``IncrementalEvaluator``).
+        risk: significance level of each comparison in the race (see ``racing_rule``). None runs every option on all
+            images.
         precision: dtype of the forward passes.
     """
 
@@ -68,7 +69,7 @@ def search(
 ) -> dict[str, Any]:
     """Slims from the widest configuration down to ``settings.stop`` times the default network's cost (AutoSlim).
 
-    An interrupted search continues after its last recorded step. Several processes share the candidates of each step
+    An interrupted search continues after its last recorded step. Several processes share the options of each step
     and make the same choice; rank 0 writes.
 
     Args:
@@ -172,8 +173,8 @@ def unevenly_trained(steps: Sequence[SlimmingStep], cost: float, narrowest: Scor
     Returns:
         "" if no error is more than two standard errors above that of the narrowest configuration.
     """
-    dearer = [step for step in steps if step.cost > cost]
-    worst = max(dearer, key=lambda step: step.score.error, default=None)
+    costlier = [step for step in steps if step.cost > cost]
+    worst = max(costlier, key=lambda step: step.score.error, default=None)
     if worst is None:
         return ""
     error = worst.score.error
@@ -188,6 +189,7 @@ def unevenly_trained(steps: Sequence[SlimmingStep], cost: float, narrowest: Scor
 
 
 def report(world: World, message: str) -> None:
+    """Prints a message once, on rank 0."""
     if world.is_rank_zero:
         print(message, file=sys.stderr)
 

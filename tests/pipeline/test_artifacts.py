@@ -14,6 +14,7 @@ from torch import nn
 from autoslim import Supernet, resize, trace
 from autoslim.models.architectures import mobilenet_v2
 from autoslim.pipeline.artifacts import Allocation
+from autoslim.pipeline.project import check_trajectory_format
 from autoslim.resources.costs import Costs
 from autoslim.search.greedy import Option, SlimmingStep
 from autoslim.search.trajectory import read_trajectory, step_from_dict, step_to_dict
@@ -165,6 +166,14 @@ def test_a_damaged_trajectory(tmp_path: Path, text: str) -> None:
     message = message_of(lambda: read_trajectory(path))
     assert str(path) in message
     assert "run `dvc repro search`" in message
+
+
+def test_a_trajectory_of_another_version() -> None:
+    message = message_of(lambda: check_trajectory_format({"format": 1, "steps": []}))
+    assert (
+        message == "outputs/search/trajectory.json was written by another version of autoslim; run `dvc repro search`"
+    )
+    check_trajectory_format({"format": 2})
 
 
 def test_steps_are_restored_from_json() -> None:

@@ -261,6 +261,7 @@ def test_table_of_a_project(project: Path) -> None:
         "supernet: training",
         "supernet: validation",
         "search",
+        "refinement",
         "retrain uniform: training",
         "retrain uniform: validation",
         "report uniform",

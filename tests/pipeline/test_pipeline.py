@@ -91,6 +91,7 @@ def test_metrics_and_plots_are_registered(project: Path) -> None:
         ({"latency": {"threads": 2}}, {"resources", "report"}),
         ({"retrain": {"epochs": 3}}, RETRAIN_AND_REPORT),
         ({"retrain": {"optimiser": {"weight_decay": 0.001}}}, RETRAIN_AND_REPORT),
+        ({"allocate": {"refine": False}}, ALLOCATE_AND_AFTER),
         ({"search": {"score": "error"}}, SEARCH_AND_AFTER),
         ({"search": {"stop": 0.4}}, SEARCH_AND_AFTER),
         ({"supernet": {"epochs": 3}}, SUPERNET_AND_AFTER),

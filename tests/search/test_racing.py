@@ -1,7 +1,7 @@
 """Compares the race with the exhaustive choice on synthetic outcomes."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pytest
 import torch
@@ -12,8 +12,24 @@ from autoslim.search.racing import ChunkRunner, racing_rule
 from autoslim.search.scoring import CURRENT, By, Increase, Outcome, rank
 from autoslim.tasks.classification import Score
 
-LAPS, LAP = 8, 64
-IMAGES = LAPS * LAP
+CHUNKS, CHUNK = 8, 64
+IMAGES = CHUNKS * CHUNK
+
+
+def first_chunk_of(field: "Field") -> int:
+    """Returns the chunk that a race begins with."""
+    ran: list[int] = []
+
+    def runner(number: int, run_chunk: ChunkRunner) -> ChunkRunner:
+        def run(channels: Channels, changes: Mapping[str, int]) -> Mapping[str, Outcome]:
+            ran.append(number)
+            return run_chunk(channels, changes)
+
+        return run
+
+    field.race("error", False, None, runners=[runner(number, run) for number, run in enumerate(field.runners())])
+    assert sorted(ran) == list(range(CHUNKS))
+    return ran[0]
 
 
 def option(cost: float) -> Option:
@@ -42,23 +58,23 @@ class Field:
 
     def runners(self) -> list[ChunkRunner]:
         def run_chunk(number: int) -> ChunkRunner:
-            part = slice(number * LAP, (number + 1) * LAP)
+            part = slice(number * CHUNK, (number + 1) * CHUNK)
 
             def run(_: Mapping[str, int], changes: Mapping[str, int]) -> dict[str, Outcome]:
                 return {name: Outcome(self.wrong[name][part], self.nats[name][part]) for name in (*changes, CURRENT)}
 
             return run
 
-        return [run_chunk(number) for number in range(LAPS)]
+        return [run_chunk(number) for number in range(CHUNKS)]
 
     def choice(self, by: By, per_cost: bool, count: int = 1) -> Choose:
         """Returns the choice of the ``count`` best options."""
 
-        def choose(increases: Mapping[str, Increase]) -> tuple[str, ...]:
+        def choose(increases: Mapping[str, Increase], first: Collection[str]) -> tuple[str, ...]:
             def key(name: str) -> tuple[float, ...]:
-                return rank(increases[name], self.options[name].saved, by, per_cost)
+                return name not in first, *rank(increases[name], self.options[name].saved, by, per_cost)
 
-            return tuple(sorted(self.names, key=key)[:count])
+            return tuple(sorted(increases, key=key)[:count])
 
         return choose
 
@@ -102,7 +118,7 @@ def test_the_choice_differs_from_the_exhaustive_one_no_more_often_than_stated(
     by: By, per_cost: bool, count: int
 ) -> None:
     """Near ties, the hardest case: 300 races whose comparisons together have a risk of 10 %."""
-    risk = 0.1 / (count * (10 - count) * (LAPS - 1))
+    risk = 0.1 / (count * (10 - count) * (CHUNKS - 1))
     others = evaluated = 0
     for seed in range(300):
         field = Field(seed, options=10, spread=0.05)
@@ -133,31 +149,38 @@ def test_clear_options_leave_the_race_after_one_round(by: By, per_cost: bool, co
         field.wrong[name][:] = 0.0 if name in field.names[:count] else 1.0
     result = field.race(by, per_cost, 0.05, count)
     assert set(result.taken) == set(field.names[:count])
-    assert {score.images for score in result.scores.values()} == {LAP}
+    assert {score.images for score in result.scores.values()} == {CHUNK}
     assert result.score.images == IMAGES
+
+
+@pytest.mark.parametrize(
+    ("in_first_chunk", "in_others", "expected"),
+    [
+        # g0 leaves as taken, with an increase that is above those of g1 and g2 on all chunks.
+        ((0.5, 1.0, 1.0, 5.0), (0.0, 0.1, 0.1, 4.0), {"g0"}),
+        # g3 leaves as not taken, with an increase that is below those of g1 and g2 on all chunks.
+        ((0.0, 0.1, 0.1, 0.3), (0.5, 1.0, 1.0, 1.5), set()),
+    ],
+)
+def test_an_option_that_has_left_the_race_keeps_its_decision(
+    in_first_chunk: tuple[float, ...], in_others: tuple[float, ...], expected: set[str]
+) -> None:
+    field = Field(0, options=4, spread=0.0)
+    field.options = dict.fromkeys(field.names, option(500))
+    first = first_chunk_of(field)
+    noise = 0.02 * torch.randn(4, IMAGES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for row, name, early, late in zip(noise, field.names, in_first_chunk, in_others, strict=True):
+        field.nats[name] = field.nats[CURRENT] + row + late
+        field.nats[name][first * CHUNK : (first + 1) * CHUNK] += early - late
+    taken = set(field.race("cross_entropy", False, 0.05, count=2).taken)
+    assert expected <= taken <= {"g0", "g1", "g2"}
 
 
 def test_the_first_chunk_differs_between_steps_and_is_the_same_when_a_step_is_repeated() -> None:
     field = Field(0, options=3, spread=0.1)
-    starts: list[int] = []
-
-    def runners() -> list[ChunkRunner]:
-        def recorded(number: int, run_chunk: ChunkRunner) -> ChunkRunner:
-            def run(channels: Channels, changes: Mapping[str, int]) -> object:
-                starts.append(number)
-                return run_chunk(channels, changes)
-
-            return run  # type: ignore[return-value]
-
-        return [recorded(number, run_chunk) for number, run_chunk in enumerate(field.runners())]
-
     firsts = []
     for channels in range(1000, 1040):
         field.channels = dict.fromkeys(field.names, channels)
-        for _ in range(2):
-            starts.clear()
-            field.race("error", False, None, runners=runners())
-            assert sorted(starts) == list(range(LAPS))
-            firsts.append(starts[0])
+        firsts += [first_chunk_of(field), first_chunk_of(field)]
     assert firsts[::2] == firsts[1::2]
-    assert set(firsts) == set(range(LAPS))
+    assert set(firsts) == set(range(CHUNKS))

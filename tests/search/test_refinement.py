@@ -10,9 +10,10 @@ import torch
 from failures import KilledError
 from small_data import SPAN, prepared_digits, run_context, small_network
 from specimens import shuffle_weights
+from torch import nn
 
-from autoslim import Supernet, resize
-from autoslim.channels.grid import Grid
+from autoslim import Supernet, resize, trace
+from autoslim.channels.grid import Anchor, Grid, GridSpec
 from autoslim.channels.groups import Channels
 from autoslim.data.prepared import PreparedData
 from autoslim.resources.costs import Costs
@@ -106,21 +107,41 @@ def test_no_configuration_is_evaluated_twice_and_all_changes_fit() -> None:
     fits = within(13)
     changes = list(refine({"a": 2, "b": 2, "c": 8}, GRID, NUMBERS, fits, evaluator(diminishing, calls), "error"))
     assert all(fits(change.channels) for change in changes)
-    again = [channels for channels in calls if calls.count(channels) > 1]
-    assert all(channels in [{"a": 2, "b": 2, "c": 8}, *(change.channels for change in changes)] for channels in again)
+    again = {tuple(channels.values()) for channels in calls if calls.count(channels) > 1}
+    assert again <= {(2, 2, 8), *(tuple(change.channels.values()) for change in changes)}  # with those slimmed from it
 
 
-def test_fine_numbers_lie_on_the_grid_and_on_multiples_of_the_divisor_below_the_widest() -> None:
-    _, graph = small_network()
-    grid = graph.grid(SPAN)
-    for divisor in (1, 2, 4):
-        numbers = fine_numbers(grid, graph.groups, divisor)
-        for name, levels in grid.items():
-            assert set(levels) <= set(numbers[name])
-            for count in set(numbers[name]) - set(levels):
-                assert (levels[0] - count) % divisor == 0
-                assert levels[-1] < count < levels[0]
-                graph.check({**graph.default, name: count})
+@pytest.mark.parametrize("anchor", ["widest", "zero"])
+@pytest.mark.parametrize("divisor", [1, 2, 4])
+def test_fine_numbers_are_valid_and_count_up_from_the_narrowest(anchor: Anchor, divisor: int) -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 75, 1), nn.Conv2d(75, 24, 1), nn.Conv2d(24, 12, 1, groups=3), nn.Conv2d(12, 2, 1)
+    )
+    graph = trace(network, torch.empty(1, 3, 4, 4))
+    assert max(group.unit for group in graph.groups.values()) > 1
+    grid = graph.grid(GridSpec(1.0, 0.25, 5, divisor, anchor))
+    numbers = fine_numbers(grid, graph.groups, divisor)
+    for name, levels in grid.items():
+        assert set(levels) <= set(numbers[name])
+        for count in set(numbers[name]) - set(levels):
+            assert (count - levels[-1]) % divisor == 0
+            assert levels[-1] < count < levels[0]
+            graph.check({**graph.default, name: count})
+            if anchor == "zero":
+                assert count % divisor == 0
+
+
+def test_ties_of_the_score_are_broken_by_the_other_score() -> None:
+    """The error of all configurations is equal; the cross-entropy falls with the channels of b."""
+
+    def evaluate(channels: Channels, changes: Mapping[str, int]) -> dict[str, Outcome]:
+        def outcome(configuration: Channels) -> Outcome:
+            return Outcome(torch.zeros(IMAGES), NOISE - configuration["b"])
+
+        return {CURRENT: outcome(channels), **{n: outcome({**channels, n: count}) for n, count in changes.items()}}
+
+    changes = list(refine({"a": 2, "b": 2, "c": 2}, GRID, NUMBERS, within(11), evaluate, "error"))
+    assert [change.groups for change in changes] == [{"b": 4}, {"b": 6}, {"b": 7}]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +158,7 @@ def supernet() -> Supernet:
 
 
 def refined(supernet: Supernet, data: PreparedData, folder: Path, **changes: Any) -> dict[str, Any]:
-    grid, costs = supernet.graph.grid(SPAN), Costs(supernet.graph)
+    grid, costs = supernet.graph.grid(SPAN), changes.pop("costs", Costs(supernet.graph))
     settings = SearchSettings(
         stop=0.4,
         images=96,
@@ -156,7 +177,8 @@ def refined(supernet: Supernet, data: PreparedData, folder: Path, **changes: Any
         run_context(),
         channels=grid.narrowest,
         costs=costs,
-        limits={"macs": 1.5 * costs.of(grid.narrowest, "macs"), "params": 0.9 * supernet.graph.params()},
+        limits=changes.pop("limits", None)
+        or {"macs": 1.5 * costs.of(grid.narrowest, "macs"), "params": 0.9 * supernet.graph.params()},
         divisor=1,
         settings=settings,
         seed=0,
@@ -178,6 +200,33 @@ def test_a_refined_subnet_has_a_lower_loss_within_all_limits(
     assert after["images"] == 96
     whole = refined(supernet, data, tmp_path / "whole", incremental=False)
     assert [change["groups"] for change in whole["changes"]] == [change["groups"] for change in result["changes"]]
+
+
+class LinearLatency:
+    """Costs whose latency is the total number of channels in milliseconds."""
+
+    def __init__(self, costs: Costs) -> None:
+        self.exact = costs
+
+    def of(self, channels: Channels, resource: str) -> float:
+        return float(sum(channels.values())) if resource == "latency" else self.exact.of(channels, resource)
+
+    def all(self, channels: Channels) -> dict[str, float]:
+        return {**self.exact.all(channels), "latency": self.of(channels, "latency")}
+
+    def within(self, channels: Channels, limits: Mapping[str, float]) -> bool:
+        return all(self.of(channels, resource) <= limit for resource, limit in limits.items())
+
+
+def test_with_a_limit_of_latency_groups_have_the_grids_numbers_only(
+    supernet: Supernet, data: PreparedData, tmp_path: Path
+) -> None:
+    costs, grid = LinearLatency(Costs(supernet.graph)), supernet.graph.grid(SPAN)
+    limits = {"latency": costs.of(grid.narrowest, "latency") + 13}
+    result = refined(supernet, data, tmp_path, costs=costs, limits=limits)
+    assert result["changes"]
+    assert result["after"]["latency"] <= limits["latency"]
+    assert all(count in grid[name] for name, count in result["after"]["channels"].items())
 
 
 def test_an_interrupted_refinement_gives_the_identical_result(
