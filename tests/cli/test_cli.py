@@ -266,9 +266,10 @@ def test_profile_without_a_name_uses_the_projects_network(project: Path, monkeyp
 def test_trajectory_shows_every_step(project: Path) -> None:
     steps = json.loads((project / "outputs/search/trajectory.json").read_text())["steps"]
     rows = table(printed("trajectory"), "step")
-    firsts = [row for row in rows if row["step"]]
+    firsts = [row for row in rows if len(row) > 2]  # a further group of a step has a row with two cells
     assert [row["step"] for row in firsts] == [str(step["step"]) for step in steps]
-    assert [row["slimmed"] for row in rows[1:]] == [group for step in steps for group in step["slimmed"]]
+    shown = [row["slimmed"] if len(row) > 2 else row["step"] for row in rows[1:]]
+    assert shown == [group for step in steps for group in step["slimmed"]]
     assert [row["memory"] for row in firsts] == [format_amount(step["memory"], "memory") for step in steps]
     assert "latency" not in rows[0]
     changes = [
@@ -276,7 +277,7 @@ def test_trajectory_shows_every_step(project: Path) -> None:
         for before, step in itertools.pairwise(steps)
         for group in step["slimmed"]
     ]
-    assert [row["channels"] for row in rows[1:]] == changes
+    assert [list(row.values())[-1] for row in rows[1:]] == changes
     for step, row in zip(steps, firsts, strict=True):
         assert float(row["top-1 (%)"]) == pytest.approx(100 * (1 - step["error"]), abs=0.0051)
 
@@ -370,7 +371,7 @@ def test_a_trajectory_of_several_limits_and_one_without_memory(project: Path, tm
             "the search did not record memory, only MACs, parameters; run `dvc repro search`"
         )
     rows = table(text, "step")
-    assert [float(row["% of the limits"]) for row in rows] == [
+    assert [float(row["% of the limits"]) for row in rows if len(row) > 2] == [
         pytest.approx(100 * step["cost"], abs=0.051) for step in trajectory["steps"]
     ]
     assert "limits: 5K MACs, 700 parameters; the share is that of the binding limit" in text

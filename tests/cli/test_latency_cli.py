@@ -309,7 +309,9 @@ def test_a_search_with_a_table_also_records_latency(project: Path) -> None:
         pytest.approx(latency(list(first["channels"].values()))),
     )
     rows = table(printed("trajectory"), "step")
-    assert [row["latency"] for row in rows] == [format_amount(step["latency"], "latency") for step in steps]
+    assert [row["latency"] for row in rows if len(row) > 2] == [
+        format_amount(step["latency"], "latency") for step in steps
+    ]
     compared = table(printed("compare"), "method")
     chosen = {name: json.loads(Path(f"outputs/channels/{name}.json").read_text()) for name in ("autoslim", "uniform")}
     for row in compared:
