@@ -128,12 +128,15 @@ def resources(
             }
         changed_params = changed(params, {"supernet.seed": supernet, "resource": resource, **changes})
         method = "autoslim" if search else "uniform"
-        cache.run("search", changed_params)
-        seconds = (cache.done("search", changed_params) or {})["cpu_seconds"] if search else None
         budgets, costs = [study["budgets"][resource]], ("macs", "params", "memory")
         for row in _compared(cache, changed_params, budgets, method, study["seeds"], costs):
             named = {"resource": resource, "method": method, "search": search, "supernet": supernet}
-            yield {**named, "search_seconds": seconds, **row}
+            stages = {"search": changed_params, "allocate": changed(changed_params, {"budget": budgets[0]})}
+            took = {
+                f"{stage}_seconds": (cache.done(stage, own) or {})["cpu_seconds"] if search else None
+                for stage, own in stages.items()
+            }
+            yield {**named, **took, **row}
 
     chosen = only.split(",") if only else list(study["budgets"])
     parts = [

@@ -80,6 +80,10 @@ def main(networks: Annotated[list[str], typer.Argument(help="Params files of thi
             if path.exists():
                 summarise(_read(path), FIGURES / f"{study}-{network}.png")
                 print()
+        if paths := sorted(RESULTS.glob(f"resources-*-{network}.csv")):
+            print(f"{network}:\n")
+            _resources(pd.concat(map(_read, paths)))
+            print()
     tables = [_read(path) for network in networks if (path := RESULTS / f"table-{network}.csv").exists()]
     if len(tables) > 1:
         _over_networks([_whole(rows) for rows in tables])
@@ -232,6 +236,22 @@ def _mean(gains: Sequence[Gain]) -> Gain:
 
 def _means(rows: pd.DataFrame, score: str) -> pd.Series:
     return rows.groupby("supernet")[score].mean()
+
+
+def _resources(all_rows: pd.DataFrame) -> None:
+    """Prints the gains over uniform within budgets of several resources, of the supernets that have all trainings."""
+    rows = _complete(all_rows, "resource", "search")
+    heads = ("resource", "budget", "search", "MACs", "parameters", "memory", "seconds", "top-1 (%)", "gain (points)")
+    print(f"| {' | '.join((*heads, 'by supernet'))} |\n|---|---|---|{'---:|' * 6}---|")
+    for (resource, budget, search), own in rows.groupby(["resource", "budget", "search"], sort=False):
+        amounts = [f"{own[cost].mean() / 1000:,.0f}k" for cost in ("macs", "params", "memory")]
+        cells = [resource, budget, search, *amounts, "", _spread(own["top1"]), "", ""]
+        if search != UNIFORM:
+            uniform = rows[(rows["resource"] == resource) & (rows["search"] == UNIFORM)]
+            gain = _gain(own, uniform, paired=True)
+            seconds = own.groupby("supernet")[["search_seconds", "allocate_seconds"]].first().sum(axis=1)
+            cells = [*cells[:6], f"{seconds.mean():.0f}", cells[7], str(gain), _listed(gain)]
+        print(f"| {' | '.join(cells)} |")
 
 
 def _longer(rows: pd.DataFrame, figure_path: Path) -> None:

@@ -262,6 +262,25 @@ def table_rows(budgets: dict[str, float]) -> list[dict[str, Any]]:
     ]
 
 
+def test_gains_within_budgets_of_resources(results: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    """The gain is paired by supernet; a supernet without all trainings is left out."""
+    gains = {0: 0.01, 1: 0.02, 2: 0.03, 3: 0.5}
+    rows = [
+        {"resource": "memory", "method": "uniform" if search is None else "autoslim", "search": search}
+        | {"budget": "40%", "memory": 104_000, "search_seconds": 50, "allocate_seconds": 7}
+        | row(supernet, seed, 0.6 + 0.1 * supernet + (gains[supernet] if search else 0))
+        for search in (None, "default")
+        for supernet in gains
+        for seed in range(3 if supernet < 3 else 1)
+    ]
+    results("resources-memory", rows)
+    summary.main(["small"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "| memory | 40% | default |" in line)
+    half = 4.302653 * 1 / math.sqrt(3)  # t with two degrees of freedom; the gains are 1, 2 and 3 points
+    assert "| 104k | 57 | 72.00 ± " in line
+    assert f"| +2.00 [{2 - half:+.2f}, {2 + half:+.2f}] | +1.00, +2.00, +3.00 |" in line
+
+
 def test_the_table_has_gains_and_the_gain_of_the_choice(
     results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
