@@ -46,9 +46,9 @@ from autoslim.training.retrain import retrain
 SIZE = 2
 STEPS, EPOCHS = 3, 2
 SEARCHES: dict[str, dict[str, Any]] = {
-    "plain": {"score": "error", "per_cost": False, "incremental": False, "risk": None},
-    "incremental": {"score": "cross_entropy", "per_cost": True, "incremental": True, "risk": None},
-    "racing": {"score": "cross_entropy", "per_cost": True, "incremental": True, "risk": 0.1},
+    "plain": {"score": "error", "per_cost": False, "step": 0.0, "incremental": False, "risk": None},
+    "incremental": {"score": "cross_entropy", "per_cost": True, "step": 0.0, "incremental": True, "risk": None},
+    "racing": {"score": "cross_entropy", "per_cost": True, "step": 0.1, "incremental": True, "risk": 0.1},
 }
 
 
