@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from autoslim.channels.copying import named_tensors, on_meta, zeroed
 from autoslim.channels.graph import ChannelGraph
 from autoslim.errors import UserError, first_line
-from autoslim.tracing.capture import Choices, shaped_graph, symbolic_graph
+from autoslim.tracing.capture import Choices, calls_of, check_calls, seeded, shaped_graph, symbolic_graph
 from autoslim.tracing.interpreter import for_shapes
 from autoslim.tracing.propagate import Propagation
 from autoslim.tracing.record import Record
@@ -24,8 +24,9 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
     whose number it branches on are not prunable. Operations without a slimming rule keep their size and are listed in
     ``ChannelGraph.not_prunable``.
 
-    The result is verified: a copy of the network is resized and run on the meta device. Groups for which this fails,
-    because their size is written as a number in ``forward``, are not prunable either.
+    The trace is compared with a run of the copy in evaluation mode: each layer must be called as often. The result is
+    verified: a copy of the network is resized and run on the meta device. Groups for which this fails, because their
+    size is written as a number in ``forward``, are not prunable either.
 
     Args:
         network: Any network of torch modules, on any device.
@@ -35,8 +36,8 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
             all values zero runs on the CPU instead of the meta device.
 
     Raises:
-        UserError: If torch.fx cannot trace the network, if it does not run on the example, or if a name in
-            ``leaves`` is not a module.
+        UserError: If torch.fx cannot trace the network, if the trace differs from a run, if random numbers decide what
+            ``forward`` does, if the network does not run on the example, or if a name in ``leaves`` is not a module.
     """
     leaf_modules = frozenset(leaves)
     prototype = zeroed(network) if leaf_modules else on_meta(network)
@@ -82,13 +83,24 @@ def _traced_modes(
 ) -> dict[bool, tuple[fx.Graph, Choices | None]]:
     """Returns the graph in evaluation mode (False) and, if it differs, in training mode (True).
 
-    Each graph comes with the sizes that the code branches on, or with None if the graph is valid for all sizes.
+    The graph in training mode is left out if the code draws random numbers, because it may skip layers at random. Each
+    graph comes with the sizes that the code branches on, or with None if the graph is valid for all sizes.
     """
-    traced: list[tuple[fx.Graph, Choices | None]] = []
-    for mode in (False, True):
-        try:
-            traced.append((symbolic_graph(prototype.train(mode), leaf_modules), None))
-        except UserError:  # its code may depend on shapes but not on data
-            traced.append(shaped_graph(prototype.train(mode), leaf_modules, images))
-    inference, training = traced
-    return {False: inference} | ({True: training} if str(training[0]) != str(inference[0]) else {})
+    inference = _traced(prototype.eval(), leaf_modules, images)
+    with seeded() as drawn:
+        training = _traced(prototype.train(), leaf_modules, images)
+        skips = bool(drawn())
+    return {False: inference} | ({True: training} if str(training[0]) != str(inference[0]) and not skips else {})
+
+
+def _traced(prototype: nn.Module, leaf_modules: frozenset[str], images: Tensor) -> tuple[fx.Graph, Choices | None]:
+    """Returns the graph in the current mode and the sizes that the code branches on (see ``_traced_modes``)."""
+    calls = None if prototype.training else calls_of(prototype, leaf_modules, images)
+    try:
+        graph = symbolic_graph(prototype, leaf_modules)
+        check_calls(prototype, graph, calls)
+    except UserError:  # its code may depend on shapes but not on data
+        graph, choices = shaped_graph(prototype, leaf_modules, images)
+        check_calls(prototype, graph, calls)
+        return graph, choices
+    return graph, None

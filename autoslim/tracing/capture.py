@@ -1,15 +1,19 @@
 """Traces the operations of a network with torch.fx."""
 
 import os
+import random
 import re
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from autoslim.errors import UserError, first_line
@@ -110,7 +114,13 @@ def symbolic_graph(network: nn.Module, leaf_modules: frozenset[str]) -> fx.Graph
 def traced_by(tracer: "ModuleTracer", network: nn.Module) -> fx.Graph:
     """Returns the graph that ``tracer`` records, and raises its errors as ``UserError``."""
     try:
-        return tracer.trace(network)
+        if network.training:
+            return tracer.trace(network)
+        with seeded() as drawn, _RandomChoices():
+            graph = tracer.trace(network)
+            if "random" in drawn():
+                raise UserError("forward draws random numbers with Python's random module")
+            return graph
     except Exception as error:  # the user's code may raise anything when it runs on proxies
         where = error_line(error)
         raise UserError(
@@ -118,6 +128,55 @@ def traced_by(tracer: "ModuleTracer", network: nn.Module) -> fx.Graph:
             f"{type(network).__name__}{f' ({where})' if where else ''}: {first_line(error)}; remove the branch "
             "that depends on data from its forward, or name the module in model.leaves to keep its size"
         ) from error
+
+
+@contextmanager
+def seeded() -> Iterator[Callable[[], set[str]]]:
+    """Seeds the random generators, so that no trace depends on them, and restores their states afterwards.
+
+    Yields:
+        A function that returns the modules whose generators have drawn numbers since: ``torch``, ``random``.
+    """
+    python_state = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        random.seed(0)
+        torch_state, seeded_state = torch.get_rng_state(), random.getstate()
+
+        def drawn() -> set[str]:
+            modules = set() if torch.equal(torch.get_rng_state(), torch_state) else {"torch"}
+            return modules if random.getstate() == seeded_state else modules | {"random"}
+
+        try:
+            yield drawn
+        finally:
+            random.setstate(python_state)
+
+
+class _RandomChoices(TorchFunctionMode):
+    """Raises if the code converts a random tensor to a number, because it then branches at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn: dict[int, Tensor] = {}
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        is_random = any(id(argument) in self._drawn for argument in args)
+        if is_random and name in ("item", "tolist", "__bool__", "__float__", "__int__"):
+            raise UserError("a random number decides what forward does")
+        result = func(*args, **(kwargs or {}))
+        if type(result) is Tensor and (is_random or name in _RANDOM):
+            self._drawn[id(result)] = result
+        return result
+
+
+_DISTRIBUTIONS = ("uniform", "normal", "exponential", "geometric", "log_normal", "cauchy", "bernoulli", "random")
+_RANDOM = frozenset(
+    ["rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "multinomial", "poisson"]
+    + [f"{name}{end}" for name in _DISTRIBUTIONS for end in ("", "_")]
+)
+"""Functions and methods that return or fill in random numbers."""
 
 
 class ModuleTracer(fx.Tracer):
@@ -129,6 +188,24 @@ class ModuleTracer(fx.Tracer):
         self.current_module = ""
         self.record_stack_traces = True
 
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """Creates a placeholder for the images only. Other arguments of ``forward`` have their default values."""
+
+        def forward(network: nn.Module, images: Any) -> Any:
+            return root_fn(network, images)
+
+        return super().create_args_for_root(forward, is_module, concrete_args)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _TensorProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, fx.Proxy):  # before torch.fx takes it for a tensor
+            return a.node
+        return super().create_arg(a)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.leaf_modules or isinstance(m, LEAVES):
             return True
@@ -139,6 +216,88 @@ class ModuleTracer(fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         self.current_module = outer  # not restored after an error, so that it names the module that raised it
         return result
+
+
+def calls_of(network: nn.Module, leaf_modules: frozenset[str], images: Tensor) -> Counter[str] | None:
+    """Runs the network, and returns how often it calls each module that tracing records as one operation.
+
+    Returns:
+        Path -> number of calls. None if the network does not run; tracing it then raises the error.
+    """
+    tracer = ModuleTracer(leaf_modules)
+    calls: Counter[str] = Counter()
+    outer: list[str] = []  # leaf modules may call others
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            if not outer:
+                calls[name] += 1
+            outer.append(name)
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        outer.pop()
+
+    modules = [
+        (name, module) for name, module in network.named_modules() if name and tracer.is_leaf_module(module, name)
+    ]
+    hooks = [module.register_forward_pre_hook(enter(name)) for name, module in modules]
+    hooks += [module.register_forward_hook(leave) for _, module in modules]
+    try:
+        with for_shapes(images.device):
+            network(images)
+    except Exception:  # the user's code may raise anything
+        return None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def check_calls(network: nn.Module, graph: fx.Graph, calls: Counter[str] | None) -> None:
+    """Compares a graph with a run of the network.
+
+    Raises:
+        UserError: a module runs more or less often in the graph than in the run (see ``calls_of``).
+    """
+    if calls is None:
+        return
+    traced = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    for name in (*traced, *calls):
+        if traced[name] != calls[name]:
+            raise UserError(
+                f"the trace of {type(network).__name__} differs from a run: {name!r} is called {_times(traced[name])} "
+                f"in the trace, {_times(calls[name])} in the run, because the code of forward takes another branch; "
+                "remove that branch, or name the module that contains it in model.leaves to keep its size"
+            )
+
+
+def _times(count: int) -> str:
+    return {0: "not at all", 1: "once"}.get(count, f"{count} times")
+
+
+SIZES = frozenset({"size", "dim", "ndimension", "numel", "nelement", "element_size", "get_device", "stride", "getattr"})
+"""Functions and methods that return numbers or other properties of a tensor, not tensors."""
+
+
+class _TensorProxy(fx.Proxy):
+    """A proxy that ``isinstance`` takes for a tensor, unless it stands for a size or another property of a tensor."""
+
+    _is_param = False  # nn.Parameter checks this attribute of tensors
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # isinstance asks for it after it has compared the type
+        return type(self) if _is_property(self.node) else Tensor
+
+
+def _is_property(node: fx.Node) -> bool:
+    """Returns whether the value of an operation is, or is computed from, sizes or other properties of tensors."""
+    if node.op in ("call_function", "call_method"):
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        inputs = node.all_input_nodes
+        return name in SIZES or (bool(inputs) and all(map(_is_property, inputs)))
+    return False
 
 
 Choices = dict[Origin, str]
@@ -230,10 +389,14 @@ class _ShapedTracer(ModuleTracer):
         return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
-class _Shaped(fx.Proxy):
+class _Shaped(_TensorProxy):
     """A proxy of one or several tensors that also has their sizes."""
 
     tracer: _ShapedTracer
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return Tensor if isinstance(self.tracer.values.get(self.node), Tensor) else type(self)
 
     def __getattr__(self, k: str) -> Any:
         value = self.tracer.values[self.node]

@@ -1,6 +1,8 @@
 """Tracing of known networks and of small networks with one difficulty each, and the errors that it raises."""
 
 import math
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 from specimens import MAIN, OTHERS, batch_statistics, random_channels, shuffle_weights, specimen
 from torch import Tensor, nn
 from torch.testing import assert_close as assert_equal
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import StochasticDepth
 
 from autoslim import Supernet, resize, trace
@@ -810,3 +813,116 @@ def test_a_leaf_that_is_not_a_module() -> None:
 def test_networks_on_meta_trace_like_real_ones() -> None:
     network = Gated()
     assert trace(on_meta(network), EXAMPLE) == trace(network, EXAMPLE)
+
+
+# A trace is compared with a run
+
+
+class ChecksTheType(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        if isinstance(maps, Tensor):
+            maps = maps + self.middle(maps)
+        return maps
+
+
+class ChecksTheTypeOfASize(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        height = maps.shape[2]
+        if isinstance(height, Tensor):
+            maps = self.middle(maps)
+        return F.interpolate(maps, size=(height, height))
+
+
+class ChecksTheTypeOfAPiece(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        pieces = maps.chunk(2, 1)
+        if isinstance(pieces, tuple) and len(maps.shape) == 4:
+            maps = torch.cat([piece for piece in pieces if isinstance(piece, Tensor)], 1)
+        return self.middle(maps)  # type: ignore[no-any-return]
+
+
+class HasADefault(Body):
+    def forward(self, images: Tensor, target: Tensor | None = None, double: bool = True) -> Tensor:
+        maps = self.stem(images)
+        if target is None and double:
+            maps = self.middle(self.middle(maps))
+        return self.head(maps.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class ChecksTheExactType(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        if type(maps) is Tensor:
+            maps = self.middle(maps)
+        return maps
+
+
+@pytest.mark.parametrize("network", [ChecksTheType, ChecksTheTypeOfASize, ChecksTheTypeOfAPiece, HasADefault])
+def test_code_that_checks_types_and_defaults_is_traced_as_it_runs(network: Callable[[nn.Module], nn.Module]) -> None:
+    built = network(conv(16, 16)).eval()
+    graph = trace(built, EXAMPLE)
+    with FlopCounterMode(display=False) as counter:
+        built(EXAMPLE)
+    assert graph.macs() == counter.get_total_flops() // 2
+    check_resizing(built, graph)
+
+
+class ChoosesWithTorch(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        return self.middle(maps) if (torch.rand(1) * 2).item() < 1 else maps  # type: ignore[no-any-return]
+
+
+class ChoosesWithPython(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        return self.middle(maps) if random.random() < 0.5 else maps  # type: ignore[no-any-return]
+
+
+class SkipsInTraining(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        if self.training and (torch.rand(1).item() < 0.5 or random.random() < 0.5):
+            return maps
+        return self.middle(maps)  # type: ignore[no-any-return]
+
+
+class AddsNoise(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        return self.middle(maps) + 0.1 * torch.rand(1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (ChoosesWithTorch, "a random number decides what forward does"),
+        (ChoosesWithPython, "forward draws random numbers with Python's random module"),
+    ],
+)
+def test_a_random_choice_is_refused_whatever_the_generator(
+    network: Callable[[nn.Module], nn.Module], reason: str
+) -> None:
+    for seed in range(12):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        with pytest.raises(UserError, match=re.escape(reason)):
+            trace(network(conv(16, 16)), EXAMPLE)
+
+
+@pytest.mark.parametrize("network", [SkipsInTraining, AddsNoise])
+def test_random_numbers_that_decide_nothing_in_evaluation_mode_change_nothing(
+    network: Callable[[nn.Module], nn.Module],
+) -> None:
+    macs = {}
+    for seed in range(12):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        graph = trace(network(conv(16, 16)), EXAMPLE)
+        macs[graph.macs()] = list(graph.groups)
+    assert macs == {trace(Body(conv(16, 16)), EXAMPLE).macs(): ["stem", "middle"]}
+
+
+def test_a_trace_that_differs_from_a_run_is_refused() -> None:
+    with pytest.raises(UserError) as error:
+        trace(ChecksTheExactType(conv(16, 16)), EXAMPLE)
+    assert str(error.value) == (
+        "the trace of ChecksTheExactType differs from a run: 'middle' is called not at all in the trace, once in the "
+        "run, because the code of forward takes another branch; remove that branch, or name the module that contains "
+        "it in model.leaves to keep its size"
+    )
