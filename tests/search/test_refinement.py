@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import torch
 from failures import KilledError
-from small_data import SPAN, prepared_digits, run_context, small_network
-from specimens import shuffle_weights
+from small_data import SPAN, run_context
 from torch import nn
 
-from autoslim import Supernet, resize, trace
+from autoslim import Supernet, trace
 from autoslim.channels.grid import Anchor, Grid, GridSpec
 from autoslim.channels.groups import Channels
 from autoslim.data.prepared import PreparedData
@@ -142,19 +141,6 @@ def test_ties_of_the_score_are_broken_by_the_other_score() -> None:
 
     changes = list(refine({"a": 2, "b": 2, "c": 2}, GRID, NUMBERS, within(11), evaluate, "error"))
     assert [change.groups for change in changes] == [{"b": 4}, {"b": 6}, {"b": 7}]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
-    return prepared_digits(tmp_path_factory.mktemp("data") / "prepared")
-
-
-@pytest.fixture(scope="module")
-def supernet() -> Supernet:
-    network, graph = small_network()
-    wide = resize(network, graph, graph.grid(SPAN).widest)
-    shuffle_weights(wide, seed=3)
-    return Supernet(wide, graph)
 
 
 def refined(supernet: Supernet, data: PreparedData, folder: Path, **changes: Any) -> dict[str, Any]:

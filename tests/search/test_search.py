@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from failures import KilledError
-from small_data import SPAN, prepared_digits, run_context, small_network
-from specimens import batch_statistics, shuffle_weights
+from small_data import SPAN, run_context
+from specimens import batch_statistics
 
-from autoslim import Supernet, resize
+from autoslim import Supernet
 from autoslim.data.batches import search_chunks
 from autoslim.data.prepared import PreparedData
 from autoslim.errors import UserError
@@ -24,21 +24,6 @@ from autoslim.search.search import SearchSettings, search, unevenly_trained
 from autoslim.search.trajectory import read_trajectory
 from autoslim.tasks.classification import Score
 from autoslim.training.checkpoints import Checkpoints
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
-    return prepared_digits(tmp_path_factory.mktemp("data") / "prepared")
-
-
-@pytest.fixture(scope="module")
-def supernet() -> Supernet:
-    """Returns a supernet with random weights; a search does not require trained ones."""
-    network, graph = small_network()
-    levels = graph.grid(SPAN)
-    wide = resize(network, graph, {name: options[0] for name, options in levels.items()})
-    shuffle_weights(wide, seed=3)
-    return Supernet(wide, graph)
 
 
 def run(supernet: Supernet, data: PreparedData, folder: Path, key: str = "key", **changes: Any) -> dict[str, Any]:
