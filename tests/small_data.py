@@ -1,5 +1,6 @@
 """A small subset of the digits, and a recipe and a network for them that train in a second."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from autoslim.data.augmentation import Augmentation
 from autoslim.data.prepare import prepare
 from autoslim.data.prepared import PreparedData
 from autoslim.models.architectures import mobilenet_v2
+from autoslim.search.search import SearchSettings
 from autoslim.training.device import RunContext
 from autoslim.training.recipe import Recipe
 
@@ -47,6 +49,22 @@ def prepared_digits(folder: Path) -> PreparedData:
 
 def recipe(**changes: object) -> Recipe:
     return Recipe(**(_RECIPE | changes))
+
+
+def search_settings(**changes: Any) -> SearchSettings:
+    """Returns the settings of a search on three chunks: by the error, with one group a step, of all options."""
+    settings = SearchSettings(
+        stop=0.4,
+        images=96,
+        chunk=32,
+        score="error",
+        per_cost=False,
+        step=0.0,
+        incremental=True,
+        risk=None,
+        precision="fp32",
+    )
+    return replace(settings, **changes)
 
 
 def run_context(checkpoint_every_s: float = 300.0) -> RunContext:

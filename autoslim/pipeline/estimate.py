@@ -15,6 +15,7 @@ from autoslim.channels.groups import Channels, Segment
 from autoslim.data.batches import even_chunk
 from autoslim.pipeline.params import Params, Training
 from autoslim.resources.costs import Costs, Objective
+from autoslim.search.greedy import cost_to_reach
 from autoslim.search.methods import allocate
 from autoslim.supernet.train import VALIDATION_CHUNK, VALIDATION_IMAGES, validated_subnets
 from autoslim.training.retrain import EVALUATION_BATCH
@@ -210,8 +211,7 @@ def even_path(
     grid = Grid(grid)
     path = [grid.widest]
     while cost(path[-1]) > stop and (slimmer := grid.narrower(path[-1])):
-        share = 2 * step if cost(path[-1]) > coarse_above else step
-        target = max(stop, cost(path[-1]) * (1 - share)) if step else math.inf
+        target = cost_to_reach(cost(path[-1]), stop, step, coarse_above) if step else math.inf
         channels = path[-1]
         for name in sorted(slimmer, key=lambda name: grid[name].index(path[-1][name]) / len(grid[name])):
             channels = channels | {name: slimmer[name]}

@@ -168,6 +168,12 @@ def slimming_options(grid: Grid, channels: Channels, cost: Cost) -> dict[str, Op
     }
 
 
+def cost_to_reach(current: float, stop: float, step: float, coarse_above: float) -> float:
+    """Returns the cost at which a step from the cost ``current`` ends; see ``greedy_slim``."""
+    share = 2 * step if current > coarse_above else step
+    return max(stop, current * (1 - share))
+
+
 @dataclass(frozen=True)
 class _Slimming:
     """What decides the options of a step, and the choice among them; see ``greedy_slim``."""
@@ -192,9 +198,7 @@ class _Slimming:
         increases: Mapping[str, Increase],
         first: Collection[str],
     ) -> tuple[str, ...]:
-        current = self.cost(channels)
-        share = 2 * self.step if current > self.coarse_above else self.step
-        target = max(self.stop, current * (1 - share))
+        target = cost_to_reach(self.cost(channels), self.stop, self.step, self.coarse_above)
         left = {name: options[name] for name in options if name in increases}
         taken: list[str] = []
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from autoslim.errors import UserError, first_line
 from autoslim.tracing.interpreter import GraphRunner, for_shapes
-from autoslim.tracing.operations import LEAVES
+from autoslim.tracing.operations import LEAVES, operation
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
@@ -187,6 +187,7 @@ class ModuleTracer(fx.Tracer):
         self.leaf_modules = leaf_modules
         self.current_module = ""
         self.record_stack_traces = True
+        self.properties: set[fx.Node] = set()  # operations that return sizes or other properties, not tensors
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -199,6 +200,11 @@ class ModuleTracer(fx.Tracer):
         return super().create_args_for_root(forward, is_module, concrete_args)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
+        inputs = node.all_input_nodes
+        if node.op in ("call_function", "call_method") and (
+            operation(node) in SIZES or (inputs and self.properties.issuperset(inputs))
+        ):
+            self.properties.add(node)
         return _TensorProxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
@@ -284,20 +290,12 @@ SIZES = frozenset({"size", "dim", "ndimension", "numel", "nelement", "element_si
 class _TensorProxy(fx.Proxy):
     """A proxy that ``isinstance`` takes for a tensor, unless it stands for a size or another property of a tensor."""
 
+    tracer: ModuleTracer
     _is_param = False  # nn.Parameter checks this attribute of tensors
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # isinstance asks for it after it has compared the type
-        return type(self) if _is_property(self.node) else Tensor
-
-
-def _is_property(node: fx.Node) -> bool:
-    """Returns whether the value of an operation is, or is computed from, sizes or other properties of tensors."""
-    if node.op in ("call_function", "call_method"):
-        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-        inputs = node.all_input_nodes
-        return name in SIZES or (bool(inputs) and all(map(_is_property, inputs)))
-    return False
+        return type(self) if self.node in self.tracer.properties else Tensor
 
 
 Choices = dict[Origin, str]

@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from failures import KilledError
-from small_data import SPAN, prepared_digits, recipe, small_network
+from small_data import SPAN, prepared_digits, recipe, search_settings, small_network
 from small_project import change_params, finished_project, stage, start_project
 from small_project import error_of as error_of_command
 from specimens import shuffle_weights
@@ -34,7 +34,7 @@ from autoslim.errors import UserError
 from autoslim.pipeline.launch import _reason, rank_count
 from autoslim.pipeline.params import Runtime
 from autoslim.resources.costs import Costs, Objective
-from autoslim.search.search import SearchSettings, search
+from autoslim.search.search import search
 from autoslim.supernet.sandwich import Sandwich, random_width_seed, sandwich_rule
 from autoslim.supernet.train import train_supernet
 from autoslim.training.checkpoints import Checkpoints, load_weights
@@ -232,7 +232,7 @@ def searches(context: RunContext, data: PreparedData, folder: Path) -> dict[str,
             data,
             context,
             objective=Objective(Costs(supernet.graph), "macs"),
-            settings=SearchSettings(stop=0.5, images=96, chunk=32, precision="fp32", **options),
+            settings=search_settings(stop=0.5, **options),
             seed=0,
             folder=folder / name,
             checkpoints=Checkpoints(folder, name, "key"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from failures import KilledError
-from small_data import SPAN, run_context
+from small_data import SPAN, run_context, search_settings
 from torch import nn
 
 from autoslim import Supernet, trace
@@ -20,7 +20,6 @@ from autoslim.search import refinement as refining
 from autoslim.search.racing import ChunkRunner
 from autoslim.search.refinement import Change, Evaluate, fine_numbers, refine, refine_within
 from autoslim.search.scoring import CURRENT, Outcome
-from autoslim.search.search import SearchSettings
 from autoslim.training.checkpoints import Checkpoints
 
 IMAGES = 50
@@ -145,17 +144,7 @@ def test_ties_of_the_score_are_broken_by_the_other_score() -> None:
 
 def refined(supernet: Supernet, data: PreparedData, folder: Path, **changes: Any) -> dict[str, Any]:
     grid, costs = supernet.graph.grid(SPAN), changes.pop("costs", Costs(supernet.graph))
-    settings = SearchSettings(
-        stop=0.4,
-        images=96,
-        chunk=32,
-        score="cross_entropy",
-        per_cost=True,
-        step=0.0,
-        incremental=changes.pop("incremental", True),
-        risk=None,
-        precision="fp32",
-    )
+    settings = search_settings(score="cross_entropy", per_cost=True, incremental=changes.pop("incremental", True))
     return refine_within(
         supernet,
         grid,

@@ -1,7 +1,6 @@
 """Tests the files that a search of a real supernet writes, and that a resumed search is identical."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from failures import KilledError
-from small_data import SPAN, run_context
+from small_data import SPAN, run_context, search_settings
 from specimens import batch_statistics
 
 from autoslim import Supernet
@@ -20,7 +19,7 @@ from autoslim.resources.costs import Costs, Objective
 from autoslim.search import search as searching
 from autoslim.search.greedy import SlimmingStep
 from autoslim.search.racing import ChunkRunner
-from autoslim.search.search import SearchSettings, search, unevenly_trained
+from autoslim.search.search import search, unevenly_trained
 from autoslim.search.trajectory import read_trajectory
 from autoslim.tasks.classification import Score
 from autoslim.training.checkpoints import Checkpoints
@@ -28,24 +27,13 @@ from autoslim.training.checkpoints import Checkpoints
 
 def run(supernet: Supernet, data: PreparedData, folder: Path, key: str = "key", **changes: Any) -> dict[str, Any]:
     objective = Objective(Costs(supernet.graph), changes.pop("resource", "macs"), changes.pop("limits", {}))
-    settings = SearchSettings(
-        stop=0.4,
-        images=96,
-        chunk=32,
-        score="error",
-        per_cost=False,
-        step=0.0,
-        incremental=True,
-        risk=None,
-        precision="fp32",
-    )
     return search(
         supernet,
         supernet.graph.grid(SPAN),
         data,
         run_context(),
         objective=objective,
-        settings=replace(settings, **changes),
+        settings=search_settings(**changes),
         seed=0,
         folder=folder,
         checkpoints=Checkpoints(folder / "checkpoints", "search", key),
