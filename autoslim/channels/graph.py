@@ -65,8 +65,9 @@ class Layer:
 class ChannelGraph:
     """A network's channel groups, and its costs in closed form.
 
-    One multiply-add is one MAC. Convolution and linear layers are counted, at batch size 1 and the traced input size;
-    biases, normalisation, activations and pooling are not. ``macs(..., pooling=True)`` adds average pooling, one MAC
+    One multiply-add is one MAC. Convolutions and products of activations with parameters, as in linear layers, are
+    counted, at batch size 1 and the traced input size; biases, normalisation, activations, pooling and products of
+    activations, as in attention, are not. ``macs(..., pooling=True)`` adds average pooling, one MAC
     per element of its input, as the authors of AutoSlim count.
 
     Attributes:
@@ -84,6 +85,7 @@ class ChannelGraph:
         other_bytes: The size of the parameters and buffers that depend on no group.
         parameter_names: The parameters among ``tensors``; the rest are buffers.
         not_widenable: The groups that can be slimmed but not widened, with the reasons.
+        not_counted: The operations that read parameters and whose multiply-adds are not known, with their names.
     """
 
     groups: dict[str, ChannelGroup]
@@ -100,6 +102,7 @@ class ChannelGraph:
     other_bytes: int
     parameter_names: frozenset[str] = field(repr=False)
     not_widenable: dict[str, str] = field(default_factory=dict)
+    not_counted: dict[str, str] = field(default_factory=dict)
 
     @property
     def default(self) -> Channels:

@@ -64,7 +64,9 @@ def profile_cli(
         ),
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Also list the layers.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Compare with the counts of ptflops.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare with a run, counted by torch and by ptflops.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all values as JSON.")] = False,
 ) -> None:
     """Show a network's channel groups, layers, MACs, parameters and memory, at any width or configuration.
@@ -98,11 +100,11 @@ def profile_cli(
             raise UserError(f"{name} sets the channels, and so does --width or --channels; use only one of them")
         configuration = released.channels(graph)
     chosen = _configuration(graph, width, divisor or multiple, configuration)
-    from autoslim.resources.profile import counted_by_ptflops, profile
+    from autoslim.resources.profile import counted_at_run_time, profile
 
     values = {"network": name, **profile(network, graph, chosen)}
     if verify:
-        values["ptflops"] = counted_by_ptflops(network, graph, chosen)
+        values |= counted_at_run_time(network, graph, chosen)
     if as_json:
         print(json.dumps(values, indent=1))
     else:
@@ -139,23 +141,29 @@ def print_profile(values: dict[str, Any], *, layers: bool) -> None:
         ("can be slimmed", f"{len(groups)} groups; {share}" if groups else "nothing"),
     ]
     facts += [("keeps its size", f"{layer}: {reason}") for layer, reason in values["not_prunable"].items()]
-    if counted := values.get("ptflops"):
-        counts = f"{counted['macs']:,} MACs, {counted['params']:,} parameters"
-        facts.append(("ptflops", f"{counts}: {'equal' if _agree(values) else 'different'}"))
+    facts += [("not counted", what) for what in values["not_counted"].values()]
+    if "run" in values:
+        facts += [("counted in a run", _compared(values, "run")), ("by ptflops", _compared(values, "ptflops"))]
+    if products := values.get("products_of_activations"):
+        facts.append(("not in budgets", f"{products:,} MACs of products of activations, as in attention"))
     print_facts(facts)
 
 
-def _agree(values: dict[str, Any]) -> bool:
-    return all(values["totals"][key] == count for key, count in values["ptflops"].items())
+def _compared(values: dict[str, Any], counter: str) -> str:
+    """Returns the counts of a counter, and whether they are equal to those of the profile."""
+    counted = values[counter]
+    if counted is None:
+        return "ptflops fails on this network"
+    equal = all(values["totals"][key] == count for key, count in counted.items())
+    return f"{counted['macs']:,} MACs, {counted['params']:,} parameters: {'equal' if equal else 'different'}"
 
 
 def _check_agreement(values: dict[str, Any]) -> None:
-    counted, totals = values["ptflops"], values["totals"]
-    if not _agree(values):
+    run, totals = values["run"], values["totals"]
+    if any(totals[key] != count for key, count in run.items()):
         raise UserError(
-            f"ptflops counts {counted['macs']:,} MACs and {counted['params']:,} parameters, but the profile has "
-            f"{totals['macs']:,} and {totals['params']:,}; the network has operations other than convolution and "
-            "linear layers, such as attention, which budgets do not include"
+            f"a run has {run['macs']:,} MACs and {run['params']:,} parameters, but the profile has {totals['macs']:,} "
+            f"and {totals['params']:,}: the network computes something else at this size"
         )
 
 

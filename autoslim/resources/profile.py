@@ -5,23 +5,24 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
-from autoslim.channels.copying import on_meta
+from autoslim.channels.copying import on_meta, zeroed
 from autoslim.channels.graph import ChannelGraph, Layer, is_slimmable, slimmable_share
 from autoslim.channels.groups import axis_size
 from autoslim.channels.resize import resize
-from autoslim.errors import UserError
+from autoslim.tracing.execution import Execution
 
 
 def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> dict[str, Any]:
     """Returns the profile of the network resized to ``channels``, as plain values that can be written as JSON.
 
-    It has the keys ``input`` (C, H, W), ``groups``, ``layers`` (without average pooling), ``totals`` and ``fixed`` (the
-    modules that are not prunable, with the reasons). One multiply-add is one MAC; convolution and linear layers are
-    counted, at batch size 1. ``macs_with_pooling`` adds average pooling, as the AutoSlim authors do. ``memory`` is in
-    bytes (see ``ChannelGraph.memory``). ``slimmable_share`` is the share of MACs in layers that can be slimmed, in
-    [0, 1].
+    It has the keys ``input`` (C, H, W), ``groups``, ``layers`` (without average pooling), ``totals``, ``not_prunable``
+    (the layers that keep their size, with the reasons) and ``not_counted`` (see ``ChannelGraph``). One multiply-add is
+    one MAC; convolution and linear layers are counted, at batch size 1. ``macs_with_pooling`` adds average pooling, as
+    the AutoSlim authors do. ``memory`` is in bytes (see ``ChannelGraph.memory``). ``slimmable_share`` is the share of
+    MACs in layers that can be slimmed, in [0, 1].
     """
     plain = resize(on_meta(network), graph, channels)
     total = graph.macs(channels)
@@ -50,32 +51,42 @@ def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]
         "not_prunable": {
             name: graph.not_prunable[name] for name, _ in plain.named_modules() if name in graph.not_prunable
         },
+        "not_counted": graph.not_counted,
     }
 
 
-def counted_by_ptflops(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> dict[str, int]:
-    """Returns MACs and parameters of the resized network as ptflops counts them at run time (backend ``aten``).
+def counted_at_run_time(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> dict[str, Any]:
+    """Returns MACs and parameters of the resized network as they are counted while it runs on zeros.
 
-    ptflops counts one MAC for each output of a layer with a bias. These are subtracted, because ``ChannelGraph`` does
-    not count them.
-
-    Raises:
-        UserError: If ptflops fails on this network.
+    The keys are ``run``, the count by the dispatcher of torch (see ``autoslim.tracing.execution.Execution``),
+    ``ptflops``, the count of ptflops (backend ``aten``), and ``products_of_activations``, the MACs of products such as
+    those in attention, which neither the profile nor ``run`` includes. ptflops counts these products, and one MAC for
+    each output of a layer with a bias; both are subtracted. It does not count deformable convolutions, recurrent and
+    bilinear layers. If it fails on this network, ``ptflops`` is None.
     """
     from ptflops import get_model_complexity_info
 
-    plain = resize(network, graph, channels).eval()
+    plain = resize(zeroed(network) if graph.leaves else on_meta(network), graph, channels).eval()
+    images = torch.zeros(1, *graph.input_shape, device="cpu" if graph.leaves else "meta")
+    with torch.no_grad(), images.device, Execution(plain, [images]) as execution:
+        plain(images)
+    params = sum(parameter.numel() for parameter in plain.parameters())
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        macs, params = get_model_complexity_info(
-            plain, graph.input_shape, backend="aten", as_strings=False, print_per_layer_stat=False
+        macs, counted_params = get_model_complexity_info(
+            plain,
+            graph.input_shape,
+            backend="aten",
+            as_strings=False,
+            print_per_layer_stat=False,
+            input_constructor=lambda _: images,
         )
-    if macs is None:
-        raise UserError(f"ptflops cannot count this network ({printed.getvalue().strip()[:200]}); omit --verify")
-    biases = sum(
-        layer.positions * axis_size(layer.outputs, channels) for layer in graph.layers if _biased(plain, layer)
-    )
-    return {"macs": int(macs) - biases, "params": int(params)}
+    others = execution.biases + execution.other_products
+    return {
+        "run": {"macs": execution.macs, "params": params},
+        "ptflops": None if macs is None else {"macs": int(macs) - others, "params": int(counted_params or 0)},
+        "products_of_activations": execution.other_products,
+    }
 
 
 def _layer(
@@ -101,7 +112,3 @@ def _layer(
 
 def _module(plain: nn.Module, layer: Layer) -> nn.Module | None:
     return plain.get_submodule(layer.weight.rpartition(".")[0]) if layer.weight else None
-
-
-def _biased(plain: nn.Module, layer: Layer) -> bool:
-    return layer.kind != "avgpool" and getattr(_module(plain, layer), "bias", None) is not None

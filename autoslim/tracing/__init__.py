@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 from autoslim.channels.copying import named_tensors, on_meta, zeroed
 from autoslim.channels.graph import ChannelGraph
 from autoslim.errors import UserError, first_line
-from autoslim.tracing.capture import Choices, calls_of, check_calls, seeded, shaped_graph, symbolic_graph
+from autoslim.tracing.capture import Choices, seeded, shaped_graph, symbolic_graph
+from autoslim.tracing.comparison import ComparisonWithRun
 from autoslim.tracing.interpreter import for_shapes
 from autoslim.tracing.propagate import Propagation
 from autoslim.tracing.record import Record
@@ -72,10 +73,7 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
             record.operations = operations_of(prototype, graph, images, leaf_modules, at_one_size=choices is not None)
             record.outputs = propagation.outputs()
     del record.calls[inference_calls:]  # costs refer to inference
-    at_one_size = any(choices is not None for _, choices in modes.values())
-    return verified_graph(
-        prototype, record, input_shape, VerificationRuns(device, tuple(modes), leaf_modules, counted=at_one_size)
-    )
+    return verified_graph(prototype, record, input_shape, VerificationRuns(device, tuple(modes), leaf_modules))
 
 
 def _traced_modes(
@@ -95,12 +93,13 @@ def _traced_modes(
 
 def _traced(prototype: nn.Module, leaf_modules: frozenset[str], images: Tensor) -> tuple[fx.Graph, Choices | None]:
     """Returns the graph in the current mode and the sizes that the code branches on (see ``_traced_modes``)."""
-    calls = None if prototype.training else calls_of(prototype, leaf_modules, images)
+    comparison = None if prototype.training else ComparisonWithRun(prototype, leaf_modules, images)
     try:
-        graph = symbolic_graph(prototype, leaf_modules)
-        check_calls(prototype, graph, calls)
+        graph, choices = symbolic_graph(prototype, leaf_modules), None
+        if comparison:
+            comparison.check(graph)
     except UserError:  # its code may depend on shapes but not on data
         graph, choices = shaped_graph(prototype, leaf_modules, images)
-        check_calls(prototype, graph, calls)
-        return graph, choices
-    return graph, None
+        if comparison:
+            comparison.check(graph)
+    return graph, choices

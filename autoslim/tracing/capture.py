@@ -4,7 +4,6 @@ import os
 import random
 import re
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from autoslim.errors import UserError, first_line
 from autoslim.tracing.interpreter import GraphRunner, for_shapes
 from autoslim.tracing.operations import LEAVES, operation
+from autoslim.tracing.subclasses import computes_more
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
@@ -185,6 +185,7 @@ class ModuleTracer(fx.Tracer):
     def __init__(self, leaf_modules: frozenset[str]) -> None:
         super().__init__()
         self.leaf_modules = leaf_modules
+        self._computing_more: set[nn.Module] = set()
         self.current_module = ""
         self.record_stack_traces = True
         self.properties: set[fx.Node] = set()  # operations that return sizes or other properties, not tensors
@@ -212,9 +213,15 @@ class ModuleTracer(fx.Tracer):
             return a.node
         return super().create_arg(a)
 
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        self._computing_more = {module for module in root.modules() if computes_more(module)}
+        return super().trace(root, concrete_args)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.leaf_modules or isinstance(m, LEAVES):
+        if module_qualified_name in self.leaf_modules:
             return True
+        if isinstance(m, LEAVES):
+            return m not in self._computing_more
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -222,65 +229,6 @@ class ModuleTracer(fx.Tracer):
         result = super().call_module(m, forward, args, kwargs)
         self.current_module = outer  # not restored after an error, so that it names the module that raised it
         return result
-
-
-def calls_of(network: nn.Module, leaf_modules: frozenset[str], images: Tensor) -> Counter[str] | None:
-    """Runs the network, and returns how often it calls each module that tracing records as one operation.
-
-    Returns:
-        Path -> number of calls. None if the network does not run; tracing it then raises the error.
-    """
-    tracer = ModuleTracer(leaf_modules)
-    calls: Counter[str] = Counter()
-    outer: list[str] = []  # leaf modules may call others
-
-    def enter(name: str) -> Callable[..., None]:
-        def hook(*_: Any) -> None:
-            if not outer:
-                calls[name] += 1
-            outer.append(name)
-
-        return hook
-
-    def leave(*_: Any) -> None:
-        outer.pop()
-
-    modules = [
-        (name, module) for name, module in network.named_modules() if name and tracer.is_leaf_module(module, name)
-    ]
-    hooks = [module.register_forward_pre_hook(enter(name)) for name, module in modules]
-    hooks += [module.register_forward_hook(leave) for _, module in modules]
-    try:
-        with for_shapes(images.device):
-            network(images)
-    except Exception:  # the user's code may raise anything
-        return None
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
-
-
-def check_calls(network: nn.Module, graph: fx.Graph, calls: Counter[str] | None) -> None:
-    """Compares a graph with a run of the network.
-
-    Raises:
-        UserError: a module runs more or less often in the graph than in the run (see ``calls_of``).
-    """
-    if calls is None:
-        return
-    traced = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    for name in (*traced, *calls):
-        if traced[name] != calls[name]:
-            raise UserError(
-                f"the trace of {type(network).__name__} differs from a run: {name!r} is called {_times(traced[name])} "
-                f"in the trace, {_times(calls[name])} in the run, because the code of forward takes another branch; "
-                "remove that branch, or name the module that contains it in model.leaves to keep its size"
-            )
-
-
-def _times(count: int) -> str:
-    return {0: "not at all", 1: "once"}.get(count, f"{count} times")
 
 
 SIZES = frozenset({"size", "dim", "ndimension", "numel", "nelement", "element_size", "get_device", "stride", "getattr"})
@@ -394,7 +342,8 @@ class _Shaped(_TensorProxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        return Tensor if isinstance(self.tracer.values.get(self.node), Tensor) else type(self)
+        value = self.tracer.values.get(self.node)
+        return next((kind for kind in (Tensor, tuple, list, dict) if isinstance(value, kind)), type(self))
 
     def __getattr__(self, k: str) -> Any:
         value = self.tracer.values[self.node]

@@ -189,6 +189,7 @@ def build_graph(
             tensor.numel() * tensor.element_size() for name, tensor in distinct.items() if name not in tensors
         ),
         parameter_names=frozenset(parameters) & frozenset(tensors),
+        not_counted=record.not_counted,
     )
 
 

@@ -1,4 +1,4 @@
-"""Executes traced graphs, and counts multiply-adds."""
+"""Executes traced graphs."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 
 @contextlib.contextmanager
@@ -77,23 +76,3 @@ def _batch_norm(
         if tensor is not None and tensor.numel() != input.shape[1]:
             raise RuntimeError(f"batch norm for {tensor.numel()} channels got {input.shape[1]} channels")
     return torch.empty_like(input)
-
-
-# FlopCounterMode also counts products of activations (bmm, scaled_dot_product_attention), which belong to no layer.
-_LAYER_OPERATIONS = (torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm)
-
-
-def macs_of(run: Callable[[], object]) -> int:
-    """Returns the multiply-adds of the convolutions and linear layers that ``run`` executes.
-
-    Biases and products of activations (as in attention) are not counted. ``run`` may use meta tensors.
-    """
-    fast_attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it hides the linear layers of an attention block
-    try:
-        with FlopCounterMode(display=False) as counter:
-            run()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_attention)
-    flops: dict[object, int] = counter.get_flop_counts().get("Global", {})
-    return sum(flops.get(operation, 0) for operation in _LAYER_OPERATIONS) // 2

@@ -8,10 +8,13 @@ from torch import Tensor, fx, nn
 from autoslim.tracing.labels import Flow, Vector
 from autoslim.tracing.operations import CONVOLUTIONS, NORMALISATIONS
 from autoslim.tracing.record import Carrier, NoRuleError, Rule
+from autoslim.tracing.subclasses import computes_more
 
 
 def layer_rule(module: nn.Module) -> Rule | None:
     """Returns the rule for a layer that has channels itself, or None."""
+    if computes_more(module):
+        return None
     rules: tuple[tuple[tuple[type, ...], Rule], ...] = (
         (CONVOLUTIONS, _convolution),
         ((nn.Linear,), _linear),

@@ -9,14 +9,14 @@ from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.graph import IS_OUTPUT
 from autoslim.tracing.capture import Origin
+from autoslim.tracing.execution import Execution
 from autoslim.tracing.function_rules import operation_rule, passing_module_rule, read_tensor
-from autoslim.tracing.interpreter import GraphRunner, macs_of
+from autoslim.tracing.interpreter import GraphRunner
 from autoslim.tracing.labels import Flow
 from autoslim.tracing.layer_rules import layer_rule
 from autoslim.tracing.record import Carrier, NoRuleError, Record, Rule, blank, describe
@@ -32,9 +32,15 @@ class Propagation(GraphRunner):
     def __init__(self, network: nn.Module, graph: fx.Graph, record: Record, images: Tensor) -> None:
         super().__init__(network, graph, images.device)
         self.carrier = Carrier(self.submodules, record, len(images))
+        self.execution = Execution(network, [images])
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
+        self.execution.macs, self.execution.not_counted = 0, set()
+        with self.execution:
+            value = super().run_node(n)
+        if self.execution.not_counted:
+            what = ", ".join(sorted(self.execution.not_counted))
+            self.carrier.record.not_counted[n.name] = f"{describe(n, self.carrier.modules)} runs {what}"
         self.carrier.values[n] = None if isinstance(value, Tensor) else value
         flow = self.carrier.flows[n] = self._flow(n, value)
         if isinstance(flow, Flow) and flow.axis is not None:
@@ -74,7 +80,9 @@ class Propagation(GraphRunner):
         detail = ""
         if rule is not None:
             try:
-                return rule(self.carrier, node, value)
+                flow = rule(self.carrier, node, value)
+                self._check_macs(calls)
+                return flow
             except NoRuleError as error:
                 detail = str(error)
             except Exception:  # a use of the operation that its rule does not cover
@@ -82,6 +90,12 @@ class Propagation(GraphRunner):
                     raise
             del self.carrier.record.calls[calls:]
         return self._unknown(node, value, detail)
+
+    def _check_macs(self, calls: int) -> None:
+        """Compares the multiply-adds that a rule recorded in the calls from ``calls`` on with those of the run."""
+        recorded = sum(call.macs for call in self.carrier.record.calls[calls:] if call.kind != "avgpool")
+        if recorded * self.carrier.batch != self.execution.macs:
+            raise NoRuleError(f"it costs {self.execution.macs // self.carrier.batch:,} multiply-adds, not {recorded:,}")
 
     def _rule(self, node: fx.Node) -> Rule | None:
         if node.op != "call_module":
@@ -97,9 +111,6 @@ class Propagation(GraphRunner):
         if node.op == "call_module" and any(True for _ in self.carrier.modules[name].parameters()):
             record.not_prunable.setdefault(name, reason)
             record.labels.freeze(record.labels.sources.get(name, np.zeros(0, np.int64)), reason)
-        args, kwargs = self.fetch_args_kwargs_from_env(node)
-        with torch.no_grad():
-            macs = macs_of(lambda: getattr(self, node.op)(node.target, args, kwargs)) // self.carrier.batch
-        if macs:
+        if macs := self.execution.macs // self.carrier.batch:
             self.carrier.call(node, "other", macs, None, np.zeros(1, np.int64), 1)
         return blank(value)

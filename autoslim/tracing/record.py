@@ -31,6 +31,11 @@ class Call:
     positions: int
     weight: str | None
 
+    @property
+    def macs(self) -> int:
+        """The multiply-adds for one image."""
+        return self.factor * len(self.outputs) * (1 if self.inputs is None else len(self.inputs))
+
 
 @dataclass
 class Record:
@@ -47,6 +52,7 @@ class Record:
     depthwise: set[str] = field(default_factory=set)
     feeds: dict[str, Vector] = field(default_factory=dict)  # dense 1x1 convolution -> labels of its input
     not_prunable: dict[str, str] = field(default_factory=dict)  # layers without a rule -> reason
+    not_counted: dict[str, str] = field(default_factory=dict)  # operation -> description
     flows: dict[str, Flow] = field(default_factory=dict)  # operation -> labels of its output
     operations: tuple[Operation, ...] = ()  # in evaluation mode, not yet with their axes
     outputs: dict[str, Flow] = field(default_factory=dict)  # operation, or part of its output -> its labels

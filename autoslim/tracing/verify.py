@@ -1,5 +1,6 @@
 """Verifies a channel graph by running the resized network, which reveals sizes written as numbers in its code."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,8 +14,9 @@ from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Channels, axis_size
 from autoslim.errors import UserError, first_line
 from autoslim.tracing.capture import error_line
+from autoslim.tracing.execution import Execution
 from autoslim.tracing.groups import build_graph
-from autoslim.tracing.interpreter import for_shapes, macs_of
+from autoslim.tracing.interpreter import for_shapes
 from autoslim.tracing.record import Record
 
 BATCH = 2  # batch norm in training mode requires more than one value per channel
@@ -30,7 +32,6 @@ class VerificationRuns:
     device: torch.device
     modes: tuple[bool, ...]
     leaves: frozenset[str] = frozenset()  # modules that were traced as one operation
-    counted: bool = False  # whether to verify MACs too, because the trace is valid at one size only
 
 
 def verified_graph(
@@ -57,12 +58,17 @@ class _Verification:
         self.graph, self.runs = graph, runs
         self.network = copy_with(prototype, lambda _, tensor: tensor.clone())
         try:
-            self.expected = self._output_shapes()
+            self.expected = self._run()
         except Exception as error:
             raise UserError(
                 f"{type(prototype).__name__} does not run without real data: {first_line(error)}; "
                 "remove what depends on data from its forward"
             ) from error
+        if self.expected.macs != graph.macs():
+            raise UserError(
+                f"the trace of {type(prototype).__name__} has {graph.macs():,} MACs, but a run has "
+                f"{self.expected.macs:,}; name the modules whose forward takes different branches in model.leaves"
+            )
 
     def failing(self, eighths: Sequence[int]) -> dict[str, str]:
         """Returns the groups that cannot have these eighths of their channels, assigned in turn, with the errors."""
@@ -96,22 +102,15 @@ class _Verification:
             return None
         try:
             self._resize(channels)
-            shapes = self._output_shapes()
+            run = self._run()
         except Exception as error:  # the user's code may raise anything at another size
             where = error_line(error)
             return f"{first_line(error)} ({where})" if where else first_line(error)
-        if shapes != self.expected:
+        if run.shapes != self.expected.shapes:
             return "the output changes its shape"
-        if self.runs.counted and self._macs() != self.graph.macs(channels):
+        if run.macs != self.graph.macs(channels) or run.names != self.expected.names:
             return "its code runs other operations at another size"
         return None
-
-    def _macs(self) -> int:
-        with for_shapes(self.runs.device):
-            return macs_of(lambda: self.network.eval()(self._images())) // BATCH
-
-    def _images(self) -> Tensor:
-        return torch.zeros((BATCH, *self.graph.input_shape))
 
     def _resize(self, channels: Channels) -> None:
         """Resizes the network in place, with zero weights; this is faster than ``resize``."""
@@ -121,10 +120,27 @@ class _Verification:
         for attribute in self.graph.attributes:
             setattr(self.network.get_submodule(attribute.module), attribute.name, attribute.value(channels))
 
-    def _output_shapes(self) -> list[Any]:
-        """Returns the shapes of the outputs in each mode. The network remains in the last mode."""
+    def _run(self) -> "_Run":
+        """Runs the network in each mode. It remains in the last one."""
+        shapes = []
         with for_shapes(self.runs.device):
-            return [_shapes(self.network.train(mode)(self._images())) for mode in self.runs.modes]
+            images = torch.zeros((BATCH, *self.graph.input_shape))
+            for mode in self.runs.modes:
+                execution = Execution(self.network, [images], self.runs.leaves)
+                with contextlib.nullcontext() if mode else execution:
+                    shapes.append(_shapes(self.network.train(mode)(images)))
+                if not mode:
+                    macs, names = execution.macs // BATCH, execution.names
+        return _Run(shapes, macs, names)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The output shapes in each mode, and the multiply-adds and operations in evaluation mode."""
+
+    shapes: list[Any]
+    macs: int
+    names: list[str]
 
 
 def _shapes(output: Any) -> Any:

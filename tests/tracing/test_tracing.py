@@ -1,8 +1,10 @@
 """Tracing of known networks and of small networks with one difficulty each, and the errors that it raises."""
 
+import inspect
 import math
 import random
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from specimens import MAIN, OTHERS, batch_statistics, random_channels, shuffle_weights, specimen
 from torch import Tensor, nn
+from torch.ao.nn import qat
+from torch.ao.quantization import get_default_qat_qconfig
 from torch.testing import assert_close as assert_equal
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import StochasticDepth
+from torchvision.ops import DeformConv2d, StochasticDepth
 
 from autoslim import Supernet, resize, trace
 from autoslim.channels.copying import on_meta
@@ -918,11 +922,181 @@ def test_random_numbers_that_decide_nothing_in_evaluation_mode_change_nothing(
     assert macs == {trace(Body(conv(16, 16)), EXAMPLE).macs(): ["stem", "middle"]}
 
 
+class AddsToAView(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        first, second = maps.chunk(2, 1)
+        first += second  # maps changes, too
+        return maps * 2
+
+
+class AddsToAPiece(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        first, second = maps.chunk(2, 1)
+        first += second
+        return torch.cat([first, second], 1)
+
+
 def test_a_trace_that_differs_from_a_run_is_refused() -> None:
     with pytest.raises(UserError) as error:
         trace(ChecksTheExactType(conv(16, 16)), EXAMPLE)
+    line = inspect.getsourcelines(ChecksTheExactType)[1] + 3
     assert str(error.value) == (
-        "the trace of ChecksTheExactType differs from a run: 'middle' is called not at all in the trace, once in the "
-        "run, because the code of forward takes another branch; remove that branch, or name the module that contains "
-        "it in model.leaves to keep its size"
+        "the trace of ChecksTheExactType differs from a run: as operation 1, the run executes aten::convolution of "
+        f"[2, 16, 8, 8], [16, 16, 3, 3], [16] at test_tracing.py:{line}, but the trace has aten::mean of "
+        "[2, 16, 8, 8]; remove that branch from its forward, or name the module that contains it in model.leaves to "
+        "keep its size"
     )
+
+
+def test_an_addition_in_place_is_traced_unless_it_changes_another_tensor() -> None:
+    """torch.fx traces ``x += y`` as ``x + y``."""
+    assert list(trace(AddsToAPiece(conv(16, 16)), EXAMPLE).groups) == ["stem"]
+    with pytest.raises(UserError, match=r"the run executes aten::mul of \[2, 16, 8, 8\] at test_tracing.py"):
+        trace(AddsToAView(conv(16, 16)), EXAMPLE)
+
+
+class AddsCoordinates(nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(16 + 2, 16, 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        height, width = input.shape[2:]
+        rows = torch.linspace(-1, 1, height, device=input.device).view(1, 1, -1, 1).expand(len(input), 1, height, width)
+        columns = torch.linspace(-1, 1, width, device=input.device).view(1, 1, 1, -1).expand(rows.shape)
+        return super().forward(torch.cat([input, rows, columns], 1))
+
+
+class HasALowRankUpdate(nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(16, 16, 3, padding=1)
+        self.down, self.up = nn.Conv2d(16, 2, 1, bias=False), nn.Conv2d(2, 16, 1, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + self.up(self.down(input))  # type: ignore[no-any-return]
+
+
+class ConvolvesTwice(nn.Conv2d):
+    def __init__(self) -> None:
+        super().__init__(16, 16, 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(super().forward(input))
+
+
+class HasWeightsOfTwoFactors(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(16, 16)
+        self.left, self.right = nn.Parameter(torch.randn(16, 2)), nn.Parameter(torch.randn(2, 16))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input.movedim(1, -1), self.weight + self.left @ self.right, self.bias).movedim(-1, 1)
+
+
+def _observed() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return qat.Conv2d(16, 16, 3, padding=1, qconfig=get_default_qat_qconfig("fbgemm"))
+
+
+@pytest.mark.parametrize(
+    "layer", [AddsCoordinates, HasALowRankUpdate, ConvolvesTwice, HasWeightsOfTwoFactors, _observed]
+)
+def test_a_subclass_that_computes_more_than_its_layer_is_traced_inside(layer: Callable[[], nn.Module]) -> None:
+    network = Body(layer()).eval()
+    graph = trace(network, EXAMPLE)
+    channels = random_channels(graph, 0, 0.3, 1.0)
+    for configuration in (graph.default, channels):
+        resized = resize(network, graph, configuration)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            resized(torch.zeros(EXAMPLE.shape))
+        products_of_weights = 16 * 2 * 16 if isinstance(network.middle, HasWeightsOfTwoFactors) else 0
+        assert graph.macs(configuration) == counter.get_total_flops() // 2 - products_of_weights
+    supernet = Supernet(network, graph).eval()
+    supernet.select(channels)
+    images = torch.randn(4, *EXAMPLE.shape[1:])
+    assert torch.equal(supernet(images), batch_statistics(supernet.extract(channels))(images))
+
+
+def test_a_subclass_that_costs_what_its_layer_does_is_slimmed() -> None:
+    class Standardised(nn.Conv2d):
+        def __init__(self) -> None:
+            super().__init__(16, 16, 3, padding=1)
+            self.gain = nn.Parameter(torch.ones(16, 1, 1, 1))
+
+        def forward(self, input: Tensor) -> Tensor:
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return self._conv_forward(input, weight * self.gain, self.bias)
+
+    graph = trace(Body(Standardised()), EXAMPLE)
+    assert list(graph.groups) == ["stem", "middle"]
+    assert graph.macs({"stem": 5, "middle": 3}) == 64 * (3 * 9 * 5 + 5 * 9 * 3) + 3 * 4
+
+
+class Deforms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.offsets = nn.Conv2d(16, 18, 3, padding=1)
+        self.deformable = DeformConv2d(16, 16, 3, padding=1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.deformable(maps, self.offsets(maps))  # type: ignore[no-any-return]
+
+
+class MultipliesByAParameter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 8, 8))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        grouped = maps.reshape(len(maps), 2, 8, -1)
+        return torch.einsum("bgcn,gcd->bgdn", grouped, self.weight).reshape(maps.shape)
+
+
+class Recurs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.LSTM(16, 16, batch_first=True)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.recurrent(maps.flatten(2).transpose(1, 2))[0].transpose(1, 2).reshape(maps.shape)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("layer", "macs"),
+    [
+        (Deforms, 64 * 9 * 16 * (18 + 16)),
+        (MultipliesByAParameter, 64 * 2 * 8 * 8),
+        (Recurs, 64 * 4 * 16 * (16 + 16)),
+    ],
+)
+@pytest.mark.parametrize("leaf", [False, True])
+def test_products_with_parameters_are_counted(layer: Callable[[], nn.Module], macs: int, leaf: bool) -> None:
+    body = Body(nn.Identity())
+    expected = trace(body, EXAMPLE).macs() + macs
+    assert trace(Body(layer()), EXAMPLE, leaves=["middle"] if leaf else []).macs() == expected
+
+
+def test_products_of_unknown_cost_are_named() -> None:
+    class Distances(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.centres = nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, maps: Tensor) -> Tensor:
+            vectors = maps.flatten(2).transpose(1, 2)
+            return torch.cdist(vectors, self.centres, p=1.0).transpose(1, 2).reshape(maps.shape)
+
+    graph = trace(Body(Distances()), EXAMPLE)
+    assert list(graph.not_counted) == ["cdist"]
+    line = inspect.getsourcelines(Distances.forward)[1] + 2
+    assert graph.not_counted["cdist"] == f"`cdist` at test_tracing.py:{line} runs aten::_cdist_forward"
+
+
+def test_outputs_of_another_structure_are_refused() -> None:
+    class Returns(Body):
+        def forward(self, images: Tensor) -> Any:
+            maps = self.stem(images)
+            return {"maps": maps} if type(maps) is Tensor else {"other": maps}
+
+    with pytest.raises(UserError, match="the output of forward has another structure"):
+        trace(Returns(conv(16, 16)), EXAMPLE)

@@ -1,0 +1,87 @@
+"""Compares a traced graph with a run of the network."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from autoslim.errors import UserError
+from autoslim.tracing.capture import user_line
+from autoslim.tracing.execution import Execution
+from autoslim.tracing.interpreter import GraphRunner, for_shapes
+
+
+class ComparisonWithRun:
+    """Runs a network, and compares its traced graphs with the run.
+
+    Args:
+        network: The network, in the mode to compare.
+        leaf_modules: Paths of modules that were traced as one operation. What they do inside is not compared, because
+            it may depend on data.
+        images: The batch to run it on, usually on the meta device.
+    """
+
+    def __init__(self, network: nn.Module, leaf_modules: frozenset[str], images: Tensor) -> None:
+        self.network, self.leaf_modules, self.images = network, leaf_modules, images
+        self.execution: Execution | None = None
+        with contextlib.suppress(Exception):  # of the user's code; tracing it raises the error that is reported
+            self.execution, self.output = self._executed(network)
+
+    def check(self, graph: fx.Graph) -> None:
+        """Compares the operations that a graph executes, in order and with all arguments, with those of the run.
+
+        Equal operations on equal arguments compute equal values, whatever the weights and the input are. The structure
+        and the shapes of the output are compared, too.
+
+        Raises:
+            UserError: They differ.
+        """
+        ran = self.execution
+        if ran is None:
+            return
+        runner = GraphRunner(self.network, graph, self.images.device)
+        traced, output = self._executed(runner.run)
+        if traced.operations == ran.operations and output == self.output:
+            return
+        pairs = zip(ran.operations, traced.operations, strict=False)
+        index = next(
+            (index for index, (one, other) in enumerate(pairs) if one != other),
+            min(len(ran.operations), len(traced.operations)),
+        )
+        raise UserError(
+            f"the trace of {type(self.network).__name__} differs from a run: {self._difference(ran, traced, index)}; "
+            "remove that branch from its forward, or name the module that contains it in model.leaves to keep its size"
+        )
+
+    def _difference(self, run: Execution, traced: Execution, index: int) -> str:
+        ran = run.operations
+        if index == len(ran) == len(traced.operations):
+            return "the output of forward has another structure"
+        located, _ = self._executed(self.network, locate=index)
+        line = user_line(located.stack)
+        what = f"executes {_written(ran[index])}{f' at {line}' if line else ''}" if index < len(ran) else "has ended"
+        other = f"has {_written(traced.operations[index])}" if index < len(traced.operations) else "has ended"
+        return f"as operation {index}, the run {what}, but the trace {other}"
+
+    def _executed(self, run: Callable[[Tensor], Any], locate: int | None = None) -> tuple[Execution, Any]:
+        execution = Execution(self.network, [self.images], self.leaf_modules, locate)
+        with for_shapes(self.images.device), execution:
+            output = run(self.images)
+        return execution, _structure(output, execution.describe)
+
+
+def _written(operation: tuple[str, tuple[Any, ...]]) -> str:
+    """Returns an operation and the shapes that it reads, as ``aten::mul of [2, 8, 4, 4]``."""
+    name, arguments = operation
+    shapes = [str(list(argument[1])) for argument in arguments if isinstance(argument, tuple)]
+    return f"{name} of {', '.join(shapes)}" if shapes else name
+
+
+def _structure(output: Any, describe: Callable[[Any], Any]) -> Any:
+    """Returns an output with its tensors described. Tuples and lists are equal to each other."""
+    if isinstance(output, dict):
+        return {key: _structure(value, describe) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [_structure(value, describe) for value in output]
+    return describe(output)
