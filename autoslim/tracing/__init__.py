@@ -25,9 +25,10 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
     whose number it branches on are not prunable. Operations without a slimming rule keep their size and are listed in
     ``ChannelGraph.not_prunable``.
 
-    The trace is compared with a run of the copy in evaluation mode: each layer must be called as often. The result is
-    verified: a copy of the network is resized and run on the meta device. Groups for which this fails, because their
-    size is written as a number in ``forward``, are not prunable either.
+    The trace is compared with a run of the copy in evaluation mode: both must execute the same operations on the same
+    arguments and return outputs of the same structure. The result is verified: a copy of the network is resized and run
+    on the meta device. Groups for which this fails, or for which the run does not cost what the graph says, are not
+    prunable either; their size is written as a number in ``forward``, for example.
 
     Args:
         network: Any network of torch modules, on any device.
