@@ -38,7 +38,25 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int])
     result = copy_with(network, replace)
     for attribute in graph.attributes:
         setattr(result.get_submodule(attribute.module), attribute.name, attribute.value(channels))
+    _define_norms({name: tensor for name, tensor in named_tensors(result).items() if name in graph.tensors})
     return result
+
+
+@torch.no_grad()
+def _define_norms(tensors: Mapping[str, Tensor]) -> None:
+    """Gives new channels of normalised weights, g * v / |v|, a direction v, and zero as their length g."""
+    for name, length in tensors.items():
+        for ending, of_direction in _DIRECTIONS.items():
+            direction = tensors.get(name.removesuffix(ending) + of_direction) if name.endswith(ending) else None
+            if direction is not None:
+                normed = [axis for axis in range(direction.dim()) if length.dim() == 0 or length.shape[axis] == 1]
+                undefined = (direction == 0).all(normed, keepdim=True) if normed else direction == 0
+                direction.masked_fill_(undefined, 1)
+                length.masked_fill_(undefined.view(length.shape), 0)
+
+
+_DIRECTIONS = {"weight_g": "weight_v", "parametrizations.weight.original0": "parametrizations.weight.original1"}
+"""Ends of the names of the lengths and of the directions of weights normalised by weight norm, old and new."""
 
 
 def current_channels(network: nn.Module, graph: ChannelGraph) -> dict[str, int]:
@@ -142,7 +160,7 @@ def initialise(network: nn.Module, seed: int) -> None:
 
 
 def _is_normalisation(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm)
+    return isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
 
 
 def _normal(parameter: nn.Parameter, mean: float, deviation: float, generator: torch.Generator) -> None:

@@ -1,10 +1,11 @@
 """Sorts channels by importance without changing a network's function; narrower networks keep the first channels."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from autoslim.channels.copying import copy_with, named_tensors
 from autoslim.channels.equivalence import harmless_changes
@@ -87,10 +88,10 @@ def channel_importance(network: nn.Module, graph: ChannelGraph, importance: Impo
             batch norm.
     """
     present = current_channels(network, graph)
-    l1 = {group: entries.sum(1) for group, entries in _per_unit(_producers(network, graph), graph, present).items()}
+    l1 = {group: entries.sum(1) for group, entries in _per_unit(_producers(network, graph), present).items()}
     if importance == "l1":
         return l1
-    scales = _per_unit(_batch_norm_scales(network), graph, present)
+    scales = _per_unit(_batch_norm_scales(network, graph), present)
     if not scales:
         raise UserError(
             f"bn_scale (supernet.sort) needs batch norms with a scale, and {type(network).__name__} has none on "
@@ -99,31 +100,54 @@ def channel_importance(network: nn.Module, graph: ChannelGraph, importance: Impo
     return l1 | {group: entries.mean(1) for group, entries in scales.items()}
 
 
-def _producers(network: nn.Module, graph: ChannelGraph) -> Iterator[tuple[str, Tensor]]:
-    """Yields the name and the weight of each layer that produces a group; a shared weight is yielded once."""
-    tensors = named_tensors(network)
-    members = dict.fromkeys(member for group in graph.groups.values() for member in group.members)
-    names = [f"{member}.weight" for member in members if f"{member}.weight" in graph.tensors]
-    yield from {id(tensors[name]): (name, tensors[name]) for name in names}.values()
+def _producers(network: nn.Module, graph: ChannelGraph) -> Iterator[tuple[Axis, Tensor]]:
+    """Yields the weight of each layer that produces a group, with the output channels first, and their axis.
+
+    A shared weight is yielded once. A normalised weight is the product that the layer computes with.
+    """
+    groups: dict[str, set[str]] = {}
+    for group in graph.groups.values():
+        for member in group.members:
+            groups.setdefault(member, set()).add(group.name)
+    tensors, modules = named_tensors(network), dict(network.named_modules())
+    seen: set[int] = set()
+    for member, own in groups.items():
+        stored = next((name for name in (f"{member}{end}" for end in _WEIGHTS) if name in graph.tensors), None)
+        if stored is None or id(tensors[stored]) in seen:
+            continue
+        seen.add(id(tensors[stored]))
+        axes = graph.tensors[stored]
+        order = (1, 0) if getattr(modules.get(member), "transposed", False) else range(len(axes))
+        dimension = next((d for d in order if any(segment.group in own for segment in axes[d])), None)
+        if dimension is not None:
+            weight = tensors[stored] if stored == f"{member}.weight" else _normalised(modules[member])
+            yield axes[dimension], weight.movedim(dimension, 0)
 
 
-def _batch_norm_scales(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+_WEIGHTS = (".weight", ".weight_v", ".parametrizations.weight.original1")
+"""Ends of the names of weights: stored, and normalised by the old and the new form of weight norm."""
+
+
+def _normalised(module: Any) -> Tensor:
+    hook = next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, WeightNorm)), None)
+    # The hook updates the attribute only at the next call.
+    weight: Tensor = module.weight if hook is None else hook.compute_weight(module)
+    return weight
+
+
+def _batch_norm_scales(network: nn.Module, graph: ChannelGraph) -> Iterator[tuple[Axis, Tensor]]:
     for path, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
-            yield f"{path}.weight", module.weight
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and f"{path}.weight" in graph.tensors:
+            yield graph.tensors[f"{path}.weight"][0], module.weight
 
 
-def _per_unit(
-    weights: Iterable[tuple[str, Tensor]], graph: ChannelGraph, channels: Mapping[str, int]
-) -> dict[str, Tensor]:
+def _per_unit(weights: Iterable[tuple[Axis, Tensor]], channels: Mapping[str, int]) -> dict[str, Tensor]:
     """Returns the sums of absolute values over the weights' first axes, by group: (units, entries per unit)."""
     sums: dict[str, list[Tensor]] = {}
-    for name, weight in weights:
-        if name not in graph.tensors:
-            continue
+    for axis, weight in weights:
         entries = weight.detach().cpu().double().abs().reshape(len(weight), -1).sum(1)
         start = 0
-        for segment in graph.tensors[name][0]:
+        for segment in axis:
             size = segment.size(channels)
             if segment.group is not None:
                 sums.setdefault(segment.group, []).append(entries[start : start + size].view(-1, segment.count))

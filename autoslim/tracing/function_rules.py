@@ -16,10 +16,16 @@ from autoslim.tracing.record import Carrier, NoRuleError, Rule, blank, describe
 
 def passing_module_rule(module: nn.Module) -> Rule | None:
     """Returns the rule for a module that passes channels on, or None."""
-    if isinstance(module, operations.SPATIAL_MODULES):
-        return _spatial
-    if isinstance(module, operations.MOVEMENT_MODULES):
-        return _movement
+    rules: tuple[tuple[type | tuple[type, ...], Rule], ...] = (
+        (operations.SPATIAL_MODULES, _spatial),
+        (operations.UNPOOLING_MODULES, _unpooling),
+        (nn.PixelShuffle, _pixel_shuffle),
+        (operations.MOVEMENT_MODULES, _movement),
+        (nn.GLU, _gate),
+    )
+    for kinds, rule in rules:
+        if isinstance(module, kinds):
+            return rule
     known = type(module).__module__ in operations.ELEMENTWISE_HOMES
     return elementwise if known and not isinstance(module, operations.NOT_ELEMENTWISE) else None
 
@@ -29,12 +35,17 @@ def operation_rule(node: fx.Node) -> Rule | None:
     if isinstance(node.target, type) and issubclass(node.target, tuple):
         return _container
     name = operation(node)
+    if name == "getattr" and node.args[1] in _FIELDS:
+        return _field
     rules = (
         (operations.ELEMENTWISE, elementwise),
+        (frozenset({"pixel_shuffle"}), _pixel_shuffle),
         (operations.MOVEMENT, _movement),
         (operations.CREATIONS, _creation),
         (operations.SPATIAL, _spatial),
+        (operations.UNPOOLING, _unpooling),
         (operations.REDUCTIONS, _reduction),
+        (operations.GATES, _gate),
         (operations.FUNCTIONAL_NORMS, functional_norm),
         (operations.MATRIX_PRODUCTS, matrix_product),
     )
@@ -58,6 +69,31 @@ def read_tensor(carrier: Carrier, name: str, value: Any) -> Flow | None:
 def _container(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     """Handles a named tuple of outputs, as networks with auxiliary heads return."""
     return fx.node.map_arg((node.args, node.kwargs), lambda other: carrier.flows[other])
+
+
+_FIELDS = ("values", "indices")
+
+
+def _field(carrier: Carrier, node: fx.Node, _value: Tensor) -> Flow:
+    """Handles ``torch.max(x, 1).values`` and ``.indices``."""
+    flows = carrier.flows[node.all_input_nodes[0]]
+    if not isinstance(flows, tuple):
+        raise NoRuleError("it reads a field of something else than the maxima and their indices")
+    flow: Flow = flows[_FIELDS.index(str(node.args[1]))]
+    return flow
+
+
+def _pixel_shuffle(carrier: Carrier, node: fx.Node, value: Tensor) -> Any:
+    """Unites the r * r channels that a pixel shuffle combines into one: they can only be removed together."""
+    flow = carrier.input_flow(node)
+    axis = len(value.shape) - 3
+    if flow.axis != axis:
+        return _movement(carrier, node, value)
+    area = flow.shape[axis] // value.shape[axis]
+    shuffled = flow.vector[::area]
+    reason = f"{describe(node, carrier.modules)} combines it with channels that are not prunable"
+    carrier.record.labels.unite(np.repeat(shuffled, area), flow.vector, reason)
+    return Flow(value.shape, axis, shuffled)
 
 
 def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
@@ -121,11 +157,11 @@ def _creation(_carrier: Carrier, _node: fx.Node, value: Tensor) -> Any:
     return blank(value)
 
 
-def _spatial(carrier: Carrier, node: fx.Node, value: Any) -> Flow:
+def _spatial(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     """Handles pooling, padding and interpolation, which act on the pixels of each channel."""
+    if not isinstance(value, Tensor):  # the maxima and their indices
+        return tuple(_spatial(carrier, node, part) for part in value)
     flow = carrier.input_flow(node)
-    if not isinstance(value, Tensor):
-        raise NoRuleError("it returns several tensors")
     if flow.is_mixed:
         raise NoRuleError("its channels lie along several axes")
     axis = 1 if flow.axis is None else flow.axis
@@ -141,19 +177,45 @@ def _spatial(carrier: Carrier, node: fx.Node, value: Any) -> Flow:
     return flow.reshaped_like(value.shape)
 
 
+def _unpooling(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
+    """Handles max unpooling, which reads maxima and their indices within each channel."""
+    flow, indices = carrier.input_flows(node)
+    if flow.is_mixed or indices.is_mixed or flow.axis != indices.axis:
+        raise NoRuleError("its channels lie along another axis than those of its indices")
+    if flow.axis is not None:
+        carrier.record.labels.unite(flow.vector, indices.vector, _combined_with_constant(carrier, node))
+    return flow.reshaped_like(value.shape)
+
+
+def _gate(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
+    """Handles a gated linear unit, which multiplies one half of its input by a gate that the other half opens."""
+    flow = carrier.input_flow(node)
+    if flow.is_mixed:
+        raise NoRuleError("its channels lie along several axes")
+    if flow.axis is None or flow.shape[flow.axis] == value.shape[flow.axis]:
+        return flow.reshaped_like(value.shape)  # it halves another axis
+    first, second = np.split(flow.vector, 2)
+    carrier.record.labels.unite(first, second, "it is multiplied by channels that are not prunable")
+    return Flow(value.shape, flow.axis, first)
+
+
 def _is_average_pool(carrier: Carrier, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(carrier.modules[str(node.target)], operations.AVERAGE_POOLS)
     return operation(node) in operations.AVERAGING
 
 
-def _reduction(carrier: Carrier, node: fx.Node, value: Any) -> Flow:
+def _reduction(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     """Handles reductions over some axes, such as sums and means."""
+    if operation(node) in operations.EXTREMA and len(carrier.input_flows(node)) == 2:
+        return elementwise(carrier, node, value)
+    if not isinstance(value, Tensor):  # the maxima and their indices
+        return tuple(_reduction(carrier, node, part) for part in value)
     flow = carrier.input_flow(node)
     position = 2 if operation(node) == "norm" else 1  # the first argument of norm is its order
-    dims = node.kwargs.get("dim", node.args[position] if len(node.args) > position else None)
-    if not isinstance(value, Tensor):
-        raise NoRuleError("it returns several tensors")
+    dims = next((node.kwargs[name] for name in ("dim", "axis") if name in node.kwargs), None)
+    if dims is None and len(node.args) > position:
+        dims = node.args[position]
     if flow.is_constant:
         return Flow(value.shape)
     if not isinstance(dims, int | tuple | list):
@@ -230,7 +292,7 @@ def _combined_with_constant(carrier: Carrier, node: fx.Node) -> str:
 def functional_norm(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     """Handles ``F.layer_norm``, ``F.batch_norm`` and similar functions with one parameter per channel."""
     flow, *parameters = carrier.input_flows(node)
-    vector = carrier.along(flow, len(flow.shape) - 1 if operation(node) == "layer_norm" else 1, node)
+    vector = carrier.along(flow, len(flow.shape) - 1 if operation(node) in ("layer_norm", "rms_norm") else 1, node)
     for parameter in parameters:
         if not parameter.is_constant:
             reason = "it is normalised with parameters that are not prunable"

@@ -14,7 +14,7 @@ from autoslim.channels.graph import Attribute, ChannelGraph, Layer
 from autoslim.channels.groups import Axis, ChannelGroup, Segment
 from autoslim.channels.memory import Operation
 from autoslim.tracing.labels import Flow, Vector
-from autoslim.tracing.operations import CONVOLUTIONS, NORMALISATIONS
+from autoslim.tracing.operations import CONVOLUTIONS, LAST_AXIS_NORMS, NORMALISATIONS, TRANSPOSED_CONVOLUTIONS
 from autoslim.tracing.record import Call, Record
 
 
@@ -290,7 +290,7 @@ def _attributes(modules: dict[str, nn.Module], grouping: Grouping, record: Recor
         inputs = grouping.axis(into) if into is not None else ()
         if not _slimmable(outputs, inputs):
             continue
-        if isinstance(module, CONVOLUTIONS):
+        if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)):
             yield Attribute(path, "out_channels", outputs)
             if module.groups == 1:
                 yield Attribute(path, "in_channels", inputs)
@@ -303,7 +303,7 @@ def _attributes(modules: dict[str, nn.Module], grouping: Grouping, record: Recor
             yield Attribute(path, "in_features", inputs)
         elif isinstance(module, NORMALISATIONS):
             yield Attribute(path, "num_features", outputs)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, LAST_AXIS_NORMS):
             yield Attribute(path, "normalized_shape", outputs, as_tuple=True)
         elif isinstance(module, nn.GroupNorm):
             yield Attribute(path, "num_channels", outputs)

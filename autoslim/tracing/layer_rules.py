@@ -1,12 +1,17 @@
 """Rules for layers with parameters: which labels they create, and which axes of their parameters these index."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from autoslim.tracing.labels import Flow, Vector
-from autoslim.tracing.operations import CONVOLUTIONS, NORMALISATIONS
+from autoslim.tracing.operations import CONVOLUTIONS, LAST_AXIS_NORMS, NORMALISATIONS, TRANSPOSED_CONVOLUTIONS
 from autoslim.tracing.record import Carrier, NoRuleError, Rule
 from autoslim.tracing.subclasses import computes_more
 
@@ -16,10 +21,10 @@ def layer_rule(module: nn.Module) -> Rule | None:
     if computes_more(module):
         return None
     rules: tuple[tuple[tuple[type, ...], Rule], ...] = (
-        (CONVOLUTIONS, _convolution),
+        ((*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS), _convolution),
         ((nn.Linear,), _linear),
         ((*NORMALISATIONS, nn.PReLU), _per_channel),
-        ((nn.LayerNorm,), _layer_norm),
+        (LAST_AXIS_NORMS, _layer_norm),
         ((nn.GroupNorm,), _group_norm),
     )
     return next((rule for kinds, rule in rules if isinstance(module, kinds)), None)
@@ -27,43 +32,49 @@ def layer_rule(module: nn.Module) -> Rule | None:
 
 def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     name, module = str(node.target), carrier.modules[str(node.target)]
-    assert isinstance(module, CONVOLUTIONS)
-    _require_stored_weight(module)
+    assert isinstance(module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS))
+    weights = _weights(module)
     flow = carrier.input_flow(node)
     axis = len(flow.shape) - len(module.kernel_size) - 1
     if flow.axis is not None and flow.axis > axis:
         return _over_channels(carrier, node, flow, value)
     inputs = carrier.along(flow, axis, node)
     positions = value.numel() // (carrier.batch * module.out_channels)
-    area = int(np.prod(module.kernel_size))
+    # The kernel is multiplied at each position of the output, or of the input of a transposed convolution.
+    reads = flow.shape.numel() // (carrier.batch * module.in_channels) if module.transposed else positions
+    factor = reads * int(np.prod(module.kernel_size))
     produced = carrier.record.labels.produce(name, module.out_channels)
+    axes: tuple[Vector, ...]
     if module.groups == 1:
-        carrier.record.index(f"{name}.weight", 1, inputs)
-        if area == 1:
+        if not module.transposed and np.prod(module.kernel_size) == 1:
             carrier.record.feeds[name] = inputs
-        carrier.call(node, "conv", positions * area, inputs, produced, positions)
+        carrier.call(node, "conv", factor, inputs, produced, positions)
+        axes = (inputs, produced) if module.transposed else (produced, inputs)
     else:
         _tie_groups(carrier, inputs, produced, module)
         depthwise = module.groups == module.in_channels
         if depthwise:
             carrier.record.depthwise.add(name)
         per_group = module.in_channels // module.groups
-        carrier.call(
-            node, "depthwise" if depthwise else "grouped", positions * area * per_group, None, produced, positions
-        )
-    _index_parameters(carrier, name, module, produced, inputs)
+        carrier.call(node, "depthwise" if depthwise else "grouped", factor * per_group, None, produced, positions)
+        axes = (inputs,) if module.transposed else (produced,)
+    _index_weights(carrier, name, module, weights, axes)
+    _index_parameters(carrier, name, module, produced, inputs, weights)
     return Flow(value.shape, axis, produced)
 
 
 def _over_channels(carrier: Carrier, node: fx.Node, flow: Flow, value: Tensor) -> Flow:
     """Handles a convolution that slides over any number of channels, as in efficient channel attention."""
     name, module = str(node.target), carrier.modules[str(node.target)]
+    assert isinstance(module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS))
+    if module.transposed:
+        raise NoRuleError("it slides over the channels")
     if flow.axis is None or value.shape[flow.axis] != flow.shape[flow.axis]:
         raise NoRuleError("it slides over the channels and changes their number")
     carrier.record.not_prunable.setdefault(name, "it slides over the channels")
     outputs = value.numel() // (carrier.batch * len(flow.vector))  # for each channel
-    weight = module.get_parameter("weight")
-    carrier.call(node, "conv", outputs * weight[0].numel(), None, flow.vector, outputs)
+    area = module.in_channels // module.groups * int(np.prod(module.kernel_size))
+    carrier.call(node, "conv", outputs * area, None, flow.vector, outputs)
     return flow.reshaped_like(value.shape)
 
 
@@ -78,7 +89,7 @@ def _tie_groups(carrier: Carrier, inputs: Vector, produced: Vector, module: Any)
 def _linear(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     name, module = str(node.target), carrier.modules[str(node.target)]
     assert isinstance(module, nn.Linear)
-    _require_stored_weight(module)
+    weights = _weights(module)
     flow = carrier.input_flow(node)
     last = len(flow.shape) - 1
     if flow.axis == 0 < last:
@@ -92,16 +103,49 @@ def _linear(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
         return flow.reshaped_like(value.shape)
     inputs = carrier.along(flow, last, node)
     positions = value.numel() // (carrier.batch * module.out_features)
-    carrier.record.index(f"{name}.weight", 1, inputs)
     carrier.call(node, "linear", positions, inputs, produced, positions)
-    _index_parameters(carrier, name, module, produced, inputs)
+    _index_weights(carrier, name, module, weights, (produced, inputs))
+    _index_parameters(carrier, name, module, produced, inputs, weights)
     return Flow(value.shape, last, produced)
 
 
-def _require_stored_weight(module: nn.Module) -> None:
-    """Raises ``NoRuleError`` if the weight is computed at each call, as by weight and spectral normalisation."""
-    if not isinstance(module._parameters.get("weight"), nn.Parameter):
-        raise NoRuleError("its weight is computed at each call")
+def _weights(module: nn.Module) -> tuple[str, ...]:
+    """Returns the names of the layer's tensors that have the axes of its weight.
+
+    These are the weight itself, or the two parameters of a normalised weight g * v / |v|, where the axes along which
+    the norm is computed have the size 1 in g.
+
+    Raises:
+        NoRuleError: The weight is computed at each call in another way.
+    """
+    if isinstance(module._parameters.get("weight"), nn.Parameter):
+        return ("weight",)
+    hooks = module._forward_pre_hooks.values()
+    if any(isinstance(hook, WeightNorm) and hook.name == "weight" for hook in hooks):
+        return ("weight_v", "weight_g")
+    if any(isinstance(hook, SpectralNorm) for hook in hooks):
+        raise NoRuleError(_SPECTRAL)
+    if is_parametrized(module, "weight"):
+        steps = [type(step) for step in module.parametrizations["weight"]]  # type: ignore[index]
+        if steps == [parametrizations._WeightNorm]:
+            return ("parametrizations.weight.original1", "parametrizations.weight.original0")
+        if parametrizations._SpectralNorm in steps:
+            raise NoRuleError(_SPECTRAL)
+    raise NoRuleError("its weight is computed at each call")
+
+
+_SPECTRAL = "its spectral norm is estimated for the whole weight; remove the normalisation, or use weight norm"
+
+
+def _index_weights(
+    carrier: Carrier, name: str, module: nn.Module, weights: Sequence[str], axes: Sequence[Vector]
+) -> None:
+    """Records which channels index the first axes of a layer's weights."""
+    for weight in weights:
+        tensor = module.get_parameter(weight)
+        for axis, vector in enumerate(axes[: tensor.dim()]):
+            if tensor.shape[axis] == len(vector):
+                carrier.record.index(f"{name}.{weight}", axis, vector)
 
 
 def _per_channel(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
@@ -114,10 +158,14 @@ def _per_channel(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
 
 def _layer_norm(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     module = carrier.modules[str(node.target)]
-    assert isinstance(module, nn.LayerNorm)
+    assert isinstance(module, LAST_AXIS_NORMS)
     flow = carrier.input_flow(node)
     axis = len(flow.shape) - 1
-    if type(module).forward is not nn.LayerNorm.forward and len(flow.shape) == 4 and flow.axis == 1:
+    if (
+        type(module).forward not in (nn.LayerNorm.forward, nn.RMSNorm.forward)
+        and len(flow.shape) == 4
+        and flow.axis == 1
+    ):
         axis = 1  # a channels-first layer norm, which permutes inside
     elif len(module.normalized_shape) > 1:
         raise NoRuleError("it normalises over several axes")
@@ -138,11 +186,16 @@ def _group_norm(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
 
 
 def _index_parameters(
-    carrier: Carrier, name: str, module: nn.Module, outputs: Vector, inputs: Vector | None = None
+    carrier: Carrier,
+    name: str,
+    module: nn.Module,
+    outputs: Vector,
+    inputs: Vector | None = None,
+    weights: Sequence[str] = (),
 ) -> None:
-    """Records that output channels index the first axis of the layer's tensors (weight, bias, statistics, gains)."""
+    """Records that output channels index the first axis of the layer's other tensors (bias, statistics, gains)."""
     carrier.record.modules[name] = (outputs, inputs)
     for tensors in (module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
         for parameter, tensor in tensors:
-            if tensor.dim() > 0 and tensor.shape[0] == len(outputs):
+            if parameter not in weights and tensor.dim() > 0 and tensor.shape[0] == len(outputs):
                 carrier.record.index(f"{name}.{parameter}", 0, outputs)

@@ -15,8 +15,18 @@ def operation(node: fx.Node) -> str:
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-LEAVES = (*CONVOLUTIONS, nn.Linear, *NORMALISATIONS, nn.LayerNorm, nn.GroupNorm, nn.PReLU)
+LAST_AXIS_NORMS = (nn.LayerNorm, nn.RMSNorm)
+LEAVES = (
+    *CONVOLUTIONS,
+    *TRANSPOSED_CONVOLUTIONS,
+    nn.Linear,
+    *NORMALISATIONS,
+    *LAST_AXIS_NORMS,
+    nn.GroupNorm,
+    nn.PReLU,
+)
 """Modules with a specific rule. torch.fx traces them and their subclasses as leaf modules."""
 
 AVERAGE_POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -32,6 +42,7 @@ SPATIAL_MODULES = (
     nn.modules.padding._CircularPadNd,
     nn.Upsample,
 )
+UNPOOLING_MODULES = (nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d)
 MOVEMENT_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.Unfold)
 
 ELEMENTWISE_HOMES = frozenset({"torch.nn.modules.activation", "torch.nn.modules.dropout", "torch.nn.modules.linear"})
@@ -71,12 +82,18 @@ JOINS = _names("cat concat concatenate")
 SPLITS = _names("chunk split tensor_split")
 SPATIAL = _names(
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d lp_pool2d boolean_dispatch "
+    "max_pool1d max_pool2d max_pool3d "
+    "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
+    "adaptive_max_pool1d adaptive_max_pool2d lp_pool2d boolean_dispatch "
     "interpolate pad"
 )
+UNPOOLING = _names("max_unpool1d max_unpool2d max_unpool3d")
 AVERAGING = _names("avg_pool2d adaptive_avg_pool2d")
 REDUCTIONS = _names("mean sum amax amin max min std var norm logsumexp")
-FUNCTIONAL_NORMS = _names("layer_norm batch_norm instance_norm prelu")
+EXTREMA = _names("max min")
+"""Reductions that compare two tensors element by element if they are given two."""
+GATES = _names("glu")
+FUNCTIONAL_NORMS = _names("layer_norm rms_norm batch_norm instance_norm prelu")
 MATRIX_PRODUCTS = _names("matmul bmm")
 
 
@@ -91,8 +108,9 @@ _LOCAL_MODULES = (
 )
 # Of the operations above, these may return their input or a view of it.
 _PASSING = MOVEMENT | PASSING
-_KNOWN = ELEMENTWISE | SPATIAL | REDUCTIONS | FUNCTIONAL_NORMS | _PASSING
-_FRESH = (ELEMENTWISE | SPATIAL | REDUCTIONS | FUNCTIONAL_NORMS) - _PASSING
+_COMPUTING = ELEMENTWISE | SPATIAL | UNPOOLING | REDUCTIONS | GATES | FUNCTIONAL_NORMS
+_KNOWN = _COMPUTING | _PASSING
+_FRESH = _COMPUTING - _PASSING
 
 
 def is_local(node: fx.Node, group: str, graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> bool:
@@ -110,12 +128,16 @@ def is_local(node: fx.Node, group: str, graph: ChannelGraph, modules: Mapping[st
         slides = operation(node) in SPATIAL and dimension > 1
         return operation(node) in _LOCAL and not slides
     module = modules[str(node.target)]
-    sliding = (*CONVOLUTIONS, *SPATIAL_MODULES, *NORMALISATIONS)
+    sliding = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, *SPATIAL_MODULES, *NORMALISATIONS)
     if isinstance(module, sliding) and dimension > 1:
         return False  # it slides along the channels
-    if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)):
+        if not isinstance(module._parameters.get("weight"), nn.Parameter):
+            return False  # normalising the weight may mix its channels
         axes = graph.tensors.get(f"{node.target}.weight", ((), ()))
-        return not _holds(axes[1], group)
+        dense = getattr(module, "groups", 1) == 1
+        transposed = isinstance(module, TRANSPOSED_CONVOLUTIONS)
+        return not (dense and _holds(axes[0 if transposed else 1], group))
     return isinstance(module, _LOCAL_MODULES) or (_is_elementwise(module) and not isinstance(module, _MIXING_MODULES))
 
 
@@ -146,7 +168,7 @@ def may_view(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 
 def _is_known(module: nn.Module) -> bool:
-    known = (*LEAVES, *SPATIAL_MODULES, *MOVEMENT_MODULES)
+    known = (*LEAVES, *SPATIAL_MODULES, *UNPOOLING_MODULES, *MOVEMENT_MODULES)
     return isinstance(module, known) or _is_elementwise(module)
 
 

@@ -72,6 +72,18 @@ def test_the_members_of_a_group_always_agree(name: str) -> None:
             assert sizes == {channels[group.name]}
 
 
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_new_channels_of_a_normalised_weight_are_zero(dim: int | None) -> None:
+    """The norm of a weight of zeros would be zero, and its quotient undefined."""
+    norm = nn.utils.parametrizations.weight_norm
+    network = nn.Sequential(norm(nn.Conv2d(3, 8, 1), dim=dim), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    images = torch.randn(2, 3, 4, 4)
+    graph = trace(network, images[:1])
+    wide = resize(network, graph, {"0": 11})
+    assert not wide[0].weight[8:].any()
+    torch.testing.assert_close(wide(images), network(images))
+
+
 def test_leading_channels_keep_their_weights_and_new_ones_are_neutral() -> None:
     """Added channels have zero weights, and the mean of the old scales, shifts and statistics."""
     sample = specimen("cifar_resnet18")
@@ -145,7 +157,7 @@ def test_networks_with_normalised_weights_can_be_copied() -> None:
     )
     graph = trace(network, torch.zeros(1, 3, 4, 4))
     images = torch.randn(2, 3, 4, 4)
-    assert graph.groups.keys() == {"2"}
+    assert graph.groups.keys() == {"0", "1", "2"}
     assert torch.equal(resize(network, graph, graph.default)(images), network(images))
 
 

@@ -176,6 +176,24 @@ def test_l1_sums_the_layers_that_produce_a_group() -> None:
     torch.testing.assert_close(channel_importance(network, graph, "l1"), {"a": expected})
 
 
+def test_l1_of_transposed_and_of_normalised_layers() -> None:
+    """A transposed convolution has its outputs on the second axis; a normalised weight is computed at each call."""
+    network = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)),
+        nn.ConvTranspose2d(8, 6, 2, groups=2),
+        nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(6, 5, 2), dim=1),
+        nn.ConvTranspose2d(5, 4, 2),
+        nn.Conv2d(4, 2, 1),
+    )
+    graph = trace(network, torch.zeros(1, 3, 4, 4))
+    randomised(network)
+    weights = [layer.weight.detach().abs() for layer in network]
+    in_units = weights[0].sum((1, 2, 3)).view(2, 4).sum(1) + weights[1].sum((1, 2, 3)).view(2, 4).sum(1)
+    expected = {"0": in_units, "2": weights[2].sum((0, 2, 3)), "3": weights[3].sum((0, 2, 3))}
+    torch.testing.assert_close(channel_importance(network, graph, "l1"), expected)
+    assert_same(network, sort_channels(network, graph, "l1"), IMAGES)
+
+
 def test_units_of_a_grouped_convolution_move_whole() -> None:
     sample = specimen("resnext50_32x4d")
     network = randomised(sample.real(sample.graph.default, torch.float64))

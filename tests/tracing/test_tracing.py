@@ -464,6 +464,85 @@ class EachPiece(Body):
         return torch.stack([maps[:, :, row] for row in range(maps.shape[2])], 2)
 
 
+class Extrema(Body):
+    """The larger and the smaller of two tensors, element by element."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = conv(3, 16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps, other = self.stem(images), self.other(images)
+        maps = torch.max(maps, other) + torch.min(maps, other=other) + torch.maximum(maps, other).minimum(other)
+        out: Tensor = self.head(maps.mean(axis=(2, 3)))
+        return out
+
+
+class SpatialAttention(Body):
+    """Means and maxima along the channels weight the pixels, and maxima along the rows the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.where = conv(3, 1, 7)
+
+    def between(self, maps: Tensor) -> Tensor:
+        highest, _ = torch.max(maps, dim=1, keepdim=True)
+        gate = self.where(torch.cat([maps.mean(1, keepdim=True), highest, maps.amin(1, keepdim=True)], 1)).sigmoid()
+        return maps * gate * maps.max(dim=2, keepdim=True).values
+
+
+class LinearUnits(Body):
+    """Gated linear units along the channels and along the rows."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=12)
+        self.wide, self.gate, self.out = conv(16, 24), nn.GLU(1), conv(12, 12)
+
+    def between(self, maps: Tensor) -> Tensor:
+        out: Tensor = self.out(F.glu(self.gate(self.wide(maps)), 2))
+        return out
+
+
+class RootMeanSquare(Body):
+    """RMS norms of channels along the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.RMSNorm(16), nn.Linear(16, 24), nn.Linear(24, 16)
+        self.scale = nn.Parameter(torch.rand(24))
+
+    def between(self, maps: Tensor) -> Tensor:
+        tokens = self.up(self.norm(maps.flatten(2).transpose(1, 2)))
+        tokens = self.down(F.rms_norm(tokens, tokens.shape[-1:], self.scale))
+        return maps + tokens.transpose(1, 2).unflatten(2, maps.shape[2:])
+
+
+class Indices(Body):
+    """Max pooling with indices, as a module and as a function, and its inverse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.unpool, self.inner = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2), conv(16, 16)
+
+    def between(self, maps: Tensor) -> Tensor:
+        maps, where = self.pool(maps)
+        inner, there = F.max_pool2d(self.inner(maps), 2, return_indices=True)
+        return self.unpool(maps + F.max_unpool2d(inner, there, 2), where)
+
+
+def up(inputs: int, outputs: int, **options: Any) -> nn.Module:
+    return nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, output_padding=1, **options)
+
+
+def weight_normalised(layer: nn.Module, dim: int | None = 0) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(layer, dim=dim)
+
+
+def old_weight_norm(layer: nn.Module, dim: int | None = 0) -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):
+        return nn.utils.weight_norm(layer, dim=dim)
+
+
 PRUNABLE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] = {
     "shared weight": (SharedWeight, {"stem": (16, 1)}),
     "plain tensors": (PlainTensors, {"stem": (16, 1)}),
@@ -496,6 +575,40 @@ PRUNABLE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] 
     "choice by the images' size": (PadsToEven, {"stem": (16, 1), "down": (12, 1), "up": (16, 1)}),
     "noise of the images' shape": (HandMadeDrop, {"stem": (16, 1)}),
     "loop over pieces": (EachPiece, {"stem": (8, 1), "parts.0": (6, 1), "parts.1": (8, 1), "last": (8, 1)}),
+    "pixel shuffle and a convolution": (
+        lambda: Body(nn.Sequential(nn.PixelShuffle(2), nn.BatchNorm2d(4), conv(4, 6), nn.PixelUnshuffle(2)), 24),
+        {"stem": (16, 4), "middle.2": (6, 1)},
+    ),
+    "transposed convolution": (
+        lambda: Body(nn.Sequential(up(16, 12), nn.BatchNorm2d(12), conv(12, 8)), 8),
+        {"stem": (16, 1), "middle.0": (12, 1), "middle.2": (8, 1)},
+    ),
+    "grouped transposed convolution": (lambda: Body(up(16, 24, groups=4), 24), {"stem": (16, 4)}),
+    "depthwise transposed convolution": (lambda: Body(up(16, 16, groups=16, bias=False)), {"stem": (16, 1)}),
+    "depthwise transposed multiplier": (lambda: Body(up(16, 48, groups=16), 48), {"stem": (16, 1)}),
+    "largest and smallest of two": (Extrema, {"stem": (16, 1)}),
+    "largest of the channels": (SpatialAttention, {"stem": (16, 1)}),
+    "gated linear units": (LinearUnits, {"stem": (16, 1), "wide": (12, 1), "out": (12, 1)}),
+    "root mean square norm": (RootMeanSquare, {"stem": (16, 1), "up": (24, 1)}),
+    "pooling with indices": (Indices, {"stem": (16, 1)}),
+    "weight norm": (lambda: Body(weight_normalised(conv(16, 12)), 12), {"stem": (16, 1), "middle": (12, 1)}),
+    "weight norm along the inputs": (
+        lambda: Body(weight_normalised(up(16, 12), dim=1), 12),
+        {"stem": (16, 1), "middle": (12, 1)},
+    ),
+    "weight norm of all": (
+        lambda: Body(weight_normalised(conv(16, 12), None), 12),
+        {"stem": (16, 1), "middle": (12, 1)},
+    ),
+    "weight norm of a grouped convolution": (
+        lambda: Body(weight_normalised(conv(16, 32, groups=8)), 32),
+        {"stem": (16, 2)},
+    ),
+    "weight norm by a hook": (lambda: Body(old_weight_norm(conv(16, 12)), 12), {"stem": (16, 1), "middle": (12, 1)}),
+    "weight norm by a hook of all": (
+        lambda: Body(old_weight_norm(conv(16, 12), None), 12),
+        {"stem": (16, 1), "middle": (12, 1)},
+    ),
     "upsampling": (lambda: Body(nn.Upsample(scale_factor=2)), {"stem": (16, 1)}),
     "padding": (lambda: Body(nn.Sequential(nn.ReflectionPad2d(1), nn.MaxPool2d(2))), {"stem": (16, 1)}),
 }
@@ -556,17 +669,6 @@ class Attention(Body):
         tokens = maps.flatten(2).transpose(1, 2)
         mixed = self.attention(tokens, tokens, tokens)[0].transpose(1, 2).unflatten(2, (8, 8))
         out: Tensor = self.out(mixed)
-        return out
-
-
-class Indices(Body):
-    def __init__(self) -> None:
-        super().__init__()
-        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
-
-    def between(self, maps: Tensor) -> Tensor:
-        maps, where = self.pool(maps)
-        out: Tensor = self.unpool(maps, where)
         return out
 
 
@@ -638,10 +740,6 @@ class HiddenConstants(Body):
         return F.batch_norm(maps, maps.new_zeros(16), maps.new_ones(16))
 
 
-def transposed() -> nn.Module:
-    return Body(nn.Sequential(nn.ConvTranspose2d(16, 12, 2, 2), conv(12, 8)), 8)
-
-
 NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "size in a view": (HardView, "stem", "its size is written in the network's code: "),
     "size in a slice": (HardSlice, "stem", "its channels are interleaved or split"),
@@ -658,24 +756,26 @@ NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "functional convolution": (Functional, "stem", "`conv2d` at test_tracing.py:"),
     "attention": (Attention, "stem", "MultiheadAttention `attention` at test_tracing.py:"),
     "attention itself": (Attention, "attention", "has no slimming rule"),
-    "transposed convolution": (transposed, "stem", "ConvTranspose2d `middle.0` at test_tracing.py:"),
-    "transposed convolution itself": (transposed, "middle.0", "has no slimming rule"),
-    "pooling with indices": (Indices, "stem", "MaxPool2d `pool` at test_tracing.py:"),
     "gather": (Gather, "stem", "`getitem` at test_tracing.py:"),
     "view as another dtype": (Reinterprets, "stem", "has no slimming rule: it reinterprets the elements"),
     "norm of all": (NormOfAll, "stem", "`norm` at test_tracing.py:"),
     "local response norm": (lambda: Body(nn.LocalResponseNorm(5)), "stem", "LocalResponseNorm `middle`"),
     "channel shuffle": (lambda: Body(nn.ChannelShuffle(4)), "stem", "its channels are interleaved or split"),
     "layer norm over the image": (lambda: Body(nn.LayerNorm([16, 8, 8])), "stem", "LayerNorm `middle` at"),
-    "weight norm": (
-        lambda: Body(nn.utils.parametrizations.weight_norm(conv(16, 16))),
-        "middle",
-        "has no slimming rule",
-    ),
     "spectral norm": (
+        lambda: Body(nn.utils.parametrizations.spectral_norm(conv(16, 16))),
+        "middle",
+        "its spectral norm is estimated for the whole weight",
+    ),
+    "spectral norm by a hook": (
         lambda: Body(nn.utils.spectral_norm(conv(16, 16))),
         "stem",
         "Conv2d `middle` at test_tracing.py:",
+    ),
+    "orthogonal weight": (
+        lambda: Body(nn.utils.parametrizations.orthogonal(nn.Conv2d(16, 16, 1))),
+        "middle",
+        "its weight is computed at each call",
     ),
     "one channel": (lambda: Body(nn.Sequential(conv(16, 1), conv(1, 16))), "middle.0", "it has one channel"),
     "one group": (lambda: Body(nn.GroupNorm(1, 16)), "head", "it is the network's output"),
@@ -743,7 +843,8 @@ def test_channels_that_a_leaf_module_reads_are_not_prunable() -> None:
 
 
 def test_slimmable_share_and_layers_that_are_not_prunable() -> None:
-    graph = trace(transposed(), EXAMPLE)
+    up = nn.utils.parametrizations.spectral_norm(nn.ConvTranspose2d(16, 12, 2, 2))
+    graph = trace(Body(nn.Sequential(up, conv(12, 8)), 8), EXAMPLE)
     stem, up, last, head = 64 * 27 * 16, 64 * 16 * 4 * 12, 256 * 9 * 12 * 8, 8 * 4
     assert slimmable_share(graph, graph.default) == (last + head) / (stem + up + last + head)
     assert layers_not_prunable(graph).keys() == {"stem", "middle.0"}  # without the head, which produces the classes
