@@ -64,6 +64,8 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
                 propagation = Propagation(prototype, graph, record, images)
                 propagation.run(images)
                 propagation.mark_choices_not_prunable(choices or {})
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f"{type(network).__name__} does not run on an input of shape {tuple(example.shape)}: "

@@ -182,6 +182,8 @@ _RANDOM = frozenset(
 class ModuleTracer(fx.Tracer):
     """Records layers and leaf modules as one operation each, and tracks the module that is being traced."""
 
+    proxy_buffer_attributes = True  # buffers may have channels, as those of a frozen batch norm
+
     def __init__(self, leaf_modules: frozenset[str]) -> None:
         super().__init__()
         self.leaf_modules = leaf_modules

@@ -1,6 +1,6 @@
 """Rules for functions, methods and modules that have no channels themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,20 +52,6 @@ def operation_rule(node: fx.Node) -> Rule | None:
     return next((rule for names, rule in rules if name in names), None)
 
 
-def read_tensor(carrier: Carrier, name: str, value: Any) -> Flow | None:
-    """Returns the flow of a parameter or buffer that ``forward`` reads; a vector may hold one number per channel."""
-    if not isinstance(value, Tensor):
-        return None
-    name = carrier.record.first_name.get(name, name)
-    long = [axis for axis in range(value.dim()) if value.size(axis) > 1]
-    if len(long) != 1 or not value.is_floating_point():
-        return Flow(value.shape)
-    vector = carrier.record.labels.produce(name, value.size(long[0]))
-    if long[0] not in carrier.record.tensors.get(name, {}):
-        carrier.record.index(name, long[0], vector)
-    return Flow(value.shape, long[0], vector)
-
-
 def _container(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     """Handles a named tuple of outputs, as networks with auxiliary heads return."""
     return fx.node.map_arg((node.args, node.kwargs), lambda other: carrier.flows[other])
@@ -102,9 +88,21 @@ def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     if all(flow.is_constant for flow in flows):
         return blank(value)
     name = operation(node)
-    if name in operations.JOINS and isinstance(value, Tensor) and (joined := _joined(flows, value)) is not None:
+    if name in operations.JOINS and isinstance(value, Tensor) and (joined := _joined(carrier, node, flows, value)):
         return joined
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda other: _labels_or_value(carrier, other))
+    moved = run_on_labels(carrier, node, lambda other: _labels_or_value(carrier, other))
+    if isinstance(moved, Tensor):
+        return Flow.of(moved)
+    pieces = tuple(Flow.of(piece) if isinstance(piece, Tensor) else None for piece in moved)
+    if name in operations.SPLITS:
+        tie_pieces(carrier, pieces)
+    return pieces
+
+
+def run_on_labels(carrier: Carrier, node: fx.Node, labels: Callable[[fx.Node], Any]) -> Any:
+    """Returns the output of an operation that only moves elements, given ``labels`` instead of the tensors it reads."""
+    name = operation(node)
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), labels)
     if node.op == "call_module":
         moved = carrier.modules[str(node.target)](*args, **kwargs)
     elif node.op == "call_method":
@@ -116,22 +114,25 @@ def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
         if name == "getitem" and any(isinstance(index, Tensor) for index in tree_leaves(args[1])):
             raise NoRuleError("it selects elements by an index tensor")
         moved = node.target(*args, **kwargs)  # type: ignore[operator]
-    if isinstance(moved, Tensor):
-        return Flow.of(moved)
-    pieces = tuple(Flow.of(piece) if isinstance(piece, Tensor) else None for piece in moved)
-    if name in operations.SPLITS:
-        _tie_pieces(carrier, pieces)
-    return pieces
+    return moved
 
 
-def _joined(flows: Sequence[Flow], value: Tensor) -> Flow | None:
-    """Returns the flow of a concatenation along the axis of the channels, or None for other concatenations."""
+def _joined(carrier: Carrier, node: fx.Node, flows: Sequence[Flow], value: Tensor) -> Flow | None:
+    """Returns the flow of a concatenation, or None if the channels lie along several axes.
+
+    A concatenation along another axis than that of the channels unites them.
+    """
     axes = {flow.axis for flow in flows if not flow.is_constant}
     axis = axes.pop()
-    if axes or axis is None or sum(flow.shape[axis] for flow in flows) != value.shape[axis]:
+    if axes or axis is None:
         return None
-    along = [flow.along(axis) for flow in flows]
-    return Flow(value.shape, axis, np.concatenate([vector for vector in along if vector is not None]))
+    along = [vector for flow in flows if (vector := flow.along(axis)) is not None]
+    if sum(map(len, along)) == value.shape[axis]:
+        return Flow(value.shape, axis, np.concatenate(along))
+    first = flows.index(next(flow for flow in flows if flow.axis == axis))
+    for vector in along:
+        carrier.record.labels.unite(along[first], vector, _combined_with_constant(carrier, node))
+    return Flow(value.shape, axis, along[first])
 
 
 def _labels_or_value(carrier: Carrier, node: fx.Node) -> Any:
@@ -141,7 +142,7 @@ def _labels_or_value(carrier: Carrier, node: fx.Node) -> Any:
     return fx.node.map_aggregate(flow, lambda leaf: leaf.full() if isinstance(leaf, Flow) else leaf)
 
 
-def _tie_pieces(carrier: Carrier, pieces: Sequence[Flow | None]) -> None:
+def tie_pieces(carrier: Carrier, pieces: Sequence[Flow | None]) -> None:
     """Unites the pieces of an even split, which must keep equal sizes."""
     first = pieces[0]
     for piece in pieces[1:]:
@@ -209,18 +210,14 @@ def _reduction(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     """Handles reductions over some axes, such as sums and means."""
     if operation(node) in operations.EXTREMA and len(carrier.input_flows(node)) == 2:
         return elementwise(carrier, node, value)
-    if not isinstance(value, Tensor):  # the maxima and their indices
+    if not isinstance(value, Tensor):  # several tensors, such as maxima and their indices
         return tuple(_reduction(carrier, node, part) for part in value)
     flow = carrier.input_flow(node)
-    position = 2 if operation(node) == "norm" else 1  # the first argument of norm is its order
-    dims = next((node.kwargs[name] for name in ("dim", "axis") if name in node.kwargs), None)
-    if dims is None and len(node.args) > position:
-        dims = node.args[position]
     if flow.is_constant:
         return Flow(value.shape)
-    if not isinstance(dims, int | tuple | list):
+    reduced = reduced_axes(node, len(flow.shape))
+    if reduced is None:
         raise NoRuleError("it reduces all axes")
-    reduced = {int(dim) % len(flow.shape) for dim in ([dims] if isinstance(dims, int) else dims)}
     if flow.axis is None:
         return _mixed_reduction(carrier, flow, reduced, value.shape)
     if flow.axis in reduced:
@@ -228,6 +225,17 @@ def _reduction(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     if len(value.shape) == len(flow.shape):
         return flow.reshaped_like(value.shape)
     return Flow(value.shape, flow.axis - sum(dim < flow.axis for dim in reduced), flow.vector)
+
+
+def reduced_axes(node: fx.Node, rank: int) -> set[int] | None:
+    """Returns the axes over which a reduction of a tensor of ``rank`` axes is computed, or None for all of them."""
+    position = 2 if operation(node) == "norm" else 1  # the first argument of norm is its order
+    dims = next((node.kwargs[name] for name in ("dim", "axis") if name in node.kwargs), None)
+    if dims is None and len(node.args) > position:
+        dims = node.args[position]
+    if not isinstance(dims, int | tuple | list):
+        return None
+    return {int(dim) % rank for dim in ([dims] if isinstance(dims, int) else dims)}
 
 
 def _mixed_reduction(carrier: Carrier, flow: Flow, reduced: set[int], shape: torch.Size) -> Flow:

@@ -163,7 +163,8 @@ def build_graph(
 ) -> ChannelGraph:
     """Returns the channel graph of a network whose labels have been propagated."""
     modules = dict(network.named_modules())
-    grouping = Grouping(record, {source for source in record.labels.sources if source in modules})
+    layers = {source for source in record.labels.sources if source in modules or source in record.functional}
+    grouping = Grouping(record, layers)
     expansions = _expansions(grouping, record)
     groups = {
         name: ChannelGroup(name, group.size, group.unit, group.members, expansions.get(name))
@@ -172,7 +173,7 @@ def build_graph(
     tensors = _tensors(network, grouping, record)
     distinct = {name: tensor for name, tensor in named_tensors(network).items() if record.first_name[name] == name}
     parameters = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    reasons = {source: grouping.reason(source) for source in record.labels.sources if source in modules}
+    reasons = {source: grouping.reason(source) for source in record.labels.sources if source in layers}
     return ChannelGraph(
         groups=groups,
         tensors=tensors,

@@ -5,6 +5,8 @@ constant, an axis of pixels). Layers create labels and operations pass them on. 
 be removed together, such as a residual sum or a depthwise convolution, unite their labels.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,10 +36,14 @@ class Labels:
             if size == 1:
                 self.sources[source] = np.zeros(1, np.int64)
             else:
-                self.sources[source] = np.arange(self._count, self._count + size)
-                self._count += size
-                self._roots = None
+                self.sources[source] = self.new(size)
         return self.sources[source]
+
+    def new(self, size: int) -> Vector:
+        """Returns new labels that no layer or parameter leads, such as those of the input channels of a weight."""
+        self._count += size
+        self._roots = None
+        return np.arange(self._count - size, self._count)
 
     def roots(self, vector: Vector) -> Vector:
         """Returns, for each label, the smallest label that is united with it."""
@@ -144,6 +150,38 @@ class Flow:
     def reshaped_like(self, shape: torch.Size) -> "Flow":
         """Returns the flow with the same labels along the same axis for another shape (after pooling or padding)."""
         return Flow(shape, self.axis, self.vector)
+
+
+class WeightFlow:
+    """The labels of a weight, or of a tensor that is computed from weights: independent ones along each axis.
+
+    An element of a convolution's weight belongs to an output channel and to an input channel, while a ``Flow`` has one
+    label for each element. At least two axes have labels (see ``flow_of_axes``).
+    """
+
+    def __init__(self, shape: torch.Size, vectors: Mapping[int, Vector]) -> None:
+        self.shape = shape
+        self.vectors = dict(vectors)
+
+    def along(self, axis: int) -> Vector:
+        """Returns the labels along ``axis``, zeros if there are none."""
+        return self.vectors.get(axis, np.zeros(self.shape[axis], np.int64))
+
+    def labels(self) -> Vector:
+        """Returns all labels in this tensor."""
+        return np.concatenate([*self.vectors.values()])
+
+    def varying(self) -> list[int]:
+        """Returns the axes that have labels."""
+        return sorted(self.vectors)
+
+
+def flow_of_axes(shape: torch.Size, vectors: Mapping[int, Vector]) -> Flow | WeightFlow:
+    """Returns the flow of a tensor with these labels along its axes: a ``Flow`` if at most one axis has labels."""
+    labelled = {axis: vector for axis, vector in vectors.items() if vector.any()}
+    if len(labelled) > 1:
+        return WeightFlow(shape, labelled)
+    return next((Flow(shape, axis, vector) for axis, vector in labelled.items()), Flow(shape))
 
 
 def _narrowed(full: Tensor) -> tuple[list[int], Tensor]:

@@ -1,7 +1,6 @@
 """Rules for layers with parameters: which labels they create, and which axes of their parameters these index."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor, fx, nn
@@ -51,7 +50,7 @@ def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
         carrier.call(node, "conv", factor, inputs, produced, positions)
         axes = (inputs, produced) if module.transposed else (produced, inputs)
     else:
-        _tie_groups(carrier, inputs, produced, module)
+        tie_groups(carrier, inputs, produced, module.in_channels // module.groups)
         depthwise = module.groups == module.in_channels
         if depthwise:
             carrier.record.depthwise.add(name)
@@ -78,10 +77,13 @@ def _over_channels(carrier: Carrier, node: fx.Node, flow: Flow, value: Tensor) -
     return flow.reshaped_like(value.shape)
 
 
-def _tie_groups(carrier: Carrier, inputs: Vector, produced: Vector, module: Any) -> None:
-    """Unites the channels of each convolution group, because a grouped convolution is slimmed by whole groups."""
+def tie_groups(carrier: Carrier, inputs: Vector, produced: Vector, per_group: int) -> None:
+    """Unites the channels of each convolution group, because a grouped convolution is slimmed by whole groups.
+
+    ``per_group`` is the number of input channels of each.
+    """
     reason = "a grouped convolution reads channels that are not prunable"
-    leaders = inputs[:: module.in_channels // module.groups]
+    leaders = inputs[::per_group]
     for vector in (inputs, produced):
         carrier.record.labels.unite(np.repeat(leaders, len(vector) // len(leaders)), vector, reason)
 

@@ -89,11 +89,12 @@ SPATIAL = _names(
 )
 UNPOOLING = _names("max_unpool1d max_unpool2d max_unpool3d")
 AVERAGING = _names("avg_pool2d adaptive_avg_pool2d")
-REDUCTIONS = _names("mean sum amax amin max min std var norm logsumexp")
+REDUCTIONS = _names("mean sum amax amin max min std var std_mean var_mean norm logsumexp")
 EXTREMA = _names("max min")
 """Reductions that compare two tensors element by element if they are given two."""
 GATES = _names("glu")
 FUNCTIONAL_NORMS = _names("layer_norm rms_norm batch_norm instance_norm prelu")
+FUNCTIONAL_CONVOLUTIONS = _names("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
 MATRIX_PRODUCTS = _names("matmul bmm")
 
 

@@ -15,12 +15,13 @@ from torch.utils._pytree import tree_leaves
 from autoslim.channels.graph import IS_OUTPUT
 from autoslim.tracing.capture import Origin
 from autoslim.tracing.execution import Execution
-from autoslim.tracing.function_rules import operation_rule, passing_module_rule, read_tensor
+from autoslim.tracing.function_rules import operation_rule, passing_module_rule
 from autoslim.tracing.interpreter import GraphRunner
-from autoslim.tracing.labels import Flow
+from autoslim.tracing.labels import Flow, WeightFlow
 from autoslim.tracing.layer_rules import layer_rule
 from autoslim.tracing.record import Carrier, NoRuleError, Record, Rule, blank, describe
 from autoslim.tracing.storage import part_name
+from autoslim.tracing.weight_rules import check_statistics, functional_layer_rule, read_tensor, weight_rule
 
 STRICT: ContextVar[bool] = ContextVar("strict_rules", default=False)
 """Whether an unforeseen error in a rule is raised. Otherwise the operation counts as one without a rule."""
@@ -49,7 +50,7 @@ class Propagation(GraphRunner):
 
     def mark_choices_not_prunable(self, choices: Mapping[Origin, str]) -> None:
         """Makes channels not prunable if the code branches on their number, because its operations may depend on it."""
-        flows = {node.name: flow for node, flow in self.carrier.flows.items() if isinstance(flow, Flow)}
+        flows = {node.name: flow for node, flow in self.carrier.flows.items() if isinstance(flow, Flow | WeightFlow)}
         for (name, axis), where in choices.items():
             if name in flows and axis in flows[name].varying():
                 self.carrier.freeze([flows[name]], f"the code at {where} depends on its number")
@@ -69,9 +70,10 @@ class Propagation(GraphRunner):
         if node.op == "placeholder":
             return blank(value)
         if node.op == "get_attr":
+            check_statistics(node, self.carrier.modules)
             return read_tensor(self.carrier, str(node.target), value)
         if node.op == "output":
-            self.carrier.freeze(self.carrier.input_flows(node), IS_OUTPUT)
+            self.carrier.freeze(self.carrier.all_flows(node), IS_OUTPUT)
             return None
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
             return None
@@ -98,8 +100,10 @@ class Propagation(GraphRunner):
             raise NoRuleError(f"it costs {self.execution.macs // self.carrier.batch:,} multiply-adds, not {recorded:,}")
 
     def _rule(self, node: fx.Node) -> Rule | None:
+        if any(isinstance(flow, WeightFlow) for flow in self.carrier.all_flows(node)):
+            return weight_rule(node, self.carrier.modules)
         if node.op != "call_module":
-            return operation_rule(node)
+            return functional_layer_rule(node) or operation_rule(node)
         module = self.carrier.modules[str(node.target)]
         return layer_rule(module) or passing_module_rule(module)
 
@@ -107,7 +111,7 @@ class Propagation(GraphRunner):
         """Makes all channels that the operation reads not prunable; its output has none."""
         record, name = self.carrier.record, str(node.target)
         reason = f"{describe(node, self.carrier.modules)} has no slimming rule{f': {detail}' if detail else ''}"
-        self.carrier.freeze(self.carrier.input_flows(node), reason)
+        self.carrier.freeze(self.carrier.all_flows(node), reason)
         if node.op == "call_module" and any(True for _ in self.carrier.modules[name].parameters()):
             record.not_prunable.setdefault(name, reason)
             record.labels.freeze(record.labels.sources.get(name, np.zeros(0, np.int64)), reason)

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.memory import Operation
 from autoslim.tracing.capture import _FRAME, user_line
-from autoslim.tracing.labels import Flow, Labels, Vector
+from autoslim.tracing.labels import Flow, Labels, Vector, WeightFlow
 from autoslim.tracing.operations import operation
 
 
@@ -51,6 +51,7 @@ class Record:
     calls: list[Call] = field(default_factory=list)
     depthwise: set[str] = field(default_factory=set)
     feeds: dict[str, Vector] = field(default_factory=dict)  # dense 1x1 convolution -> labels of its input
+    functional: set[str] = field(default_factory=set)  # layers written as functions
     not_prunable: dict[str, str] = field(default_factory=dict)  # layers without a rule -> reason
     not_counted: dict[str, str] = field(default_factory=dict)  # operation -> description
     flows: dict[str, Flow] = field(default_factory=dict)  # operation -> labels of its output
@@ -99,8 +100,12 @@ class Carrier:
 
     def input_flows(self, node: fx.Node) -> list[Flow]:
         """Returns the flows of all tensors that the node reads."""
+        return [flow for flow in self.all_flows(node) if isinstance(flow, Flow)]
+
+    def all_flows(self, node: fx.Node) -> list[Flow | WeightFlow]:
+        """Returns the flows of all tensors that the node reads, weights included."""
         flows = fx.node.map_arg((node.args, node.kwargs), lambda other: self.flows[other])
-        return [flow for flow in tree_leaves(flows) if isinstance(flow, Flow)]
+        return [flow for flow in tree_leaves(flows) if isinstance(flow, Flow | WeightFlow)]
 
     def along(self, flow: Flow, axis: int, node: fx.Node) -> Vector:
         """Returns the labels along ``axis``. If the channels lie along another axis, they become not prunable."""
@@ -110,17 +115,25 @@ class Carrier:
             return np.zeros(flow.shape[axis], np.int64)
         return vector
 
-    def freeze(self, flows: Sequence[Flow], reason: str) -> None:
+    def freeze(self, flows: Sequence[Flow | WeightFlow], reason: str) -> None:
         """Makes all channels of these tensors not prunable."""
         for flow in flows:
             self.record.labels.freeze(flow.labels(), reason)
 
     def call(
-        self, node: fx.Node, kind: str, factor: int, inputs: Vector | None, outputs: Vector, positions: int
+        self,
+        node: fx.Node,
+        kind: str,
+        factor: int,
+        inputs: Vector | None,
+        outputs: Vector,
+        positions: int,
+        name: str | None = None,
     ) -> None:
         """Records a call that costs multiply-adds (see ``graph.Layer`` for the numbers)."""
-        name = str(node.target) if node.op == "call_module" else node.name
-        weight = f"{name}.weight" if kind in ("conv", "depthwise", "grouped", "linear") else None
+        name = name or (str(node.target) if node.op == "call_module" else node.name)
+        stored = node.op == "call_module" and kind in ("conv", "depthwise", "grouped", "linear")
+        weight = f"{name}.weight" if stored else None
         self.record.calls.append(Call(name, kind, factor, inputs, outputs, positions, weight))
 
 

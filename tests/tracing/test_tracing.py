@@ -18,7 +18,7 @@ from torch.ao.nn import qat
 from torch.ao.quantization import get_default_qat_qconfig
 from torch.testing import assert_close as assert_equal
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import DeformConv2d, StochasticDepth
+from torchvision.ops import DeformConv2d, FrozenBatchNorm2d, StochasticDepth
 
 from autoslim import Supernet, resize, trace
 from autoslim.channels.copying import on_meta
@@ -67,7 +67,10 @@ def check_resizing(network: nn.Module, graph: ChannelGraph, widest: float = 1.5)
     for seed in range(5):
         channels = random_channels(graph, seed, 0.1, widest)
         supernet.select(channels)
-        assert_equal(supernet(images), batch_statistics(supernet.extract(channels))(images), rtol=0, atol=0)
+        expected = batch_statistics(supernet.extract(channels))(images)
+        # A sum over a view of a weight is rounded differently than one over a copy.
+        tolerance = 1e-4 if any(isinstance(module, Standardised) for module in network.modules()) else 0
+        assert_equal(supernet(images), expected, rtol=tolerance, atol=tolerance)
 
 
 # Known networks
@@ -530,6 +533,101 @@ class Indices(Body):
         return self.unpool(maps + F.max_unpool2d(inner, there, 2), where)
 
 
+class Standardised(nn.Module):
+    """A convolution with a standardised weight, as a layer of its own or around another one."""
+
+    def __init__(self, inputs: int, outputs: int, way: str) -> None:
+        super().__init__()
+        self.conv, self.gain, self.way = conv(inputs, outputs), nn.Parameter(torch.ones(outputs, 1, 1, 1)), way
+
+    def forward(self, maps: Tensor) -> Tensor:
+        weight = self.conv.weight
+        if self.way == "moments":
+            variance, mean = torch.var_mean(weight, dim=[1, 2, 3], keepdim=True, unbiased=False)
+            weight = self.gain * (weight - mean) / torch.sqrt(variance + 1e-5)
+        else:
+            flat = weight.view(weight.size(0), -1)
+            weight = weight - flat.mean(1).view(-1, 1, 1, 1)
+            weight = self.gain * weight / (flat.std(1).view(-1, 1, 1, 1) + 1e-5).expand_as(weight)
+        return F.conv2d(maps, weight, self.conv.bias, padding=1)
+
+
+class NormedWeight(Standardised):
+    """A batch norm standardises the weight."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        weight, gain = self.conv.weight, self.gain.view(-1)
+        flat = weight.reshape(1, weight.shape[0], -1)
+        flat = F.batch_norm(flat, None, None, weight=gain, training=True, momentum=0.0)
+        return F.conv2d(maps, flat.reshape_as(weight), self.conv.bias, padding=1)
+
+
+class Fused(nn.Module):
+    """A 3x3 and a 1x1 branch, each with a scale, that are added up as one kernel."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.large, self.small = conv(inputs, outputs), conv(inputs, outputs, 1, bias=False)
+        self.scale, self.norm = nn.Parameter(torch.ones(outputs)), FrozenBatchNorm2d(outputs)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        scale = self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)
+        kernel = self.large.weight * self.scale.view(-1, 1, 1, 1)
+        kernel = kernel + F.pad(self.small.weight, [1, 1, 1, 1]) * scale.reshape(-1, 1, 1, 1)
+        return F.conv2d(maps, kernel, self.large.bias + self.norm.bias - self.norm.running_mean * scale, padding=1)
+
+
+class Functions(nn.Module):
+    """Layers that are functions of parameters and of the weights of other modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.matrix = nn.Parameter(torch.randn(16, 12, 2, 2)), nn.Parameter(torch.randn(12, 10))
+        self.register_buffer("blur", torch.rand(1, 1, 3, 3).repeat(12, 1, 1, 1))
+        self.linear, self.value, self.gate = nn.Linear(10, 9), conv(9, 8), conv(9, 8)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = F.conv_transpose2d(maps, self.up, stride=2)
+        maps = F.conv2d(maps, self.blur, stride=2, padding=1, groups=maps.shape[1])
+        tokens = F.linear(maps.permute(0, 2, 3, 1) @ self.matrix, self.linear.weight, self.linear.bias)
+        kernel = torch.cat([self.value.weight, self.gate.weight], 0)
+        bias = torch.cat([self.value.bias, self.gate.bias])
+        value, gate = F.conv2d(tokens.permute(0, 3, 1, 2), kernel, bias).chunk(2, 1)
+        return value * gate.sigmoid()
+
+
+class Offsets(Body):
+    """Parameters and buffers for each channel, of several shapes, and one for each pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.position = nn.Parameter(torch.rand(16)), nn.Parameter(torch.rand(1, 16, 8, 8))
+        self.register_buffer("mean", torch.rand(16))
+        self.norm = FrozenBatchNorm2d(16)
+
+    def between(self, maps: Tensor) -> Tensor:
+        maps = maps * self.scale.view(1, -1, 1, 1) - self.mean.reshape(1, -1, 1, 1) + self.position
+        out: Tensor = self.norm(maps)
+        return out
+
+
+class JoinedPixels(Body):
+    """Two layers whose outputs are concatenated along the height."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other, self.last = conv(3, 16), conv(16, 16)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = torch.cat([self.stem(images), self.other(images)], 2)
+        out: Tensor = self.head(self.last(maps).mean((2, 3)))
+        return out
+
+
+def two(layer: Callable[..., nn.Module], *arguments: Any) -> nn.Module:
+    return Body(nn.Sequential(layer(16, 12, *arguments), nn.ReLU(), layer(12, 8, *arguments)), 8)
+
+
 def up(inputs: int, outputs: int, **options: Any) -> nn.Module:
     return nn.ConvTranspose2d(inputs, outputs, 3, 2, 1, output_padding=1, **options)
 
@@ -543,6 +641,7 @@ def old_weight_norm(layer: nn.Module, dim: int | None = 0) -> nn.Module:
         return nn.utils.weight_norm(layer, dim=dim)
 
 
+TWO = {"stem": (16, 1), "middle.0.conv": (12, 1), "middle.2.conv": (8, 1)}
 PRUNABLE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] = {
     "shared weight": (SharedWeight, {"stem": (16, 1)}),
     "plain tensors": (PlainTensors, {"stem": (16, 1)}),
@@ -609,6 +708,22 @@ PRUNABLE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] 
         lambda: Body(old_weight_norm(conv(16, 12), None), 12),
         {"stem": (16, 1), "middle": (12, 1)},
     ),
+    "standardised weights": (lambda: two(Standardised, "moments"), TWO),
+    "standardised weights by views": (lambda: two(Standardised, "views"), TWO),
+    "weights standardised by a batch norm": (lambda: two(NormedWeight, ""), TWO),
+    "kernels added up": (lambda: two(Fused), {"stem": (16, 1), "middle.0.large": (12, 1), "middle.2.large": (8, 1)}),
+    "layers as functions": (
+        lambda: Body(Functions(), 8),
+        {
+            "stem": (16, 1),
+            "middle.up": (12, 1),
+            "middle.matrix": (10, 1),
+            "middle.linear": (9, 1),
+            "middle.value": (8, 1),
+        },
+    ),
+    "tensors for each channel": (Offsets, {"stem": (16, 1)}),
+    "concatenation of pixels": (JoinedPixels, {"stem": (16, 1), "last": (16, 1)}),
     "upsampling": (lambda: Body(nn.Upsample(scale_factor=2)), {"stem": (16, 1)}),
     "padding": (lambda: Body(nn.Sequential(nn.ReflectionPad2d(1), nn.MaxPool2d(2))), {"stem": (16, 1)}),
 }
@@ -648,15 +763,16 @@ class HardSlice(Body):
         return out
 
 
-class Functional(Body):
-    """A convolution that is not a module."""
+class MergedKernels(Body):
+    """Two convolutions computed as one, whose kernel is a convolution of their kernels."""
 
     def __init__(self) -> None:
         super().__init__(channels=12)
-        self.weight = nn.Parameter(torch.randn(12, 16, 3, 3))
+        self.first, self.second = conv(16, 12, 1, bias=False), conv(12, 12, bias=False)
 
     def between(self, maps: Tensor) -> Tensor:
-        return F.conv2d(maps, self.weight, padding=1)
+        kernel = F.conv2d(self.second.weight, self.first.weight.permute(1, 0, 2, 3))
+        return F.conv2d(maps, kernel, padding=1)
 
 
 class Attention(Body):
@@ -753,7 +869,7 @@ NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "stem",
         "in the network's code: batch norm for 16 channels got 8 channels (test_tracing.py:",
     ),
-    "functional convolution": (Functional, "stem", "`conv2d` at test_tracing.py:"),
+    "convolution of two kernels": (MergedKernels, "stem", "`conv2d` at test_tracing.py:"),
     "attention": (Attention, "stem", "MultiheadAttention `attention` at test_tracing.py:"),
     "attention itself": (Attention, "attention", "has no slimming rule"),
     "gather": (Gather, "stem", "`getitem` at test_tracing.py:"),
@@ -848,7 +964,7 @@ def test_slimmable_share_and_layers_that_are_not_prunable() -> None:
     stem, up, last, head = 64 * 27 * 16, 64 * 16 * 4 * 12, 256 * 9 * 12 * 8, 8 * 4
     assert slimmable_share(graph, graph.default) == (last + head) / (stem + up + last + head)
     assert layers_not_prunable(graph).keys() == {"stem", "middle.0"}  # without the head, which produces the classes
-    assert layers_not_prunable(trace(Functional(), EXAMPLE))["conv2d"] == "it has no slimming rule"
+    assert layers_not_prunable(trace(MergedKernels(), EXAMPLE))["conv2d"] == "it has no slimming rule"
     graph = trace(Residual(), EXAMPLE)
     assert slimmable_share(graph, graph.default) == 1
     assert not layers_not_prunable(trace(Residual(), EXAMPLE))
