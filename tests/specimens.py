@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
+import patterns
 import torch
 import torchvision.models as tv
 from torch import Tensor, nn
@@ -41,6 +42,9 @@ OTHERS = (
     "googlenet",  # auxiliary heads
 )
 
+PATTERNS = ("unet", "edsr", "cbam", "coordinate_attention", "repvgg_fused", "aspp", "fpn", "gated", "weight_norm")
+"""Small networks, each with a pattern of layers that users have."""
+
 SMALL_STAGES = ((1, 8, 1, 1), (4, 12, 2, 2), (4, 16, 2, 2))
 """Arguments of a MobileNetV2 with few MACs."""
 
@@ -53,8 +57,18 @@ _BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v1": architectures.MobileNetV1,
     "mnasnet": architectures.MNasNet,
     "googlenet": lambda: tv.googlenet(init_weights=False),
+    "unet": patterns.UNet,
+    "edsr": patterns.EDSR,
+    "cbam": lambda: patterns.classifier(patterns.CBAM(16)),
+    "coordinate_attention": lambda: patterns.classifier(patterns.CoordinateAttention(16)),
+    "repvgg_fused": lambda: patterns.classifier(patterns.FusedBranches(16, 24), patterns.FusedBranches(24, 16)),
+    "aspp": lambda: patterns.classifier(patterns.ASPP(16)),
+    "fpn": patterns.FPN,
+    "gated": lambda: patterns.classifier(patterns.Gated(16), patterns.Gated(16)),
+    "weight_norm": patterns.weight_norm,
 }
 _SIZES = {
+    **dict.fromkeys(PATTERNS, 16),
     "small_mobilenet_v2": 8,
     "cifar_mobilenet_v2": 8,
     "cifar_resnet18": 8,
@@ -119,6 +133,9 @@ def shuffle_weights(network: nn.Module, seed: int = 0) -> None:
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.reset_running_stats()
+        else:
+            for buffer in module.buffers(recurse=False):  # such as the statistics of a frozen batch norm
+                buffer.copy_(torch.empty(buffer.shape).uniform_(0.5, 1.5, generator=generator))
         for name, parameter in module.named_parameters(recurse=False):
             scale = parameter.dim() == 1 and name == "weight"
             deviation = 0.1 if parameter.dim() < 2 else (2 / parameter[0].numel()) ** 0.5

@@ -18,8 +18,9 @@ class Operation:
         name: The name of the torch.fx node.
         reads: The operations whose outputs it reads.
         shape: The shape of its output in the traced network, or None if the output is not one tensor.
-        axis: The dimension along which the channels of the output lie, and that axis, if it depends on a group. For
-            channels that a shuffle has reordered, only the size of the axis is correct.
+        axes: The dimensions along which the channels of the output lie, and these axes, if they depend on a group. For
+            channels that a shuffle has reordered, only the size of the axis is correct. Only weights that the network
+            computes have more than one.
         storage: The operation, or part of one, that allocated the memory of the output: this one, or the first one
             whose memory it views or overwrites. It is empty for outputs that are not activations (parameters, numbers).
         bytes: The size of an element of the output.
@@ -29,7 +30,7 @@ class Operation:
     name: str
     reads: tuple[str, ...]
     shape: tuple[int, ...] | None
-    axis: tuple[int, Axis] | None
+    axes: tuple[tuple[int, Axis], ...]
     storage: str
     bytes: int
     parts: tuple["Operation", ...] = ()
@@ -38,25 +39,31 @@ class Operation:
         """Returns the number of elements of the output; 0 if it is not one tensor."""
         if self.shape is None:
             return 0
-        if self.axis is None:
-            return math.prod(self.shape)
-        dimension, axis = self.axis
-        return math.prod(self.shape[:dimension]) * axis_size(axis, channels) * math.prod(self.shape[dimension + 1 :])
+        return self.constant * math.prod(axis_size(axis, channels) for _, axis in self.axes)
+
+    @property
+    def constant(self) -> int:
+        """The product of the sizes that depend on no group."""
+        assert self.shape is not None
+        variable = {dimension for dimension, _ in self.axes}
+        return math.prod(size for dimension, size in enumerate(self.shape) if dimension not in variable)
 
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """The memory of a network as a sum over products of axis sizes; index 0 stands for the size 1."""
+    """The memory of a network as a sum over products of axis sizes."""
 
-    axes: tuple[Axis, ...]  # from index 1 on
+    axes: tuple[Axis, ...]
     weights: tuple[tuple[tuple[int, ...], int], ...]  # axes -> bytes per element of all tensors with these axes
-    alive: np.ndarray  # (operations, 1 + axes), int64: bytes per channel of each axis that are alive
+    products: tuple[tuple[int, ...], ...]  # the axes of each column of ``alive``
+    alive: np.ndarray  # (operations, products), int64: bytes per element of each product that are alive
 
     def bytes(self, channels: Mapping[str, int]) -> int:
         """Returns the bytes of the weights plus the peak of the activations."""
-        sizes = [1, *(axis_size(axis, channels) for axis in self.axes)]
+        sizes = [axis_size(axis, channels) for axis in self.axes]
         weights = sum(size * math.prod(sizes[index] for index in axes) for axes, size in self.weights)
-        return weights + int((self.alive @ np.array(sizes)).max(initial=0))
+        products = [math.prod(sizes[index] for index in axes) for axes in self.products]
+        return weights + int((self.alive @ np.array(products, np.int64)).max(initial=0))
 
 
 def memory_model(
@@ -71,24 +78,20 @@ def memory_model(
     for name, size in element_bytes.items():
         constant = [axis for axis in tensors[name] if all(segment.group is None for segment in axis)]
         slimmable = [axis for axis in tensors[name] if axis not in constant]
-        indices = tuple(index_of.setdefault(axis, len(index_of) + 1) for axis in slimmable)
+        indices = tuple(index_of.setdefault(axis, len(index_of)) for axis in slimmable)
         weights[indices] += size * math.prod(axis_size(axis, {}) for axis in constant)
-    terms: list[Counter[int]] = []
+    terms: list[Counter[tuple[int, ...]]] = []
     for outputs in live_outputs(operations):
-        term: Counter[int] = Counter()
+        term: Counter[tuple[int, ...]] = Counter()
         for output in outputs:
-            assert output.shape is not None
-            if output.axis is None:
-                term[0] += output.bytes * math.prod(output.shape)
-            else:
-                dimension, axis = output.axis
-                rest = math.prod(output.shape[:dimension]) * math.prod(output.shape[dimension + 1 :])
-                term[index_of.setdefault(axis, len(index_of) + 1)] += output.bytes * rest
+            indices = tuple(index_of.setdefault(axis, len(index_of)) for _, axis in output.axes)
+            term[indices] += output.bytes * output.constant
         terms.append(term)
-    rows = np.array([[term[index] for index in range(len(index_of) + 1)] for term in terms], np.int64)
+    products = tuple(dict.fromkeys(indices for term in terms for indices in term))
+    rows = np.array([[term[indices] for indices in products] for term in terms], np.int64)
     rows = np.unique(rows, axis=0)
     highest = [row for row in rows if (rows >= row).all(1).sum() == 1]  # no other row is at least as large everywhere
-    return MemoryModel(tuple(index_of), tuple(weights.items()), np.array(highest))
+    return MemoryModel(tuple(index_of), tuple(weights.items()), products, np.array(highest))
 
 
 def live_outputs(operations: Sequence[Operation]) -> Iterator[list[Operation]]:

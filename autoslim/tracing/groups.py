@@ -13,7 +13,7 @@ from autoslim.channels.copying import named_tensors
 from autoslim.channels.graph import Attribute, ChannelGraph, Layer
 from autoslim.channels.groups import Axis, ChannelGroup, Segment
 from autoslim.channels.memory import Operation
-from autoslim.tracing.labels import Flow, Vector
+from autoslim.tracing.labels import Flow, Vector, WeightFlow
 from autoslim.tracing.operations import CONVOLUTIONS, LAST_AXIS_NORMS, NORMALISATIONS, TRANSPOSED_CONVOLUTIONS
 from autoslim.tracing.record import Call, Record
 
@@ -227,14 +227,23 @@ def _is_whole(grouping: Grouping, axis: Axis, vector: Vector) -> bool:
 def _operation(grouping: Grouping, record: Record, operation: Operation) -> Operation:
     """Returns the operation and its parts with their axes."""
     parts = tuple(_operation(grouping, record, part) for part in operation.parts)
-    return replace(operation, axis=_output_axis(grouping, record, operation), parts=parts)
+    return replace(operation, axes=_output_axes(grouping, record, operation), parts=parts)
 
 
-def _output_axis(grouping: Grouping, record: Record, operation: Operation) -> tuple[int, Axis] | None:
-    """Returns the dimension along which the channels of an output lie, and that axis, or None if it has no channels."""
+def _output_axes(grouping: Grouping, record: Record, operation: Operation) -> tuple[tuple[int, Axis], ...]:
+    """Returns the dimensions along which the channels of an output lie, and these axes, if they depend on a group."""
     flow = record.outputs.get(operation.name)
-    if operation.shape is None or flow is None or flow.is_constant:
-        return None
+    if operation.shape is None or flow is None:
+        return ()
+    if isinstance(flow, WeightFlow):
+        axes = [(dimension, grouping.axis(vector)) for dimension, vector in flow.vectors.items()]
+        return tuple((dimension, axis) for dimension, axis in axes if _slimmable(axis))
+    found = _output_axis(grouping, flow, operation.shape)
+    return () if found is None else (found,)
+
+
+def _output_axis(grouping: Grouping, flow: Flow, shape: tuple[int, ...]) -> tuple[int, Axis] | None:
+    """Returns the dimension along which the channels of an activation lie, and that axis, or None if it has none."""
     if flow.is_mixed:  # a channel of branches that are added up later has the same root in each of them
         flow = Flow.of(torch.from_numpy(grouping.record.labels.roots(flow.narrowed().numpy())))
     varying = flow.varying()
@@ -242,10 +251,8 @@ def _output_axis(grouping: Grouping, record: Record, operation: Operation) -> tu
         return None
     dimension = max(varying, key=lambda dim: flow.shape[dim])  # inside a channel shuffle, the longer of the two
     labels = flow.narrowed().flatten().numpy()
-    dimension += len(operation.shape) - len(
-        flow.shape
-    )  # with one image, the network may have dropped the first dimension
-    size = operation.shape[dimension] if dimension >= 0 else 0
+    dimension += len(shape) - len(flow.shape)  # with one image, the network may have dropped the first dimension
+    size = shape[dimension] if dimension >= 0 else 0
     if size == 0:
         return None
     axis = grouping.axis(labels)

@@ -34,6 +34,7 @@ class Propagation(GraphRunner):
         super().__init__(network, graph, images.device)
         self.carrier = Carrier(self.submodules, record, len(images))
         self.execution = Execution(network, [images])
+        check_statistics(graph, self.submodules)
 
     def run_node(self, n: fx.Node) -> Any:
         self.execution.macs, self.execution.not_counted = 0, set()
@@ -55,14 +56,16 @@ class Propagation(GraphRunner):
             if name in flows and axis in flows[name].varying():
                 self.carrier.freeze([flows[name]], f"the code at {where} depends on its number")
 
-    def outputs(self) -> dict[str, Flow]:
+    def outputs(self) -> dict[str, Flow | WeightFlow]:
         """Returns the flow of each operation's output, or of its parts if it consists of several tensors."""
-        named = {}
+        named: dict[str, Flow | WeightFlow] = {}
         for node, flow in self.carrier.flows.items():
-            if isinstance(flow, Flow):
+            if isinstance(flow, Flow | WeightFlow):
                 named[node.name] = flow
             else:
-                parts = ((index, leaf) for index, leaf in enumerate(tree_leaves(flow)) if isinstance(leaf, Flow))
+                parts = (
+                    (index, leaf) for index, leaf in enumerate(tree_leaves(flow)) if isinstance(leaf, Flow | WeightFlow)
+                )
                 named |= {part_name(node.name, index): leaf for index, leaf in parts}
         return named
 
@@ -70,7 +73,6 @@ class Propagation(GraphRunner):
         if node.op == "placeholder":
             return blank(value)
         if node.op == "get_attr":
-            check_statistics(node, self.carrier.modules)
             return read_tensor(self.carrier, str(node.target), value)
         if node.op == "output":
             self.carrier.freeze(self.carrier.all_flows(node), IS_OUTPUT)

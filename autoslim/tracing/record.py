@@ -56,7 +56,7 @@ class Record:
     not_counted: dict[str, str] = field(default_factory=dict)  # operation -> description
     flows: dict[str, Flow] = field(default_factory=dict)  # operation -> labels of its output
     operations: tuple[Operation, ...] = ()  # in evaluation mode, not yet with their axes
-    outputs: dict[str, Flow] = field(default_factory=dict)  # operation, or part of its output -> its labels
+    outputs: dict[str, Flow | WeightFlow] = field(default_factory=dict)  # operation or part of its output -> labels
 
     def index(self, tensor: str, axis: int, vector: Vector) -> None:
         """Records that ``vector`` labels an axis of a parameter, and unites it with the labels of an earlier use."""

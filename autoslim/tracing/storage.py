@@ -82,7 +82,7 @@ class _StorageRecorder(GraphRunner):
                 for index, leaf in enumerate(tree_leaves(value))
                 if isinstance(leaf, Tensor)
             )
-            self.operations.append(Operation(n.name, reads, None, None, "", 0, parts))
+            self.operations.append(Operation(n.name, reads, None, (), "", 0, parts))
         return value
 
     def _output(self, name: str, reads: tuple[str, ...], value: Tensor) -> Operation:
@@ -90,4 +90,4 @@ class _StorageRecorder(GraphRunner):
         shape = tuple(value.shape)
         if shape and shape[0] == self.batch:
             shape = (1, *shape[1:])
-        return Operation(name, reads, shape, None, storage, value.element_size())
+        return Operation(name, reads, shape, (), storage, value.element_size())

@@ -42,19 +42,19 @@ def read_tensor(carrier: Carrier, name: str, value: Any) -> Flow | WeightFlow | 
     return flow_of_axes(value.shape, vectors)
 
 
-def check_statistics(node: fx.Node, modules: Mapping[str, nn.Module]) -> None:
-    """Checks that ``forward`` passes the running statistics of a batch norm to ``F.batch_norm`` only.
+def check_statistics(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Checks that ``forward`` passes the running statistics of batch norms to ``F.batch_norm`` only.
 
     Raises:
         UserError: It computes with them, but a supernet has none.
     """
-    path, _, attribute = str(node.target).rpartition(".")
-    if attribute not in ("running_mean", "running_var") or not isinstance(modules.get(path), _BatchNorm):
-        return
-    for user in node.users:
-        if operation(user) != "batch_norm":
+    for node in graph.nodes:
+        path, _, attribute = str(node.target).rpartition(".")
+        computes = [user for user in node.users if operation(user) != "batch_norm"]
+        statistic = node.op == "get_attr" and attribute in ("running_mean", "running_var")
+        if statistic and computes and isinstance(modules.get(path), _BatchNorm):
             raise UserError(
-                f"forward computes with {attribute} of the batch norm {path!r} ({source_line(user)}), but a "
+                f"forward computes with {attribute} of the batch norm {path!r} ({source_line(computes[0])}), but a "
                 "supernet has no running statistics; call the batch norm instead, and fuse the two after training"
             )
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision.models as tv
 from independent_counts import graph_at_224
-from specimens import MAIN, OTHERS, random_channels, specimen
+from specimens import MAIN, OTHERS, PATTERNS, random_channels, specimen
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -105,7 +105,9 @@ class Body(nn.Module):
 EXAMPLE = torch.empty(1, 3, 8, 8)
 
 
-@pytest.mark.parametrize("name", [*MAIN, *OTHERS, "squeezenet1_0", "mobilenet_v3_small", "efficientnet_v2_s"])
+@pytest.mark.parametrize(
+    "name", [*MAIN, *OTHERS, *PATTERNS, "squeezenet1_0", "mobilenet_v3_small", "efficientnet_v2_s"]
+)
 def test_memory_equals_that_of_a_run_of_the_resized_network(name: str) -> None:
     """They are equal at the peak and at each operation, at random configurations of 0.1 to 1.6 times the width."""
     sample = specimen(name)

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from paths import ROOT
-from specimens import OTHERS, random_channels, specimen
+from specimens import OTHERS, PATTERNS, random_channels, specimen
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
 from autoslim import trace
 from autoslim.channels.graph import ChannelGraph
@@ -43,8 +44,11 @@ def table_of(graph: ChannelGraph, kernels: Mapping[str, KernelTimes], **values: 
     return LatencyTable("a network", graph.input_shape, graph.default, TARGET, kernels, **values)
 
 
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
 @pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "cifar_resnet50", *OTHERS])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "cifar_resnet50", *OTHERS, *PATTERNS])
 def test_kernels_compute_what_the_network_computes(name: str, batch: int) -> None:
     """Each kernel, extracted and resized alone, returns the network's values, and no layer is missing."""
     sample = specimen(name)
@@ -63,8 +67,8 @@ def test_kernels_compute_what_the_network_computes(name: str, batch: int) -> Non
         inputs = [values.of[operation.name].clone() for operation in kernel.reads]
         assert [(v.shape, v.dtype) for v in inputs] == [(one.shape, one.dtype) for one in ones]
         with torch.inference_mode():
-            assert torch.equal(module(*inputs), values.of[kernel.writes])
-        layers += [name for name, part in module.named_modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+            torch.testing.assert_close(tuple(module(*inputs)), tuple(values.of[kernel.writes]), rtol=0, atol=0)
+        layers += [name for name, part in module.named_modules() if isinstance(part, LAYERS)]
     counted = [layer.weight.removesuffix(".weight") for layer in graph.layers if layer.weight is not None]
     assert sorted(layers) == sorted(counted)
     assert len({kernel.name for kernel in kernels}) == len(kernels)
@@ -79,8 +83,7 @@ class _Recording(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if isinstance(value, Tensor):
-            self.of[n.name] = value.clone()
+        self.of[n.name] = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, value)
         return value
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from specimens import MAIN, OTHERS, random_channels, specimen
+from specimens import MAIN, OTHERS, PATTERNS, random_channels, specimen
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,7 +30,7 @@ def whole(supernet: Supernet, images: Tensor, channels: dict[str, int]) -> Tenso
     return output
 
 
-@pytest.mark.parametrize("name", ["small_mobilenet_v2", *MAIN, *OTHERS])
+@pytest.mark.parametrize("name", ["small_mobilenet_v2", *MAIN, *OTHERS, *PATTERNS])
 @torch.inference_mode()
 def test_incremental_evaluation_equals_whole_runs(name: str) -> None:
     supernet, evaluator, images, current, slimmer = evaluator_of(name)

@@ -2,15 +2,27 @@
 
 import copy
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from specimens import MAIN, OTHERS, Joins, batch_statistics, random_channels, shuffle_weights, specimen, spread
+from specimens import (
+    MAIN,
+    OTHERS,
+    PATTERNS,
+    Joins,
+    batch_statistics,
+    random_channels,
+    shuffle_weights,
+    specimen,
+    spread,
+)
 from torch import Tensor, nn
 
 from autoslim import Supernet, resize, trace
 from autoslim.errors import UserError
+from autoslim.export import exported_program
 
 
 def supernet_of(name: str, width: float = 1.5, dtype: torch.dtype = torch.float32) -> Supernet:
@@ -49,7 +61,7 @@ def test_an_extracted_network_equals_the_supernet_bitwise(name: str) -> None:
             assert torch.equal(supernet(images), cut(images))
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", OTHERS + PATTERNS)
 def test_extracted_networks_of_every_kind_equal_the_supernet(name: str) -> None:
     """They have concatenation, squeeze-and-excitation, groups, layer norm, shuffles or auxiliary heads."""
     supernet, images = supernet_of(name, 0.5).eval(), specimen(name).images(2)
@@ -57,6 +69,20 @@ def test_extracted_networks_of_every_kind_equal_the_supernet(name: str) -> None:
     with torch.no_grad():
         supernet.select(channels)
         assert torch.equal(supernet(images), batch_statistics(supernet.extract(channels))(images))
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_an_extracted_network_is_saved_and_exported(name: str) -> None:
+    """Its weights fit a network of the same size, and its graph runs on other numbers of images."""
+    sample, supernet = specimen(name), supernet_of(name, 0.5)
+    channels = some(supernet, 1)
+    cut, images = supernet.extract(channels).eval(), sample.images(3)
+    fresh = resize(sample.network, sample.graph, channels).to_empty(device="cpu").eval()
+    fresh.load_state_dict(cut.state_dict())
+    with torch.no_grad():
+        assert torch.equal(fresh(images), cut(images))
+        program = exported_program(cut, SimpleNamespace(channels=3, image_size=sample.side))
+        torch.testing.assert_close(program.module()(images), cut(images))
 
 
 def test_auxiliary_heads_are_slimmed_too() -> None:

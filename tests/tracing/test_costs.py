@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision.models as tv
 from independent_counts import counted, graph_at_224
-from specimens import MAIN, OTHERS, random_channels, specimen
+from specimens import MAIN, OTHERS, PATTERNS, random_channels, specimen
 from torch import nn
 
 from autoslim import resize, trace
@@ -15,7 +15,7 @@ from autoslim.models.architectures import mobilenet_v2
 # An independent count
 
 
-@pytest.mark.parametrize("name", MAIN + OTHERS)
+@pytest.mark.parametrize("name", MAIN + OTHERS + PATTERNS)
 def test_closed_form_equals_the_count_on_the_resized_network(name: str) -> None:
     """They are equal at random configurations between 0.1 and 1.6 times the width."""
     sample = specimen(name)

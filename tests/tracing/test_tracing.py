@@ -18,6 +18,7 @@ from torch.ao.nn import qat
 from torch.ao.quantization import get_default_qat_qconfig
 from torch.testing import assert_close as assert_equal
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d, StochasticDepth
 
 from autoslim import Supernet, resize, trace
@@ -737,6 +738,53 @@ def test_groups_that_can_be_slimmed(case: str) -> None:
     graph = trace(network, EXAMPLE)
     assert {name: (group.size, group.unit) for name, group in graph.groups.items()} == groups
     check_resizing(network, graph)
+
+
+def test_the_feature_pyramid_of_torchvision_can_be_slimmed() -> None:
+    """Its backbone has frozen batch norms, whose buffers are reshaped to (1, C, 1, 1)."""
+    network = resnet_fpn_backbone(backbone_name="resnet18", weights=None, trainable_layers=5)
+    graph = trace(network, torch.zeros(1, 3, 32, 32))
+    assert len(graph.groups) == 13  # those of a ResNet-18, and the lateral convolutions
+    assert slimmable_share(graph, graph.default) == 1
+    assert "body.layer1.0.bn1.running_mean" in graph.tensors
+
+
+@pytest.mark.parametrize(
+    "case", ["weight norm", "layers as functions", "standardised weights", "transposed convolution"]
+)
+def test_weights_and_sizes_of_a_cut_network_agree(case: str) -> None:
+    """Its costs are those of a run, and a trace of it finds the same groups."""
+    network = PRUNABLE[case][0]()
+    graph = trace(network, EXAMPLE)
+    channels = random_channels(graph, 4, 0.3, 1.2)
+    cut = resize(network, graph, channels).eval()
+    with FlopCounterMode(display=False) as counter:
+        cut(EXAMPLE)
+    assert graph.macs(channels) == counter.get_total_flops() // 2
+    assert graph.params(channels) == sum(parameter.numel() for parameter in cut.parameters())
+    assert trace(cut, EXAMPLE).default == channels
+
+
+class FusesBatchNorm(Body):
+    """Computes with the running statistics of a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.norm = conv(16, 16), nn.BatchNorm2d(16)
+
+    def between(self, maps: Tensor) -> Tensor:
+        scale = self.norm.weight / torch.sqrt(self.norm.running_var + self.norm.eps)
+        return F.conv2d(maps, self.inner.weight * scale.view(-1, 1, 1, 1), padding=1)
+
+
+def test_code_that_computes_with_running_statistics_is_refused() -> None:
+    with pytest.raises(UserError) as error:
+        trace(FusesBatchNorm(), EXAMPLE)
+    message = re.sub(r"py:\d+", "py:1", str(error.value))
+    assert message == (
+        "forward computes with running_var of the batch norm 'norm' (test_tracing.py:1), but a supernet has no running "
+        "statistics; call the batch norm instead, and fuse the two after training"
+    )
 
 
 def test_a_kernel_that_slides_over_channels_mixes_them() -> None:

@@ -35,13 +35,12 @@ class Reading:
     name: str  # of the torch.fx node
     shape: tuple[int, ...]
     dtype: torch.dtype
-    axis: tuple[int, Axis] | None  # the dimension of its channels, and that axis
+    axes: tuple[tuple[int, Axis], ...]  # the dimensions of its channels, and these axes
 
     def at(self, channels: Mapping[str, int], default: Mapping[str, int]) -> Tensor:
         """Returns a tensor of ones with the shape that it has at ``channels``."""
         shape = [*self.shape]
-        if self.axis is not None:
-            dimension, axis = self.axis
+        for dimension, axis in self.axes:
             shape[dimension] = shape[dimension] * axis_size(axis, channels) // axis_size(axis, default)
         return torch.ones(shape, dtype=self.dtype)
 
@@ -223,7 +222,7 @@ def _kernel(
     outputs = _groups(written)
     weighed = {s.group: None for axes in part.tensors.values() for axis in axes for s in axis if s.group}
     inputs = tuple(group for group in dict.fromkeys((*_groups(read), *weighed)) if group not in outputs)
-    readings = tuple(Reading(node.name, *shapes[node.name], known[node.name].axis) for node in reads)
+    readings = tuple(Reading(node.name, *shapes[node.name], known[node.name].axes) for node in reads)
     return Kernel(piece[0].name, inputs, tuple(outputs), readings, piece[-1].name, module, part)
 
 
@@ -233,7 +232,7 @@ def _tensors(operation: Operation) -> Sequence[Operation]:
 
 def _groups(operations: Sequence[Operation]) -> dict[str, None]:
     """Returns the groups on the operations' axes, in order."""
-    axes = [operation.axis[1] for operation in operations if operation.axis is not None]
+    axes = [axis for operation in operations for _, axis in operation.axes]
     return {segment.group: None for axis in axes for segment in axis if segment.group is not None}
 
 
