@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from autoslim.errors import UserError, first_line
-from autoslim.tracing.interpreter import GraphRunner, for_shapes
+from autoslim.tracing.interpreter import GraphRunner, StoredSize, for_shapes
 from autoslim.tracing.operations import LEAVES, operation
 from autoslim.tracing.subclasses import computes_more
 
@@ -64,6 +64,25 @@ class Number(int):
 def plain(value: Any) -> Any:
     """Returns a ``Number`` as a plain int, and any other value unchanged."""
     return int.__pos__(value) if isinstance(value, Number) else value
+
+
+@contextmanager
+def _stored_sizes(network: nn.Module) -> Iterator[None]:
+    """Makes the integer attributes of the user's modules ``StoredSize`` objects within a block."""
+    stored = [
+        (path, module, name, value)
+        for path, module in network.named_modules()
+        if not type(module).__module__.startswith("torch.")
+        for name, value in vars(module).items()
+        if type(value) is int and value > 1
+    ]
+    for path, module, name, value in stored:
+        module.__dict__[name] = StoredSize(value, path, name)
+    try:
+        yield
+    finally:
+        for _, module, name, value in stored:
+            module.__dict__[name] = value
 
 
 def _tracked(name: str) -> Callable[..., Any]:
@@ -115,8 +134,9 @@ def traced_by(tracer: "ModuleTracer", network: nn.Module) -> fx.Graph:
     """Returns the graph that ``tracer`` records, and raises its errors as ``UserError``."""
     try:
         if network.training:
-            return tracer.trace(network)
-        with seeded() as drawn, _RandomChoices():
+            with _stored_sizes(network):
+                return tracer.trace(network)
+        with seeded() as drawn, _RandomChoices(), _stored_sizes(network):
             graph = tracer.trace(network)
             if "random" in drawn():
                 raise UserError("forward draws random numbers with Python's random module")

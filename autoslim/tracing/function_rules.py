@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autoslim.tracing import operations
+from autoslim.tracing.interpreter import StoredSize
 from autoslim.tracing.labels import Flow, Vector
 from autoslim.tracing.operations import operation
 from autoslim.tracing.record import Carrier, NoRuleError, Rule, blank, describe
@@ -92,11 +93,23 @@ def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
         return joined
     moved = run_on_labels(carrier, node, lambda other: _labels_or_value(carrier, other))
     if isinstance(moved, Tensor):
-        return Flow.of(moved)
+        flow = Flow.of(moved)
+        if name in operations.VIEWS:
+            sizes = tree_leaves(node.args[1:])
+            _record_sizes(carrier, sizes[flow.axis : flow.axis + 1] if flow.axis is not None else [], [flow])
+        return flow
     pieces = tuple(Flow.of(piece) if isinstance(piece, Tensor) else None for piece in moved)
     if name in operations.SPLITS:
         tie_pieces(carrier, pieces)
+        _record_sizes(carrier, tree_leaves(node.args[1:2]), pieces)
     return pieces
+
+
+def _record_sizes(carrier: Carrier, sizes: Sequence[Any], flows: Sequence[Flow | None]) -> None:
+    """Records the attributes of modules that contain the sizes of tensors, so that they are set with them."""
+    for size, flow in zip(sizes, flows, strict=False):
+        if isinstance(size, StoredSize) and flow is not None and flow.axis is not None and len(flow.vector) == size:
+            carrier.record.sizes.append((size.module, size.attribute, flow.vector))
 
 
 def run_on_labels(carrier: Carrier, node: fx.Node, labels: Callable[[fx.Node], Any]) -> Any:

@@ -292,6 +292,11 @@ def _expansions(grouping: Grouping, record: Record) -> dict[str, tuple[str, int]
 
 def _attributes(modules: dict[str, nn.Module], grouping: Grouping, record: Record) -> Iterator[Attribute]:
     """Yields the integer attributes of each module that depend on its channels."""
+    sizes = {(path, name): vector for path, name, vector in record.sizes}
+    for (path, name), vector in sizes.items():
+        axis = grouping.axis(vector)
+        if _slimmable(axis) and _is_whole(grouping, axis, vector):
+            yield Attribute(path, name, axis)
     for path, (out, into) in record.modules.items():
         module = modules[path]
         outputs = grouping.axis(out)

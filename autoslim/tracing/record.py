@@ -49,6 +49,7 @@ class Record:
     tensors: dict[str, dict[int, Vector]] = field(default_factory=dict)  # tensor -> dimension -> labels of its entries
     modules: dict[str, tuple[Vector, Vector | None]] = field(default_factory=dict)  # path -> output and input labels
     calls: list[Call] = field(default_factory=list)
+    sizes: list[tuple[str, str, Vector]] = field(default_factory=list)  # module, attribute, labels that it counts
     depthwise: set[str] = field(default_factory=set)
     feeds: dict[str, Vector] = field(default_factory=dict)  # dense 1x1 convolution -> labels of its input
     functional: set[str] = field(default_factory=set)  # layers written as functions

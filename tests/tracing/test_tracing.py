@@ -612,6 +612,22 @@ class Offsets(Body):
         return out
 
 
+class StoredHalf(nn.Module):
+    """The number of channels of each half is an attribute of the module, as in the blocks of YOLO."""
+
+    def __init__(self, channels: int, half: int) -> None:
+        super().__init__()
+        self.half, self.wide, self.inner = half, conv(channels, 2 * half, 1), conv(half, half)
+        self.last, self.weigh = conv(3 * half, channels, 1), nn.Linear(channels, channels)
+        self.channels = channels
+
+    def forward(self, maps: Tensor) -> Tensor:
+        first, second = self.wide(maps).split((self.half, self.half), 1)
+        again, _ = torch.cat([first, second], 1).split(self.half, 1)
+        out = self.last(torch.cat([again, second, self.inner(second)], 1))
+        return out * self.weigh(out.mean((2, 3))).view(-1, self.channels, 1, 1).sigmoid()
+
+
 class JoinedPixels(Body):
     """Two layers whose outputs are concatenated along the height."""
 
@@ -724,6 +740,10 @@ PRUNABLE: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, int]]]] 
         },
     ),
     "tensors for each channel": (Offsets, {"stem": (16, 1)}),
+    "sizes as attributes": (
+        lambda: Body(StoredHalf(16, 8)),
+        {"stem": (16, 1), "middle.wide": (8, 1), "middle.inner": (8, 1), "middle.last": (16, 1)},
+    ),
     "concatenation of pixels": (JoinedPixels, {"stem": (16, 1), "last": (16, 1)}),
     "upsampling": (lambda: Body(nn.Upsample(scale_factor=2)), {"stem": (16, 1)}),
     "padding": (lambda: Body(nn.Sequential(nn.ReflectionPad2d(1), nn.MaxPool2d(2))), {"stem": (16, 1)}),
