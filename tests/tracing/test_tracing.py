@@ -831,6 +831,17 @@ class HardSlice(Body):
         return out
 
 
+class Einsum(Body):
+    """A layer written as a sum of products."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=12)
+        self.weight = nn.Parameter(torch.randn(12, 16))
+
+    def between(self, maps: Tensor) -> Tensor:
+        return torch.einsum("nchw,dc->ndhw", maps, self.weight)
+
+
 class MergedKernels(Body):
     """Two convolutions computed as one, whose kernel is a convolution of their kernels."""
 
@@ -1032,7 +1043,7 @@ def test_slimmable_share_and_layers_that_are_not_prunable() -> None:
     stem, up, last, head = 64 * 27 * 16, 64 * 16 * 4 * 12, 256 * 9 * 12 * 8, 8 * 4
     assert slimmable_share(graph, graph.default) == (last + head) / (stem + up + last + head)
     assert layers_not_prunable(graph).keys() == {"stem", "middle.0"}  # without the head, which produces the classes
-    assert layers_not_prunable(trace(MergedKernels(), EXAMPLE))["conv2d"] == "it has no slimming rule"
+    assert layers_not_prunable(trace(Einsum(), EXAMPLE))["einsum"] == "it has no slimming rule"
     graph = trace(Residual(), EXAMPLE)
     assert slimmable_share(graph, graph.default) == 1
     assert not layers_not_prunable(trace(Residual(), EXAMPLE))
