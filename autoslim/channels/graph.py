@@ -4,9 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from autoslim.channels.grid import Grid, GridSpec, make_grid, scaled
 from autoslim.channels.groups import Axis, ChannelGroup, Channels, axis_size
+from autoslim.channels.inputs import Inputs
 from autoslim.channels.memory import MemoryModel, Operation, memory_model
 from autoslim.errors import UserError
 
@@ -66,7 +68,7 @@ class ChannelGraph:
     """A network's channel groups, and its costs in closed form.
 
     One multiply-add is one MAC. Convolutions and products of activations with parameters, as in linear layers, are
-    counted, at batch size 1 and the traced input size; biases, normalisation, activations, pooling and products of
+    counted, at batch size 1 and the traced input sizes; biases, normalisation, activations, pooling and products of
     activations, as in attention, are not. ``macs(..., pooling=True)`` adds average pooling, one MAC
     per element of its input, as the authors of AutoSlim count.
 
@@ -77,7 +79,7 @@ class ChannelGraph:
         layers: The calls of layers that cost MACs, in order.
         not_prunable: The layers whose channels cannot be slimmed, with the reasons.
         activations: For each operation whose output has channels of a group, their dimension and that axis.
-        input_shape: (C, H, W).
+        inputs: The inputs that the network was traced with.
         leaves: Paths of modules that were traced as one operation.
         operations: All operations in evaluation mode, in order.
         other_params: The number of parameters in tensors that depend on no group.
@@ -86,6 +88,7 @@ class ChannelGraph:
         parameter_names: The parameters among ``tensors``; the rest are buffers.
         not_widenable: The groups that can be slimmed but not widened, with the reasons.
         not_counted: The operations that read parameters and whose multiply-adds are not known, with their names.
+        part: The path of the module that was traced, if it is a part of the network; the costs are those of the part.
     """
 
     groups: dict[str, ChannelGroup]
@@ -94,7 +97,7 @@ class ChannelGraph:
     layers: tuple[Layer, ...]
     not_prunable: dict[str, str]
     activations: dict[str, tuple[int, Axis]]
-    input_shape: tuple[int, ...]
+    inputs: Inputs
     leaves: frozenset[str]
     operations: tuple[Operation, ...] = field(repr=False)
     other_params: int
@@ -103,6 +106,13 @@ class ChannelGraph:
     parameter_names: frozenset[str] = field(repr=False)
     not_widenable: dict[str, str] = field(default_factory=dict)
     not_counted: dict[str, str] = field(default_factory=dict)
+    part: str = ""
+
+    @property
+    def input_shape(self) -> tuple[Any, ...]:
+        """(C, H, W) of an image: the shape of the input without the batch. For several inputs, all of their shapes."""
+        shapes = tuple(tensor.shape for tensor in self.inputs.tensors)
+        return shapes[0] if self.inputs.is_single else shapes
 
     @property
     def default(self) -> Channels:

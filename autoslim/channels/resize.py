@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from autoslim.channels.copying import copy_with, named_tensors
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Axis, axis_size
+from autoslim.channels.wrappers import check_plain
 from autoslim.errors import UserError
 
 
@@ -63,8 +64,9 @@ def current_channels(network: nn.Module, graph: ChannelGraph) -> dict[str, int]:
     """Returns the configuration of ``network``, which is the graph's network or a ``resize`` of it.
 
     Raises:
-        UserError: If the tensors of ``network`` do not fit the graph.
+        UserError: If the tensors of ``network`` do not fit the graph, or if it is inside a wrapper.
     """
+    check_plain(network)
     tensors = named_tensors(network)
     for name, axes in graph.tensors.items():
         if name not in tensors or tensors[name].dim() != len(axes):

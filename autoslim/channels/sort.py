@@ -52,9 +52,10 @@ def importance_orders(network: nn.Module, graph: ChannelGraph, importance: Impor
     orders = {group: values.argsort(descending=True, stable=True) for group, values in units.items()}
 
     def change(groups: Iterable[str]) -> nn.Module:
-        return permute(network, graph, {group: orders[group] for group in groups})
+        return permute(network, graph, {group: orders[group] for group in groups}).get_submodule(graph.part)
 
-    return {group: orders[group] for group in harmless_changes(network, graph.input_shape, list(orders), change)}
+    traced = network.get_submodule(graph.part)
+    return {group: orders[group] for group in harmless_changes(traced, graph.inputs, list(orders), change)}
 
 
 def permute(network: nn.Module, graph: ChannelGraph, orders: Mapping[str, Tensor]) -> nn.Module:

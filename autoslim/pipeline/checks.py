@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-import torch
 from torch import nn
 
 from autoslim.channels.graph import ChannelGraph
@@ -139,7 +138,7 @@ def check_kernels(
 
 def check_runs(network: nn.Module, graph: ChannelGraph, target: Target) -> None:
     """Raises ``UserError`` if the backend that the report uses to measure latency cannot run the network."""
-    prepare_forward(resize(network, graph, graph.default), [torch.ones(target.batch, *graph.input_shape)], target)
+    prepare_forward(resize(network, graph, graph.default), graph.inputs.ones(target.batch), target)
 
 
 def check_reliable(table: LatencyTable) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from autoslim.channels.inputs import Arguments, Inputs
 from autoslim.resources.latency.measure import measure_latency
 from autoslim.resources.latency.table import Target
 
@@ -30,40 +31,40 @@ class MeasuredCosts:
     memory: int
 
 
-def measure_network(network: nn.Module, input_shape: tuple[int, ...], target: Target) -> MeasuredCosts:
+def measure_network(network: nn.Module, inputs: Inputs, target: Target) -> MeasuredCosts:
     """Measures a plain network's latency on ``target``, which has to be this machine, and its memory for one image.
 
-    The network is moved to the target's device.
+    ``inputs`` are those of its graph. The network is moved to the target's device.
     """
-    images = torch.ones(target.batch, *input_shape)
-    latency = measure_latency(network, [images], target)
+    latency = measure_latency(network, inputs.ones(target.batch), target)
     device = next(network.parameters()).device
-    memory = measure_memory(network.float(), torch.ones(1, *input_shape, device=device))
+    memory = measure_memory(network.float(), inputs.ones(1, device))
     return MeasuredCosts(latency.median, latency.low, latency.high, memory)
 
 
-def measure_memory(network: nn.Module, images: Tensor) -> int:
-    """Returns the peak bytes of weights, buffers, ``images`` (N, C, H, W) and live activations during a forward pass.
+def measure_memory(network: nn.Module, images: Arguments | Tensor) -> int:
+    """Returns the peak bytes of weights, buffers, ``images`` and live activations during a forward pass.
 
     On CUDA, this is the peak reported by the allocator and includes the workspaces of kernels. On other devices, live
     tensors are counted. The result is larger than the graph requires, because Python keeps every tensor that a variable
     refers to.
     """
     network.eval()
-    inputs = [*network.parameters(), *network.buffers(), images]
+    images = Arguments.of(images)
+    inputs = [*network.parameters(), *network.buffers(), *images.tensors]
     if images.device.type == "cuda":
         others = torch.cuda.memory_allocated(images.device) - sum(tensor.nbytes for tensor in inputs)
         with torch.inference_mode():
-            network(images)  # libraries create their handles during the first pass
+            images.run(network)  # libraries create their handles during the first pass
             torch.cuda.synchronize(images.device)
             torch.cuda.reset_peak_memory_stats(images.device)
-            network(images)
+            images.run(network)
         return torch.cuda.max_memory_allocated(images.device) - others
     live = _LiveStorages()
     for tensor in inputs:
         live.add(tensor)
     with torch.inference_mode(), live:
-        network(images)
+        images.run(network)
     return live.peak
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoslim.channels.copying import on_meta, zeroed
 from autoslim.channels.graph import ChannelGraph, Layer, is_slimmable, slimmable_share
 from autoslim.channels.groups import axis_size
+from autoslim.channels.inputs import Arguments
 from autoslim.channels.resize import resize
 from autoslim.tracing.execution import Execution
 
@@ -18,18 +19,21 @@ from autoslim.tracing.execution import Execution
 def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> dict[str, Any]:
     """Returns the profile of the network resized to ``channels``, as plain values that can be written as JSON.
 
-    It has the keys ``input`` (C, H, W), ``groups``, ``layers`` (without average pooling), ``totals``, ``not_prunable``
-    (the layers that keep their size, with the reasons) and ``not_counted`` (see ``ChannelGraph``). One multiply-add is
-    one MAC; convolution and linear layers are counted, at batch size 1. ``macs_with_pooling`` adds average pooling, as
-    the AutoSlim authors do. ``memory`` is in bytes (see ``ChannelGraph.memory``). ``slimmable_share`` is the share of
-    MACs in layers that can be slimmed, in [0, 1].
+    It has the keys ``input`` ([C, H, W], or a mapping from names to shapes if there are several), ``part`` (the path of
+    the part that was traced, or ""), ``groups``, ``layers`` (without average pooling), ``totals``, ``not_prunable`` (the
+    layers that keep their size, with the reasons) and ``not_counted`` (see ``ChannelGraph``). One multiply-add is one
+    MAC; convolution and linear layers are counted, at batch size 1. ``macs_with_pooling`` adds average pooling, as the
+    AutoSlim authors do. ``memory`` is in bytes (see ``ChannelGraph.memory``). ``slimmable_share`` is the share of MACs in
+    layers that can be slimmed, in [0, 1].
     """
     plain = resize(on_meta(network), graph, channels)
+    shapes = {tensor.name: list(tensor.shape) for tensor in graph.inputs.tensors}
     total = graph.macs(channels)
     uncounted = {name: parameter.numel() for name, parameter in plain.named_parameters()}
     layers = [_layer(plain, layer, channels, total, uncounted) for layer in graph.layers if layer.kind != "avgpool"]
     return {
-        "input": list(graph.input_shape),
+        "input": list(graph.input_shape) if graph.inputs.is_single else shapes,
+        "part": graph.part,
         "groups": [
             {
                 "name": group.name,
@@ -67,19 +71,19 @@ def counted_at_run_time(network: nn.Module, graph: ChannelGraph, channels: Mappi
     from ptflops import get_model_complexity_info
 
     plain = resize(zeroed(network) if graph.leaves else on_meta(network), graph, channels).eval()
-    images = torch.zeros(1, *graph.input_shape, device="cpu" if graph.leaves else "meta")
-    with torch.no_grad(), images.device, Execution(plain, [images]) as execution:
-        plain(images)
-    params = sum(parameter.numel() for parameter in plain.parameters())
+    part = plain.get_submodule(graph.part)
+    images = graph.inputs.zeros(1, "cpu" if graph.leaves else "meta")
+    with torch.no_grad(), images.device, Execution(part, images.tensors) as execution:
+        images.run(part)
+    params = sum(parameter.numel() for parameter in part.parameters())
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         macs, counted_params = get_model_complexity_info(
-            plain,
-            graph.input_shape,
+            _Call(part, images),
+            (1,),
             backend="aten",
             as_strings=False,
             print_per_layer_stat=False,
-            input_constructor=lambda _: images,
         )
     others = execution.biases + execution.other_products
     return {
@@ -87,6 +91,17 @@ def counted_at_run_time(network: nn.Module, graph: ChannelGraph, channels: Mappi
         "ptflops": None if macs is None else {"macs": int(macs) - others, "params": int(counted_params or 0)},
         "products_of_activations": execution.other_products,
     }
+
+
+class _Call(nn.Module):
+    """Runs a network on given arguments, because ptflops only makes one tensor of real numbers."""
+
+    def __init__(self, network: nn.Module, arguments: Arguments) -> None:
+        super().__init__()
+        self.network, self.arguments = network, arguments
+
+    def forward(self, _: Tensor) -> Any:
+        return self.arguments.run(self.network)
 
 
 def _layer(

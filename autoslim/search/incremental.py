@@ -10,8 +10,9 @@ from autoslim.channels.copying import evaluation_mode
 from autoslim.channels.equivalence import FLOAT32_FLOOR, output_tensors, relative_difference, rounding_tolerance
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Axis
+from autoslim.channels.inputs import Arguments
 from autoslim.channels.resize import common_spans
-from autoslim.errors import first_line
+from autoslim.errors import UserError, first_line
 from autoslim.supernet.supernet import Supernet
 from autoslim.tracing.capture import symbolic_graph
 from autoslim.tracing.interpreter import GraphRunner
@@ -39,6 +40,7 @@ class IncrementalEvaluator:
         graph = _traced(supernet)
         self.nodes = list(graph.nodes)
         self._runner = GraphRunner(supernet.network, graph)
+        self._inputs = [node for node in self.nodes if node.op == "placeholder"]
         self._modules = self._runner.submodules
         self._last_use = {read: position for position, node in enumerate(self.nodes) for read in node.all_input_nodes}
         self._memory = _Memory(self.nodes, self._modules)
@@ -46,12 +48,12 @@ class IncrementalEvaluator:
         """Group -> the position of the first operation that mixes its channels. Operations before it run only once."""
 
     def run(
-        self, images: Tensor, current: Mapping[str, int], slimmer: Mapping[str, int]
-    ) -> Iterator[tuple[str | None, Tensor]]:
+        self, images: Arguments | Tensor, current: Mapping[str, int], slimmer: Mapping[str, int]
+    ) -> Iterator[tuple[str | None, Any]]:
         """Runs the subnet ``current`` and, for each group in ``slimmer``, the subnet with only this group slimmed.
 
         Args:
-            images: A batch, (N, C, H, W).
+            images: A batch.
             current: The current configuration.
             slimmer: The groups to slim, with the number of channels of each.
 
@@ -63,8 +65,8 @@ class IncrementalEvaluator:
         for group in slimmer:
             branches.setdefault(self.start[group], []).append(group)
         self.supernet.select(current)
-        values: dict[fx.Node, Any] = {self.nodes[0]: images}
-        for position, node in enumerate(self.nodes[1:], start=1):
+        values: dict[fx.Node, Any] = dict(zip(self._inputs, Arguments.of(images).tensors, strict=True))
+        for position, node in enumerate(self.nodes[len(values) :], start=len(values)):
             for group in branches.get(position, ()):
                 narrow = {**current, group: slimmer[group]}
                 self.supernet.select(narrow)
@@ -73,11 +75,10 @@ class IncrementalEvaluator:
             self._runner.step(node, values)
         yield None, values[self.nodes[-1]]
 
-    def _finish(self, start: int, values: dict[fx.Node, Any]) -> Tensor:
+    def _finish(self, start: int, values: dict[fx.Node, Any]) -> Any:
         for node in self.nodes[start:]:
             self._runner.step(node, values)
-        output: Tensor = values[self.nodes[-1]]
-        return output
+        return values[self.nodes[-1]]
 
     def _sliced(
         self,
@@ -125,7 +126,10 @@ def _traced(supernet: Supernet) -> fx.Graph:
     supernet.select(supernet.widest)  # views of weights would hide the parameters from tracing
     try:
         with evaluation_mode(supernet):
-            return symbolic_graph(supernet.network, supernet.graph.leaves)
+            graph = supernet.graph
+            if graph.part:
+                raise UserError(f"only {graph.part!r} was traced, not the whole network")
+            return symbolic_graph(supernet.network, graph.leaves, graph.inputs.zeros(1, "meta"))
     finally:
         supernet.select(selected)
 
@@ -170,7 +174,7 @@ class _Memory:
         return self._storage[node] == self._storage[other]
 
 
-def verified_evaluator(supernet: Supernet, images: Tensor) -> tuple[IncrementalEvaluator | None, str]:
+def verified_evaluator(supernet: Supernet, images: Arguments | Tensor) -> tuple[IncrementalEvaluator | None, str]:
     """Returns an ``IncrementalEvaluator`` and "" if it agrees with full runs of the supernet; else None and the reason.
 
     A traced graph cannot reproduce code that depends on shapes or on the sizes of modules. Therefore one search step is
@@ -178,16 +182,17 @@ def verified_evaluator(supernet: Supernet, images: Tensor) -> tuple[IncrementalE
 
     Args:
         supernet: A supernet in evaluation mode. The selected configuration may change.
-        images: A few images, (N, C, H, W).
+        images: A few images.
     """
+    images = Arguments.of(images)
     current = dict(supernet.widest)
     for name, group in supernet.graph.groups.items():
         current[name] = max(group.unit, current[name] - group.unit)
     slimmer = {name: max(group.unit, current[name] - group.unit) for name, group in supernet.graph.groups.items()}
 
-    def run_whole(channels: Mapping[str, int], batch: Tensor) -> list[Tensor]:
+    def run_whole(channels: Mapping[str, int], batch: Arguments) -> list[Tensor]:
         supernet.select(channels)
-        return output_tensors(supernet(batch.clone()))  # the network may overwrite its input
+        return output_tensors(batch.clone().run(supernet))  # the network may overwrite its input
 
     with torch.no_grad():
         expected = run_whole(current, images)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -29,13 +30,13 @@ class SupernetFile:
 
     Attributes:
         network: name of the default network.
-        input_shape: (C, H, W).
+        input_shape: (C, H, W), see ``ChannelGraph.input_shape``.
         grid: the grid that the supernet spans.
         default: the configuration of the default network.
     """
 
     network: str
-    input_shape: tuple[int, ...]
+    input_shape: tuple[Any, ...]
     grid: Grid
     default: Channels
 

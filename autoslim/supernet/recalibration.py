@@ -2,17 +2,19 @@
 
 from collections.abc import Iterable
 from itertools import chain
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoslim.channels.copying import evaluation_mode
+from autoslim.channels.inputs import Arguments
 from autoslim.errors import UserError
 from autoslim.supernet.supernet import Supernet
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
+def recalibrate(network: nn.Module, batches: Iterable[Any]) -> int:
     """Re-estimates the running statistics of all batch norms in place, with fixed weights.
 
     The statistics become the plain average over ``batches`` (momentum None) of each batch's mean and unbiased variance
@@ -21,7 +23,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
 
     Args:
         network: a plain network.
-        batches: images (N, C, H, W) on the network's device.
+        batches: images (N, C, H, W) on the network's device; for several inputs, tuples or mappings of tensors.
 
     Returns:
         The number of batches used.
@@ -50,7 +52,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Tensor]) -> int:
             norm.train()
         try:
             for images in chain([first], stream):
-                network(images)
+                Arguments.of(images).run(network)
                 count += 1
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

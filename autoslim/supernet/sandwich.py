@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
+from autoslim.channels.inputs import Arguments
 from autoslim.supernet.supernet import Supernet
 from autoslim.tasks.classification import smoothed_cross_entropy
 from autoslim.training.loop import Step
@@ -43,7 +44,7 @@ class Sandwich:
 
 def sandwich_step(
     supernet: Supernet,
-    images: Tensor,
+    images: Any,
     labels: Tensor,
     subnets: Sequence[Mapping[str, int]],
     *,
@@ -60,7 +61,7 @@ def sandwich_step(
 
     Args:
         supernet: the supernet. The last of ``subnets`` stays selected.
-        images: (N, C, H, W).
+        images: (N, C, H, W); for several inputs, a tuple or a mapping of tensors.
         labels: (N,), int64.
         subnets: the narrowest and the random configurations, in the order in which they are trained.
         label_smoothing: see ``smoothed_cross_entropy``.
@@ -70,16 +71,17 @@ def sandwich_step(
     Returns:
         The detached loss of the widest network, a scalar on the device.
     """
+    inputs = Arguments.of(images)
     supernet.select(supernet.widest)
     with autocast():
-        logits = supernet(images)  # (N, classes)
+        logits = inputs.run(supernet)  # (N, classes)
         widest_loss = smoothed_cross_entropy(logits, labels, label_smoothing)
     widest_loss.backward()
     target = logits.detach().softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
     for channels in subnets:
         supernet.select(channels)
         with autocast():
-            logits = supernet(images)
+            logits = inputs.run(supernet)
             if distillation:
                 loss = F.cross_entropy(logits, target)
             else:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoslim.channels.copying import copy_with, named_tensors
 from autoslim.channels.graph import Attribute, ChannelGraph
@@ -86,10 +86,10 @@ class Supernet(nn.Module):
             for attribute in self._attributes[name]:
                 self._modules_by_path[attribute.module].__dict__[attribute.name] = attribute.value(self.selected)
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         for shadow in self._gathering:  # a gather is a copy, and the weights may have changed
             shadow.update(self.widest, self.selected)
-        return self.network(images)
+        return self.network(*args, **kwargs)
 
     def extract(self, channels: Mapping[str, int]) -> nn.Module:
         """Returns a plain network with ``channels`` and copies of the weights that ``select(channels)`` would use.

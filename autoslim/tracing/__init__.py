@@ -1,23 +1,28 @@
 """Traces a network and returns its channel graph."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from autoslim.channels.copying import named_tensors, on_meta, zeroed
 from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.inputs import Arguments, Inputs
+from autoslim.channels.wrappers import check_plain
 from autoslim.errors import UserError, first_line
 from autoslim.tracing.capture import Choices, seeded, shaped_graph, symbolic_graph
 from autoslim.tracing.comparison import ComparisonWithRun
+from autoslim.tracing.hooks import hooked_modules, warn_of_hooks
 from autoslim.tracing.interpreter import for_shapes
+from autoslim.tracing.parts import graph_within, leaves_inside, part_inputs
 from autoslim.tracing.propagate import Propagation
 from autoslim.tracing.record import Record
 from autoslim.tracing.storage import operations_of
 from autoslim.tracing.verify import BATCH, VerificationRuns, verified_graph
 
 
-def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) -> ChannelGraph:
+def trace(network: nn.Module, example: Any, *, leaves: Iterable[str] = (), part: str = "") -> ChannelGraph:
     """Returns the channel groups of ``network`` and its costs in closed form.
 
     torch.fx traces a copy of the network on meta tensors, in evaluation and in training mode because auxiliary heads
@@ -32,16 +37,33 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
 
     Args:
         network: Any network of torch modules, on any device.
-        example: An input of the network, (1, C, H, W). Only its shape is used.
+        example: The input of the network: a tensor, (1, C, H, W) for images; a tuple of tensors if ``forward`` has
+            several inputs, or a mapping from their names to tensors. The first dimension of each tensor is the batch;
+            any number may follow. Only shapes are used, and the range of integers, such as token ids.
         leaves: Paths of modules that torch.fx treats as leaf modules, that is, as one operation each. Channels that
             they read keep their number. Leaf modules may depend on data: if there are any, a copy of the network with
             all values zero runs on the CPU instead of the meta device.
+        part: The path of the module to trace, if only a part of the network is to be slimmed, such as the backbone of a
+            detector. A copy of the whole network then runs on ``example``, as it is, to get the inputs of the part. The
+            result has the names of the whole network, so that ``resize`` and ``Supernet`` change the part in place.
+            Costs are those of the part, for one item of its batch. The part's outputs keep their channels.
 
     Raises:
         UserError: If torch.fx cannot trace the network, if the trace differs from a run, if random numbers decide what
-            ``forward`` does, if the network does not run on the example, or if a name in ``leaves`` is not a module.
+            ``forward`` does, if the network does not run on the example, if a name in ``leaves`` is not a module, if
+            the part cannot be slimmed alone (see ``part_inputs`` and ``graph_within``), or if the network is scripted,
+            compiled or wrapped for several devices.
+
+    Warns:
+        UserWarning: A module has forward hooks, and its channels can be slimmed.
     """
     leaf_modules = frozenset(leaves)
+    check_plain(network)
+    arguments = Arguments.of(example)
+    if part:
+        received = part_inputs(network, part, arguments)
+        inner = trace(network.get_submodule(part), received, leaves=leaves_inside(part, leaf_modules))
+        return graph_within(network, part, inner, arguments)
     prototype = zeroed(network) if leaf_modules else on_meta(network)
     device = torch.device("cpu" if leaf_modules else "meta")
     if unknown := leaf_modules - dict(network.named_modules()).keys():
@@ -53,8 +75,8 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
     record = Record(
         {name: first_names.setdefault(id(tensor), name) for name, tensor in named_tensors(prototype).items()}
     )
-    input_shape = tuple(example.shape[1:])
-    images = torch.zeros((BATCH, *input_shape), device=device)
+    inputs = Inputs.of(network, arguments)
+    images = inputs.zeros(BATCH, device)
     modes = _traced_modes(prototype, leaf_modules, images)
     inference_calls = 0
     for mode, (graph, choices) in modes.items():
@@ -62,25 +84,31 @@ def trace(network: nn.Module, example: Tensor, *, leaves: Iterable[str] = ()) ->
         try:
             with for_shapes(device):
                 propagation = Propagation(prototype, graph, record, images)
-                propagation.run(images)
+                propagation.run(*images.tensors)
                 propagation.mark_choices_not_prunable(choices or {})
         except UserError:
             raise
         except Exception as error:
+            shapes = f"an input of shape {(1, *inputs.tensors[0].shape)}" if inputs.is_single else f"inputs of {inputs}"
+            hooked = hooked_modules(network)
             raise UserError(
-                f"{type(network).__name__} does not run on an input of shape {tuple(example.shape)}: "
-                f"{first_line(error)}; give the input size and channels that it expects"
+                f"{type(network).__name__} does not run on {shapes}: {first_line(error)}; "
+                "give the input size and channels that it expects"
+                + (f", and examples of its other inputs ({', '.join(others)})" if (others := inputs.omitted) else "")
+                + (f", or remove the forward hooks of {hooked[0]!r}, which get no data here" if hooked else "")
             ) from error
         if not mode:
             inference_calls = len(record.calls)
             record.operations = operations_of(prototype, graph, images, leaf_modules, at_one_size=choices is not None)
             record.outputs = propagation.outputs()
     del record.calls[inference_calls:]  # costs refer to inference
-    return verified_graph(prototype, record, input_shape, VerificationRuns(device, tuple(modes), leaf_modules))
+    verified = verified_graph(prototype, record, inputs, VerificationRuns(device, tuple(modes), leaf_modules))
+    warn_of_hooks(network, verified, [graph for graph, _ in modes.values()])
+    return verified
 
 
 def _traced_modes(
-    prototype: nn.Module, leaf_modules: frozenset[str], images: Tensor
+    prototype: nn.Module, leaf_modules: frozenset[str], images: Arguments
 ) -> dict[bool, tuple[fx.Graph, Choices | None]]:
     """Returns the graph in evaluation mode (False) and, if it differs, in training mode (True).
 
@@ -94,11 +122,11 @@ def _traced_modes(
     return {False: inference} | ({True: training} if str(training[0]) != str(inference[0]) and not skips else {})
 
 
-def _traced(prototype: nn.Module, leaf_modules: frozenset[str], images: Tensor) -> tuple[fx.Graph, Choices | None]:
+def _traced(prototype: nn.Module, leaf_modules: frozenset[str], images: Arguments) -> tuple[fx.Graph, Choices | None]:
     """Returns the graph in the current mode and the sizes that the code branches on (see ``_traced_modes``)."""
     comparison = None if prototype.training else ComparisonWithRun(prototype, leaf_modules, images)
     try:
-        graph, choices = symbolic_graph(prototype, leaf_modules), None
+        graph, choices = symbolic_graph(prototype, leaf_modules, images), None
         if comparison:
             comparison.check(graph)
     except UserError:  # its code may depend on shapes but not on data

@@ -1,12 +1,12 @@
 """Traces the operations of a network with torch.fx."""
 
+import functools
 import os
 import random
 import re
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from autoslim.channels.inputs import Arguments, Inputs
 from autoslim.errors import UserError, first_line
 from autoslim.tracing.interpreter import GraphRunner, StoredSize, for_shapes
 from autoslim.tracing.operations import LEAVES, operation
@@ -117,17 +118,20 @@ for _name in (*_CHOICES, *_CONVERSIONS):
     setattr(Number, f"__{_name}__", _untracked(f"__{_name}__"))
 
 
-def symbolic_graph(network: nn.Module, leaf_modules: frozenset[str]) -> fx.Graph:
+def symbolic_graph(
+    network: nn.Module, leaf_modules: frozenset[str], images: Arguments | Tensor | None = None
+) -> fx.Graph:
     """Returns the graph of ``network`` in its current mode (training or evaluation), valid for all input sizes.
 
     Args:
         network: The network to trace.
         leaf_modules: Paths of modules that are traced as one operation.
+        images: A batch of inputs, of any size; by default, ``forward`` gets one tensor.
 
     Raises:
         UserError: If ``forward`` depends on data or on shapes. The message names the module and the line.
     """
-    return traced_by(ModuleTracer(leaf_modules), network)
+    return traced_by(ModuleTracer(leaf_modules, images), network)
 
 
 def traced_by(tracer: "ModuleTracer", network: nn.Module) -> fx.Graph:
@@ -204,10 +208,11 @@ class ModuleTracer(fx.Tracer):
 
     proxy_buffer_attributes = True  # buffers may have channels, as those of a frozen batch norm
 
-    def __init__(self, leaf_modules: frozenset[str]) -> None:
+    def __init__(self, leaf_modules: frozenset[str], images: Arguments | Tensor | None = None) -> None:
         super().__init__()
         self.leaf_modules = leaf_modules
         self._computing_more: set[nn.Module] = set()
+        self.images = Arguments.of(torch.empty(1, device="meta") if images is None else images)
         self.current_module = ""
         self.record_stack_traces = True
         self.properties: set[fx.Node] = set()  # operations that return sizes or other properties, not tensors
@@ -215,12 +220,15 @@ class ModuleTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Creates a placeholder for the images only. Other arguments of ``forward`` have their default values."""
+        """Creates a placeholder for each input. Other arguments of ``forward`` have their default values."""
+        inputs = Inputs.of(self.root, self.images)
+        names = iter(["images"] if inputs.is_single else [tensor.name for tensor in inputs.tensors])
+        proxies = self.images.map(lambda _: self.create_proxy("placeholder", next(names), (), {}))
 
-        def forward(network: nn.Module, images: Any) -> Any:
-            return root_fn(network, images)
+        def forward(network: nn.Module) -> Any:
+            return proxies.run(functools.partial(root_fn, network))
 
-        return super().create_args_for_root(forward, is_module, concrete_args)
+        return forward, [self.root]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         inputs = node.all_input_nodes
@@ -272,7 +280,9 @@ Choices = dict[Origin, str]
 """Sizes that the code branches on, with the line where it first does so."""
 
 
-def shaped_graph(network: nn.Module, leaf_modules: frozenset[str], images: Tensor) -> tuple[fx.Graph, Choices]:
+def shaped_graph(
+    network: nn.Module, leaf_modules: frozenset[str], images: Arguments | Tensor
+) -> tuple[fx.Graph, Choices]:
     """Returns the graph of ``network`` for ``images``, and the sizes that its code branches on.
 
     The graph contains sizes as numbers: channels can be followed through it, but it runs only on this input size.
@@ -280,7 +290,7 @@ def shaped_graph(network: nn.Module, leaf_modules: frozenset[str], images: Tenso
     Args:
         network: The network to trace, in its current mode.
         leaf_modules: Paths of modules that are traced as one operation.
-        images: A batch, (N, C, H, W), usually on the meta device.
+        images: A batch of inputs, usually on the meta device.
 
     Raises:
         UserError: If ``forward`` depends on data. The message names the module and the line.
@@ -292,9 +302,8 @@ def shaped_graph(network: nn.Module, leaf_modules: frozenset[str], images: Tenso
 class _ShapedTracer(ModuleTracer):
     """Runs every operation while tracing it, so that the user's code gets sizes as numbers and tensors as proxies."""
 
-    def __init__(self, leaf_modules: frozenset[str], images: Tensor) -> None:
-        super().__init__(leaf_modules)
-        self.images = images
+    def __init__(self, leaf_modules: frozenset[str], images: Arguments | Tensor) -> None:
+        super().__init__(leaf_modules, images)
         self.choices: Choices = {}
         self.values: dict[fx.Node, Any] = {}
         self.running = False
@@ -331,10 +340,10 @@ class _ShapedTracer(ModuleTracer):
             stack = traceback.extract_stack()
             self.choices[origin] = user_line((frame.filename, frame.lineno or 0) for frame in stack)
 
-    @cached_property
+    @functools.cached_property
     def _runner(self) -> GraphRunner:  # the tracer has a root and a graph only once ``trace`` has begun
         runner = GraphRunner(self.root, self.graph, self.images.device)
-        runner.args_iter = iter([self.images])
+        runner.args_iter = iter(self.images.tensors)
         runner.env = self.values
         return runner
 

@@ -4,8 +4,10 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from autoslim.channels.inputs import Arguments
+from autoslim.channels.outputs import nested
 from autoslim.errors import UserError
 from autoslim.tracing.capture import user_line
 from autoslim.tracing.execution import Execution
@@ -22,11 +24,11 @@ class ComparisonWithRun:
         images: The batch to run it on, usually on the meta device.
     """
 
-    def __init__(self, network: nn.Module, leaf_modules: frozenset[str], images: Tensor) -> None:
+    def __init__(self, network: nn.Module, leaf_modules: frozenset[str], images: Arguments) -> None:
         self.network, self.leaf_modules, self.images = network, leaf_modules, images
         self.execution: Execution | None = None
         with contextlib.suppress(Exception):  # of the user's code; tracing it raises the error that is reported
-            self.execution, self.output = self._executed(network)
+            self.execution, self.output = self._executed(self._run)
 
     def check(self, graph: fx.Graph) -> None:
         """Compares the operations that a graph executes, in order and with all arguments, with those of the run.
@@ -41,7 +43,7 @@ class ComparisonWithRun:
         if ran is None:
             return
         runner = GraphRunner(self.network, graph, self.images.device)
-        traced, output = self._executed(runner.run)
+        traced, output = self._executed(lambda: runner.run(*self.images.tensors))
         if traced.operations == ran.operations and output == self.output:
             return
         pairs = zip(ran.operations, traced.operations, strict=False)
@@ -58,17 +60,20 @@ class ComparisonWithRun:
         ran = run.operations
         if index == len(ran) == len(traced.operations):
             return "the output of forward has another structure"
-        located, _ = self._executed(self.network, locate=index)
+        located, _ = self._executed(self._run, locate=index)
         line = user_line(located.stack)
         what = f"executes {_written(ran[index])}{f' at {line}' if line else ''}" if index < len(ran) else "has ended"
         other = f"has {_written(traced.operations[index])}" if index < len(traced.operations) else "has ended"
         return f"as operation {index}, the run {what}, but the trace {other}"
 
-    def _executed(self, run: Callable[[Tensor], Any], locate: int | None = None) -> tuple[Execution, Any]:
-        execution = Execution(self.network, [self.images], self.leaf_modules, locate)
+    def _run(self) -> Any:
+        return self.images.run(self.network)
+
+    def _executed(self, run: Callable[[], Any], locate: int | None = None) -> tuple[Execution, Any]:
+        execution = Execution(self.network, self.images.tensors, self.leaf_modules, locate)
         with for_shapes(self.images.device), execution:
-            output = run(self.images)
-        return execution, _structure(output, execution.describe)
+            output = run()
+        return execution, nested(output, execution.describe)
 
 
 def _written(operation: tuple[str, tuple[Any, ...]]) -> str:
@@ -76,12 +81,3 @@ def _written(operation: tuple[str, tuple[Any, ...]]) -> str:
     name, arguments = operation
     shapes = [str(list(argument[1])) for argument in arguments if isinstance(argument, tuple)]
     return f"{name} of {', '.join(shapes)}" if shapes else name
-
-
-def _structure(output: Any, describe: Callable[[Any], Any]) -> Any:
-    """Returns an output with its tensors described. Tuples and lists are equal to each other."""
-    if isinstance(output, dict):
-        return {key: _structure(value, describe) for key, value in output.items()}
-    if isinstance(output, list | tuple):
-        return [_structure(value, describe) for value in output]
-    return describe(output)

@@ -1,5 +1,6 @@
 """Rules for functions, methods and modules that have no channels themselves."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ def passing_module_rule(module: nn.Module) -> Rule | None:
 
 def operation_rule(node: fx.Node) -> Rule | None:
     """Returns the rule for a function or a method, or None."""
-    if isinstance(node.target, type) and issubclass(node.target, tuple):
+    if isinstance(node.target, type) and (issubclass(node.target, tuple) or dataclasses.is_dataclass(node.target)):
         return _container
     name = operation(node)
     if name == "getattr" and node.args[1] in _FIELDS:
@@ -54,7 +55,7 @@ def operation_rule(node: fx.Node) -> Rule | None:
 
 
 def _container(carrier: Carrier, node: fx.Node, value: Any) -> Any:
-    """Handles a named tuple of outputs, as networks with auxiliary heads return."""
+    """Handles a named tuple or a dataclass of outputs, as networks with auxiliary heads return."""
     return fx.node.map_arg((node.args, node.kwargs), lambda other: carrier.flows[other])
 
 

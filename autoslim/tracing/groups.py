@@ -12,6 +12,7 @@ from torch import nn
 from autoslim.channels.copying import named_tensors
 from autoslim.channels.graph import Attribute, ChannelGraph, Layer
 from autoslim.channels.groups import Axis, ChannelGroup, Segment
+from autoslim.channels.inputs import Inputs
 from autoslim.channels.memory import Operation
 from autoslim.tracing.labels import Flow, Vector, WeightFlow
 from autoslim.tracing.operations import CONVOLUTIONS, LAST_AXIS_NORMS, NORMALISATIONS, TRANSPOSED_CONVOLUTIONS
@@ -158,9 +159,7 @@ def _runs(vector: Vector) -> Iterator[tuple[int, int]]:
         yield int(vector[start]), end - start
 
 
-def build_graph(
-    network: nn.Module, record: Record, input_shape: tuple[int, ...], leaves: frozenset[str]
-) -> ChannelGraph:
+def build_graph(network: nn.Module, record: Record, inputs: Inputs, leaves: frozenset[str]) -> ChannelGraph:
     """Returns the channel graph of a network whose labels have been propagated."""
     modules = dict(network.named_modules())
     layers = {source for source in record.labels.sources if source in modules or source in record.functional}
@@ -182,7 +181,7 @@ def build_graph(
         not_prunable={source: reason for source, reason in reasons.items() if reason is not None} | record.not_prunable,
         activations=dict(_activations(grouping, record)),
         operations=tuple(_operation(grouping, record, operation) for operation in record.operations),
-        input_shape=input_shape,
+        inputs=inputs,
         leaves=leaves,
         other_params=sum(count for name, count in parameters.items() if name not in tensors),
         element_bytes={name: tensor.element_size() for name, tensor in distinct.items() if name in tensors},

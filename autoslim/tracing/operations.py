@@ -29,7 +29,7 @@ LEAVES = (
 )
 """Modules with a specific rule. torch.fx traces them and their subclasses as leaf modules."""
 
-AVERAGE_POOLS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+AVERAGE_POOLS = (nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd)
 SPATIAL_MODULES = (
     nn.modules.pooling._MaxPoolNd,
     nn.modules.pooling._AvgPoolNd,
@@ -62,8 +62,8 @@ ELEMENTWISE = _names(
     "relu relu_ relu6 leaky_relu elu selu celu gelu silu silu_ mish hardtanh hardtanh_ hardswish hardsigmoid sigmoid "
     "sigmoid_ tanh softplus softsign logsigmoid softmax log_softmax "
     # noise
-    "dropout dropout_ dropout2d alpha_dropout feature_dropout stochastic_depth bernoulli bernoulli_ "
-    "rand_like randn_like zeros_like ones_like empty_like full_like "
+    "dropout dropout_ dropout1d dropout2d dropout3d alpha_dropout feature_dropout stochastic_depth "
+    "bernoulli bernoulli_ rand_like randn_like zeros_like ones_like empty_like full_like "
     # copies and conversions of dtype or device
     "contiguous clone detach identity to float half bfloat16 double type_as"
 )
@@ -74,8 +74,8 @@ MOVEMENT = _names(
 )
 VIEWS = _names("view reshape expand")
 PASSING = _names(
-    "contiguous detach identity to float half bfloat16 double type_as dropout dropout2d alpha_dropout feature_dropout "
-    "stochastic_depth"
+    "contiguous detach identity to float half bfloat16 double type_as dropout dropout1d dropout2d dropout3d "
+    "alpha_dropout feature_dropout stochastic_depth"
 )
 """Operations that may return their input unchanged."""
 CREATIONS = _names("new_empty new_zeros new_ones new_full new_tensor")
@@ -85,11 +85,11 @@ SPATIAL = _names(
     "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
     "max_pool1d max_pool2d max_pool3d "
     "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
-    "adaptive_max_pool1d adaptive_max_pool2d lp_pool2d boolean_dispatch "
+    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d lp_pool3d boolean_dispatch "
     "interpolate pad"
 )
 UNPOOLING = _names("max_unpool1d max_unpool2d max_unpool3d")
-AVERAGING = _names("avg_pool2d adaptive_avg_pool2d")
+AVERAGING = _names("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d")
 REDUCTIONS = _names("mean sum amax amin max min std var std_mean var_mean norm logsumexp")
 EXTREMA = _names("max min")
 """Reductions that compare two tensors element by element if they are given two."""

@@ -13,6 +13,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.graph import IS_OUTPUT
+from autoslim.channels.inputs import Arguments
+from autoslim.channels.outputs import output_leaves
 from autoslim.tracing.capture import Origin
 from autoslim.tracing.execution import Execution
 from autoslim.tracing.function_rules import operation_rule, passing_module_rule
@@ -30,10 +32,10 @@ STRICT: ContextVar[bool] = ContextVar("strict_rules", default=False)
 class Propagation(GraphRunner):
     """Runs a traced network and computes the labels of each operation's output."""
 
-    def __init__(self, network: nn.Module, graph: fx.Graph, record: Record, images: Tensor) -> None:
+    def __init__(self, network: nn.Module, graph: fx.Graph, record: Record, images: Arguments) -> None:
         super().__init__(network, graph, images.device)
         self.carrier = Carrier(self.submodules, record, len(images))
-        self.execution = Execution(network, [images])
+        self.execution = Execution(network, images.tensors)
         check_statistics(graph, self.submodules)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -77,7 +79,7 @@ class Propagation(GraphRunner):
         if node.op == "output":
             self.carrier.freeze(self.carrier.all_flows(node), IS_OUTPUT)
             return None
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+        if not any(isinstance(leaf, Tensor) for leaf in output_leaves(value)):
             return None
         rule = self._rule(node)
         calls = len(self.carrier.record.calls)

@@ -2,18 +2,20 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.copying import named_tensors
+from autoslim.channels.inputs import Arguments
 from autoslim.channels.memory import Operation
+from autoslim.channels.outputs import output_leaves
 from autoslim.tracing.capture import shaped_graph
 from autoslim.tracing.interpreter import GraphRunner, for_shapes
 
 
 def operations_of(
-    network: nn.Module, graph: fx.Graph, images: Tensor, leaf_modules: frozenset[str], *, at_one_size: bool
+    network: nn.Module, graph: fx.Graph, images: Arguments, leaf_modules: frozenset[str], *, at_one_size: bool
 ) -> tuple[Operation, ...]:
     """Returns the operations of ``graph`` in order, without their axes.
 
@@ -24,12 +26,12 @@ def operations_of(
     Args:
         network: The network that ``graph`` was traced from, in the same mode.
         graph: The traced graph.
-        images: The batch that it was traced with, (N, C, H, W).
+        images: The batch that it was traced with.
         leaf_modules: Paths of modules that were traced as one operation.
         at_one_size: Whether the graph runs only on inputs of the size of ``images``.
     """
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), images.dtype)
-    image = images[:1].to(dtype)
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    image = images.map(lambda tensor: tensor[:1]).to(dtype)
     try:
         single = shaped_graph(network, leaf_modules, image)[0] if at_one_size else graph
         if _names(single) == _names(graph):
@@ -48,17 +50,17 @@ def _names(graph: fx.Graph) -> list[str]:
     return [node.name for node in graph.nodes]
 
 
-def _run(network: nn.Module, graph: fx.Graph, images: Tensor) -> tuple[Operation, ...]:
+def _run(network: nn.Module, graph: fx.Graph, images: Arguments) -> tuple[Operation, ...]:
     recorder = _StorageRecorder(network, graph, images)
     with for_shapes(images.device):
-        recorder.run(images)
+        recorder.run(*images.tensors)
     return tuple(recorder.operations)
 
 
 class _StorageRecorder(GraphRunner):
     """Records the shape and the storage of each operation's output."""
 
-    def __init__(self, network: nn.Module, graph: fx.Graph, images: Tensor) -> None:
+    def __init__(self, network: nn.Module, graph: fx.Graph, images: Arguments) -> None:
         super().__init__(network, graph, images.device)
         self.batch = len(images)
         self.operations: list[Operation] = []
@@ -79,7 +81,7 @@ class _StorageRecorder(GraphRunner):
         else:
             parts = tuple(
                 self._output(part_name(n.name, index), (), leaf)
-                for index, leaf in enumerate(tree_leaves(value))
+                for index, leaf in enumerate(output_leaves(value))
                 if isinstance(leaf, Tensor)
             )
             self.operations.append(Operation(n.name, reads, None, (), "", 0, parts))

@@ -12,6 +12,8 @@ from autoslim.channels.copying import copy_with, named_tensors
 from autoslim.channels.equivalence import find_failing
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Channels, axis_size
+from autoslim.channels.inputs import Inputs
+from autoslim.channels.outputs import nested
 from autoslim.errors import UserError, first_line
 from autoslim.tracing.capture import error_line
 from autoslim.tracing.execution import Execution
@@ -34,12 +36,10 @@ class VerificationRuns:
     leaves: frozenset[str] = frozenset()  # modules that were traced as one operation
 
 
-def verified_graph(
-    prototype: nn.Module, record: Record, input_shape: tuple[int, ...], runs: VerificationRuns
-) -> ChannelGraph:
+def verified_graph(prototype: nn.Module, record: Record, inputs: Inputs, runs: VerificationRuns) -> ChannelGraph:
     """Returns the recorded channel graph without the groups whose size the network's code does not allow to change."""
     while True:
-        graph = build_graph(prototype, record, input_shape, runs.leaves)
+        graph = build_graph(prototype, record, inputs, runs.leaves)
         verification = _Verification(prototype, graph, runs)
         failing = next(filter(None, map(verification.failing, SLIMMED_EIGHTHS)), None)
         if failing is None:
@@ -124,11 +124,11 @@ class _Verification:
         """Runs the network in each mode. It remains in the last one."""
         shapes = []
         with for_shapes(self.runs.device):
-            images = torch.zeros((BATCH, *self.graph.input_shape))
             for mode in self.runs.modes:
-                execution = Execution(self.network, [images], self.runs.leaves)
+                images = self.graph.inputs.zeros(BATCH, self.runs.device)
+                execution = Execution(self.network, images.tensors, self.runs.leaves)
                 with contextlib.nullcontext() if mode else execution:
-                    shapes.append(_shapes(self.network.train(mode)(images)))
+                    shapes.append(_shapes(images.run(self.network.train(mode))))
                 if not mode:
                     macs, names = execution.macs // BATCH, execution.names
         return _Run(shapes, macs, names)
@@ -144,10 +144,4 @@ class _Run:
 
 
 def _shapes(output: Any) -> Any:
-    if isinstance(output, Tensor):
-        return output.shape
-    if isinstance(output, dict):
-        return {key: _shapes(value) for key, value in output.items()}
-    if isinstance(output, list | tuple):
-        return [_shapes(value) for value in output]
-    return output
+    return nested(output, lambda leaf: leaf.shape if isinstance(leaf, Tensor) else leaf)

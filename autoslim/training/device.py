@@ -74,8 +74,13 @@ def to_device(network: nn.Module, device: torch.device, channels_last: bool) -> 
     """Moves a network to the device in place; if ``channels_last``, also to the channels-last memory format."""
     network.to(device)
     if channels_last:
-        network.to(memory_format=torch.channels_last)
+        to_channels_last(network)
     return network
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """Moves the tensors of rank 4 to the channels-last memory format in place; torch refuses others, as of Conv3d."""
+    network._apply(lambda tensor: tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor)
 
 
 def rng_state() -> dict[str, Any]:

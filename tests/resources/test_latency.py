@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 from autoslim import trace
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.grid import GridSpec
+from autoslim.channels.inputs import Arguments
 from autoslim.errors import UserError
 from autoslim.models.architectures import mobilenet_v2
 from autoslim.pipeline.costs import latency_target, report_target
@@ -430,7 +431,7 @@ def test_tables_are_measured_from_kernels(tmp_path: Path, monkeypatch: pytest.Mo
     grid = graph.grid(GridSpec(1.5, 0.25, 4, 1))
     measurements: list[int] = []
 
-    def by_macs(module: nn.Module, values: list[Tensor], target: Target, seconds: float = 0) -> measuring.Latency:
+    def by_macs(module: nn.Module, values: Any, target: Target, seconds: float = 0) -> measuring.Latency:
         macs = sum(part.weight.numel() * out for part, out in _outputs(module, values))
         measurements.append(macs)
         return measuring.Latency(1e-3 * macs + 0.01, 0, 0)
@@ -456,7 +457,7 @@ def test_tables_are_measured_from_kernels(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(measurements) - count == 10 + measuring.FITTED_ON  # only whole networks
 
 
-def _outputs(module: nn.Module, values: list[Tensor]) -> list[tuple[nn.Conv2d | nn.Linear, int]]:
+def _outputs(module: nn.Module, values: Any) -> list[tuple[nn.Conv2d | nn.Linear, int]]:
     """Returns the layers that run, with the number of positions of their outputs."""
     outputs: list[tuple[nn.Conv2d | nn.Linear, int]] = []
     for part in module.modules():
@@ -465,7 +466,7 @@ def _outputs(module: nn.Module, values: list[Tensor]) -> list[tuple[nn.Conv2d | 
                 lambda m, _, out: outputs.append((m, out[0].numel() // out.shape[1])),  # H' * W'
             )
     with torch.inference_mode():
-        module(*values)
+        (values if isinstance(values, Arguments) else Arguments.of(tuple(values))).run(module)
     return outputs
 
 
@@ -556,7 +557,7 @@ def test_the_report_measures_the_memory_of_one_image(monkeypatch: pytest.MonkeyP
     values = read_yaml(ROOT / "params.yaml")["latency"]
     monkeypatch.setattr(measuring, "NETWORK_SECONDS", 0.0)
     targets = [latency_target(LatencyParams(**values | {"batch": count})) for count in (1, 8)]
-    costs = [measure_network(network, graph.input_shape, target) for target in targets]
+    costs = [measure_network(network, graph.inputs, target) for target in targets]
     assert costs[0].memory == costs[1].memory >= graph.memory()
 
 

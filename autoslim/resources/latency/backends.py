@@ -9,8 +9,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
+from autoslim.channels.inputs import Arguments
 from autoslim.errors import UserError, first_line
 from autoslim.resources.latency.table import Target
+from autoslim.training.device import to_channels_last
 
 _ANSI_COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
@@ -42,8 +44,9 @@ def check_runtime(runtime: str, device: str, precision: str, channels_last: bool
             )
 
 
-def prepare_forward(network: nn.Module, values: Sequence[Tensor], target: Target) -> Callable[[], object]:
-    """Returns a function that runs ``network`` once on ``values`` with the target's runtime.
+def prepare_forward(network: nn.Module, values: Arguments | Sequence[Tensor], target: Target) -> Callable[[], object]:
+    """Returns a function that runs ``network`` once on ``values`` (a sequence has one tensor for each positional
+    argument) with the target's runtime.
 
     The network is put into evaluation mode and moved to the target's device, dtype and memory format.
 
@@ -59,15 +62,17 @@ def prepare_forward(network: nn.Module, values: Sequence[Tensor], target: Target
             target.device, value_dtype, memory_format=layout if value.dim() == 4 else torch.contiguous_format
         )
 
-    network = network.eval().to(target.device, dtype).to(memory_format=layout)
-    inputs = [moved(value) for value in values]
+    network = network.eval().to(target.device, dtype)
+    if target.channels_last:
+        to_channels_last(network)
+    inputs = (values if isinstance(values, Arguments) else Arguments.of(tuple(values))).map(moved)
     if target.runtime == "onnxruntime":
         return _onnxruntime_forward(network, inputs, target.threads)
     module = torch.compile(network) if target.runtime == "compile" else network
 
     def forward() -> object:
         with torch.inference_mode():
-            return module(*inputs)
+            return inputs.run(module)
 
     if target.runtime == "compile":
         torch.compiler.reset()  # otherwise many networks would exceed the limit of recompilations
@@ -86,12 +91,12 @@ def prepare_forward(network: nn.Module, values: Sequence[Tensor], target: Target
     return forward
 
 
-def _onnxruntime_forward(network: nn.Module, inputs: Sequence[Tensor], threads: int) -> Callable[[], object]:
+def _onnxruntime_forward(network: nn.Module, inputs: Arguments, threads: int) -> Callable[[], object]:
     import onnxruntime
 
     try:
         with _without_output():
-            program = torch.onnx.export(network, tuple(inputs), dynamo=True, verbose=False)
+            program = torch.onnx.export(network, inputs.args, kwargs=inputs.kwargs, dynamo=True, verbose=False)
         assert program is not None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -100,7 +105,7 @@ def _onnxruntime_forward(network: nn.Module, inputs: Sequence[Tensor], threads: 
         session = onnxruntime.InferenceSession(
             program.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        feed = {spec.name: value.numpy() for spec, value in zip(session.get_inputs(), inputs, strict=True)}
+        feed = {spec.name: value.numpy() for spec, value in zip(session.get_inputs(), inputs.tensors, strict=True)}
         session.run(None, feed)
     except Exception as error:  # the exporter and the runtime raise their own exceptions
         # The exporter's message is a banner; the reason is in the cause.

@@ -100,9 +100,14 @@ def find_kernels(network: nn.Module, graph: ChannelGraph, batch: int = 1) -> lis
     output. Any other operation is a separate kernel.
 
     Raises:
-        UserError: If the network's code depends on shapes, so it cannot be divided, or if it does not run on such
-            a batch.
+        UserError: If the network's code depends on shapes, so it cannot be divided, if it does not run on such a batch,
+            or if only a part of it was traced.
     """
+    if graph.part:
+        raise UserError(
+            f"latency requires a network that was traced as a whole, and only {graph.part!r} was: trace and measure "
+            f"network.{graph.part} as a network of its own"
+        )
     with evaluation_mode(network):
         operations = _operations(network, graph)
         shapes = _shapes(network, operations, graph, batch)
@@ -124,7 +129,7 @@ def find_kernels(network: nn.Module, graph: ChannelGraph, batch: int = 1) -> lis
 
 def _operations(network: nn.Module, graph: ChannelGraph) -> fx.Graph:
     try:
-        return symbolic_graph(network, graph.leaves)
+        return symbolic_graph(network, graph.leaves, graph.inputs.zeros(1, "meta"))
     except UserError as error:
         raise UserError(f"latency requires a network that can be divided into kernels: {error}") from error
 
@@ -148,7 +153,7 @@ def _shapes(
     runner = _Shapes(prototype, operations, torch.device(device))
     try:
         with for_shapes(torch.device(device)):
-            runner.run(torch.zeros(batch, *graph.input_shape, dtype=dtype))
+            runner.run(*graph.inputs.zeros(batch, device).to(dtype).tensors)
     except Exception as error:  # the user's code may raise anything
         remedy = "correct the network" if batch == 1 else "measure latency with latency.batch 1, or correct the network"
         raise UserError(

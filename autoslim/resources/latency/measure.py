@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.inputs import Arguments
 from autoslim.channels.resize import resize
 from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import Kernel, describe_kernel, find_kernels
@@ -41,9 +42,9 @@ class Latency:
 
 
 def measure_latency(
-    network: nn.Module, values: Sequence[Tensor], target: Target, seconds: float | None = None
+    network: nn.Module, values: Arguments | Sequence[Tensor], target: Target, seconds: float | None = None
 ) -> Latency:
-    """Measures the latency of ``network`` on ``values`` (one tensor per input), by running it for ``seconds``.
+    """Measures the latency of ``network`` on ``values`` (see ``prepare_forward``), by running it for ``seconds``.
 
     The number of torch's threads is restored afterwards.
     """
@@ -173,14 +174,14 @@ def _fitted_and_checked(
     seed: int,
 ) -> LatencyTable:
     """Measures random networks, fits the table's line to the first ones and compares predictions for the others."""
-    images = torch.ones(table.target.batch, *graph.input_shape)
+    images = graph.inputs.ones(table.target.batch)
     configurations = random_configurations(grid, FITTED_ON, seed) + random_configurations(
         grid, check_networks, seed + 1
     )
     measured = []
     with Progress("latency of networks", len(configurations), unit="network") as bar:
         for channels in configurations:
-            measured.append(measure_latency(resize(network, graph, channels), [images], table.target).median)
+            measured.append(measure_latency(resize(network, graph, channels), images, table.target).median)
             bar.advance()
     sums = [table.kernels_ms(channels) for channels in configurations]
     slope, intercept = fit_line(sums[:FITTED_ON], measured[:FITTED_ON])

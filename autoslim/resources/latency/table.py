@@ -159,14 +159,14 @@ class LatencyTable:
 
     Attributes:
         network: name of the network (``model.name``).
-        input_shape: (C, H, W).
+        input_shape: (C, H, W), see ``ChannelGraph.input_shape``.
         default: group -> channels of the default network.
         kernels: name -> times.
         check: accuracy of the predictions, if it was measured.
     """
 
     network: str
-    input_shape: tuple[int, ...]
+    input_shape: tuple[Any, ...]
     default: Mapping[str, int]
     target: Target
     kernels: Mapping[str, KernelTimes]
@@ -234,7 +234,7 @@ class LatencyTable:
             check = values["check"]
             table = cls(
                 network=values["network"],
-                input_shape=tuple(values["input_shape"]),
+                input_shape=tuple(_frozen(size) for size in values["input_shape"]),
                 default=dict(values["default"]),
                 target=Target(**values["target"]),
                 kernels={name: _kernel_times(kernel) for name, kernel in values["kernels"].items()},
