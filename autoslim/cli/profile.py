@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoslim.channels.groups import Channels
-from autoslim.cli.terminal import input_shape, keyword_values, percent, print_facts, print_table, read_channels
+from autoslim.cli.terminal import example_inputs, keyword_values, percent, print_facts, print_table, read_channels
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project, find_project
@@ -29,9 +29,13 @@ def profile_cli(
             "paper's authors). Default: the network in params.yaml."
         ),
     ] = None,
-    image: Annotated[
-        str | None,
-        typer.Option("--input", metavar="CxHxW", help="Channels, height, width. Default: 3x224x224."),
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="[NAME=]CxHxW",
+            help="Shape of an input without the batch, such as 1x28x28. May be repeated. Default: 3x224x224.",
+        ),
     ] = None,
     size: Annotated[int | None, typer.Option("--size", min=1, help="Height and width of colour images.")] = None,
     classes: Annotated[
@@ -46,6 +50,10 @@ def profile_cli(
         list[str] | None,
         typer.Option("--leaf", metavar="MODULE", help="Module that tracing treats as one operation. May be repeated."),
     ] = None,
+    part: Annotated[
+        str,
+        typer.Option("--part", metavar="MODULE", help="Module to slim; the rest of the network keeps its size."),
+    ] = "",
     width: Annotated[float | None, typer.Option("--width", help="Width multiplier of all channel groups.")] = None,
     divisor: Annotated[
         int | None,
@@ -73,13 +81,17 @@ def profile_cli(
 
     The command works in any folder, for any network that torch.fx can trace. One multiply-add is one MAC; convolution
     and linear layers are counted, at batch size 1. Memory is the peak of inference: weights and activations of one
-    image.
+    image. With --part, all costs are those of the part, at the inputs that it gets in the whole network.
 
     Examples:
 
     autoslim profile torchvision.models:mobilenet_v2 --width 0.75
 
     autoslim profile net.py:build --input 1x28x28 --kwargs depth=3 --layers
+
+    autoslim profile net.py:build --input image=3x64x64 --input depth=1x64x64
+
+    autoslim profile torchvision.models.detection:retinanet_resnet50_fpn -k weights_backbone=null --part backbone
 
     autoslim profile released/mobilenet_v2-305M
     """
@@ -88,12 +100,17 @@ def profile_cli(
     configuration = read_channels(channels) if channels else None
     released = released_method(name) if name else None
     if name is None:
-        name, network, graph, multiple = _network_of_params(image, size, classes, kwargs or [], leaves or [])
+        name, network, graph, multiple = _network_of_params(
+            example_inputs(inputs or [], size), classes, kwargs or [], leaves or [], part
+        )
     else:
-        shape = input_shape(image, size) or (3, 224, 224)
+        example = example_inputs(inputs or [], size)
+        if example is None:
+            example = example_inputs([], 224)
         arguments = {"num_classes": classes} if classes else {}
         path = FAMILIES[released.family] if released else name
-        network, graph = _named_network(path, shape, None, arguments | keyword_values(kwargs or []), leaves or [])
+        arguments |= keyword_values(kwargs or [])
+        network, graph = _named_network(path, example, None, arguments, leaves or [], part)
         multiple = 8
     if released:
         if configuration is not None or width is not None:
@@ -134,7 +151,8 @@ def print_profile(values: dict[str, Any], *, layers: bool) -> None:
     pooled = f"with average pooling, as the authors count, {totals['macs_with_pooling']:,}"
     share = f"their layers take {percent(totals['slimmable_share'])} % of the MACs"
     facts = [
-        ("network", f"{values['network']} on {'x'.join(map(str, values['input']))} images"),
+        ("network", f"{values['network']} on {_described_inputs(values['input'])}"),
+        *([("part", f"{values['part']}; all numbers are those of the part")] if values["part"] else []),
         ("MACs", f"{format_amount(totals['macs'])} ({totals['macs']:,}; {pooled})"),
         ("parameters", f"{format_amount(totals['params'], 'params')} ({totals['params']:,})"),
         ("memory", f"{format_amount(totals['memory'], 'memory')} ({totals['memory']:,} bytes: weights, activations)"),
@@ -156,6 +174,12 @@ def _compared(values: dict[str, Any], counter: str) -> str:
         return "ptflops fails on this network"
     equal = all(values["totals"][key] == count for key, count in counted.items())
     return f"{counted['macs']:,} MACs, {counted['params']:,} parameters: {'equal' if equal else 'different'}"
+
+
+def _described_inputs(shapes: list[int] | dict[str, list[int]]) -> str:
+    if isinstance(shapes, dict):
+        return ", ".join(f"{name}={'x'.join(map(str, shape))}" for name, shape in shapes.items())
+    return f"{'x'.join(map(str, shapes))} {'images' if len(shapes) == 3 else 'inputs'}"
 
 
 def _check_agreement(values: dict[str, Any]) -> None:
@@ -180,25 +204,23 @@ def _print_layers(values: dict[str, Any]) -> None:
 
 
 def _named_network(
-    name: str, shape: tuple[int, ...], classes: int | None, kwargs: dict[str, Any], leaves: Sequence[str]
+    name: str, example: Any, classes: int | None, kwargs: dict[str, Any], leaves: Sequence[str], part: str
 ) -> tuple["nn.Module", "ChannelGraph"]:
-    import torch
-
     from autoslim.models.building import build_network
     from autoslim.pipeline.assembly import check_leaves
     from autoslim.tracing import trace
 
     network = build_network(name, kwargs, classes)
     check_leaves(network, name, leaves)
-    return network, trace(network, torch.empty(1, *shape), leaves=leaves)
+    return network, trace(network, example, leaves=leaves, part=part)
 
 
 def _network_of_params(
-    image: str | None, size: int | None, classes: int | None, kwargs: Sequence[str], leaves: Sequence[str]
+    example: Any, classes: int | None, kwargs: Sequence[str], leaves: Sequence[str], part: str
 ) -> tuple[str, "nn.Module", "ChannelGraph", int]:
     """Returns the name, network, graph and divisor of ``params.yaml``, with the options applied.
 
-    By default, the image size and the classes are those of the prepared data.
+    Without an ``example`` of the input, the image size is that of the prepared data; likewise the classes.
     """
     if find_project() is None:
         raise UserError(
@@ -212,13 +234,13 @@ def _network_of_params(
 
     params = load_params()
     model = params.model
-    shape = input_shape(image, size)
-    if shape is None or classes is None:
+    if example is None or classes is None:
         info = read_info(PREPARED)
-        shape = shape or (info.channels, info.image_size, info.image_size)
+        if example is None:
+            example = example_inputs([f"{info.channels}x{info.image_size}x{info.image_size}"], None)
         classes = classes or len(info.classes)
     arguments = model.kwargs | keyword_values(kwargs)
-    network, graph = _named_network(model.name, shape, classes, arguments, [*model.leaves, *leaves])
+    network, graph = _named_network(model.name, example, classes, arguments, [*model.leaves, *leaves], part)
     return model.name, network, graph, params.supernet.grid.divisor
 
 

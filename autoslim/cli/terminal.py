@@ -29,19 +29,42 @@ ParamsFile = Annotated[Path, typer.Argument(help="Parameter file.", show_default
 Classes = Annotated[int | None, typer.Option("--classes", min=2, help="Number of classes. Default: as prepared.")]
 Method = Annotated[str, typer.Argument(help="autoslim, uniform or released/NAME.")]
 
-_INPUT = re.compile(r"(\d+)x(\d+)x(\d+)")
+_INPUT = re.compile(r"(?:(\w+)=)?(\d+(?:x\d+)*)(?::(\w+))?")
 
 
-def input_shape(image: str | None, size: int | None) -> tuple[int, int, int] | None:
-    """Returns (C, H, W) from ``--input 3x224x224`` or ``--size 224``; None if neither option is used."""
-    if image is not None and size is not None:
+def example_inputs(texts: Sequence[str], size: int | None) -> Any:
+    """Returns an example of a network's input, with a batch of one, from ``--input`` and ``--size``.
+
+    ``3x224x224`` is a tensor of that shape; several are a tuple, and several with names (``image=3x64x64``) a mapping.
+    ``:int64`` at the end sets the dtype. The result is None if neither option is used.
+    """
+    import torch
+
+    if texts and size is not None:
         raise UserError("--input and --size both set the image size; use only one of them")
-    if image is None:
-        return None if size is None else (3, size, size)
-    match = _INPUT.fullmatch(image)
-    if match is None or "0" in match.groups():
-        raise UserError(f"--input {image!r} is not an image size; write channels x height x width, such as 3x224x224")
-    return int(match[1]), int(match[2]), int(match[3])
+    if size is not None:
+        return torch.zeros(1, 3, size, size)
+    named: dict[str, torch.Tensor] = {}
+    unnamed: list[torch.Tensor] = []
+    for text in texts:
+        match = _INPUT.fullmatch(text)
+        shape = [int(number) for number in match[2].split("x")] if match else []
+        dtype = getattr(torch, (match and match[3]) or "float32", None)
+        if match is None or 0 in shape or not isinstance(dtype, torch.dtype) or (len(shape) < 2 and text.isdigit()):
+            raise UserError(
+                f"--input {text!r} is not the size of an input; write channels x height x width, such as 3x224x224, or "
+                "1x16000 for a signal; for one of several inputs, add its name in front (image=3x64x64), and for "
+                "integers the dtype at the end (tokens=128:int64)"
+            )
+        if match[1] in named:
+            raise UserError(f"--input {match[1]} is given twice; give each input once")
+        if match[1] is None:
+            unnamed.append(torch.zeros(1, *shape, dtype=dtype))
+        else:
+            named[match[1]] = torch.zeros(1, *shape, dtype=dtype)
+    if named and unnamed:
+        raise UserError("some of the --input options have a name and some have none; give each a name, or none")
+    return named or (tuple(unnamed) if len(unnamed) > 1 else (unnamed[0] if unnamed else None))
 
 
 def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:

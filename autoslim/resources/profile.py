@@ -20,11 +20,11 @@ def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]
     """Returns the profile of the network resized to ``channels``, as plain values that can be written as JSON.
 
     It has the keys ``input`` ([C, H, W], or a mapping from names to shapes if there are several), ``part`` (the path of
-    the part that was traced, or ""), ``groups``, ``layers`` (without average pooling), ``totals``, ``not_prunable`` (the
-    layers that keep their size, with the reasons) and ``not_counted`` (see ``ChannelGraph``). One multiply-add is one
-    MAC; convolution and linear layers are counted, at batch size 1. ``macs_with_pooling`` adds average pooling, as the
-    AutoSlim authors do. ``memory`` is in bytes (see ``ChannelGraph.memory``). ``slimmable_share`` is the share of MACs in
-    layers that can be slimmed, in [0, 1].
+    the part that was traced, or ""), ``groups``, ``layers`` (without average pooling), ``totals``, ``not_prunable``
+    (the layers that keep their size, with the reasons) and ``not_counted`` (see ``ChannelGraph``). One multiply-add is
+    one MAC; convolution and linear layers are counted, at batch size 1. ``macs_with_pooling`` adds average pooling, as
+    the AutoSlim authors do. ``memory`` is in bytes (see ``ChannelGraph.memory``). ``slimmable_share`` is the share of
+    MACs in layers that can be slimmed, in [0, 1].
     """
     plain = resize(on_meta(network), graph, channels)
     shapes = {tensor.name: list(tensor.shape) for tensor in graph.inputs.tensors}

@@ -154,6 +154,30 @@ class Attends(nn.Module):
     def forward(self, x):
         x = self.stem(x).flatten(2)
         return self.head(((x @ x.transpose(1, 2)) @ x).mean(2))
+
+def signal():
+    return nn.Sequential(nn.Conv1d(1, 8, 5), nn.ReLU(), nn.Conv1d(8, 4, 3))
+
+def video():
+    return nn.Sequential(nn.Conv3d(3, 8, 3), nn.ReLU(), nn.Conv3d(8, 4, 3))
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image, self.depth, self.embed = nn.Conv2d(3, 8, 3), nn.Conv2d(1, 8, 3), nn.Embedding(9, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, image, depth, tokens):
+        return self.head((self.image(image) + self.depth(depth)).mean((2, 3)) + self.embed(tokens).mean(1))
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = build(6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.head(-x if x.sum() > 0 else x)
 """
 
 
@@ -198,12 +222,56 @@ def test_verify_names_what_budgets_do_not_include(net: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "size", "macs"),
+    [
+        ("signal", "1x100", 8 * 5 * 96 + 4 * 8 * 3 * 94),
+        ("video", "3x8x10x12", 8 * 3 * 27 * 6 * 8 * 10 + 4 * 8 * 27 * 4 * 6 * 8),
+    ],
+)
+def test_profile_of_signals_and_videos(net: Path, name: str, size: str, macs: int) -> None:
+    shown = facts(printed("profile", f"net.py:{name}", "--input", size, "--verify"))
+    assert shown["network"] == f"net.py:{name} on {size} {'images' if size.count('x') == 2 else 'inputs'}"
+    assert f"({macs:,};" in shown["MACs"]
+    assert shown["ptflops"].startswith(f"{macs:,} MACs")
+
+
+def test_profile_of_a_network_with_several_inputs(net: Path) -> None:
+    macs = 8 * 27 * 36 + 8 * 9 * 36 + 8 * 2
+    for inputs in (("image=3x8x8", "depth=1x8x8", "tokens=5:int64"), ("3x8x8", "1x8x8", "5:int64")):
+        options = [part for text in inputs for part in ("--input", text)]
+        shown = facts(printed("profile", "net.py:Two", *options, "--verify"))
+        assert shown["network"] == "net.py:Two on image=3x8x8, depth=1x8x8, tokens=5"
+        assert f"({macs:,};" in shown["MACs"]
+        assert shown["ptflops"].startswith(f"{macs:,} MACs")
+        values = json.loads(printed("profile", "net.py:Two", *options, "--json"))
+        assert values["input"] == {"image": [3, 8, 8], "depth": [1, 8, 8], "tokens": [5]}
+
+
+def test_profile_of_a_part(net: Path) -> None:
+    text = printed("profile", "net.py:Detector", "--input", "1x10x12", "--part", "body", "--verify", "--layers")
+    assert [group["group"] for group in table(text, "group")] == ["body.0", "body.2"]
+    macs = 8 * 9 * 80 + 8 * 6 * 80 + 6 * 6
+    shown = facts(text)
+    assert shown["part"] == "body; all numbers are those of the part"
+    assert f"({macs:,};" in shown["MACs"]
+    assert shown["ptflops"] == f"{macs:,} MACs, {80 + 48 + 42} parameters: equal"
+    assert [layer["layer"] for layer in table(text, "layer")][:3] == ["body.0", "body.2", "body.5"]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["net.py:Two"], "missing a required argument: 'depth'); give an example of each input"),
+        (["net.py:build", "--input", "image=1x9x9"], "Sequential.forward(input) cannot be called with the example"),
+        (["net.py:Two", "--input", "image=3x8x8", "--input", "1x8x8"], "some of the --input options have a name and"),
+        (["net.py:Two", "--input", "image=3x8x8", "--input", "image=3x8x8"], "--input image is given twice"),
+        (["net.py:build", "--input", "1x0x9"], "--input '1x0x9' is not the size of an input"),
+        (["net.py:build", "--input", "1x9x9:int65"], "--input '1x9x9:int65' is not the size of an input"),
+        (["net.py:Detector", "--input", "1x9x9", "--part", "bod"], "part 'bod' is not a module of Detector; similar"),
         (["nosuch:thing"], "model.name 'nosuch:thing' cannot be imported"),
         (
-            ["net.py:build", "--input", "1x10"],
-            "--input '1x10' is not an image size",
+            ["net.py:build", "--input", "10"],
+            "--input '10' is not the size of an input",
         ),
         (
             ["net.py:build", "--input", "1x9x9", "--size", "9"],
