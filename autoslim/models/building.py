@@ -71,6 +71,12 @@ def check_network(network: nn.Module, name: str, input_shape: tuple[int, int, in
     Raises:
         UserError: the network does not accept images of ``input_shape`` (C, H, W), or returns other outputs.
     """
+    required = _required_parameters(network)
+    if len(required) > 1:
+        raise UserError(
+            f"model {name!r} has the inputs {', '.join(required)}, but the pipeline trains classifiers with a batch of "
+            "images as the only input; give the other inputs a default value in forward"
+        )
     try:
         try:
             outputs = [_output(on_meta(network), input_shape, mode) for mode in (False, True)]
@@ -93,6 +99,16 @@ def check_network(network: nn.Module, name: str, input_shape: tuple[int, int, in
             f"model {name!r} returns {shape[1] if isinstance(shape, tuple) and len(shape) == 2 else shape} outputs "
             f"for {classes} classes of data; set model.kwargs.num_classes: {classes}"
         )
+
+
+def _required_parameters(network: nn.Module) -> list[str]:
+    """Returns the parameters of ``forward`` without a default value."""
+    try:
+        parameters = inspect.signature(network.forward).parameters.values()
+    except (TypeError, ValueError):  # not every callable has a signature
+        return []
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in variadic]
 
 
 def _output(network: nn.Module, input_shape: tuple[int, int, int], training: bool) -> Any:

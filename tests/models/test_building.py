@@ -170,6 +170,18 @@ def test_a_network_that_does_not_fit(shape: tuple[int, int, int], classes: int, 
     assert expected in message_of(lambda: check_network(network, "net", shape, classes))
 
 
+class Two(nn.Module):
+    def forward(self, image: Tensor, depth: Tensor, scale: float = 1.0) -> Tensor:
+        return image + scale * depth
+
+
+def test_a_network_with_two_inputs_is_not_told_to_change_the_image_size() -> None:
+    message = message_of(lambda: check_network(Two(), "net", (3, 8, 8), 10))
+    assert message.startswith(
+        "model 'net' has the inputs image, depth, but the pipeline trains classifiers with a batch"
+    )
+
+
 class Several(nn.Module):
     def forward(self, images: Tensor) -> Any:
         return {"logits": images, "features": images}
