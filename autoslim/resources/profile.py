@@ -5,7 +5,6 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from autoslim.channels.copying import on_meta, zeroed
@@ -14,6 +13,7 @@ from autoslim.channels.groups import axis_size
 from autoslim.channels.inputs import Arguments
 from autoslim.channels.resize import resize
 from autoslim.tracing.execution import Execution
+from autoslim.tracing.interpreter import for_shapes
 
 
 def profile(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def counted_at_run_time(network: nn.Module, graph: ChannelGraph, channels: Mappi
     plain = resize(zeroed(network) if graph.leaves else on_meta(network), graph, channels).eval()
     part = plain.get_submodule(graph.part)
     images = graph.inputs.zeros(1, "cpu" if graph.leaves else "meta")
-    with torch.no_grad(), images.device, Execution(part, images.tensors) as execution:
+    with for_shapes(images.device), Execution(part, images.tensors) as execution:
         images.run(part)
     params = sum(parameter.numel() for parameter in part.parameters())
     printed = io.StringIO()

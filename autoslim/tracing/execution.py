@@ -51,7 +51,7 @@ _FORMULAS: dict[str, Callable[..., int]] = {
 
 
 class Execution(TorchDispatchMode):
-    """While active, records the operations that run on tensors.
+    """While active, records the operations that run on tensors. Run the network in ``for_shapes``.
 
     One multiply-add is one MAC. Convolutions are counted, and products of a matrix that depends on parameters only with
     one that does not, as in a linear layer. Products of two activations (as in attention) and of two parameters (which
@@ -91,31 +91,37 @@ class Execution(TorchDispatchMode):
             self._data.setdefault(_storage(tensor), {})[_place(tensor)] = f"input {len(self._data)}"
         self._leaves = [network.get_submodule(path) for path in leaves]
         self._inside = 0
+        self._depth = 0
         self._hooks: list[Any] = []
 
     def __enter__(self) -> "Execution":
-        self._fast_attention = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # it hides the linear layers of an attention block
-        for leaf in self._leaves:
-            self._hooks += [
-                leaf.register_forward_pre_hook(lambda *_: self._enter_leaf(1)),
-                leaf.register_forward_hook(lambda *_: self._enter_leaf(-1)),
-            ]
+        if self._depth == 0:
+            for leaf in self._leaves:
+                self._hooks += [
+                    leaf.register_forward_pre_hook(lambda *_: self._enter_leaf(1)),
+                    leaf.register_forward_hook(lambda *_: self._enter_leaf(-1)),
+                ]
+        self._depth += 1
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        torch.backends.mha.set_fastpath_enabled(self._fast_attention)
+        self._depth -= 1
+        if self._depth == 0:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks.clear()
 
     def _enter_leaf(self, change: int) -> None:
         self._inside += change
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        with self:  # in inference mode, torch does not decompose operations before they arrive here
+            parts = func.decompose(*args, **kwargs)
+        if parts is not NotImplemented:
+            return parts
         flat = tree_leaves((args, kwargs))
         storages = [_storage(leaf) for leaf in flat if isinstance(leaf, Tensor)]
         name = _name(func)

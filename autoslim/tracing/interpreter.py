@@ -13,10 +13,18 @@ from torch.utils._pytree import tree_leaves
 
 @contextlib.contextmanager
 def for_shapes(device: torch.device) -> Iterator[None]:
-    """Creates new tensors on ``device`` without gradients; on the meta device, batch norm only checks its shapes."""
+    """Creates new tensors on ``device`` without gradients; on the meta device, batch norm only checks its shapes.
+
+    Attention blocks run one operation at a time: their fast path is a single one, which hides their linear layers.
+    """
     shapes_only = _BatchNormByShape() if device.type == "meta" else contextlib.nullcontext()
-    with torch.no_grad(), device, shapes_only:
-        yield
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), device, shapes_only:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
 
 
 class StoredSize(int):

@@ -27,7 +27,7 @@ from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import find_kernels
 from autoslim.resources.latency.table import LatencyTable, Target
 from autoslim.resources.measure import measure_memory, measure_network
-from autoslim.resources.profile import counted_by_ptflops
+from autoslim.resources.profile import counted_at_run_time
 from autoslim.search.incremental import IncrementalEvaluator, verified_evaluator
 
 TARGET = Target("here", "eager", "cpu", 1, 1, "fp32", False, "")
@@ -117,7 +117,7 @@ def test_convolutions_of_any_rank(rank: int) -> None:
     check(network, graph, inputs)
     check_export(network, graph, inputs)
     assert graph.macs(pooling=True) - graph.macs() == 8 * 8**rank + 8 * 4**rank  # the elements that are averaged
-    assert counted_by_ptflops(network, graph, graph.default)["macs"] == graph.macs()
+    assert counted_at_run_time(network, graph, graph.default)["ptflops"]["macs"] == graph.macs()
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_several_inputs(vector: bool, as_tuple: bool) -> None:
     assert ("vector" in graph.groups["joined"].members) == vector
     check(network, graph, inputs(2))
     check_export(network, graph, inputs(2))
-    assert counted_by_ptflops(network, graph, graph.default)["macs"] == graph.macs()
+    assert counted_at_run_time(network, graph, graph.default)["ptflops"]["macs"] == graph.macs()
 
 
 class Aligned(Two):
@@ -467,7 +467,7 @@ def test_a_part_has_the_names_of_the_whole_network() -> None:
         torch.equal(tensor, state.get(name, network.state_dict()[name])) for name, tensor in cut.state_dict().items()
     )
     assert cut.eval()(example).shape == network.eval()(example).shape
-    assert counted_by_ptflops(network, graph, half)["macs"] == graph.macs(half)
+    assert counted_at_run_time(network, graph, half)["ptflops"]["macs"] == graph.macs(half)
     shuffle_weights(network)
     ordered = sort_channels(network, graph, "bn_scale").eval()
     assert not torch.equal(ordered.body[0].weight, network.body[0].weight)
