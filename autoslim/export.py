@@ -34,7 +34,7 @@ def exported_program(network: nn.Module, info: DataInfo) -> torch.export.Exporte
     """Returns the network as a graph of torch's operators, which runs without the network's class and autoslim."""
     network = network.to("cpu").to(memory_format=torch.contiguous_format)
     # Two images: torch.export treats a size of one as a constant.
-    images = torch.zeros(2, info.channels, info.image_size, info.image_size)
+    images = torch.zeros(2, *info.input_shape)
     batch = torch.export.Dim("batch")
     with torch.no_grad():
         return torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
@@ -44,9 +44,10 @@ def description(info: DataInfo) -> dict[str, object]:
     """Returns a description of the network's input and classes."""
     return {
         "input": {
-            "shape": [info.channels, info.image_size, info.image_size],
+            "shape": list(info.input_shape),
             "range": [0, 1],  # of pixels before they are normalised
-            "shorter_side": info.shorter_side,  # images are resized to it before the centre crop
+            "bits": info.bits,  # grey pixels of more than 8 bits are divided by 2 ** bits
+            "shorter_side": info.shorter_side,  # of the box that images are resized to cover before the centre crop
             "mean": list(info.mean),  # of pixels in [0, 1]
             "std": list(info.std),
         },

@@ -52,9 +52,9 @@ class Bench:
 
     def __init__(self, params: Path, device: str, batch: int, chunk: int, precision: Precision) -> None:
         loaded = load_params(params)
-        size, channels = loaded.data.image_size or 32, loaded.data.channels or 3
+        size, channels = loaded.data.size or (32, 32), loaded.data.channels or 3
         plain = build_network(loaded.model.name, loaded.model.kwargs, CLASSES)
-        graph = trace(plain, torch.empty(1, channels, size, size))
+        graph = trace(plain, torch.empty(1, channels, *size))
         self.grid = graph.grid(grid_spec(loaded.supernet))
         wide = resize(plain, graph, {name: levels[0] for name, levels in self.grid.items()})
         initialise(wide, 0)
@@ -62,7 +62,7 @@ class Bench:
         self.cast = autocast(self.device, precision)
         self.supernet = Supernet(wide, graph)
         to_device(self.supernet, self.device, channels_last=True)
-        images = torch.randn(max(batch, chunk), channels, size, size, device=self.device)
+        images = torch.randn(max(batch, chunk), channels, *size, device=self.device)
         self.images = images.to(memory_format=torch.channels_last)
         self.batch, self.chunk = batch, chunk
         self.labels = torch.randint(CLASSES, (batch,), device=self.device)
@@ -155,12 +155,12 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
 
-def random_data(folder: Path, size: int, channels: int) -> PreparedData:
+def random_data(folder: Path, size: tuple[int, int], channels: int) -> PreparedData:
     """Writes random images as prepared arrays, enough for ``BATCHES`` batches."""
     counts = dict.fromkeys(SPLITS, 8192)
     generator = np.random.default_rng(0)
     for split, count in counts.items():
-        np.save(images_path(folder, split), generator.integers(0, 256, (count, channels, size, size), np.uint8))
+        np.save(images_path(folder, split), generator.integers(0, 256, (count, channels, *size), np.uint8))
         np.save(labels_path(folder, split), generator.integers(0, CLASSES, count))
     moments = (0.5,) * channels, (0.25,) * channels
     classes = tuple(str(number) for number in range(CLASSES))

@@ -87,7 +87,7 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
     counts = ", ".join(f"{count} {split}" for split, count in info.counts.items())
     spans = (f"{format_amount(r.narrowest, r.resource)} to {r.amount(r.widest)}" for r in reaches)
     facts = [
-        ("images", f"{info.channels}x{info.image_size}x{info.image_size}, {len(info.classes)} classes; {counts}"),
+        ("images", f"{'x'.join(map(str, info.input_shape))}, {len(info.classes)} classes; {counts}"),
         ("latency", table.summary() if table else f"not measured yet; it will be measured on {target}"),
         ("network", f"{params.model.name}, {len(graph.groups)} groups, {amounts(costs.all(graph.default))}"),
         ("supernet", f"from {', '.join(spans)}" if reaches else NOT_MEASURED),

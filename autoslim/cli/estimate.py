@@ -92,7 +92,7 @@ def _described(
     data = params.data
     if images is None and classes is None and test_images is None and info is not None:
         return info
-    size: int | None = data.image_size
+    size: tuple[int, int] | None = data.size
     channels: int | None = data.channels
     if info is not None:
         images = images or info.counts["train"] + info.counts["search"]

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoslim.cli.terminal import Classes, ParamsFile, described_data, percent, prepared_info, print_facts, print_table
+from autoslim.cli.terminal import (
+    Classes,
+    ParamsFile,
+    described_data,
+    image_size,
+    percent,
+    prepared_info,
+    print_facts,
+    print_table,
+)
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project_with
@@ -48,7 +57,8 @@ def measure_cli(
     file: ParamsFile = Path("params.yaml"),
     classes: Classes = None,
     size: Annotated[
-        int | None, typer.Option("--size", min=1, help="Height and width of the images. Default: data.image_size.")
+        str | None,
+        typer.Option("--size", help="Height and width of the images (224 or 128x64). Default: data.image_size."),
     ] = None,
     channels: Annotated[
         int | None, typer.Option("--channels", min=1, max=3, help="Channels of the images. Default: data.channels.")
@@ -105,7 +115,7 @@ def measure_cli(
         "points": points,
     }
     params = with_options(load_params(path), options)
-    table = measure(params, _images(params, classes, size, channels), target)
+    table = measure(params, _images(params, classes, image_size(size) if size else None, channels), target)
     print(table.summary())
     shown = target.relative_to(root) if target.is_relative_to(root) else target
     print(
@@ -129,7 +139,7 @@ def with_options(params: "Params", options: dict[str, Any]) -> "Params":
     return check_params(values, f"the options {', '.join(changes)}") if changes else params
 
 
-def _images(params: "Params", classes: int | None, size: int | None, channels: int | None) -> "DataInfo":
+def _images(params: "Params", classes: int | None, size: tuple[int, int] | None, channels: int | None) -> "DataInfo":
     """Returns the description of the prepared data, modified by the options."""
     info, data = prepared_info(params), params.data
     if info is not None and classes is None and size is None and channels is None:
@@ -144,7 +154,7 @@ def _images(params: "Params", classes: int | None, size: int | None, channels: i
     return described_data(
         params,
         classes=classes,
-        size=size or data.image_size,
+        size=size or data.size,
         channels=channels or data.channels,
         counts={},
         remedy="set --size and --channels, or run `dvc repro prepare`",

@@ -67,6 +67,15 @@ def example_inputs(texts: Sequence[str], size: int | None) -> Any:
     return named or (tuple(unnamed) if len(unnamed) > 1 else (unnamed[0] if unnamed else None))
 
 
+def image_size(text: str) -> tuple[int, int]:
+    """Returns (height, width) from ``224`` or ``128x64``."""
+    height, _, width = text.partition("x")
+    sides = height, width or height
+    if not all(side.isdecimal() and int(side) for side in sides):
+        raise UserError(f"--size {text!r} is not an image size; write a number of pixels, or height x width: 128x64")
+    return int(sides[0]), int(sides[1])
+
+
 def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
     """Parses ``["depth=3", "act=relu"]`` into ``{"depth": 3, "act": "relu"}``, with values as in ``params.yaml``."""
     from ruamel.yaml import YAML
@@ -168,7 +177,7 @@ def prepared_info(params: "Params") -> "DataInfo | None":
         return None
     info = read_info(PREPARED)
     data = params.data
-    expected = (data.source, data.image_size or info.image_size, data.channels or info.channels)
+    expected = (data.source, data.size or info.image_size, data.channels or info.channels)
     counts = info.counts
     same = expected == (info.source, info.image_size, info.channels) and data.search_images == counts["search"]
     more = counts["train"] > (data.train_images or math.inf) or counts.get("test", 0) > (data.test_images or math.inf)
@@ -176,7 +185,13 @@ def prepared_info(params: "Params") -> "DataInfo | None":
 
 
 def described_data(
-    params: "Params", *, classes: int, size: int | None, channels: int | None, counts: Mapping[str, int], remedy: str
+    params: "Params",
+    *,
+    classes: int,
+    size: tuple[int, int] | None,
+    channels: int | None,
+    counts: Mapping[str, int],
+    remedy: str,
 ) -> "DataInfo":
     """Returns a description of data that are not prepared.
 

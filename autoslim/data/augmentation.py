@@ -49,16 +49,21 @@ def uniforms(seed: int, epoch: int, indices: np.ndarray, columns: slice = slice(
     return drawn
 
 
-def crop_boxes(drawn: np.ndarray, height: int, width: int, area: tuple[float, float]) -> np.ndarray:
+def crop_boxes(
+    drawn: np.ndarray, height: int, width: int, area: tuple[float, float], aspect: float = 1.0
+) -> np.ndarray:
     """Returns the boxes of a random resized crop: int64 (n, 4) of top, left, height, width.
 
     ``drawn`` (n, AREA columns) are uniform random numbers. The rule is that of torchvision's RandomResizedCrop. Up
     to ten attempts draw a fraction of the area, uniform in ``area``, and an aspect ratio, log-uniform in 3/4 .. 4/3.
     The first box that fits is placed uniformly. If none fits, the box is the largest centre crop with an allowed ratio.
+    Ratios are relative to ``aspect``, width / height of the network's input (torchvision's are always absolute), so
+    that the images of a wide input are not distorted more than those of a square one.
     """
+    lowest, highest = aspect * RATIO[0], aspect * RATIO[1]
     shares, ratios = drawn[:, 2 : 2 + TRIES], drawn[:, 2 + TRIES :]
     target = height * width * (area[0] + (area[1] - area[0]) * shares)
-    ratio = np.exp(math.log(RATIO[0]) + (math.log(RATIO[1]) - math.log(RATIO[0])) * ratios)
+    ratio = np.exp(math.log(lowest) + (math.log(highest) - math.log(lowest)) * ratios)
     widths = np.rint(np.sqrt(target * ratio)).astype(np.int64)  # (n, TRIES)
     heights = np.rint(np.sqrt(target / ratio)).astype(np.int64)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
@@ -67,7 +72,7 @@ def crop_boxes(drawn: np.ndarray, height: int, width: int, area: tuple[float, fl
     room = np.array((height, width)) - size
     corner = np.floor(drawn[:, :2] * (room + 1)).astype(np.int64)
 
-    whole = np.array((min(height, round(width / RATIO[0])), min(width, round(height * RATIO[1]))))
+    whole = np.array((min(height, round(width / lowest)), min(width, round(height * highest))))
     none = ~fits.any(axis=1)
     size[none] = whole
     corner[none] = (np.array((height, width)) - whole) // 2
@@ -105,14 +110,16 @@ class Augmentation:
 
 
 def augment(images: Tensor, drawn: np.ndarray, augmentation: Augmentation, *, cropped: bool) -> Tensor:
-    """Augments images by the random numbers ``drawn`` (n, COLUMNS): uint8 (n, C, S, S) -> float32 in [0, 1].
+    """Augments images by the random numbers ``drawn`` (n, COLUMNS): uint8 (n, C, H, W) -> float32 in [0, 1].
 
     ``cropped`` states that the area crop was already applied. Images in files are cropped when they are decoded, at
     full resolution.
     """
     if augmentation.area is not None and not cropped:
-        size = images.shape[-1]
-        images = resized_boxes(images, crop_boxes(drawn[:, AREA], size, size, augmentation.area))
+        height, width = images.shape[-2:]
+        images = resized_boxes(
+            images, crop_boxes(drawn[:, AREA], height, width, augmentation.area, aspect=width / height)
+        )
     if augmentation.pad or augmentation.flip:
         offsets = np.floor(drawn[:, SHIFT] * (2 * augmentation.pad + 1)).astype(np.int64)
         flips = (drawn[:, FLIP.start] < HALF) & augmentation.flip
@@ -125,36 +132,36 @@ def augment(images: Tensor, drawn: np.ndarray, augmentation: Augmentation, *, cr
 
 
 def resized_boxes(images: Tensor, boxes: np.ndarray) -> Tensor:
-    """Resizes the box (top, left, height, width) of each image bilinearly: uint8 (n, C, S, S) -> float32 in [0, 255].
+    """Resizes the box (top, left, height, width) of each image bilinearly: uint8 (n, C, H, W) -> float32 in [0, 255].
 
     A box is never larger than the image, so nothing is scaled down and no antialiasing is needed.
     """
-    size = images.shape[-1]
+    height, width = images.shape[-2:]
     box = torch.from_numpy(boxes).to(images.device, torch.float32)  # (n, 4)
-    step = (torch.arange(size, device=images.device) + 0.5) / size  # (S,), pixel centres of the output
 
-    def centres(start: Tensor, length: Tensor) -> Tensor:
+    def centres(start: Tensor, length: Tensor, size: int) -> Tensor:
         """Returns the image positions of the output's pixels, clamped to the box, in grid_sample's range [-1, 1]."""
+        step = (torch.arange(size, device=images.device) + 0.5) / size  # (size,), pixel centres of the output
         at = start[:, None] + step * length[:, None]
         at = torch.minimum(torch.maximum(at, start[:, None] + 0.5), (start + length)[:, None] - 0.5)
         return at * (2 / size) - 1
 
-    rows, columns = centres(box[:, 0], box[:, 2]), centres(box[:, 1], box[:, 3])  # (n, S) each
-    grid = torch.stack((columns[:, None, :].expand(-1, size, -1), rows[:, :, None].expand(-1, -1, size)), dim=-1)
+    rows, columns = centres(box[:, 0], box[:, 2], height), centres(box[:, 1], box[:, 3], width)  # (n, H) and (n, W)
+    grid = torch.stack((columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)), dim=-1)
     return functional.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def shifted(images: Tensor, offsets: np.ndarray, flips: np.ndarray, pad: int) -> Tensor:
     """Crops the zero-padded images at ``offsets`` (n, 2; row, column in 0 .. 2 * pad) and mirrors those in ``flips``.
 
-    (n, C, S, S) -> (n, C, S, S) of the same dtype. With offsets equal to ``pad`` and no flip the images are unchanged.
+    (n, C, H, W) -> (n, C, H, W) of the same dtype. With offsets equal to ``pad`` and no flip the images are unchanged.
     """
-    count, channels, size, _ = images.shape
+    count, channels, height, width = images.shape
     device = images.device
     offset = torch.from_numpy(offsets).to(device)
-    window = torch.arange(size, device=device)
-    mirrored = torch.where(torch.from_numpy(flips).to(device)[:, None], window.flip(0), window)  # (n, S)
-    rows, columns = offset[:, :1] + window, offset[:, 1:] + mirrored
+    across = torch.arange(width, device=device)
+    mirrored = torch.where(torch.from_numpy(flips).to(device)[:, None], across.flip(0), across)  # (n, W)
+    rows, columns = offset[:, :1] + torch.arange(height, device=device), offset[:, 1:] + mirrored
     padded = functional.pad(images, (pad, pad, pad, pad))
     return padded[
         torch.arange(count, device=device)[:, None, None, None],
@@ -165,7 +172,7 @@ def shifted(images: Tensor, offsets: np.ndarray, flips: np.ndarray, pad: int) ->
 
 
 def jittered(images: Tensor, factors: np.ndarray) -> Tensor:
-    """Scales brightness, contrast and saturation of images (n, C, S, S) in [0, 1] by ``factors`` (n, 3).
+    """Scales brightness, contrast and saturation of images (n, C, H, W) in [0, 1] by ``factors`` (n, 3).
 
     Saturation does not apply to grey images.
     """

@@ -21,7 +21,7 @@ AreaKey = tuple[tuple[float, float], int, int]  # area range, seed, epoch
 
 
 class _Files(Dataset[Any]):
-    """Decoded images of a split, uint8 (C, S, S), after the evaluation transform or, with ``area``, a random crop."""
+    """Decoded images of a split, uint8 (C, H, W), after the evaluation transform or, with ``area``, a random crop."""
 
     def __init__(self, data: PreparedData, split: str, area: AreaKey | None) -> None:
         self.paths, self.labels, self.root = data.paths(split), data.labels(split), data.root
@@ -30,7 +30,7 @@ class _Files(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Tensor, int] | UserError:
         # An error is returned, because the loader would replace one raised in a worker by an error with a traceback.
         try:
-            image = open_image(self.root / Path(os.fsdecode(self.paths[index])), self.info.channels)
+            image = open_image(self.root / Path(os.fsdecode(self.paths[index])), self.info.channels, self.info.bits)
         except UserError as error:
             return error
         info = self.info
@@ -39,7 +39,8 @@ class _Files(Dataset[Any]):
         else:
             area, seed, epoch = self.area
             drawn = uniforms(seed, epoch, np.array([index]), AREA)
-            top, left, height, width = crop_boxes(drawn, image.height, image.width, area)[0].tolist()
+            aspect = info.image_size[1] / info.image_size[0]
+            top, left, height, width = crop_boxes(drawn, image.height, image.width, area, aspect)[0].tolist()
             pixels = area_pixels(image, info.channels, (top, left, height, width), info.image_size)
         return torch.from_numpy(np.array(pixels)), int(self.labels[index])
 
@@ -57,7 +58,7 @@ def _collate(items: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Tenso
 def decoded_batches(
     data: PreparedData, split: str, batches: Sequence[np.ndarray], *, area: AreaKey | None, workers: int, pin: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields uint8 images (n, C, S, S) and int64 labels (n,) on the host, for each array of positions in ``batches``.
+    """Yields uint8 images (n, C, H, W) and int64 labels (n,) on the host, for each array of positions in ``batches``.
 
     ``workers`` processes decode in advance; with 0, this process decodes.
 
@@ -100,7 +101,7 @@ def train_batches(
     world_size: int = 1,
     skip: int = 0,
 ) -> Batches:
-    """Yields one epoch of the train split: normalised float32 images (n, C, S, S) and int64 labels (n,) on ``device``.
+    """Yields one epoch of the train split: normalised float32 images (n, C, H, W) and int64 labels (n,) on ``device``.
 
     The order depends on (seed, epoch). An incomplete last batch is dropped, but a split smaller than a batch is one
     batch. ``batch_size`` counts the images of all ranks; each rank gets its slice of the batch that a single process

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from autoslim.data.images import evaluation_pixels, is_grey, shorter_side_for
-from autoslim.data.prepared import FILE_NAME, DataInfo, channel_moments, write_arrays, write_manifest
+from autoslim.data.images import DEEP_BITS, Size, evaluation_pixels, is_deep, is_grey, shorter_side_for, used_bits
+from autoslim.data.prepared import FILE_NAME, DataInfo, channel_moments, over_images, write_arrays, write_manifest
 from autoslim.data.sources import Part, Source, check_folder, load_digits_source, load_folder_source, located
 from autoslim.errors import UserError
 
+_log = logging.getLogger(__name__)
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 ARRAYS_LIMIT = 2**30  # bytes of uint8 pixels up to which "auto" stores arrays
@@ -32,7 +34,7 @@ def prepare(
     source: str,
     destination: Path,
     *,
-    image_size: int | None,
+    image_size: int | Size | None,
     channels: int | None,
     search_images: int,
     seed: int,
@@ -47,22 +49,26 @@ def prepare(
 
     The search split is drawn from the source's training part by ``seed``, class-balanced, with at most half of each
     class. ``train_images`` and ``test_images`` choose class-balanced subsets of the remaining images and of the test
-    part. If the source has no test part, a quarter is held out, the same for every seed. With None, ``image_size`` and
-    ``channels`` are those of the source. ``storage`` "auto" stores arrays up to 1 GiB of pixels, or if the images are
-    not files. Relative paths (``raw`` and a ``folder:``) start at ``relative_to``. Equal inputs produce equal bytes.
-    ``destination`` is written atomically.
+    part. If the source has no test part, a quarter is held out, the same for every seed. ``image_size`` is (height,
+    width), or the side of a square. With None, it and ``channels`` are those of the source. Grey images of more than 8
+    bits are scaled by the number of bits that the values of all splits use. ``storage`` "auto" stores arrays up to 1
+    GiB of pixels, or if the images are not files. Relative paths (``raw`` and a ``folder:``) start at ``relative_to``.
+    Equal inputs produce equal bytes. ``destination`` is written atomically.
 
     Raises:
         UserError: an argument is out of range, or the source cannot be read.
     """
-    _check(destination, image_size, channels, storage)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    _check(destination, size, channels, storage)
     loaded = load_source(source, raw=raw, relative_to=relative_to)
     if len(loaded.classes) < 2:
         raise UserError(f"data source {source} has only one class; at least two are required")
     chosen = _splits(loaded, search_images, train_images, test_images, seed)
+    _warn_if_uneven(chosen["search"], loaded.classes)
     sample = _sample(chosen["train"])
-    image_size, channels, shorter_side = _inspect(source, sample, image_size, channels)
-    pixels = sum(len(indices) for _, indices in chosen.values()) * channels * image_size**2
+    size, channels, shorter_side, deep = _inspect(source, sample, size, channels)
+    bits = _bits(chosen, progress) if deep else DEEP_BITS
+    pixels = sum(len(indices) for _, indices in chosen.values()) * channels * size[0] * size[1]
     has_files = all(part.paths is not None for part, _ in chosen.values())
     if storage == "files" and not has_files:
         raise UserError(f"storage files: the images of {source} are not files; use storage auto or arrays")
@@ -72,7 +78,7 @@ def prepare(
     destination.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
     try:
-        shape = (channels, shorter_side, image_size)
+        shape = (channels, shorter_side, size, bits)
         if storage == "arrays":
             moments = write_arrays(scratch, chosen, *shape, progress)
         else:
@@ -84,13 +90,14 @@ def prepare(
             source=source,
             classes=loaded.classes,
             channels=channels,
-            image_size=image_size,
+            image_size=size,
             mean=moments[0],
             std=moments[1],
             counts={split: len(indices) for split, (_, indices) in chosen.items()},
             storage=storage,
             resize=shorter_side,
             root=loaded.root if storage == "files" else "",
+            bits=bits,
         )
         (scratch / FILE_NAME).write_text(info.to_json(), encoding="utf-8")
         _move(scratch, destination)
@@ -100,11 +107,12 @@ def prepare(
     return info
 
 
-def _check(destination: Path, image_size: int | None, channels: int | None, storage: str) -> None:
+def _check(destination: Path, size: Size | None, channels: int | None, storage: str) -> None:
     if channels not in (None, 1, 3):
         raise UserError(f"channels {channels} is not possible; use 1 (grey) or 3 (RGB), or omit it")
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image_size {image_size} is not possible; use a number of pixels, at least 1")
+    if size is not None and min(size) < 1:
+        shown = size[0] if size[0] == size[1] else list(size)
+        raise UserError(f"image_size {shown} is not possible; use a number of pixels, at least 1, or [height, width]")
     if storage not in STORAGES:
         raise UserError(f"storage {storage!r} is unknown; expected one of {', '.join(STORAGES)}")
     foreign = destination.exists() and (not destination.is_dir() or any(destination.iterdir()))
@@ -164,27 +172,64 @@ def _sample(train: Chosen) -> Chosen:
     return part, indices
 
 
-def _inspect(source: str, sample: Chosen, image_size: int | None, channels: int | None) -> tuple[int, int, int]:
-    """Returns image size, channels and the shorter side before the crop, from the sample if they are None."""
+def _inspect(source: str, sample: Chosen, size: Size | None, channels: int | None) -> tuple[Size, int, int, bool]:
+    """Returns what the sample determines: size, channels, shorter side before the crop, and if there are deep images.
+
+    ``size`` and ``channels`` are returned unchanged unless they are None.
+    """
     part, indices = sample
     images = (part.read(int(index)) for index in indices)
-    sizes, grey = zip(*((image.size, is_grey(image.mode)) for image in images), strict=True)
+    sizes, modes = zip(*((image.size, image.mode) for image in images), strict=True)
     if channels is None:
-        channels = 1 if all(grey) else 3
-    if image_size is None:
+        channels = 1 if all(map(is_grey, modes)) else 3
+    if size is None:
         smallest, largest = min(sizes), max(sizes)
         if smallest != largest:
             raise UserError(
                 f"the images of {source} differ in size (from {smallest[0]}x{smallest[1]} "
                 f"to {largest[0]}x{largest[1]}); set image_size"
             )
-        if smallest[0] != smallest[1]:
-            raise UserError(
-                f"the images of {source} are {smallest[0]}x{smallest[1]}, not square; set image_size to crop them"
-            )
-        image_size = smallest[0]
-    native = float(np.median([min(size) for size in sizes]))
-    return image_size, channels, shorter_side_for(native, image_size)
+        size = (smallest[1], smallest[0])
+    side = min(size)
+    native = float(np.median([min(height * side / size[0], width * side / size[1]) for width, height in sizes]))
+    return size, channels, shorter_side_for(native, side), any(map(is_deep, modes))
+
+
+def _bits(chosen: dict[str, Chosen], progress: Progress) -> int:
+    """Returns the number of bits that the values of the deep images of all splits use, and prints it."""
+    bits = 0
+    for split, (part, indices) in chosen.items():
+
+        def of_image(index: int, part: Part = part) -> int:
+            return used_bits(part.read(index))
+
+        found = progress(over_images(of_image, part, indices), f"reading values of {split}", len(indices))
+        bits = max(bits, *found)
+    bits = max(1, bits)  # all values are 0
+    _log.warning(
+        "the values of images with more than 8 bits use %d bits: they are scaled from 0 .. %d to 0 .. 255",
+        bits,
+        2**bits - 1,
+    )
+    return bits
+
+
+def _warn_if_uneven(search: Chosen, classes: Sequence[str]) -> None:
+    """Warns if a class has less than half as many images in the search split as another class."""
+    part, indices = search
+    counts = np.bincount(part.labels[indices], minlength=len(classes))
+    fewest, most = int(counts.argmin()), int(counts.argmax())
+    if 2 * counts[fewest] < counts[most]:
+        even = len(classes) * int(counts[fewest])
+        _log.warning(
+            "the search split is uneven: %d of its images are of class %s, and %d of class %s, because at most half of "
+            "a class's training images are held out; channels are chosen mostly for the larger classes: add images%s",
+            counts[most],
+            classes[most],
+            counts[fewest],
+            classes[fewest],
+            f", or set search_images to {even}" if even else "",
+        )
 
 
 def _move(scratch: Path, destination: Path) -> None:

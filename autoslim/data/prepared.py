@@ -5,50 +5,58 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from autoslim.data.images import evaluation_pixels
+from autoslim.data.images import DEEP_BITS, Size, evaluation_pixels
 from autoslim.data.sources import Part, located
 from autoslim.errors import UserError
 
 SPLITS = ("train", "search", "test")
 FILE_NAME = "data.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class DataInfo:
     """The description of a prepared data set.
 
-    ``mean`` and ``std`` are per channel, over the train split after the evaluation transform, for pixels in [0, 1].
-    ``counts`` are the numbers of images by split. ``storage`` is "arrays" (pixels as ``.npy``) or "files" (a manifest,
-    no copy). ``resize`` is the length of the shorter side before the centre crop of ``image_size`` (see
-    ``data.images``); 0 stands for ``image_size``. The paths of a manifest are relative to ``root`` ("files" only).
+    ``image_size`` is (height, width). ``mean`` and ``std`` are per channel, over the train split after the evaluation
+    transform, for pixels in [0, 1]. ``counts`` are the numbers of images by split. ``storage`` is "arrays" (pixels as
+    ``.npy``) or "files" (a manifest, no copy). ``resize`` is the shorter side of the box that images are resized to
+    cover before the centre crop of ``image_size`` (see ``data.images``); 0 stands for that of ``image_size``. ``bits``
+    is the number of bits that the values of images with more than 8 bits use. The paths of a manifest are relative to
+    ``root`` ("files" only).
     """
 
     source: str
     classes: tuple[str, ...]
     channels: int
-    image_size: int
+    image_size: Size
     mean: tuple[float, ...]
     std: tuple[float, ...]
     counts: dict[str, int]
     storage: str
     resize: int = 0
     root: str = ""
+    bits: int = DEEP_BITS
 
     @property
     def shorter_side(self) -> int:
-        """The length of the shorter side before the centre crop, in pixels."""
-        return self.resize or self.image_size
+        """The shorter side of the box before the centre crop, in pixels."""
+        return self.resize or min(self.image_size)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """The shape of an image: (C, H, W)."""
+        return (self.channels, *self.image_size)
 
     def to_json(self) -> str:
         """Returns the text of ``data.json``. Equal values produce equal bytes."""
@@ -65,7 +73,7 @@ class DataInfo:
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise ValueError(f"not a data.json of format {FORMAT}")
         known = {field.name: values[field.name] for field in fields(cls)}
-        for name in ("classes", "mean", "std"):
+        for name in ("classes", "image_size", "mean", "std"):
             known[name] = tuple(known[name])
         return cls(**known)
 
@@ -92,10 +100,11 @@ _DIGITS = 6  # decimals of mean and std in data.json
 _BLOCK = 1024  # images per block that is decoded
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+Result = TypeVar("Result")
 
 
 def images_path(folder: Path, split: str) -> Path:
-    """Returns the file of a split's images: uint8 (N, C, S, S)."""
+    """Returns the file of a split's images: uint8 (N, C, H, W)."""
     return folder / f"{split}.images.npy"
 
 
@@ -105,7 +114,7 @@ def labels_path(folder: Path, split: str) -> Path:
 
 
 def channel_moments(images: Iterable[np.ndarray], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation per channel of uint8 images (C, S, S), scaled to [0, 1], from exact sums."""
+    """Returns mean and standard deviation per channel of uint8 images (C, H, W), scaled to [0, 1], from exact sums."""
     total, squares, count = np.zeros(channels, np.int64), np.zeros(channels, np.int64), 0
     for image in images:
         values = image.reshape(channels, -1).astype(np.int64)
@@ -123,30 +132,35 @@ def write_arrays(
     chosen: Mapping[str, tuple[Part, np.ndarray]],
     channels: int,
     shorter_side: int,
-    size: int,
+    size: Size,
+    bits: int,
     progress: Progress,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Decodes every split into ``.npy`` files, block by block, and returns mean and std of the train split."""
     for split, (part, indices) in chosen.items():
 
         def decode(index: int, part: Part = part) -> np.ndarray:
-            return evaluation_pixels(part.read(index), channels, shorter_side, size)
+            return evaluation_pixels(part.read(index), channels, shorter_side, size, bits)
 
-        shape = (len(indices), channels, size, size)
+        shape = (len(indices), channels, *size)
         images = np.lib.format.open_memmap(images_path(folder, split), mode="w+", dtype=np.uint8, shape=shape)
-        # Decoding a file releases the GIL; threads do not help for images in memory.
-        threads = (os.cpu_count() or 1) if part.paths is not None else 1
-        with ThreadPoolExecutor(threads) as pool:
-            blocks = range(0, len(indices), _BLOCK)
-            decoded = (
-                image for start in blocks for image in pool.map(decode, indices[start : start + _BLOCK].tolist())
-            )
-            for row, image in enumerate(progress(decoded, f"preparing {split}", len(indices))):
-                images[row] = image
+        for row, image in enumerate(progress(over_images(decode, part, indices), f"preparing {split}", len(indices))):
+            images[row] = image
         images.flush()
         np.save(labels_path(folder, split), part.labels[indices])
     train = np.load(images_path(folder, "train"), mmap_mode="r")
     return channel_moments(train, channels)
+
+
+def over_images(function: Callable[[int], Result], part: Part, indices: np.ndarray) -> Iterator[Result]:
+    """Yields ``function(index)`` for each index in order. Images in files are decoded by several threads.
+
+    Decoding a file releases the GIL; threads do not help for images in memory.
+    """
+    threads = (os.cpu_count() or 1) if part.paths is not None else 1
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(indices), _BLOCK):
+            yield from pool.map(function, indices[start : start + _BLOCK].tolist())
 
 
 def write_manifest(folder: Path, chosen: Mapping[str, tuple[Part, np.ndarray]]) -> None:
@@ -226,7 +240,7 @@ class PreparedData:
         return self._labels[split]
 
     def images(self, split: str) -> np.ndarray:
-        """Returns uint8 images (N, C, S, S), memory-mapped; only for storage "arrays"."""
+        """Returns uint8 images (N, C, H, W), memory-mapped; only for storage "arrays"."""
         if self.info.storage != "arrays":
             raise ValueError("data stored as files has no array of images; use eval_batches")
         self.labels(split)

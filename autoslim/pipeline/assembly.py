@@ -43,9 +43,8 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
     torch.manual_seed(0)
     network = build_network(model.name, model.kwargs, len(info.classes))
     check_leaves(network, model.name, model.leaves)
-    shape = (info.channels, info.image_size, info.image_size)
-    check_network(network, model.name, shape, len(info.classes))
-    return network, trace(network, torch.empty(1, *shape), leaves=model.leaves)
+    check_network(network, model.name, info.input_shape, len(info.classes))
+    return network, trace(network, torch.empty(1, *info.input_shape), leaves=model.leaves)
 
 
 def initial_network(

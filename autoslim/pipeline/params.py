@@ -46,8 +46,8 @@ class Data(Section):
     source: str = Field(
         description="Data set: `digits`, `torchvision:NAME`, or `folder:PATH` with folders train/ and val/ or test/."
     )
-    image_size: Positive | None = Field(
-        description="Height and width of the network's input in pixels; null: as in the source."
+    image_size: Positive | list[Positive] | None = Field(
+        description="Height and width of the network's input in pixels, or [height, width]; null: as in the source."
     )
     channels: Literal[1, 3] | None = Field(description="1 for grey images, 3 for colour; null: as in the source.")
     search_images: Positive = Field(
@@ -60,6 +60,20 @@ class Data(Section):
         "resized crops are taken from whole images; auto: the size of the data decides."
     )
     seed: Seed = Field(description="Seed of the splits.")
+
+    @model_validator(mode="after")
+    def _check_size(self) -> "Data":
+        if isinstance(self.image_size, list) and len(self.image_size) != 2:
+            raise ValueError(f"image_size is {self.image_size}; set it to one number or to [height, width]")
+        return self
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of ``image_size``."""
+        if self.image_size is None:
+            return None
+        height, width = self.image_size if isinstance(self.image_size, list) else (self.image_size,) * 2
+        return height, width
 
 
 class Model(Section):

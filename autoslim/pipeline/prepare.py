@@ -25,7 +25,7 @@ def run() -> None:
         info = prepare(
             data.source,
             PREPARED,
-            image_size=data.image_size,
+            image_size=data.size,
             channels=data.channels,
             search_images=data.search_images,
             seed=data.seed,

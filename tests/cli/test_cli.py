@@ -677,7 +677,7 @@ def test_check_downloads_no_weights(project: Path, tmp_path: Path, monkeypatch: 
     copy = shutil.copytree(project, tmp_path / "project")
     monkeypatch.chdir(copy)
     info = copy / "data/prepared/data.json"
-    info.write_text(json.dumps(json.loads(info.read_text()) | {"channels": 3, "image_size": 32}))
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"channels": 3, "image_size": [32, 32]}))
     large = {"name": "torchvision.models:mobilenet_v2", "kwargs": {}, "weights": "DEFAULT"}
     change_params(copy, {"model": large, "supernet": {"width": 1.0}})
     assert "torchvision.models:mobilenet_v2, 25 groups" in facts(printed("check"))["network"]

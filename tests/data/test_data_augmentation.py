@@ -121,3 +121,22 @@ def test_values_out_of_range_are_errors(values: dict[str, float], message: str) 
     with pytest.raises(UserError) as caught:
         Augmentation(**values)  # type: ignore[arg-type]
     assert str(caught.value).startswith(message)
+
+
+def test_wide_images_are_augmented_as_their_transpose_is() -> None:
+    """Cropping and resizing a (H, W) image is the transpose of doing so with the transposed box and image."""
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 6, 10), dtype=np.uint8))
+    boxes = crop_boxes(uniforms(0, 0, np.arange(9), AREA), 6, 10, (0.2, 1.0), aspect=10 / 6)
+    turned = resized_boxes(images.transpose(2, 3), boxes[:, [1, 0, 3, 2]]).transpose(2, 3)
+    assert torch.allclose(resized_boxes(images, boxes), turned, atol=1e-3)
+    ratios = boxes[:, 3] / boxes[:, 2]
+    assert ((boxes[:, 3] - 0.5) / (boxes[:, 2] + 0.5) <= 10 / 6 * 4 / 3).all()
+    assert ((boxes[:, 3] + 0.5) / (boxes[:, 2] - 0.5) >= 10 / 6 * 3 / 4).all()
+    assert ratios.min() < 10 / 6 < ratios.max()
+
+    same = shifted(images, np.full((9, 2), 2), np.zeros(9, bool), 2)
+    assert torch.equal(same, images)
+    moved = shifted(images, np.tile([0, 3], (9, 1)), np.ones(9, bool), 2)  # two rows down, one column left, mirrored
+    assert torch.equal(moved[:, :, 2:, 1:], images[:, :, :-2, 1:].flip(3))
+    assert moved[:, :, :2].eq(0).all()
+    assert moved[:, :, :, 0].eq(0).all()

@@ -38,7 +38,7 @@ def error(source: str, destination: Path, **options: object) -> str:
 def test_digits_are_split_without_overlap_and_balanced(tmp_path: Path) -> None:
     info = run("digits", tmp_path / "prepared", search_images=500)
     assert info == PreparedData.open(tmp_path / "prepared").info
-    assert (info.channels, info.image_size, info.storage) == (1, 8, "arrays")
+    assert (info.channels, info.image_size, info.storage) == (1, (8, 8), "arrays")
     assert info.classes == tuple("0123456789")
     assert info.counts == {"train": 848, "search": 500, "test": 449}
     data = PreparedData.open(tmp_path / "prepared")
@@ -63,7 +63,7 @@ def test_a_folder_is_split_without_overlap_and_balanced(pets: Path, tmp_path: Pa
     info = run(f"folder:{pets}", tmp_path / "prepared", storage=storage)
     assert info.counts == {"train": 51, "search": 9, "test": 18}
     assert info.classes == ("cat", "dog", "emu")
-    assert (info.channels, info.image_size, info.storage) == (3, 8, storage)
+    assert (info.channels, info.image_size, info.storage) == (3, (8, 8), storage)
     data = PreparedData.open(tmp_path / "prepared")
     assert np.bincount(data.labels("search")).tolist() == [3, 3, 3]
     assert np.bincount(data.labels("train")).tolist() == [17, 17, 17]
@@ -205,7 +205,7 @@ def test_other_sizes_are_resized_and_cropped(
 ) -> None:
     folder = make_folder({"train": {"a": 6, "b": 6}, "test": {"a": 2, "b": 2}}, size=native)
     info = run(f"folder:{folder}", tmp_path / "prepared", image_size=size, search_images=2)
-    assert (info.image_size, info.resize) == (size, min(resized))
+    assert (info.image_size, info.resize) == ((size, size), min(resized))
     images = PreparedData.open(tmp_path / "prepared").images("test")
     for image, path in zip(images, sorted((folder / "test").rglob("*.png")), strict=True):
         expected = Image.open(path).resize(resized, Image.Resampling.BILINEAR)
@@ -283,7 +283,7 @@ def test_opening_a_folder_that_is_not_prepared(pets: Path, tmp_path: Path) -> No
         PreparedData.open(folder)
     info = json.loads((folder / FILE_NAME).read_text())
     (folder / FILE_NAME).write_text(json.dumps(info | {"format": 99}))
-    with pytest.raises(UserError, match=r"data.json cannot be read \(not a data.json of format 1\); run the prepare"):
+    with pytest.raises(UserError, match=r"data.json cannot be read \(not a data.json of format 2\); run the prepare"):
         PreparedData.open(folder)
 
 
@@ -319,3 +319,51 @@ def test_a_constant_channel_does_not_divide_by_zero(make_folder: Make, tmp_path:
     info = run(f"folder:{folder}", tmp_path / "prepared", search_images=2)
     assert info.mean == (0.2,)
     assert info.std == (round(1 / 255, 6),)
+
+
+def test_sizes_that_are_not_square(make_folder: Make, tmp_path: Path) -> None:
+    folder = make_folder({"train": {"a": 6, "b": 6}, "test": {"a": 2, "b": 2}}, size=(12, 8))
+    info = run(f"folder:{folder}", tmp_path / "own", search_images=2)
+    assert (info.image_size, info.resize, info.input_shape) == ((8, 12), 8, (3, 8, 12))
+    data = PreparedData.open(tmp_path / "own")
+    for image, path in zip(data.images("test"), sorted((folder / "test").rglob("*.png")), strict=True):
+        assert np.array_equal(image, np.asarray(Image.open(path)).transpose(2, 0, 1))
+    for storage in ("arrays", "files"):
+        info = run(f"folder:{folder}", tmp_path / storage, search_images=2, image_size=(4, 7), storage=storage)
+        assert (info.image_size, info.resize) == ((4, 7), round(4 * 256 / 224))
+    ways = [PreparedData.open(tmp_path / storage) for storage in ("arrays", "files")]
+    batches = [next(iter(eval_batches(way, "search", batch_size=2, device="cpu"))) for way in ways]
+    assert batches[0][0].shape == (2, 3, 4, 7)
+    assert batches[0][0].equal(batches[1][0])
+
+
+@pytest.mark.parametrize("storage", ["arrays", "files"])
+def test_twelve_of_sixteen_bits_are_scaled_alike_in_all_splits(
+    storage: str, make_folder: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_folder({"train": {"a": 6, "b": 6}, "test": {"a": 2, "b": 2}}, mode="L")
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        values = np.random.default_rng(number).integers(0, 1000, (8, 8)).astype(np.uint16)
+        values[0, 0] = 4095 if path.match("test/b/001.png") else 999  # only a test image uses 12 bits
+        Image.fromarray(values).save(path)
+    info = run(f"folder:{folder}", tmp_path / storage, search_images=2, storage=storage)
+    assert info.bits == 12
+    assert "use 12 bits: they are scaled from 0 .. 4095 to 0 .. 255" in caplog.text
+    assert PreparedData.open(tmp_path / storage).info.bits == 12
+    (images, _) = next(iter(eval_batches(PreparedData.open(tmp_path / storage), "test", batch_size=4, device="cpu")))
+    pixels = (images * info.std[0] + info.mean[0]) * 255
+    expected = [np.asarray(Image.open(path)) >> 4 for path in sorted((folder / "test").rglob("*.png"))]
+    assert np.allclose(pixels[:, 0].numpy(), np.stack(expected), atol=1e-3)
+
+
+def test_an_uneven_search_split_is_reported(
+    make_folder: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_folder({"train": {"a": 60, "b": 2}, "test": {"a": 2, "b": 2}})
+    run(f"folder:{folder}", tmp_path / "p", search_images=20)
+    [message] = caplog.messages
+    assert message.startswith("the search split is uneven: 19 of its images are of class a, and 1 of class b")
+    assert message.endswith("or set search_images to 2")
+    caplog.clear()
+    run(f"folder:{folder}", tmp_path / "p", search_images=2)
+    assert not caplog.messages

@@ -225,7 +225,7 @@ def test_torchvisions_fashion_mnist_from_its_file_format(tmp_path: Path) -> None
         header = np.array([0x801, count], dtype=">i4").tobytes()
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + (np.arange(count) % 10).astype(np.uint8).tobytes())
     info, data = run("FashionMNIST", tmp_path, search_images=10)
-    assert (info.channels, info.image_size, info.classes[0]) == (1, 28, "T-shirt/top")
+    assert (info.channels, info.image_size, info.classes[0]) == (1, (28, 28), "T-shirt/top")
     assert info.counts == {"train": 50, "search": 10, "test": 20}
     assert (data.images("test") == 9).all()
     _, larger = run("FashionMNIST", tmp_path, search_images=10, image_size=32, channels=3)

@@ -82,7 +82,9 @@ def problems(values: Any) -> tuple[str, ...]:
         ("search.score", "loss", "'error' or 'cross_entropy'"),
         ("resource", "flops", "'macs', 'params', 'memory' or 'latency'"),
         ("data.channels", 2, "1 or 3"),
-        ("data.image_size", "large", "integer"),
+        ("data.image_size", "large", "integer or a valid list"),
+        ("data.image_size", [8, 0], "greater than 0"),
+        ("data.image_size", [8, 8.5], "integer"),
         ("data.source", 3, "string"),
         ("data.seed", -1, "greater than or equal to 0"),
         ("runtime.workers", "many", "integer or 'auto'"),
@@ -471,12 +473,8 @@ def test_weights_that_training_would_discard(done: Path) -> None:
 def test_auxiliary_heads_are_reported(done: Path) -> None:
     kwargs = {"aux_logits": True, "init_weights": False}
     change_params(done, {"data": {"channels": 3}, "model": {"name": "torchvision.models:googlenet", "kwargs": kwargs}})
-    (done / "data/prepared/data.json").write_text(
-        (done / "data/prepared/data.json")
-        .read_text()
-        .replace('"channels": 1', '"channels": 3')
-        .replace('"image_size": 8', '"image_size": 96')
-    )
+    info = done / "data/prepared/data.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"channels": 3, "image_size": [96, 96]}))
     assert "in training, not one tensor of logits; switch auxiliary heads off" in error_of("supernet")
 
 
