@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,7 @@ def check_folder(folder: Path) -> tuple[tuple[str, ...], str]:
             )
     for part in ("train", test):
         for name in classes:
-            if next(_images(folder / part / name), None) is None:
+            if next(iter(_Walk().images(folder / part / name)), None) is None:
                 suffixes = " ".join(IMAGE_SUFFIXES)
                 raise UserError(
                     f"{folder / part / name} contains no image ({suffixes}); add images or remove the class"
@@ -120,14 +121,23 @@ def load_folder_source(path: str, folder: Path) -> Source:
     classes, test = check_folder(folder)
     if test == "test" and (folder / "val").is_dir():
         _log.warning("%s has both test/ and val/: test/ is the test split, val/ is not used", folder)
-    return Source(classes=classes, train=_part(folder, "train", classes), test=_part(folder, test, classes), root=path)
+    walk = _Walk()
+    source = Source(
+        classes=classes,
+        train=_part(folder, "train", classes, walk),
+        test=_part(folder, test, classes, walk),
+        root=path,
+    )
+    if text := walk.summary():
+        _log.warning("%s: %s", folder, text)
+    return source
 
 
-def _part(folder: Path, name: str, classes: tuple[str, ...]) -> Part:
+def _part(folder: Path, name: str, classes: tuple[str, ...], walk: _Walk) -> Part:
     paths: list[str] = []
     counts: list[int] = []
     for class_name in classes:
-        images = sorted(_images(folder / name / class_name))
+        images = sorted(walk.images(folder / name / class_name))
         counts.append(len(images))
         paths += [f"{name}/{class_name}/{image}" for image in images]
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), counts)
@@ -135,14 +145,92 @@ def _part(folder: Path, name: str, classes: tuple[str, ...]) -> Part:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); correct its permissions") from error
+    return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
 
 
-def _images(folder: Path) -> Iterator[str]:
-    """Yields relative paths of the images in and below ``folder``, without hidden files (macOS writes ``._x.jpg``)."""
-    for directory, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        subfolder = Path(directory).relative_to(folder)
-        for name in files:
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
-                yield (subfolder / name).as_posix()
+class _Walk:
+    """Finds the images in class folders, follows symbolic links, and counts what it skips.
+
+    A real file or folder is visited once in each class folder, so that a link upwards neither repeats images nor ends
+    in a loop. Hidden files are ignored without being counted (macOS writes ``._x.jpg``).
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[str, Path] = {}  # real path of an image -> its class folder
+        self._skipped: Counter[str] = Counter()
+        self._unreadable: list[str] = []
+
+    def images(self, folder: Path) -> Iterator[str]:
+        """Yields the paths of the images in and below ``folder``, relative to it.
+
+        Raises:
+            UserError: a file is also in another class or split.
+        """
+        seen: set[str] = set()
+        pending = [("", os.path.realpath(folder))]
+        while pending:
+            prefix, real = pending.pop()
+            if real in seen:
+                self._skipped["folder that a link repeats"] += 1
+                continue
+            seen.add(real)
+            try:
+                entries = sorted(os.scandir(real), key=lambda entry: entry.name)
+            except OSError:
+                self._unreadable.append(str(folder / prefix))
+                continue
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                inside = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                if _is_folder(entry):
+                    pending.append((f"{prefix}{entry.name}/", inside))
+                elif self._is_image(entry, folder / prefix / entry.name):
+                    if inside in seen:
+                        self._skipped["image that a link repeats"] += 1
+                        continue
+                    seen.add(inside)
+                    self._own(inside, folder, f"{prefix}{entry.name}")
+                    yield f"{prefix}{entry.name}"
+
+    def _is_image(self, entry: os.DirEntry[str], path: Path) -> bool:
+        try:
+            regular = entry.is_file()
+            broken = not regular and not os.path.exists(entry.path)
+        except OSError:
+            self._unreadable.append(str(path))
+            return False
+        if not regular:
+            self._skipped["broken link" if broken else "file that is not a regular file"] += 1
+            return False
+        if not entry.name.lower().endswith(IMAGE_SUFFIXES):
+            self._skipped[f"{path.suffix.lower() or 'other'} file"] += 1
+            return False
+        return True
+
+    def _own(self, real: str, folder: Path, name: str) -> None:
+        owner = self._owners.setdefault(real, folder)
+        if owner != folder:
+            raise UserError(
+                f"{folder / name} is a link to an image that is also in {owner}; an image must be in one class of one "
+                "split: remove one of the two"
+            )
+
+    def summary(self) -> str:
+        """Returns the numbers of files and folders that were skipped, by kind; "" if there are none."""
+        counts = [f"{count} x {kind}" for kind, count in sorted(self._skipped.items())]
+        if self._unreadable:
+            more = f" and {len(self._unreadable) - 1} more" if len(self._unreadable) > 1 else ""
+            counts.append(f"{len(self._unreadable)} x not readable ({self._unreadable[0]}{more})")
+        return f"skipped {', '.join(counts)}; images are {' '.join(IMAGE_SUFFIXES)}" if counts else ""
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
