@@ -1,5 +1,6 @@
 """Export of a trained network for use without autoslim."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import torch
 from torch import nn
 
 from autoslim.data.prepared import DataInfo
-from autoslim.training.checkpoints import save_weights, write_atomically, write_json
+from autoslim.files import write_bytes, write_json
+from autoslim.training.checkpoints import save_weights
 
 FORMATS = (".pt2", ".safetensors")
 
@@ -23,8 +25,9 @@ def export(network: nn.Module, info: DataInfo, target: Path, details: Mapping[st
         details: further entries of the JSON file.
     """
     if target.suffix == ".pt2":
-        program = exported_program(network, info)
-        write_atomically(target, lambda path: torch.export.save(program, path))
+        buffer = io.BytesIO()
+        torch.export.save(exported_program(network, info), buffer)
+        write_bytes(target, buffer.getbuffer())
     else:
         save_weights(network, target)
     write_json(target.with_suffix(".json"), {**details, **description(info)})

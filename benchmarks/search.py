@@ -29,6 +29,7 @@ from ruamel.yaml import YAML
 from autoslim.channels.grid import Grid
 from autoslim.data.batches import eval_batches, even_chunk
 from autoslim.data.prepared import PreparedData
+from autoslim.files import file_digest, run_key
 from autoslim.pipeline.assembly import traced_network
 from autoslim.pipeline.params import Params, check_params
 from autoslim.resources.budgets import parse_budget
@@ -41,7 +42,7 @@ from autoslim.search.scoring import CURRENT, Outcome, concatenated
 from autoslim.search.search import SearchSettings, search
 from autoslim.supernet.extract import load_supernet
 from autoslim.supernet.supernet import Supernet
-from autoslim.training.checkpoints import Checkpoints, file_digest, run_key
+from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.device import RunContext, autocast
 
 HERE = Path(__file__).parent

@@ -36,6 +36,7 @@ from autoslim.channels.grid import GridSpec
 from autoslim.channels.groups import Channels
 from autoslim.data.batches import eval_batches, search_chunks
 from autoslim.data.prepared import PreparedData
+from autoslim.files import write_json
 from autoslim.pipeline.assembly import grid_spec, recipe, traced_network
 from autoslim.pipeline.params import check_params
 from autoslim.resources.budgets import parse_budget
@@ -45,7 +46,6 @@ from autoslim.search.methods import allocate
 from autoslim.supernet.extract import load_supernet
 from autoslim.supernet.recalibration import recalibrate
 from autoslim.tasks.classification import evaluate
-from autoslim.training.checkpoints import write_json
 from autoslim.training.device import RunContext, autocast
 from autoslim.training.loop import write_rows
 from autoslim.training.retrain import retrained_top1

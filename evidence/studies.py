@@ -18,7 +18,7 @@ from typing import Any
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from autoslim.training.checkpoints import run_key, write_json
+from autoslim.files import run_key, write_json
 
 ROOT = Path(__file__).parent.parent
 Params = dict[str, Any]

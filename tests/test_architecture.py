@@ -13,6 +13,7 @@ from autoslim.pipeline.project import STAGES
 
 LAYERS = (
     "errors",
+    "files",
     "channels",
     "tracing",
     "distributed",

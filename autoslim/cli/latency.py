@@ -167,16 +167,16 @@ def measure(params: "Params", info: "DataInfo", to: Path) -> "LatencyTable":
     Raises:
         UserError: The latency cannot be measured.
     """
+    from autoslim.files import write_sealed
     from autoslim.pipeline.assembly import traced_network
     from autoslim.pipeline.checks import check_groups
     from autoslim.pipeline.costs import latency_target, measured_table
-    from autoslim.training.checkpoints import write_json
 
     latency_target(params.latency)  # checks the device before the network is built
     network, graph = traced_network(params.model, info)
     check_groups(params.model.name, graph)
     table = measured_table(params, network, graph, anew=True)
-    write_json(to, table.to_dict())
+    write_sealed(to, table.to_dict())
     return table
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from autoslim.data.duplicates import describe_shared, file_contents, shared_images
 from autoslim.data.images import DEEP_BITS, Size, evaluation_pixels, is_deep, is_grey, shorter_side_for, used_bits
 from autoslim.data.prepared import FILE_NAME, DataInfo, channel_moments, over_images, write_arrays, write_manifest
 from autoslim.data.sources import Part, Source, check_folder, load_digits_source, load_folder_source, located
 from autoslim.errors import UserError
+from autoslim.files import check_space, os_error
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -75,17 +76,25 @@ def prepare(
     if storage == "auto":
         storage = "files" if has_files and pixels > ARRAYS_LIMIT else "arrays"
 
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    scratch = destination.with_name(f".{destination.name}.partial")
     try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if storage == "arrays":
+            check_space(destination, pixels, "the prepared images")
+        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+        scratch.mkdir()
         shape = (channels, shorter_side, size, bits)
         if storage == "arrays":
-            moments = write_arrays(scratch, chosen, *shape, progress)
+            written = write_arrays(scratch, chosen, *shape, progress)
+            moments, contents = (written.mean, written.std), written.contents
         else:
-            write_manifest(scratch, chosen)
+            written = write_manifest(scratch, chosen)
+            contents = file_contents(chosen, located(loaded.root, relative_to), progress)
             part, indices = sample
             images = (evaluation_pixels(part.read(int(index)), *shape) for index in indices)
             moments = channel_moments(progress(images, "sampling", len(indices)), channels)
+        if text := describe_shared(shared_images(contents)):
+            _log.warning("%s", text)
         info = DataInfo(
             source=source,
             classes=loaded.classes,
@@ -98,12 +107,14 @@ def prepare(
             resize=shorter_side,
             root=loaded.root if storage == "files" else "",
             bits=bits,
+            digests=written.digests,
         )
         (scratch / FILE_NAME).write_text(info.to_json(), encoding="utf-8")
         _move(scratch, destination)
-    except BaseException:
+    except OSError as error:
+        raise os_error(error, destination) or error from error
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise
     return info
 
 
@@ -233,16 +244,9 @@ def _warn_if_uneven(search: Chosen, classes: Sequence[str]) -> None:
 
 
 def _move(scratch: Path, destination: Path) -> None:
-    scratch.chmod(0o777 & ~_umask())  # mkdtemp creates a folder that only the owner can read
     if destination.exists():
         shutil.rmtree(destination)
     os.replace(scratch, destination)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def balanced_quotas(available: np.ndarray, total: int, order: np.ndarray) -> np.ndarray:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from autoslim.data.images import DEEP_BITS, Size, evaluation_pixels
 from autoslim.data.sources import Part, located
 from autoslim.errors import UserError
+from autoslim.files import DamagedError, sealed, sha256, unsealed
 
 SPLITS = ("train", "search", "test")
 FILE_NAME = "data.json"
@@ -33,7 +36,7 @@ class DataInfo:
     ``.npy``) or "files" (a manifest, no copy). ``resize`` is the shorter side of the box that images are resized to
     cover before the centre crop of ``image_size`` (see ``data.images``); 0 stands for that of ``image_size``. ``bits``
     is the number of bits that the values of images with more than 8 bits use. The paths of a manifest are relative to
-    ``root`` ("files" only).
+    ``root`` ("files" only). ``digests`` are the SHA-256 digests of the other files in the folder.
     """
 
     source: str
@@ -47,6 +50,7 @@ class DataInfo:
     resize: int = 0
     root: str = ""
     bits: int = DEEP_BITS
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def shorter_side(self) -> int:
@@ -60,7 +64,7 @@ class DataInfo:
 
     def to_json(self) -> str:
         """Returns the text of ``data.json``. Equal values produce equal bytes."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+        return json.dumps(sealed({"format": FORMAT, **asdict(self)}), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> DataInfo:
@@ -72,7 +76,8 @@ class DataInfo:
         values = json.loads(text)
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise ValueError(f"not a data.json of format {FORMAT}")
-        known = {field.name: values[field.name] for field in fields(cls)}
+        values = unsealed(values)
+        known = {entry.name: values[entry.name] for entry in fields(cls)}
         for name in ("classes", "image_size", "mean", "std"):
             known[name] = tuple(known[name])
         return cls(**known)
@@ -127,6 +132,23 @@ def channel_moments(images: Iterable[np.ndarray], channels: int) -> tuple[tuple[
     return tuple(np.round(mean / 255, _DIGITS).tolist()), tuple(np.round(std, _DIGITS).tolist())
 
 
+@dataclass(frozen=True)
+class Written:
+    """What ``write_arrays`` and ``write_manifest`` wrote.
+
+    Attributes:
+        digests: file name -> SHA-256 digest.
+        mean: per channel, of the train split; empty for a manifest.
+        std: the same.
+        contents: split -> a digest of the pixels of each image; empty for a manifest.
+    """
+
+    digests: dict[str, str]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    contents: Mapping[str, Sequence[bytes]] = field(default_factory=dict)
+
+
 def write_arrays(
     folder: Path,
     chosen: Mapping[str, tuple[Part, np.ndarray]],
@@ -135,21 +157,47 @@ def write_arrays(
     size: Size,
     bits: int,
     progress: Progress,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Decodes every split into ``.npy`` files, block by block, and returns mean and std of the train split."""
+) -> Written:
+    """Decodes every split into ``.npy`` files, block by block.
+
+    The files are written in order, not through a memory map: on a full disk, writing to a map kills the process.
+    """
+    digests: dict[str, str] = {}
+    contents: dict[str, list[bytes]] = {}
+    moments: tuple[tuple[float, ...], tuple[float, ...]] = (), ()
     for split, (part, indices) in chosen.items():
 
         def decode(index: int, part: Part = part) -> np.ndarray:
             return evaluation_pixels(part.read(index), channels, shorter_side, size, bits)
 
-        shape = (len(indices), channels, *size)
-        images = np.lib.format.open_memmap(images_path(folder, split), mode="w+", dtype=np.uint8, shape=shape)
-        for row, image in enumerate(progress(over_images(decode, part, indices), f"preparing {split}", len(indices))):
-            images[row] = image
-        images.flush()
-        np.save(labels_path(folder, split), part.labels[indices])
-    train = np.load(images_path(folder, "train"), mmap_mode="r")
-    return channel_moments(train, channels)
+        def written(
+            images: Iterable[np.ndarray], file: IO[bytes], digest: hashlib._Hash, split: str = split
+        ) -> Iterator[np.ndarray]:
+            for image in images:
+                pixels = image.tobytes()
+                file.write(pixels)
+                digest.update(pixels)
+                contents.setdefault(split, []).append(hashlib.sha256(pixels).digest()[:16])
+                yield image
+
+        images = progress(over_images(decode, part, indices), f"preparing {split}", len(indices))
+        path = images_path(folder, split)
+        with path.open("wb") as file:
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(
+                header, {"descr": "|u1", "fortran_order": False, "shape": (len(indices), channels, *size)}
+            )
+            file.write(header.getvalue())
+            digest = hashlib.sha256(header.getvalue())
+            found = channel_moments(written(images, file, digest), channels)
+        digests[path.name] = digest.hexdigest()
+        if split == "train":
+            moments = found
+        labels = io.BytesIO()
+        np.save(labels, part.labels[indices])  # np.save to a file does not say why a full disk refused it
+        labels_path(folder, split).write_bytes(labels.getvalue())
+        digests[labels_path(folder, split).name] = hashlib.sha256(labels.getvalue()).hexdigest()
+    return Written(digests, *moments, contents)
 
 
 def over_images(function: Callable[[int], Result], part: Part, indices: np.ndarray) -> Iterator[Result]:
@@ -163,7 +211,7 @@ def over_images(function: Callable[[int], Result], part: Part, indices: np.ndarr
             yield from pool.map(function, indices[start : start + _BLOCK].tolist())
 
 
-def write_manifest(folder: Path, chosen: Mapping[str, tuple[Part, np.ndarray]]) -> None:
+def write_manifest(folder: Path, chosen: Mapping[str, tuple[Part, np.ndarray]]) -> Written:
     """Writes one row per image, without opening the images."""
     with (folder / MANIFEST).open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -171,6 +219,7 @@ def write_manifest(folder: Path, chosen: Mapping[str, tuple[Part, np.ndarray]]) 
         for split, (part, indices) in chosen.items():
             assert part.paths is not None
             writer.writerows((split, int(part.labels[index]), part.paths[index]) for index in indices)
+    return Written({MANIFEST: sha256(folder / MANIFEST)})
 
 
 def read_manifest(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -202,13 +251,38 @@ class PreparedData:
         self._images: dict[str, np.ndarray] = {}
         self._labels: dict[str, np.ndarray] = {}
         if info.storage == "files":
+            self._verify(folder / MANIFEST)
             for split, (paths, labels) in read_manifest(folder).items():
                 self._paths[split], self._labels[split] = paths, labels
         else:
             for split in SPLITS:
                 # Copy-on-write, because torch expects writable memory. The file does not change.
                 self._images[split] = np.load(images_path(folder, split), mmap_mode="c")
+                self._verify(labels_path(folder, split))
                 self._labels[split] = np.load(labels_path(folder, split))
+        for split in SPLITS:
+            self._check(split)
+        self._verified: set[str] = set()  # splits whose images match their digest
+
+    def _verify(self, path: Path) -> None:
+        """Raises ``DamagedError`` if a file does not match its digest in ``data.json``, which may have none."""
+        expected = self.info.digests.get(path.name)
+        if expected is not None and sha256(path) != expected:
+            raise DamagedError(f"{path.name} does not match its digest")
+
+    def _check(self, split: str) -> None:
+        """Raises ``DamagedError`` if labels or images of a split do not fit ``data.json``."""
+        labels, classes = self._labels[split], len(self.info.classes)
+        if labels.ndim != 1 or labels.dtype != np.int64:
+            raise DamagedError(f"the labels of {split} are {labels.dtype} of shape {labels.shape}, not int64 (N,)")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+            raise DamagedError(
+                f"the labels of {split} are from {labels.min()} to {labels.max()}, but there are {classes} classes"
+            )
+        if self.info.storage == "arrays":
+            images, shape = self._images[split], (len(labels), *self.info.input_shape)
+            if images.dtype != np.uint8 or images.shape != shape:
+                raise DamagedError(f"the images of {split} are {images.dtype} {images.shape}, not uint8 {shape}")
 
     @classmethod
     def open(cls, folder: Path, *, relative_to: Path = Path()) -> PreparedData:
@@ -223,7 +297,9 @@ class PreparedData:
             raise UserError(f"the images of {folder} are in {root}, which does not exist; run the prepare stage again")
         try:
             data = cls(info, folder, root)
-        except (OSError, ValueError, KeyError, StopIteration) as error:
+        except DamagedError as error:
+            raise UserError(f"{folder} is damaged ({error}); delete it and run the prepare stage again") from error
+        except (OSError, ValueError, KeyError, TypeError, EOFError, StopIteration, csv.Error) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder} is incomplete ({reason}); run the prepare stage again") from error
         counts = {split: len(data.labels(split)) for split in SPLITS}
@@ -240,10 +316,24 @@ class PreparedData:
         return self._labels[split]
 
     def images(self, split: str) -> np.ndarray:
-        """Returns uint8 images (N, C, H, W), memory-mapped; only for storage "arrays"."""
+        """Returns uint8 images (N, C, H, W), memory-mapped; only for storage "arrays".
+
+        The first call compares the split's file with its digest, which reads it once (about 2 s for each GiB).
+
+        Raises:
+            UserError: the file is damaged.
+        """
         if self.info.storage != "arrays":
             raise ValueError("data stored as files has no array of images; use eval_batches")
         self.labels(split)
+        if split not in self._verified:
+            try:
+                self._verify(images_path(self.folder, split))
+            except DamagedError as error:
+                raise UserError(
+                    f"{self.folder} is damaged ({error}); delete it and run the prepare stage again"
+                ) from error
+            self._verified.add(split)
         return self._images[split]
 
     def paths(self, split: str) -> np.ndarray:

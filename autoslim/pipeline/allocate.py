@@ -6,6 +6,7 @@ from typing import Any
 
 from autoslim.channels.groups import Channels
 from autoslim.data.prepared import PreparedData
+from autoslim.files import write_json
 from autoslim.models.released import released_method
 from autoslim.pipeline.artifacts import Allocation, RequestedBudget, write_initial_weights
 from autoslim.pipeline.assembly import checkpoints, inputs, run_context, traced_network
@@ -21,7 +22,7 @@ from autoslim.search.search import SearchSettings
 from autoslim.search.trajectory import read_trajectory
 from autoslim.supernet.extract import SupernetFile, load_supernet, subnet_extractor
 from autoslim.supernet.supernet import Supernet
-from autoslim.training.checkpoints import Checkpoints, write_json
+from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.device import to_device
 
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import nn
 
 from autoslim.channels.groups import Channels
 from autoslim.errors import UserError, first_line
-from autoslim.training.checkpoints import read_json, save_weights, write_atomically, write_json
+from autoslim.files import read_json, write_sealed
+from autoslim.training.checkpoints import save_weights
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Allocation:
     costs: dict[str, float]
 
     def write(self, folder: Path) -> None:
-        write_json(folder / f"{self.method}.json", dataclasses.asdict(self))
+        write_sealed(folder / f"{self.method}.json", dataclasses.asdict(self))
 
     @classmethod
     def read(cls, folder: Path, method: str) -> "Allocation":
@@ -62,7 +62,7 @@ class RequestedBudget:
     @staticmethod
     def write(folder: Path, methods: Mapping[str, "RequestedBudget"]) -> None:
         """Writes the budgets to a separate file, so that channels that fit a new budget too are not retrained."""
-        write_json(
+        write_sealed(
             folder / "budgets.json", {method: dataclasses.asdict(requested) for method, requested in methods.items()}
         )
 
@@ -89,11 +89,7 @@ class RequestedBudget:
 
 def write_initial_weights(folder: Path, method: str, network: nn.Module | None) -> None:
     """Writes the weights that retraining starts from. From scratch the file is empty: DVC requires it to exist."""
-    path = folder / f"{method}.safetensors"
-    if network is None:
-        write_atomically(path, lambda to: save_file({}, to))
-    else:
-        save_weights(network, path)
+    save_weights(network, folder / f"{method}.safetensors")
 
 
 def initial_weights_file(folder: Path, method: str) -> Path:

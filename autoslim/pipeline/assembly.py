@@ -12,9 +12,10 @@ from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.grid import GridSpec
 from autoslim.channels.sort import importance_orders, permute
 from autoslim.data.augmentation import Augmentation
-from autoslim.data.prepared import DataInfo
+from autoslim.data.prepared import FILE_NAME, DataInfo
 from autoslim.distributed.ranks import SINGLE, World
 from autoslim.errors import UserError
+from autoslim.files import file_digest
 from autoslim.models.building import build_network, check_network
 from autoslim.models.pretrained import insert_weights, load_trained_tensors
 from autoslim.pipeline import params as P
@@ -22,7 +23,6 @@ from autoslim.pipeline.checkpoint_keys import KeyedCheckpoints, code_digest, imp
 from autoslim.pipeline.project import repository_root
 from autoslim.pipeline.tracking import flattened
 from autoslim.tracing import trace
-from autoslim.training.checkpoints import file_digest
 from autoslim.training.device import RunContext, select_device, worker_count
 from autoslim.training.recipe import Recipe
 
@@ -107,8 +107,11 @@ def run_context(runtime: P.Runtime, world: World = SINGLE) -> RunContext:
 
 
 def inputs(model: P.Model, prepared: Path) -> list[Path]:
-    """Returns the input files of a run, besides earlier outputs: the prepared data and the user's network."""
-    return sorted(prepared.iterdir()) + model_files(model)
+    """Returns the input files of a run, besides earlier outputs: the prepared data and the user's network.
+
+    ``data.json`` contains the digests of the other prepared files, which are compared with them when they are read.
+    """
+    return [prepared / FILE_NAME, *model_files(model)]
 
 
 def model_files(model: P.Model) -> list[Path]:

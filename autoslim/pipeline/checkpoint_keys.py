@@ -16,12 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from autoslim.training.checkpoints import Checkpoints, run_key, write_json
+from autoslim.files import run_key, write_json
+from autoslim.training.checkpoints import Checkpoints
 
 OBSERVERS = frozenset(
     {
         "autoslim",
         "autoslim.errors",
+        "autoslim.files",
         "autoslim.pipeline.checks",
         "autoslim.pipeline.entry",
         "autoslim.pipeline.checkpoint_keys",
@@ -33,7 +35,7 @@ OBSERVERS = frozenset(
         "autoslim.training.progress",
     }
 )
-"""Modules that cannot change a result: they check, display, track or start processes."""
+"""Modules that cannot change a result: they check, display, track, start processes, or store what others compute."""
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -103,7 +105,7 @@ class KeyedCheckpoints(Checkpoints):
         try:
             parts = json.loads(latest.read_text())
             names = [name for name in {**parts, **self._parts} if parts.get(name) != self._parts.get(name)]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError, OSError):
             return ""
         return f"the checkpoint {latest.parent} is not used, because these differ: {', '.join(names)}"
 

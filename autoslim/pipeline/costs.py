@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 from torch import nn
 
 from autoslim.channels.graph import ChannelGraph
 from autoslim.errors import UserError, first_line
+from autoslim.files import read_json, unsealed, write_sealed
 from autoslim.pipeline.assembly import checkpoints, grid_spec, model_files
 from autoslim.pipeline.params import Latency, Params
 from autoslim.pipeline.project import RESOURCES
@@ -15,7 +17,6 @@ from autoslim.resources.costs import Costs, Objective
 from autoslim.resources.latency.backends import check_runtime
 from autoslim.resources.latency.measure import current_target, measure_table
 from autoslim.resources.latency.table import LatencyTable, Target
-from autoslim.training.checkpoints import read_json, write_json
 from autoslim.training.device import select_device
 
 MEASURING_CODE = tuple(f"autoslim.resources.latency.{name}" for name in ("backends", "kernels", "measure", "table"))
@@ -39,8 +40,12 @@ def load_objective(costs: Costs) -> Objective:
     Raises:
         UserError: the stage has not run.
     """
-    values = read_json(_existing(RESOURCES / "objective.json"), "resources")
-    return Objective(costs, values["resource"], values["limits"])
+    path = _existing(RESOURCES / "objective.json")
+    values = read_json(path, "resources")
+    try:
+        return Objective(costs, values["resource"], dict(values["limits"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}); delete it and run `dvc repro resources`") from error
 
 
 def budget_limits(params: Params, costs: Costs) -> dict[str, float]:
@@ -129,7 +134,11 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
         if anew and path.exists():
             state.clear()
         if path.exists():
-            return read_table(path)
+            try:
+                return read_table(path)
+            except UserError as error:
+                print(f"{first_line(error)}; measuring again", file=sys.stderr)
+                state.clear()
         table = measure_table(
             network,
             graph,
@@ -141,7 +150,7 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
             cache=state.folder / "kernels.json",
         )
         if table.reliable:
-            write_json(path, table.to_dict())
+            write_sealed(path, table.to_dict())
         else:  # the next run measures everything again
             state.clear()
     return table
@@ -155,6 +164,9 @@ def read_table(path: Path) -> LatencyTable:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("it is not a mapping")
+        values = unsealed(values)
     except OSError as error:
         raise UserError(
             f"there is no latency table at {path}; make one with `autoslim latency measure --to {path}`, "
@@ -164,8 +176,6 @@ def read_table(path: Path) -> LatencyTable:
         raise UserError(
             f"{path} is not a latency table ({first_line(error)}); make one with `autoslim latency measure`"
         ) from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a latency table; make one with `autoslim latency measure`")
     return LatencyTable.from_dict(values, str(path))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from autoslim.errors import UserError
+from autoslim.files import os_error
 
 # torch reads this on import. By default oneDNN caches 1,024 primitives, fewer than the widths of a supernet need, and
 # rebuilds those that it has evicted.
@@ -43,6 +44,11 @@ def with_clear_errors(command: Callable[..., Any]) -> Callable[..., None]:
             command(*args, **kwargs)
         except UserError as error:
             print(f"error: {_formatted(error)}", file=sys.stderr)
+            sys.exit(1)
+        except OSError as error:
+            if (message := os_error(error)) is None:
+                raise
+            print(f"error: {_formatted(message)}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print("interrupted; run again to continue training and search from their last checkpoint", file=sys.stderr)

@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from autoslim.errors import UserError
+from autoslim.files import unsealed
 
 STAGES = ("prepare", "resources", "supernet", "search", "allocate", "retrain", "report")
 
@@ -18,12 +20,56 @@ RETRAIN = Path("outputs/retrain")
 REPORT = Path("outputs/report")
 
 
+_COSTS = "macs", "params", "memory"
+_TRAJECTORY = {
+    "resource": str,
+    "limits": dict,
+    "images": int,
+    **dict.fromkeys(("default", "widest", "narrowest"), dict),
+    "steps": list,
+}
+_CONFIGURATION = {"channels": dict, **dict.fromkeys(_COSTS, (int, float))}
+_STEP = {
+    **_CONFIGURATION,
+    "step": int,
+    "slimmed": list,
+    **dict.fromkeys(("cost", "error", "cross_entropy"), (int, float)),
+    "options": dict,
+    "taken": list,
+}
+
+
 def check_trajectory_format(trajectory: dict[str, Any]) -> None:
-    """Raises ``UserError`` if an earlier version of autoslim wrote the trajectory."""
+    """Checks that a trajectory has all entries that are read, with values of the right kind.
+
+    Raises:
+        UserError: an entry is missing or wrong, or an earlier version of autoslim wrote the trajectory.
+    """
+    path = SEARCH / "trajectory.json"
     if trajectory.get("format") != 2:
-        raise UserError(
-            f"{SEARCH / 'trajectory.json'} was written by another version of autoslim; run `dvc repro search`"
-        )
+        raise UserError(f"{path} was written by another version of autoslim; run `dvc repro search`")
+    problem = _problem(trajectory, _TRAJECTORY, "it")
+    for which in ("default", "widest", "narrowest"):
+        problem = problem or _problem(trajectory[which], _CONFIGURATION, which)
+    for number, step in enumerate(() if problem else trajectory["steps"]):
+        problem = problem or _problem(step, _STEP, f"step {number}")
+    if not problem and not trajectory["steps"]:
+        problem = "it has no steps"
+    if problem:
+        raise UserError(f"{path} is damaged ({problem}); delete it and run `dvc repro search` again")
+
+
+def _problem(values: Any, kinds: Mapping[str, Any], name: str) -> str:
+    """Returns how ``values`` differ from ``kinds``, a mapping of required entries to their types; "" if they do not."""
+    if not isinstance(values, dict):
+        return f"{name} is not a mapping"
+    for key, kind in kinds.items():
+        if key not in values:
+            return f"{name} lacks {key!r}"
+        if not isinstance(values[key], kind):
+            return f"{name} has {key} {str(values[key])[:40]}"
+    wrong = [count for count in values.get("channels", {}).values() if type(count) is not int]
+    return f"{name} has {wrong[0]!r} channels" if wrong else ""
 
 
 def repository_root() -> Path:
@@ -82,8 +128,9 @@ def read_output(path: Path, stage: str) -> Any:
     """
     remedy = f"run `dvc repro {stage}`"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return unsealed(values) if isinstance(values, dict) else values
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}; {remedy}") from error
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and {remedy}") from error

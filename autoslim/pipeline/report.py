@@ -4,6 +4,7 @@ import rich
 
 from autoslim.channels.resize import resize
 from autoslim.data.prepared import PreparedData
+from autoslim.files import write_json
 from autoslim.pipeline.artifacts import Allocation
 from autoslim.pipeline.assembly import recipe, run_context, traced_network
 from autoslim.pipeline.costs import budget_limits, load_costs, report_target
@@ -25,7 +26,6 @@ from autoslim.report.table import Result, compare, csv_table, describe_budgets, 
 from autoslim.resources.budgets import format_budgets
 from autoslim.resources.measure import measure_network
 from autoslim.search.trajectory import read_trajectory
-from autoslim.training.checkpoints import write_json
 from autoslim.training.retrain import retrained_top1
 
 

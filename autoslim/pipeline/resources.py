@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 
 from autoslim.data.prepared import read_info
+from autoslim.files import write_json, write_sealed
 from autoslim.pipeline.assembly import grid_spec, traced_network
 from autoslim.pipeline.checks import check_kernels, check_reach, check_reliable, check_runs, check_table
 from autoslim.pipeline.costs import latency_target, measured_table, objective, read_table
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, RESOURCES
 from autoslim.resources.costs import Costs
-from autoslim.training.checkpoints import write_json
 
 
 def run() -> None:
@@ -38,7 +38,7 @@ def run() -> None:
         print(f"resources: {table.summary()}", file=sys.stderr)
     check_reach(params, graph, table)
     chosen = objective(params, costs)
-    write_json(RESOURCES / "latency.json", {} if table is None else table.to_dict())
-    write_json(RESOURCES / "objective.json", {"resource": chosen.resource, "limits": dict(chosen.limits)})
+    write_sealed(RESOURCES / "latency.json", {} if table is None else table.to_dict())
+    write_sealed(RESOURCES / "objective.json", {"resource": chosen.resource, "limits": dict(chosen.limits)})
     # The stage supernet depends on this file, whose content never changes.
     write_json(RESOURCES / "reach.json", {"within_reach": True})

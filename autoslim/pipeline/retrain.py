@@ -8,6 +8,7 @@ from autoslim.channels.resize import resize
 from autoslim.data.batches import eval_batches
 from autoslim.data.prepared import DataInfo, PreparedData, read_info
 from autoslim.errors import UserError
+from autoslim.files import write_json
 from autoslim.pipeline.artifacts import Allocation, RequestedBudget, initial_weights_file
 from autoslim.pipeline.assembly import checkpoints, inputs, recipe, run_context, traced_network
 from autoslim.pipeline.checks import check_allocation, check_smoothing
@@ -16,7 +17,7 @@ from autoslim.pipeline.params import Params, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
 from autoslim.pipeline.tracking import lineage, numbers, tracked_stage
 from autoslim.tasks.classification import Score
-from autoslim.training.checkpoints import load_weights, write_json
+from autoslim.training.checkpoints import load_weights
 from autoslim.training.device import to_device
 from autoslim.training.loop import write_rows
 from autoslim.training.retrain import over_seeds, retrain, split_score

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from autoslim.data.prepared import PreparedData
 from autoslim.distributed.ranks import current_world
+from autoslim.files import write_json
 from autoslim.models.pretrained import weights_file
 from autoslim.pipeline.assembly import (
     checkpoints,
@@ -21,7 +22,6 @@ from autoslim.pipeline.project import PREPARED, SUPERNET, repository_root
 from autoslim.pipeline.tracking import fingerprint, tracked_stage
 from autoslim.supernet.sandwich import Sandwich
 from autoslim.supernet.train import train_supernet
-from autoslim.training.checkpoints import write_json
 from autoslim.training.loop import write_rows
 
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from autoslim.errors import UserError, first_line
 from autoslim.report.table import Result
 from autoslim.resources.budgets import TITLES, format_amount, format_named_amount
 
@@ -75,12 +76,21 @@ class Band:
 
 
 def read_curves(path: Path) -> dict[str, list[float]]:
-    """Reads the columns of ``curves.csv``. All values are numbers; an empty cell is NaN."""
+    """Reads the columns of ``curves.csv``. All values are numbers; an empty cell is NaN.
+
+    Raises:
+        UserError: the file is missing, empty or damaged.
+    """
     columns: dict[str, list[float]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, cell in row.items():
-                columns.setdefault(name, []).append(float(cell) if cell else math.nan)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name, cell in row.items():
+                    columns.setdefault(name, []).append(float(cell) if cell else math.nan)
+        if "epoch" not in columns:
+            raise ValueError("it has no column 'epoch'")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)}); delete it and run `dvc repro`") from error
     return columns
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import ChannelGroup, Channels
 from autoslim.data.prepared import PreparedData
+from autoslim.files import append_line, read_lines
 from autoslim.resources.costs import Costs
 from autoslim.search.scoring import CURRENT, By, Outcome, concatenated, mean_score
 from autoslim.search.search import SearchSettings, scoring_runners
-from autoslim.search.trajectory import append_line, recorded_lines
 from autoslim.supernet.supernet import Supernet
 from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.device import RunContext
@@ -216,7 +216,7 @@ def refine_within(
         return {name: concatenated([outcome[name] for outcome in outcomes]) for name in (*changes, CURRENT)}
 
     log = checkpoints.folder / "changes.jsonl"
-    lines = recorded_lines(log)
+    lines = read_lines(log)
     made = [line["change"] for line in lines]
     refined = {**channels, **{name: count for change in made for name, count in change["groups"].items()}}
     known = lines[-1]["known"] if lines else []

@@ -14,14 +14,15 @@ from autoslim.data.batches import search_chunks
 from autoslim.data.prepared import PreparedData
 from autoslim.distributed.ranks import World
 from autoslim.errors import UserError
+from autoslim.files import append_line, read_lines, write_json, write_sealed
 from autoslim.resources.costs import Objective
 from autoslim.search.greedy import SlimmingStep, greedy_slim
 from autoslim.search.racing import ChunkRunner, chunk_runners, racing_rule
 from autoslim.search.scoring import CURRENT, By, mean_score
-from autoslim.search.trajectory import append_line, recorded_lines, step_from_dict, step_to_dict
+from autoslim.search.trajectory import step_from_dict, step_to_dict
 from autoslim.supernet.supernet import Supernet
 from autoslim.tasks.classification import Score
-from autoslim.training.checkpoints import Checkpoints, write_json
+from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.device import Precision, RunContext, autocast
 from autoslim.training.progress import Progress
 
@@ -91,7 +92,7 @@ def search(
     runners, images = scoring_runners(supernet, data, context, settings, seed)
     limit = objective.stop(settings.stop, graph.default)
     log = checkpoints.folder / "steps.jsonl"
-    recorded = world.on_rank_zero(lambda: recorded_lines(log))
+    recorded = world.on_rank_zero(lambda: read_lines(log))
     steps: list[SlimmingStep] = [step_from_dict(step) for step in recorded]
     seconds_before = float(recorded[-1]["seconds"]) if recorded else 0.0  # of interrupted runs
     rule = racing_rule(runners, images, settings.score, settings.per_cost, settings.risk, seed)
@@ -146,7 +147,7 @@ def search(
     }
     if not world.is_rank_zero:
         return trajectory
-    write_json(folder / "trajectory.json", trajectory)
+    write_sealed(folder / "trajectory.json", trajectory)
     write_json(
         folder / "metrics.json",
         {

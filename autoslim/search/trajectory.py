@@ -1,16 +1,15 @@
-"""The trajectory of a search as JSON, and the log from which an interrupted search continues."""
+"""The trajectory of a search as JSON."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from autoslim.errors import UserError
+from autoslim.files import read_json
 from autoslim.resources.costs import Costs
 from autoslim.search.greedy import Option, SlimmingStep
 from autoslim.tasks.classification import Score
-from autoslim.training.checkpoints import read_json, write_atomically
 
 
 def step_to_dict(step: SlimmingStep, costs: Costs) -> dict[str, Any]:
@@ -56,19 +55,3 @@ def read_trajectory(path: Path) -> dict[str, Any]:
 
 def _score(values: Mapping[str, Any]) -> Score:
     return Score(values["error"], values["cross_entropy"], values["images"])
-
-
-def recorded_lines(log: Path) -> list[dict[str, Any]]:
-    """Returns what an earlier run recorded, one mapping per line, and removes a truncated last line."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    complete = [line for line in lines if line.endswith("\n")]
-    if len(complete) < len(lines):
-        write_atomically(log, lambda to: to.write_text("".join(complete)))
-    return [json.loads(line) for line in complete]
-
-
-def append_line(log: Path, values: Mapping[str, Any]) -> None:
-    """Adds a line to the log."""
-    with log.open("a") as file:
-        file.write(json.dumps(values) + "\n")

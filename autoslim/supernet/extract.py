@@ -15,9 +15,10 @@ from autoslim.channels.resize import resize
 from autoslim.data.batches import search_chunks
 from autoslim.data.prepared import PreparedData
 from autoslim.errors import UserError, first_line
+from autoslim.files import read_json, write_sealed
 from autoslim.supernet.recalibration import recalibrate
 from autoslim.supernet.supernet import Supernet
-from autoslim.training.checkpoints import load_weights, read_json, write_json
+from autoslim.training.checkpoints import load_weights
 from autoslim.training.device import RunContext, to_device
 
 RECALIBRATION_IMAGES = 2048
@@ -41,7 +42,7 @@ class SupernetFile:
     default: Channels
 
     def write(self, folder: Path) -> None:
-        write_json(folder / "supernet.json", {"format": 1, **dataclasses.asdict(self)})
+        write_sealed(folder / "supernet.json", {"format": 1, **dataclasses.asdict(self)})
 
     @classmethod
     def read(cls, folder: Path) -> "SupernetFile":

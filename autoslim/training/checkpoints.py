@@ -1,32 +1,42 @@
-"""Atomic writes, weights files, and checkpoints keyed by everything that affects the result."""
+"""Weights files, and checkpoints keyed by everything that affects the result."""
 
 import contextlib
 import hashlib
-import json
-import os
+import io
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from autoslim.errors import UserError, first_line
+from autoslim.files import DIGEST, DamagedError, check_space, write_bytes
 
 
-def save_weights(network: nn.Module, path: Path) -> None:
-    """Writes parameters and buffers as contiguous safetensors. Shared tensors are written under each of their names."""
+def save_weights(network: nn.Module | None, path: Path) -> None:
+    """Writes parameters and buffers as contiguous safetensors with a digest; without a network, an empty file.
+
+    Shared tensors are written under each of their names.
+    """
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in network.state_dict().items()
+        for name, tensor in ({} if network is None else network.state_dict()).items()
     }
-    write_atomically(path, lambda temporary: save_file(state, temporary))
+    write_bytes(path, safetensors.torch.save(state, metadata={DIGEST: _tensors_digest(state)}))
+
+
+def _tensors_digest(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -36,12 +46,17 @@ def load_weights(network: nn.Module, path: Path) -> None:
         UserError: the file is missing or damaged, or contains the weights of another network.
     """
     try:
-        network.load_state_dict(load_file(path))
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            digest = (file.metadata() or {}).get(DIGEST)
+        if digest is not None and digest != _tensors_digest(state):
+            raise DamagedError("they do not match their digest: the file was damaged; delete it")
+        network.load_state_dict(state)
     except FileNotFoundError as error:
         raise UserError(
             f"there are no weights at {path}; run `dvc repro`, or `dvc pull` if someone else has trained them"
         ) from error
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, OSError, DamagedError) as error:
         reason = str(error).strip().splitlines()
         raise UserError(
             f"{path} does not contain weights of this network: {reason[min(1, len(reason) - 1)].strip()}; run "
@@ -49,52 +64,10 @@ def load_weights(network: nn.Module, path: Path) -> None:
         ) from error
 
 
-def read_json(path: Path, stage: str) -> dict[str, Any]:
-    """Returns the mapping in a JSON file that ``stage`` wrote.
+_TRAILER = b"\nsha256 "
+_TRAILER_BYTES = len(_TRAILER) + 64
 
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({first_line(error)}); run `dvc repro {stage}` again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged (it is not a mapping); run `dvc repro {stage}` again")
-    return values
-
-
-def run_key(**parts: object) -> str:
-    """Returns a short hash of everything that defines a run. Runs that differ in any part do not share checkpoints."""
-    text = json.dumps(parts, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_digest(*paths: Path) -> str:
-    """Returns a SHA-256 digest of the SHA-256 digests of the files, in the order of ``paths``."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls ``write`` with a temporary path and moves the file to ``path``. If interrupted, the old file remains."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        os.chmod(temporary, 0o644)  # mkstemp creates it readable by the owner only
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+Restored = TypeVar("Restored")
 
 
 class Checkpoints:
@@ -108,24 +81,71 @@ class Checkpoints:
 
     def __init__(self, root: Path, stage: str, key: str) -> None:
         self.folder = root / f"{stage}-{key}"
+        self._intact: set[str] = set()  # names whose last file this process wrote or read
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
-        write_atomically(self.folder / f"{name}.pt", lambda temporary: torch.save(dict(state), temporary))
+        """Writes a state with its digest, and keeps the one before.
+
+        Raises:
+            UserError: it could not be written, for example because the disk is full.
+        """
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        content, path = buffer.getbuffer(), self.path(name)
+        if path.is_dir():
+            shutil.rmtree(path)
+        # A damaged file must not replace the good one before it.
+        keep = self._previous(name) if name in self._intact else None
+        write_bytes(path, content, _TRAILER + hashlib.sha256(content).hexdigest().encode(), keep=keep)
+        self._intact.add(name)
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """Returns the last state saved under this name, on the CPU; None if there is none or it cannot be read."""
-        path = self.folder / f"{name}.pt"
-        if not path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises errors of many classes for a damaged file
-            print(f"checkpoint {path} cannot be read ({type(error).__name__}); starting from scratch", file=sys.stderr)
-            return None
-        return state
+        """Returns the last undamaged state saved under this name, on the CPU; None if there is none."""
+        return self.restore(name, lambda state: state)
+
+    def restore(self, name: str, use: Callable[[dict[str, Any]], Restored]) -> Restored | None:
+        """Calls ``use`` with the last state saved under this name, on the CPU, and returns its result.
+
+        If the file is damaged, or if ``use`` raises an error because it contains something else, this is printed on
+        stderr, and the state saved before it is used. ``use`` must undo its changes before it raises.
+
+        Returns:
+            None if there is no usable state.
+        """
+        latest, previous = self.path(name), self._previous(name)
+        for path in (latest, previous):
+            if not path.exists():
+                continue
+            try:
+                result = use(_read(path))
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # torch raises errors of many classes for a damaged file
+                earlier = path == latest and previous.exists()
+                next_step = "continuing from the one before" if earlier else "starting from scratch"
+                reason = first_line(error) if isinstance(error, ValueError | OSError) else type(error).__name__
+                print(f"checkpoint {path} cannot be used ({reason}); {next_step}", file=sys.stderr)
+                continue
+            if path == latest:
+                self._intact.add(name)
+            return result
+        return None
+
+    def check_space(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        """Raises ``UserError`` if the disk has no room for three checkpoints: the last, the one before and the next.
+
+        A checkpoint is estimated as the tensors of the network and one more of each trained parameter (momentum).
+        """
+        tensors = sum(tensor.nbytes for tensor in network.state_dict().values())
+        momentum = sum(parameter.nbytes for group in optimiser.param_groups for parameter in group["params"])
+        existing = sum(path.stat().st_size for path in self.folder.glob("*.pt") if path.is_file())
+        check_space(self.folder, max(0, 3 * (tensors + momentum) - existing), "the checkpoints of this training")
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.pt"
+
+    def _previous(self, name: str) -> Path:
+        return self.folder / f"{name}.previous.pt"
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -145,3 +165,15 @@ class Checkpoints:
     def clear(self) -> None:
         """Removes the checkpoints. Call it once the results are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    start = len(content) - _TRAILER_BYTES
+    if start < 0 or content[start : start + len(_TRAILER)] != _TRAILER:
+        raise DamagedError("it has no digest: it is incomplete, or another program wrote it")
+    body = memoryview(content)[:start]
+    if hashlib.sha256(body).hexdigest().encode() != content[-64:]:
+        raise DamagedError("it does not match its digest: it is damaged")
+    state: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    return state

@@ -1,11 +1,13 @@
 """The training loop. Supernet training and retraining pass different step functions to it."""
 
+import copy
 import csv
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,8 @@ from torch import Tensor, nn
 from autoslim.distributed.ranks import SINGLE, World
 from autoslim.distributed.sync import GradientSynchronizer, synchronised_batch_norm
 from autoslim.errors import UserError
-from autoslim.training.checkpoints import Checkpoints, write_atomically
+from autoslim.files import write_atomically
+from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.device import rng_state, seed_step, set_rng_state
 from autoslim.training.progress import Progress
 
@@ -82,14 +85,12 @@ def train(
     rows: list[Row] = []
     losses: list[Tensor] = []  # of the current epoch, on the device
     number = 0
-    if state := checkpoints.load(name):
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        rows, number = state["rows"], state["step"]
-        losses = list(state["losses"].to(next(network.parameters()).device).unbind())
-        set_rng_state(state["rng"])
+    if state := checkpoints.restore(name, lambda state: _restored(state, network, optimiser, plan)):
+        rows, losses, number = state
         for earlier in rows:
             observe(earlier)
+    if world.is_rank_zero:
+        checkpoints.check_space(network, optimiser)
 
     if not world.is_single:
         world.agree(f"step {number}, weights {_digest(network)}", "state")
@@ -148,6 +149,29 @@ def train(
             saved_at = time.monotonic()
             observe(row)
     return rows
+
+
+def _restored(
+    state: dict[str, Any], network: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan
+) -> tuple[list[Row], list[Tensor], int]:
+    """Loads a checkpoint into the network, the optimiser and the generators; returns rows, losses and the step.
+
+    Raises an error of any class if ``state`` is not a checkpoint of this run, and then changes nothing.
+    """
+    rows, number, losses = state["rows"], state["step"], state["losses"]
+    if not 0 <= number <= plan.steps or number != len(rows) * plan.steps_per_epoch + len(losses):
+        raise ValueError(f"it is at step {number} of {plan.steps}, with {len(rows)} epochs and {len(losses)} losses")
+    before = copy.deepcopy(network.state_dict()), copy.deepcopy(optimiser.state_dict()), rng_state()
+    try:
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        set_rng_state(state["rng"])
+    except Exception:
+        network.load_state_dict(before[0])
+        optimiser.load_state_dict(before[1])
+        set_rng_state(before[2])
+        raise
+    return rows, list(losses.to(next(network.parameters()).device).unbind()), number
 
 
 def _digest(network: nn.Module) -> str:

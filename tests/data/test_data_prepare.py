@@ -291,7 +291,7 @@ def test_a_manifest_with_missing_rows_is_an_error(pets: Path, tmp_path: Path) ->
     run(f"folder:{pets}", tmp_path / "prepared", storage="files")
     manifest = tmp_path / "prepared" / "manifest.csv"
     manifest.write_text("".join(manifest.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(UserError, match=r"is incomplete \(images .*'test': 17}, data.json has .*'test': 18}\); run"):
+    with pytest.raises(UserError, match=r"is damaged \(manifest.csv does not match its digest\); delete it"):
         PreparedData.open(tmp_path / "prepared")
 
 

@@ -173,7 +173,6 @@ def test_a_trajectory_of_another_version() -> None:
     assert (
         message == "outputs/search/trajectory.json was written by another version of autoslim; run `dvc repro search`"
     )
-    check_trajectory_format({"format": 2})
 
 
 def test_steps_are_restored_from_json() -> None:

@@ -172,6 +172,18 @@ def test_an_incomplete_step_is_searched_again(supernet: Supernet, data: Prepared
     assert [step["channels"] for step in again] == [step["channels"] for step in whole["steps"]]
 
 
+@pytest.mark.parametrize("line", [0, 3])
+def test_a_search_whose_log_lacks_a_line_gives_the_identical_trajectory(
+    line: int, supernet: Supernet, data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(supernet, data, tmp_path)
+    log = tmp_path / "checkpoints/search-key/steps.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:line] + lines[line + 1 :]))
+    assert run(supernet, data, tmp_path) == whole
+    assert f"{log} is damaged or incomplete at line {line + 1} of {len(lines) - 1}; " in capsys.readouterr().err
+
+
 def test_another_search_does_not_continue_from_this_one(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
     run(supernet, data, tmp_path, key="one", stop=0.9)
     steps = tmp_path / "checkpoints/search-one/steps.jsonl"

@@ -23,13 +23,14 @@ from autoslim.channels.resize import initialise
 from autoslim.data.batches import even_chunk, search_chunks
 from autoslim.data.prepared import PreparedData
 from autoslim.errors import UserError
+from autoslim.files import file_digest, run_key, write_atomically, write_json
 from autoslim.models.architectures import mobilenet_v2
 from autoslim.pipeline.artifacts import initial_weights_file, write_initial_weights
 from autoslim.supernet.extract import subnet_extractor
 from autoslim.supernet.sandwich import Sandwich
 from autoslim.supernet.train import initial_supernet, train_supernet
 from autoslim.tasks.classification import evaluate
-from autoslim.training.checkpoints import Checkpoints, file_digest, load_weights, run_key, write_atomically, write_json
+from autoslim.training.checkpoints import Checkpoints, load_weights
 from autoslim.training.device import autocast
 from autoslim.training.loop import Plan, Row, label_step, train, write_rows
 from autoslim.training.recipe import learning_rate_at, sgd
@@ -614,11 +615,12 @@ def test_a_damaged_checkpoint_is_reported_and_not_used(tmp_path: Path, capsys: p
     checkpoints = Checkpoints(tmp_path, "torn", "a")
     with pytest.raises(KilledError):
         Run(checkpoints, every=0, kill_at=7).go()
-    checkpoints.path("run").write_bytes(checkpoints.path("run").read_bytes()[:-100])
+    for path in checkpoints.folder.glob("*.pt"):  # the last one, and the one before
+        path.write_bytes(path.read_bytes()[:-100])
     again = Run(checkpoints, every=0)
     assert again.go() == rows
     assert again.steps[0] == 0
-    assert f"checkpoint {checkpoints.path('run')} cannot be read" in capsys.readouterr().err
+    assert f"checkpoint {checkpoints.path('run')} cannot be used" in capsys.readouterr().err
 
 
 def test_runs_with_the_same_key_exclude_each_other(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.inputs import Arguments
 from autoslim.channels.resize import resize
+from autoslim.errors import first_line
+from autoslim.files import unsealed, write_sealed
 from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import Kernel, describe_kernel, find_kernels
 from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
-from autoslim.training.checkpoints import write_json
 from autoslim.training.progress import Progress
 
 KERNEL_SECONDS = 0.02
@@ -101,7 +103,7 @@ def measure_table(
     """
     kernels = find_kernels(network, graph, target.batch)
     plans = [_plan(kernel, grid, points) for kernel in kernels]
-    measured: dict[str, float] = json.loads(cache.read_text()) if cache.exists() else {}
+    measured = _measured(cache)
     times: dict[str, KernelTimes] = {}
     with Progress("latency of kernels", sum(len(rows) * len(columns) for rows, columns in plans), unit="point") as bar:
         for kernel, (rows, columns) in zip(kernels, plans, strict=True):
@@ -113,7 +115,7 @@ def measure_table(
                     measured[key] = measure_latency(module, values, target, KERNEL_SECONDS).median
                 ms.append(measured[key])
                 bar.advance()
-            write_json(cache, measured)
+            write_sealed(cache, measured)
             width = len(columns)
             times[kernel.name] = KernelTimes(
                 kernel.inputs,
@@ -125,6 +127,20 @@ def measure_table(
             )
     table = LatencyTable(name, graph.input_shape, graph.default, target, times)
     return _fitted_and_checked(table, network, graph, grid, check_networks, seed)
+
+
+def _measured(cache: Path) -> dict[str, float]:
+    """Returns the times that an interrupted measurement stored; {} if there are none or the file is damaged."""
+    if not cache.exists():
+        return {}
+    try:
+        measured = unsealed(json.loads(cache.read_text()))
+        if not all(isinstance(ms, float) for ms in measured.values()):
+            raise ValueError("it has other values than times")
+    except (ValueError, AttributeError, TypeError, OSError) as error:
+        print(f"{cache} cannot be used ({first_line(error)}); measuring again", file=sys.stderr)
+        return {}
+    return measured
 
 
 def _plan(
