@@ -49,13 +49,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, write: Callable[[Path], object], *, keep: Path | None = None) -> None:
+def write_atomically(
+    path: Path, write: Callable[[Path], object], *, keep: Path | None = None, needed: int | None = None
+) -> None:
     """Calls ``write`` with a temporary path and moves the file to ``path``. If interrupted, the old file remains.
 
     The temporary file has a fixed name, so that one that a killed process left is replaced by the next write.
 
     Args:
         keep: where the old file is moved to. Otherwise it is replaced.
+        needed: the size of the file in bytes, if it is known, for the error.
 
     Raises:
         UserError: the disk is full, or the folder is not writable.
@@ -71,7 +74,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, keep: Path 
             os.replace(path, keep)
         os.replace(temporary, path)
     except OSError as error:
-        raise os_error(error, path) or error from error
+        raise os_error(error, path, needed) or error from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -84,30 +87,26 @@ def write_bytes(path: Path, *parts: bytes | memoryview, keep: Path | None = None
             for part in parts:
                 file.write(part)
 
-    try:
-        write_atomically(path, write, keep=keep)
-    except UserError as error:
-        needed = sum(len(part) for part in parts)
-        raise UserError(f"{error} ({format_bytes(needed)} needed)") from error
+    write_atomically(path, write, keep=keep, needed=sum(len(part) for part in parts))
 
 
-def os_error(error: OSError, path: Path | str | None = None) -> UserError | None:
+def os_error(error: OSError, path: Path | str | None = None, needed: int | None = None) -> UserError | None:
     """Returns the error for the user if a file could not be written or read; None if the reason is another one.
 
     Args:
         path: the file; by default, the one that ``error`` names.
+        needed: its size in bytes, if it is known.
     """
-    named = path or error.filename or "a file"
-    resume = "files written before, such as the last checkpoint, are intact, and running again continues from them"
+    named, reason = path or error.filename or "a file", os.strerror(error.errno or 0)
+    sizes = [] if needed is None else [f"{format_bytes(needed)} needed"]
+    resume = "run again; files written before, such as the last checkpoint, are intact"
     if error.errno in _FULL:
-        free = "" if path is None else f"; {format_bytes(free_bytes(Path(path)))} are free there"
-        return UserError(
-            f"{named} could not be written: {os.strerror(error.errno or 0)}{free}. {resume}: free space first"
-        )
+        if path is not None:
+            sizes.append(f"{format_bytes(free_bytes(Path(path)))} free")
+        details = f" ({', '.join(sizes)})" if sizes else ""
+        return UserError(f"{named} could not be written: {reason}{details}; free space and {resume}")
     if error.errno in _PROTECTED:
-        return UserError(
-            f"{named} could not be accessed: {os.strerror(error.errno or 0)}. {resume}: correct the permissions first"
-        )
+        return UserError(f"{named} could not be accessed: {reason}; correct the permissions and {resume}")
     return None
 
 

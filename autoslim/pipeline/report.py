@@ -4,7 +4,7 @@ import rich
 
 from autoslim.channels.resize import resize
 from autoslim.data.prepared import PreparedData
-from autoslim.files import write_json
+from autoslim.files import write_bytes, write_json
 from autoslim.pipeline.artifacts import Allocation
 from autoslim.pipeline.assembly import recipe, run_context, traced_network
 from autoslim.pipeline.costs import budget_limits, load_costs, report_target
@@ -77,8 +77,8 @@ def run() -> None:
     channels_figure(REPORT / "channels.png", graph.default, channels_by_method, dpi)
     resources_figure(REPORT / "resources.png", results, costs.table, target, dpi)
     curves_figure(REPORT / "curves.png", read_curves(SUPERNET / "curves.csv"), curves, dpi)
-    (REPORT / "comparison.csv").write_text(csv_table(comparison))
-    (REPORT / "table.md").write_text(markdown_table(comparison))
+    write_bytes(REPORT / "comparison.csv", csv_table(comparison).encode())
+    write_bytes(REPORT / "table.md", markdown_table(comparison).encode())
     figures = metrics(comparison)
     write_json(REPORT / "metrics.json", figures)
     budget = format_budgets(params.budgets)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from autoslim.errors import UserError, first_line
+from autoslim.files import write_atomically
 from autoslim.report.table import Result
 from autoslim.resources.budgets import TITLES, format_amount, format_named_amount
 
@@ -56,8 +57,8 @@ def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
 def write_figure(path: Path, draw: Callable[[], Figure], dpi: int) -> Path:
     """Writes the figure that ``draw`` returns as a PNG. Its bytes do not depend on the user's matplotlib settings."""
     with matplotlib.style.context(["default", _RC_PARAMS]):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw().savefig(path, dpi=dpi, format="png", metadata={"Software": None})
+        figure = draw()
+        write_atomically(path, lambda to: figure.savefig(to, dpi=dpi, format="png", metadata={"Software": None}))
     return path
 
 

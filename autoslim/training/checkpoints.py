@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from autoslim.errors import UserError, first_line
-from autoslim.files import DIGEST, DamagedError, check_space, write_bytes
+from autoslim.files import DIGEST, DamagedError, check_space, os_error, write_bytes
 
 
 def save_weights(network: nn.Module | None, path: Path) -> None:
@@ -150,16 +150,21 @@ class Checkpoints:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the run's lock. Another process with the same key, for example in DVC's queue, waits for it."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{self.folder}.lock")
+        file = self.folder.with_name(f"{self.folder.name}.lock")
+        lock = FileLock(file)
         try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
             print(f"waiting for another run with the same checkpoints ({self.folder.name})", file=sys.stderr)
             lock.acquire()
+        except OSError as error:
+            raise os_error(error, file) or error from error
         try:
             yield
         finally:
+            with contextlib.suppress(OSError):
+                file.unlink()  # a process that waits notices this, and makes a new file
             lock.release()
 
     def clear(self) -> None:

@@ -26,7 +26,7 @@ from autoslim.files import append_line, read_json, read_lines, write_sealed
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.training.checkpoints import Checkpoints, load_weights, save_weights
 
-INTACT = "files written before, such as the last checkpoint, are intact, and running again continues from them"
+INTACT = "run again; files written before, such as the last checkpoint, are intact"
 
 
 @contextlib.contextmanager
@@ -55,8 +55,8 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(tmp_path: Path) -> N
     before = names(tmp_path)
     message = error_on_full_disk(lambda: checkpoints.save("run", {"number": 2, "weights": torch.ones(1000)}))
     assert re.fullmatch(
-        rf"{checkpoints.path('run')} could not be written: File too large; [\d.e+]+ [GM]B are free there. {INTACT}: "
-        r"free space first \([\d.]+ kB needed\)",
+        rf"{checkpoints.path('run')} could not be written: File too large \([\d.]+ kB needed, [\d.e+]+ [GM]B free\); "
+        f"free space and {INTACT}",
         message,
     )
     assert names(tmp_path) == before
@@ -110,7 +110,7 @@ def test_prepared_data_that_do_not_fit_leave_the_old_ones(tmp_path: Path) -> Non
     prepared_digits(folder)
     before = names(tmp_path)
     message = error_on_full_disk(lambda: prepared_digits(folder), 5000)  # the images of the train split have 10 kB
-    assert message.startswith(f"{folder} could not be written: File too large; ")
+    assert message.startswith(f"{folder} could not be written: File too large (")
     assert names(tmp_path) == before
     assert len(PreparedData.open(folder).images("train")) == 160
 

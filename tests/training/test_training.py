@@ -637,6 +637,7 @@ def test_runs_with_the_same_key_exclude_each_other(tmp_path: Path) -> None:
         inside.append("first")
     thread.join(10)
     assert inside == ["first", "second"]
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_checkpoints_can_be_cleared(tmp_path: Path) -> None:
