@@ -164,9 +164,7 @@ def read_table(path: Path) -> LatencyTable:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it is not a mapping")
-        values = unsealed(values)
+        values = unsealed(values) if isinstance(values, dict) else values
     except OSError as error:
         raise UserError(
             f"there is no latency table at {path}; make one with `autoslim latency measure --to {path}`, "
@@ -176,6 +174,8 @@ def read_table(path: Path) -> LatencyTable:
         raise UserError(
             f"{path} is not a latency table ({first_line(error)}); make one with `autoslim latency measure`"
         ) from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a latency table; make one with `autoslim latency measure`")
     return LatencyTable.from_dict(values, str(path))
 
 

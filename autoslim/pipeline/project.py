@@ -20,7 +20,7 @@ RETRAIN = Path("outputs/retrain")
 REPORT = Path("outputs/report")
 
 
-_COSTS = "macs", "params", "memory"
+_COSTS = "macs", "params"
 _TRAJECTORY = {
     "resource": str,
     "limits": dict,

@@ -354,7 +354,9 @@ def test_an_unreliable_measurement_stops_the_stage_and_is_not_stored(
     assert "too low" in message
     assert "write it with `autoslim latency measure --to FILE`" in message
     assert not list(Path("checkpoints").glob("latency-*/*"))
-    assert json.loads(Path("outputs/resources/latency.json").read_text()) == {}  # as the previous run wrote it
+    assert json.loads(Path("outputs/resources/latency.json").read_text()).keys() == {
+        "digest"
+    }  # as the previous run wrote it
 
     def work(network: nn.Module, values: Sequence[Tensor], target: Target, seconds: float = 0) -> measuring.Latency:
         return measuring.Latency(sum(value.numel() for value in network.parameters()) + 1.0, 0, 0)

@@ -472,10 +472,9 @@ def test_weights_that_training_would_discard(done: Path) -> None:
 
 def test_auxiliary_heads_are_reported(done: Path) -> None:
     kwargs = {"aux_logits": True, "init_weights": False}
-    change_params(done, {"data": {"channels": 3}, "model": {"name": "torchvision.models:googlenet", "kwargs": kwargs}})
-    info = done / "data/prepared/data.json"
-    info.write_text(json.dumps(json.loads(info.read_text()) | {"channels": 3, "image_size": [96, 96]}))
-    assert "in training, not one tensor of logits; switch auxiliary heads off" in error_of("supernet")
+    data = {"channels": 3, "image_size": 96}
+    change_params(done, {"data": data, "model": {"name": "torchvision.models:googlenet", "kwargs": kwargs}})
+    assert "in training, not one tensor of logits; switch auxiliary heads off" in error_of("prepare")
 
 
 # Data
