@@ -150,7 +150,9 @@ def spread(graph: ChannelGraph, cut: nn.Module, channels: Mapping[str, int]) -> 
     gradients = {name: parameter.grad for name, parameter in cut.named_parameters()}
     holder = copy_with(cut, lambda name, tensor: tensor if gradients.get(name) is None else gradients[name])
     wide = []
-    for parameter, narrow in zip(resize(holder, graph, channels).parameters(), cut.parameters(), strict=True):
+    for parameter, narrow in zip(
+        resize(holder, graph, channels, seed=None).parameters(), cut.parameters(), strict=True
+    ):
         data = parameter.detach()
         if data.dim() == 1:
             data[len(narrow) :] = 0

@@ -1,5 +1,6 @@
 """Changes the numbers of channels of a network (``resize``), and draws its weights (``initialise``)."""
 
+import random
 from collections.abc import Mapping
 from typing import Literal
 
@@ -13,17 +14,29 @@ from autoslim.channels.wrappers import check_plain
 from autoslim.errors import UserError
 
 
-def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int]) -> nn.Module:
+def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int], *, seed: int | None = 0) -> nn.Module:
     """Returns a plain network of the same class with ``channels`` and the same parameter names.
 
-    If a group shrinks, its leading channels keep their weights. If it grows, the weights of the new channels are zero,
-    and their entries in per-channel vectors (scales, statistics) are the mean of the old ones; use ``initialise`` to
-    draw them. The argument is not changed and shares no memory with the result.
+    If a group shrinks, its leading channels keep their weights. If it grows, all present weights stay, and those of the
+    new channels are drawn so that the network computes what it computed before:
+
+    * In convolution and linear layers, the weights that produce a new channel are normal with mean 0. Their root mean
+      square is that of the layer's present weights, times the square root of (present / new inputs), so that new
+      channels have the variance of the present ones; if all present weights are zero, it is the square root of
+      2 / inputs. The weights with which present channels read new ones are zero. They get gradients in the first
+      training step, because the new channels differ.
+    * Per-channel vectors (scales, shifts, biases, running statistics) are the mean of the present values.
+
+    Layers that mix channels in another way, such as layer normalisation, change the output of a network that grows. The
+    argument is not changed and shares no memory with the result.
 
     Args:
         network: The traced network, or any ``resize`` of it.
         graph: The result of ``trace`` for this network.
         channels: The number of channels of each of the graph's groups.
+        seed: Seed of the new weights. Each tensor is drawn from its own generator on the CPU, keyed by the seed and the
+            tensor's name. None leaves the new weights zero, for code that loads or draws all weights afterwards;
+            channels whose weights are all zero stay equal to each other in training.
 
     Raises:
         UserError: If ``channels`` or ``network`` does not fit the graph.
@@ -34,7 +47,15 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int])
     def replace(name: str, tensor: Tensor) -> Tensor:
         if name not in graph.tensors:
             return tensor.clone()
-        return _resized(tensor, graph.tensors[name], present, channels)
+        axes, layer = graph.tensors[name], _layer_of_weight(network, name)
+        result = _resized(tensor, axes, present, channels, vector=layer is None and _is_vector(tensor, axes))
+        if seed is not None and layer is not None and not tensor.is_meta:
+            outputs = int(isinstance(layer, nn.modules.conv._ConvTransposeNd) and layer.groups == 1)
+            new = _new_entries(axes[outputs], present, channels)
+            if bool(new.any()):
+                key = random.Random(f"{seed}/{name}").getrandbits(63)
+                _draw(result, tensor, outputs, new, torch.Generator().manual_seed(key))
+        return result
 
     result = copy_with(network, replace)
     for attribute in graph.attributes:
@@ -110,14 +131,15 @@ def common_spans(axis: Axis, wide: Mapping[str, int], narrow: Mapping[str, int])
     return spans
 
 
-def _resized(tensor: Tensor, axes: tuple[Axis, ...], present: Mapping[str, int], channels: Mapping[str, int]) -> Tensor:
+def _resized(
+    tensor: Tensor, axes: tuple[Axis, ...], present: Mapping[str, int], channels: Mapping[str, int], vector: bool
+) -> Tensor:
+    """Returns the tensor at ``channels``. New entries are the mean in per-channel vectors, and elsewhere zero."""
     for dimension, axis in enumerate(axes):
         if all(segment.size(channels) == segment.size(present) for segment in axis):
             continue
         shape = [*tensor.shape]
         shape[dimension] = axis_size(axis, channels)
-        others = (segment for other in axes[:dimension] + axes[dimension + 1 :] for segment in other)
-        vector = tensor.numel() == tensor.shape[dimension] and not any(segment.group for segment in others)
         grows = any(segment.size(channels) > segment.size(present) for segment in axis)
         fill = tensor.mean() if vector and grows else torch.zeros(())
         target = fill.to(tensor).expand(shape).clone(memory_format=torch.contiguous_format)
@@ -125,6 +147,38 @@ def _resized(tensor: Tensor, axes: tuple[Axis, ...], present: Mapping[str, int],
             target.narrow(dimension, to, length).copy_(tensor.narrow(dimension, start, length))
         tensor = target
     return tensor.clone(memory_format=torch.preserve_format)
+
+
+def _is_vector(tensor: Tensor, axes: tuple[Axis, ...]) -> bool:
+    """Returns whether a tensor that is not a layer's weight has one entry for each channel of one axis."""
+    slimmable = [dimension for dimension, axis in enumerate(axes) if any(segment.group for segment in axis)]
+    return len(slimmable) == 1 and tensor.numel() == tensor.shape[slimmable[0]]
+
+
+def _new_entries(axis: Axis, present: Mapping[str, int], channels: Mapping[str, int]) -> Tensor:
+    """Returns which entries of an axis are new at ``channels``: (size,), bool, on the CPU."""
+    new = torch.ones(axis_size(axis, channels), dtype=torch.bool)
+    for _, to, length in common_spans(axis, present, channels):
+        new[to : to + length] = False
+    return new
+
+
+def _layer_of_weight(network: nn.Module, name: str) -> nn.Module | None:
+    """Returns the convolution or linear layer whose weight has this name; None for other tensors."""
+    path, _, attribute = name.rpartition(".")
+    layer = network.get_submodule(path)
+    is_layer = attribute == "weight" and isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
+    return layer if is_layer else None
+
+
+def _draw(weight: Tensor, before: Tensor, outputs: int, new: Tensor, generator: torch.Generator) -> None:
+    """Draws the weights that produce the ``new`` channels of dimension ``outputs`` in place (see ``resize``)."""
+    inputs = weight.numel() // weight.shape[outputs]
+    variance = float(before.double().square().sum()) / (before.shape[outputs] * inputs) or 2 / inputs
+    rows = new.nonzero().flatten()
+    shape = [len(rows) if dimension == outputs else size for dimension, size in enumerate(weight.shape)]
+    drawn = torch.empty(shape).normal_(0, variance**0.5, generator=generator)
+    weight.index_copy_(outputs, rows.to(weight.device), drawn.to(weight))
 
 
 @torch.no_grad()

@@ -136,7 +136,7 @@ class DryRun:
         return supernet
 
     def _plain(self, work: Work, recipe: Recipe) -> nn.Module:
-        plain = resize(self.network, self.graph, work.configurations[0])
+        plain = resize(self.network, self.graph, work.configurations[0], seed=None)
         initialise(plain, self.params.retrain.seeds[0])
         return to_device(plain, self.context.device, recipe.channels_last)
 

@@ -57,7 +57,7 @@ def run() -> None:
             seeds=params.retrain.seeds,
             folder=RETRAIN / method / "weights",
         )
-        measured = measure_network(resize(network, graph, channels), graph.inputs, target)
+        measured = measure_network(resize(network, graph, channels, seed=None), graph.inputs, target)
         search_top1 = last_by_seed(curves[method], "search_top1")
         results.append(Result(method, costs.all(channels), top1, measured, search_top1))
     limits = budget_limits(params, costs)

@@ -86,7 +86,7 @@ def run(method: str) -> None:
         tracker.metrics(numbers(figures))
         tracker.artifact(CHANNELS / f"{method}.json")
         if params.tracking.log_network:
-            plain = resize(network, graph, allocation.channels)
+            plain = resize(network, graph, allocation.channels, seed=None)
             load_weights(plain, folder / "weights" / f"seed-{training.seeds[0]}.safetensors")
             images, _ = next(iter(eval_batches(data, "search", batch_size=4, device=context.device)))
             tracker.network(plain, images.cpu())
@@ -135,7 +135,7 @@ def load_retrained(params: Params, method: str, seed: int) -> Retrained:
     network, graph = traced_network(params.model, info)
     allocation = Allocation.read(CHANNELS, method)
     check_allocation(allocation, params, graph)
-    plain = resize(network, graph, allocation.channels)
+    plain = resize(network, graph, allocation.channels, seed=None)
     load_weights(plain, RETRAIN / method / "weights" / f"seed-{seed}.safetensors")
     return Retrained(seed, plain.eval(), allocation, RequestedBudget.read(CHANNELS, method), info)
 

@@ -70,7 +70,7 @@ def counted_at_run_time(network: nn.Module, graph: ChannelGraph, channels: Mappi
     """
     from ptflops import get_model_complexity_info
 
-    plain = resize(zeroed(network) if graph.leaves else on_meta(network), graph, channels).eval()
+    plain = resize(zeroed(network) if graph.leaves else on_meta(network), graph, channels, seed=None).eval()
     part = plain.get_submodule(graph.part)
     images = graph.inputs.zeros(1, "cpu" if graph.leaves else "meta")
     with for_shapes(images.device), Execution(part, images.tensors) as execution:

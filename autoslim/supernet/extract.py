@@ -81,7 +81,7 @@ def load_supernet(folder: Path, network: nn.Module, graph: ChannelGraph) -> tupl
             f"input {list(file.input_shape)}); params.yaml names one with {len(graph.groups)} groups and input "
             f"{list(graph.input_shape)}{_difference(file.default, graph.default)}: run `dvc repro supernet`"
         )
-    supernet = Supernet(resize(network, graph, file.grid.widest), graph)
+    supernet = Supernet(resize(network, graph, file.grid.widest, seed=None), graph)
     load_weights(supernet.network, folder / "weights.safetensors")
     return supernet, file
 

@@ -119,7 +119,7 @@ def initial_supernet(
     """
     if trained:
         check_covered(graph, widest)
-    wide = resize(network, graph, widest)
+    wide = resize(network, graph, widest, seed=None)
     if not trained:
         initialise(wide, seed)
     return Supernet(wide, graph)

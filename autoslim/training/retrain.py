@@ -56,7 +56,7 @@ def retrain(
         return smoothed_cross_entropy(logits, labels, recipe.label_smoothing)
 
     def train_once(seed: int) -> list[Row]:
-        plain = resize(network, graph, channels)
+        plain = resize(network, graph, channels, seed=None)
         if start is None:
             initialise(plain, seed)
         else:
@@ -115,7 +115,7 @@ def retrained_top1(
     """Returns seed -> top-1 accuracy (a fraction) on the *test* split of the networks that ``retrain`` wrote."""
     accuracies = {}
     for seed in seeds:
-        plain = resize(network, graph, channels)
+        plain = resize(network, graph, channels, seed=None)
         load_weights(plain, folder / f"seed-{seed}.safetensors")
         to_device(plain, context.device, recipe.channels_last)
         accuracies[seed] = 1 - split_score(plain, data, "test", recipe, context).error

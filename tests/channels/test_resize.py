@@ -84,21 +84,68 @@ def test_new_channels_of_a_normalised_weight_are_zero(dim: int | None) -> None:
     torch.testing.assert_close(wide(images), network(images))
 
 
-def test_leading_channels_keep_their_weights_and_new_ones_are_neutral() -> None:
-    """Added channels have zero weights, and the mean of the old scales, shifts and statistics."""
+@pytest.mark.parametrize("seed", [None, 0])
+def test_leading_channels_keep_their_weights(seed: int | None) -> None:
+    """New entries of vectors are the mean of the old ones. Weights that read new channels are zero."""
     sample = specimen("cifar_resnet18")
     network = sample.real(sample.graph.default)
     channels = {n: size + (8 if index % 2 else -8) for index, (n, size) in enumerate(sample.graph.default.items())}
-    state = resize(network, sample.graph, channels).state_dict()
+    state = resize(network, sample.graph, channels, seed=seed).state_dict()
     for name, before in network.state_dict().items():
         after = state[name]
         common = tuple(slice(0, min(a, b)) for a, b in zip(before.shape, after.shape, strict=True))
         assert torch.equal(after[common], before[common]), name
         if before.dim() == 1:
             assert torch.equal(after[len(before) :], before.mean().expand(max(0, len(after) - len(before)))), name
-        else:
+        elif seed is None or before.dim() == 0:
             assert after.count_nonzero() == before[common].count_nonzero(), name
+        else:
+            assert after[: len(before)].count_nonzero() == before[common].count_nonzero(), name
+            assert after[len(before) :].count_nonzero() == after[len(before) :].numel(), name
     assert current_channels(resize(network, sample.graph, channels), sample.graph) == channels
+
+
+def test_new_channels_have_the_variance_of_the_present_ones() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 40, 3), nn.Conv2d(40, 40, 3), nn.Flatten(), nn.Linear(40, 2))
+    graph = trace(network, torch.zeros(1, 3, 5, 5))
+    wide = resize(network, graph, {"0": 160, "1": 80}).requires_grad_(False)
+    images = torch.randn(500, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    for layer, old in ((1, 40), (2, 40)):
+        outputs = nn.Sequential(*list(wide)[:layer])(images).square().mean((0, 2, 3))  # without the effect of biases
+        assert float(outputs[old:].mean() / outputs[:old].mean()) == pytest.approx(1, abs=0.25)
+    torch.testing.assert_close(wide(images), network(images))
+
+
+def test_new_weights_depend_on_the_seed_and_not_on_the_other_groups() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 1, 1))
+    graph = trace(network, torch.zeros(1, 3, 4, 4))
+    wide, again = (resize(network, graph, {"0": 8, "1": 6}) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(wide.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(wide[0].weight, resize(network, graph, {"0": 8, "1": 6}, seed=1)[0].weight)
+    assert torch.equal(wide[0].weight, resize(network, graph, {"0": 8, "1": 5})[0].weight)
+    half = resize(network.to(torch.float64), graph, {"0": 8, "1": 6})
+    torch.testing.assert_close(half[0].weight.float(), wide[0].weight)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_new_channels_learn_and_do_not_stay_equal(zero: bool) -> None:
+    """Also in a layer whose weights the user has initialised to zero, and before a layer with one output."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 1))
+    if zero:
+        nn.init.zeros_(network[2].weight)
+    graph = trace(network, torch.zeros(1, 3, 8, 8))
+    wide = resize(network, graph, graph.scaled(1.5, 4))
+    images = torch.randn(16, 3, 8, 8)
+    torch.testing.assert_close(wide(images), network(images))
+    optimiser = torch.optim.SGD(wide.parameters(), 0.01)
+    for _ in range(30):
+        optimiser.zero_grad()
+        (wide(images) - images.mean((1, 2, 3))[:, None]).square().mean().backward()
+        optimiser.step()
+    for layer, axis in ((wide[0], 0), (wide[2], 0), (wide[2], 1)):
+        assert (layer.weight.narrow(axis, 8, 4).std(axis) > 0).all()
+    assert (wide[4].weight[0, 8 * 16 :].view(4, 16).std(0) > 0).all()
 
 
 def test_new_channels_next_to_a_single_one_are_neutral_too() -> None:

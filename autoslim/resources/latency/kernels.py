@@ -70,7 +70,7 @@ class Kernel:
     def at(self, channels: Mapping[str, int]) -> tuple[nn.Module, list[Tensor]]:
         """Returns the kernel as a network with these channels, and tensors of ones as its inputs."""
         chosen = {**self.graph.default, **channels}
-        module = resize(self.module, self.graph, chosen).eval()
+        module = resize(self.module, self.graph, chosen, seed=None).eval()
         return module, [reading.at(chosen, self.graph.default) for reading in self.reads]
 
     @property
