@@ -104,7 +104,7 @@ class Bench:
     def sandwich(self, subnets: list[Channels]) -> None:
         self.supernet.train()
         with self.cast():
-            sandwich_step(self.supernet, self.images[: self.batch], self.labels, subnets)
+            sandwich_step(self.supernet, (self.images[: self.batch], self.labels), subnets)
 
     def make_batches(self) -> None:
         batches = train_batches(

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoslim.channels.batches import call
 from autoslim.channels.copying import evaluation_mode
-from autoslim.channels.inputs import Arguments
 from autoslim.errors import UserError
 from autoslim.supernet.supernet import Supernet
 
@@ -23,7 +23,8 @@ def recalibrate(network: nn.Module, batches: Iterable[Any]) -> int:
 
     Args:
         network: a plain network.
-        batches: images (N, C, H, W) on the network's device; for several inputs, tuples or mappings of tensors.
+        batches: inputs without targets, on the network's device: a tensor such as images (N, C, H, W), a tuple or a
+            list (the arguments of ``forward``) or a mapping (its keyword arguments).
 
     Returns:
         The number of batches used.
@@ -51,8 +52,8 @@ def recalibrate(network: nn.Module, batches: Iterable[Any]) -> int:
             norm.momentum = None
             norm.train()
         try:
-            for images in chain([first], stream):
-                Arguments.of(images).run(network)
+            for inputs in chain([first], stream):
+                call(network, inputs)
                 count += 1
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

@@ -4,18 +4,24 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from autoslim.channels.batches import Batch, call, split_batch
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
-from autoslim.channels.inputs import Arguments
+from autoslim.errors import UserError
 from autoslim.supernet.supernet import Supernet
-from autoslim.tasks.classification import smoothed_cross_entropy
+from autoslim.tasks.classification import smoothed_cross_entropy, soft_cross_entropy
 from autoslim.training.loop import Step
+
+Loss = Callable[[Any, Any], Tensor]
+"""(output of the network, targets or output of the widest network) -> a scalar."""
 
 Per = Literal["group", "network", "both"]
 """Unit for which a random width is drawn: each group (AutoSlim), the whole network (US-Nets), or both in turn."""
@@ -44,50 +50,80 @@ class Sandwich:
 
 def sandwich_step(
     supernet: Supernet,
-    images: Any,
-    labels: Tensor,
+    batch: Batch,
     subnets: Sequence[Mapping[str, int]],
     *,
-    label_smoothing: float = 0.0,
-    distillation: bool = True,
+    loss: Loss | None = None,
+    distillation: Loss | bool = True,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    backward: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
     """Accumulates the gradients of the widest network and of ``subnets`` for one batch.
 
     This is the sandwich rule of US-Nets (Yu & Huang, arXiv 1903.05134, section 3.3). The widest network learns from the
-    labels. Each subnet learns from the detached softmax of the widest network for the same batch, at temperature 1, or
-    from the labels if ``distillation`` is off. Gradients are summed over the widths, not averaged. The function neither
-    clears gradients nor steps an optimiser.
+    targets. With distillation, each subnet learns from the detached output of the widest network for the same batch.
+    Gradients are summed over the widths, not averaged. The function neither clears gradients nor steps an optimiser.
+    Afterwards the widest network is selected.
 
     Args:
-        supernet: the supernet. The last of ``subnets`` stays selected.
-        images: (N, C, H, W); for several inputs, a tuple or a mapping of tensors.
-        labels: (N,), int64.
+        supernet: the supernet, in training mode.
+        batch: a pair (inputs, targets) on the device of the supernet. The network is called with the inputs (a tensor),
+            with ``*inputs`` (a tuple or a list) or with ``**inputs`` (a mapping).
         subnets: the narrowest and the random configurations, in the order in which they are trained.
-        label_smoothing: see ``smoothed_cross_entropy``.
-        distillation: whether subnets learn from the widest network.
+        loss: returns a scalar for (output, targets), which may have any structure. By default, it is the cross-entropy
+            of logits (N, classes, ...) with targets (N, ...).
+        distillation: how subnets learn. A function returns a scalar for (output, detached output of the widest
+            network). True stands for the cross-entropy with the softmax of the widest network if ``loss`` is the
+            default, and otherwise for no distillation, because no function fits every output. False: from the targets.
         autocast: returns a context for a forward pass and its loss. Backward passes run outside it, as torch advises.
+        backward: computes the gradients of a loss, by default ``loss.backward()``. With a gradient scaler, pass
+            ``lambda loss: scaler.scale(loss).backward()``.
 
     Returns:
         The detached loss of the widest network, a scalar on the device.
+
+    Raises:
+        UserError: the batch is not a pair, or a loss is not a scalar.
     """
-    inputs = Arguments.of(images)
-    supernet.select(supernet.widest)
-    with autocast():
-        logits = inputs.run(supernet)  # (N, classes)
-        widest_loss = smoothed_cross_entropy(logits, labels, label_smoothing)
-    widest_loss.backward()
-    target = logits.detach().softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    for channels in subnets:
-        supernet.select(channels)
+    inputs, targets = split_batch(batch)
+    distil: Loss | None = soft_cross_entropy if distillation and loss is None else None
+    distil = distillation if callable(distillation) else distil
+    target_loss: Loss = loss or F.cross_entropy
+    backward = backward or _backward
+    try:
+        supernet.select(supernet.widest)
         with autocast():
-            logits = inputs.run(supernet)
-            if distillation:
-                loss = F.cross_entropy(logits, target)
-            else:
-                loss = smoothed_cross_entropy(logits, labels, label_smoothing)
-        loss.backward()
+            output = call(supernet, inputs)
+            widest_loss = _scalar(target_loss(output, targets), "loss")
+        backward(widest_loss)
+        teacher = None if distil is None else tree_map(_detached, output)
+        for channels in subnets:
+            supernet.select(channels)
+            with autocast():
+                output = call(supernet, inputs)
+                if distil is None:
+                    value = _scalar(target_loss(output, targets), "loss")
+                else:
+                    value = _scalar(distil(output, teacher), "distillation")
+            backward(value)
+    finally:
+        supernet.select(supernet.widest)
     return widest_loss.detach()
+
+
+def _backward(loss: Tensor) -> None:
+    loss.backward()
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _scalar(value: Any, name: str) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        raise UserError(f"{name} must return a scalar tensor, but it returned a value of {given}; use its mean")
+    return value
 
 
 def random_subnet(grid: Mapping[str, Sequence[int]], seed: int, step: int, index: int) -> Channels:
@@ -129,17 +165,15 @@ def sandwich_rule(
     seed = random_width_seed(sandwich.seed, rank) if sandwich.widths_by_rank else sandwich.seed
     narrowest = grid.narrowest
 
+    loss = partial(smoothed_cross_entropy, smoothing=label_smoothing)
+    distillation: Loss | bool = soft_cross_entropy if sandwich.distillation else False
+
     def step(images: Tensor, labels: Tensor, number: int) -> Tensor:
         choices = [draw[(number * count + index) % len(draw)] for index in range(count)]
         drawn = [choice(grid, seed, number, index) for index, choice in enumerate(choices)]
+        subnets = [narrowest, *drawn]
         return sandwich_step(
-            supernet,
-            images,
-            labels,
-            [narrowest, *drawn],
-            label_smoothing=label_smoothing,
-            distillation=sandwich.distillation,
-            autocast=autocast,
+            supernet, (images, labels), subnets, loss=loss, distillation=distillation, autocast=autocast
         )
 
     return step

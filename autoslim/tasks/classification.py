@@ -20,6 +20,11 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> 
     return F.cross_entropy(logits, labels, label_smoothing=smoothing * classes / (classes - 1) if smoothing else 0.0)
 
 
+def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Returns the mean cross-entropy with the softmax of another network's logits (``teacher``), over dimension 1."""
+    return F.cross_entropy(logits, teacher.softmax(1, dtype=torch.promote_types(teacher.dtype, torch.float32)))
+
+
 @dataclass(frozen=True)
 class Score:
     """The top-1 error (a fraction) and the mean cross-entropy in nats over ``images`` images."""

@@ -1,17 +1,20 @@
 """Compares the sandwich step with separately built plain networks, and the losses with their formulas."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from specimens import batch_statistics, specimen, spread
-from torch import Tensor
+from torch import Tensor, nn
 
-from autoslim import Supernet, sandwich_step
+from autoslim import Supernet, sandwich_step, trace
 from autoslim.channels.grid import Grid, GridSpec
+from autoslim.errors import UserError
 from autoslim.supernet.sandwich import Per, Sandwich, random_subnet, random_width, sandwich_rule
-from autoslim.tasks.classification import smoothed_cross_entropy
+from autoslim.tasks.classification import smoothed_cross_entropy, soft_cross_entropy
 from autoslim.training.device import autocast
 
 CLASSES = 10
@@ -65,7 +68,10 @@ def test_gradients_are_the_sum_of_those_of_plain_networks(name: str, distillatio
         torch.stack(parts).sum(0)
         for parts in zip(*(spread(supernet.graph, n, supernet.widest) for n in plain), strict=True)
     ]
-    value = sandwich_step(supernet, images, labels, configurations, label_smoothing=0.1, distillation=distillation)
+    label_loss = partial(smoothed_cross_entropy, smoothing=0.1)
+    distil = soft_cross_entropy if distillation else False
+    value = sandwich_step(supernet, (images, labels), configurations, loss=label_loss, distillation=distil)
+    assert supernet.selected == supernet.widest
     torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=0)
     assert not value.requires_grad
     for parameter, gradient in zip(supernet.parameters(), expected, strict=True):
@@ -76,10 +82,10 @@ def test_gradients_are_added_to_existing_ones() -> None:
     supernet, levels = make_supernet("cifar_resnet18", torch.float64)
     images, labels = batch("cifar_resnet18", torch.float64)
     narrowest = levels.narrowest
-    sandwich_step(supernet, images, labels, [narrowest])
+    sandwich_step(supernet, (images, labels), [narrowest])
     once = [parameter.grad.clone() for parameter in supernet.parameters() if parameter.grad is not None]
     weights = [parameter.detach().clone() for parameter in supernet.parameters()]
-    sandwich_step(supernet, images, labels, [narrowest])
+    sandwich_step(supernet, (images, labels), [narrowest])
     for parameter, gradient, weight in zip(supernet.parameters(), once, weights, strict=True):
         torch.testing.assert_close(parameter.grad, 2 * gradient)
         assert torch.equal(parameter, weight)  # the step does not call an optimiser
@@ -94,6 +100,85 @@ def test_label_smoothing_by_its_formula(epsilon: float, classes: int) -> None:
     torch.testing.assert_close(
         smoothed_cross_entropy(logits, labels, epsilon), smoothed(logits, labels, epsilon), rtol=1e-12, atol=0
     )
+
+
+# Losses, outputs and batches of any structure
+
+
+class Heads(nn.Module):
+    """Two inputs and two heads, in dictionaries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.classes, self.height = nn.Conv2d(3, 8, 3), nn.Linear(8, 4), nn.Linear(8, 1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.body(images).relu().mean((2, 3))
+        return {"classes": self.classes(features), "height": self.height(features)}
+
+
+def heads_loss(output: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
+    return F.cross_entropy(output["classes"], targets["classes"]) + F.mse_loss(output["height"], targets["height"])
+
+
+def heads_distillation(output: Mapping[str, Tensor], widest: Mapping[str, Tensor]) -> Tensor:
+    assert not any(tensor.requires_grad for tensor in widest.values())
+    return soft_cross_entropy(output["classes"], widest["classes"]) + F.mse_loss(output["height"], widest["height"])
+
+
+def two_heads() -> tuple[Supernet, Tensor, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    network = Heads()
+    supernet = Supernet(network.double(), trace(Heads(), torch.zeros(1, 3, 8, 8)))
+    images = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    targets = {"classes": torch.arange(6) % 4, "height": torch.randn(6, 1, dtype=torch.float64)}
+    return supernet, images, targets
+
+
+@pytest.mark.parametrize("distillation", [heads_distillation, True, False])
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: [x], lambda x: {"images": x}], ids=["one", "list", "mapping"])
+def test_any_loss_output_and_batch(distillation: Any, wrap: Callable[[Tensor], Any]) -> None:
+    """With a loss of one's own there is no default distillation. Gradients are those of plain networks."""
+    supernet, images, targets = two_heads()
+    plain = [supernet.extract({"body": count}) for count in (8, 3)]
+    widest, narrow = plain[0](images), plain[1](images)
+    heads_loss(widest, targets).backward()
+    detached = {name: tensor.detach() for name, tensor in widest.items()}
+    (heads_distillation(narrow, detached) if callable(distillation) else heads_loss(narrow, targets)).backward()
+    sandwich_step(supernet, [wrap(images), targets], [{"body": 3}], loss=heads_loss, distillation=distillation)
+    expected = zip(*(spread(supernet.graph, network, supernet.widest) for network in plain), strict=True)
+    for parameter, parts in zip(supernet.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, torch.stack(parts).sum(0), rtol=1e-9, atol=1e-12)
+
+
+def test_losses_can_be_scaled() -> None:
+    supernet, images, targets = two_heads()
+    batch = (images, targets)
+    value = sandwich_step(supernet, batch, [{"body": 3}], loss=heads_loss)
+    once = [parameter.grad.clone() for parameter in supernet.parameters() if parameter.grad is not None]
+    supernet.zero_grad()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaled = sandwich_step(
+        supernet, batch, [{"body": 3}], loss=heads_loss, backward=lambda loss: scaler.scale(loss).backward()
+    )
+    assert torch.equal(value, scaled)  # the loss itself is not scaled
+    scaler.unscale_(optimiser := torch.optim.SGD(supernet.parameters(), 0.1))
+    for parameter, gradient in zip(supernet.parameters(), once, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+    scaler.step(optimiser)
+
+
+def test_the_widest_configuration_is_selected_after_a_step_that_fails() -> None:
+    supernet, images, targets = two_heads()
+    with pytest.raises(UserError, match=r"loss must return a scalar tensor, but it returned a value of shape \(6, 4\)"):
+        sandwich_step(supernet, (images, targets), [], loss=lambda output, _: output["classes"])
+    with pytest.raises(UserError, match=r"distillation must return a scalar .* of type dict; use its mean"):
+        sandwich_step(
+            supernet, (images, targets), [{"body": 3}], loss=heads_loss, distillation=lambda output, _: output
+        )
+    assert supernet.selected == {"body": 8}
+    with pytest.raises(UserError, match=r"must be a pair \(inputs, targets\), but this one is a dict; convert it"):
+        sandwich_step(supernet, targets, [])
 
 
 # Random subnets
@@ -170,7 +255,8 @@ def test_the_rule_trains_widest_narrowest_and_random_ones(
         step(images, labels, number)
         assert selected[:2] == [supernet.widest, levels.narrowest]
         turns = [drawn[(done + index) % 2] for index in range(count)]
-        assert selected[2:] == [draw(levels, 5, number, index) for index, draw in enumerate(turns)]
+        assert selected[-1] == supernet.widest
+        assert selected[2:-1] == [draw(levels, 5, number, index) for index, draw in enumerate(turns)]
         done += count
 
 
