@@ -9,6 +9,7 @@ from typing import Any
 from autoslim.channels.grid import Grid, GridSpec, make_grid, scaled
 from autoslim.channels.groups import Axis, ChannelGroup, Channels, axis_size
 from autoslim.channels.inputs import Inputs
+from autoslim.channels.limits import group_ranges
 from autoslim.channels.memory import MemoryModel, Operation, memory_model
 from autoslim.errors import UserError
 
@@ -123,11 +124,19 @@ class ChannelGraph:
         """Returns the configuration of a uniform width multiplier (see ``autoslim.channels.grid.scaled``)."""
         return scaled(self.groups, width, divisor)
 
-    def grid(self, spec: GridSpec) -> Grid:
-        """Returns the numbers of channels that ``spec`` gives each group of this network."""
+    def grid(self, spec: GridSpec = GridSpec()) -> Grid:  # noqa: B008
+        """Returns the numbers of channels that ``spec`` gives each group of this network.
+
+        Raises:
+            UserError: If the limits of ``spec.groups`` match no group, or if no number of channels is within them.
+        """
         floor = {name: max(1, round(spec.narrowest * group.size)) for name, group in self.groups.items()}
         widest = self.scaled(spec.width, spec.divisor)
-        return make_grid(self.groups, widest, floor, spec.steps, spec.divisor, spec.anchor)
+        ranges = group_ranges(self.groups, spec.groups)
+        for name, allowed in ranges.items():
+            widest[name], floor[name] = allowed.clamped(widest[name], floor[name])
+        multiples = {name: allowed.multiple for name, allowed in ranges.items()}
+        return make_grid(self.groups, widest, floor, spec.steps, spec.divisor, spec.anchor, multiples)
 
     def macs(self, channels: Mapping[str, int] | None = None, *, pooling: bool = False) -> int:
         """Returns the multiply-adds for one image."""

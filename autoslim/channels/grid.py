@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from autoslim.channels.groups import ChannelGroup, Channels
+from autoslim.channels.limits import GroupLimits
 
 
 def make_divisible(value: float, divisor: int) -> int:
@@ -56,10 +57,17 @@ class Grid(dict[str, tuple[int, ...]]):
 
     Args:
         levels: numbers of channels by group, each in descending order.
+        multiples: numbers of which other numbers of channels between those of the grid have to be multiples, by group.
+            By default, they are the greatest common divisors of the grid's numbers.
     """
 
-    def __init__(self, levels: Mapping[str, Sequence[int]] | Iterable[tuple[str, Sequence[int]]]) -> None:
+    def __init__(
+        self,
+        levels: Mapping[str, Sequence[int]] | Iterable[tuple[str, Sequence[int]]],
+        multiples: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__((name, tuple(numbers)) for name, numbers in dict(levels).items())
+        self.multiples = dict(multiples or {name: math.gcd(*numbers) for name, numbers in self.items()})
 
     @property
     def widest(self) -> Channels:
@@ -100,13 +108,15 @@ class GridSpec:
         steps: slimming steps of each group from its widest down.
         divisor: numbers of channels decrease by multiples of this.
         anchor: see ``make_grid``.
+        groups: limits of groups by pattern; see ``autoslim.channels.limits``.
     """
 
-    width: float
-    narrowest: float
-    steps: int
-    divisor: int
+    width: float = 1.0
+    narrowest: float = 0.25
+    steps: int = 12
+    divisor: int = 8
     anchor: Anchor = "widest"
+    groups: Mapping[str, GroupLimits] = field(default_factory=dict)
 
 
 def make_grid(
@@ -116,20 +126,22 @@ def make_grid(
     steps: int,
     divisor: int,
     anchor: Anchor = "widest",
+    multiples: Mapping[str, int] | None = None,
 ) -> Grid:
     """Returns each group's numbers of channels from ``widest`` down.
 
     They are ``widest - k * slimming_step`` as long as they are not below ``narrowest``. With anchor ``zero`` they are
     the widest and the multiples of the slimming step below it, as in the authors' ResNet-50 lists. The last number of
-    each group belongs to the narrowest subnet.
+    each group belongs to the narrowest subnet. ``multiples`` are multiplied into the divisor of some groups.
     """
-    levels = {}
+    levels, divisors = {}, {}
     for name, top in widest.items():
         unit = groups[name].unit
-        step = slimming_step(top, steps, math.lcm(divisor, unit))
+        divisors[name] = math.lcm(divisor, unit, (multiples or {}).get(name, 1))
+        step = slimming_step(top, steps, divisors[name])
         floor = max(1, unit, min(top, narrowest[name]))
         if anchor == "zero":
             levels[name] = (top, *range((top - 1) // step * step, floor - 1, -step))
         else:
             levels[name] = tuple(range(top, floor - 1, -step))
-    return Grid(levels)
+    return Grid(levels, divisors)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from autoslim.channels.graph import ChannelGraph
+    from autoslim.channels.grid import GridSpec
 
 
 @with_clear_errors
@@ -99,8 +100,9 @@ def profile_cli(
 
     configuration = read_channels(channels) if channels else None
     released = released_method(name) if name else None
+    spec = None
     if name is None:
-        name, network, graph, multiple = _network_of_params(
+        name, network, graph, spec = _network_of_params(
             example_inputs(inputs or [], size), classes, kwargs or [], leaves or [], part
         )
     else:
@@ -111,7 +113,7 @@ def profile_cli(
         path = FAMILIES[released.family] if released else name
         arguments |= keyword_values(kwargs or [])
         network, graph = _named_network(path, example, None, arguments, leaves or [], part)
-        multiple = 8
+    multiple = spec.divisor if spec else 8
     if released:
         if configuration is not None or width is not None:
             raise UserError(f"{name} sets the channels, and so does --width or --channels; use only one of them")
@@ -120,6 +122,10 @@ def profile_cli(
     from autoslim.resources.profile import counted_at_run_time, profile
 
     values = {"network": name, **profile(network, graph, chosen)}
+    if spec is not None:
+        grid = graph.grid(spec)
+        for group in values["groups"]:
+            group["grid"] = list(grid[group["name"]])
     if verify:
         values |= counted_at_run_time(network, graph, chosen)
     if as_json:
@@ -135,10 +141,11 @@ def print_profile(values: dict[str, Any], *, layers: bool) -> None:
     totals, groups = values["totals"], values["groups"]
     resized = any(group["channels"] != group["default"] for group in groups)
     if groups:
+        columns = ["channels", *(["default"] if resized else []), "unit", *(["grid"] if "grid" in groups[0] else [])]
         print_table(
-            ["group", "channels", *(["default"] if resized else []), "unit", "members"],
+            ["group", *columns, "members"],
             [
-                [g["name"], g["channels"], *([g["default"]] if resized else []), g["unit"], ", ".join(g["members"])]
+                [g["name"], *(numbers(g[c]) if c == "grid" else g[c] for c in columns), ", ".join(g["members"])]
                 for g in groups
             ],
             title="Channel groups: layers that must keep the same number of channels",
@@ -165,6 +172,11 @@ def print_profile(values: dict[str, Any], *, layers: bool) -> None:
     if products := values.get("products_of_activations"):
         facts.append(("not in budgets", f"{products:,} MACs of products of activations, as in attention"))
     print_facts(facts)
+
+
+def numbers(grid: Sequence[int]) -> str:
+    """Returns the numbers of a grid in short: ``8 to 32 in 7`` numbers, or ``32`` if the group is not slimmed."""
+    return str(grid[0]) if len(grid) == 1 else f"{grid[-1]} to {grid[0]} in {len(grid)}"
 
 
 def _compared(values: dict[str, Any], counter: str) -> str:
@@ -217,8 +229,8 @@ def _named_network(
 
 def _network_of_params(
     example: Any, classes: int | None, kwargs: Sequence[str], leaves: Sequence[str], part: str
-) -> tuple[str, "nn.Module", "ChannelGraph", int]:
-    """Returns the name, network, graph and divisor of ``params.yaml``, with the options applied.
+) -> tuple[str, "nn.Module", "ChannelGraph", "GridSpec"]:
+    """Returns the name, network, graph and grid of ``params.yaml``, with the options applied.
 
     Without an ``example`` of the input, the image size is that of the prepared data; likewise the classes.
     """
@@ -229,6 +241,7 @@ def _network_of_params(
         )
     enter_project()
     from autoslim.data.prepared import read_info
+    from autoslim.pipeline.assembly import grid_spec
     from autoslim.pipeline.params import load_params
     from autoslim.pipeline.project import PREPARED
 
@@ -241,7 +254,7 @@ def _network_of_params(
         classes = classes or len(info.classes)
     arguments = model.kwargs | keyword_values(kwargs)
     network, graph = _named_network(model.name, example, classes, arguments, [*model.leaves, *leaves], part)
-    return model.name, network, graph, params.supernet.grid.divisor
+    return model.name, network, graph, grid_spec(params.supernet)
 
 
 def _configuration(graph: "ChannelGraph", width: float | None, divisor: int, channels: Channels | None) -> Channels:

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from autoslim.channels.groups import Channels
+from autoslim.channels.limits import GroupRange, group_ranges
 from autoslim.data.prepared import PreparedData
 from autoslim.files import write_json
 from autoslim.models.released import released_method
 from autoslim.pipeline.artifacts import Allocation, RequestedBudget, write_initial_weights
-from autoslim.pipeline.assembly import checkpoints, inputs, run_context, traced_network
+from autoslim.pipeline.assembly import checkpoints, grid_spec, inputs, run_context, traced_network
 from autoslim.pipeline.checks import check_measured_here, check_reach, check_trajectory
 from autoslim.pipeline.costs import budget_limits, load_costs
 from autoslim.pipeline.params import Params, load_params
@@ -45,8 +46,9 @@ def run() -> None:
         configurations = [step["channels"] for step in trajectory["steps"]]
         narrowest = trajectory["narrowest"]["channels"]
     limits = budget_limits(params, costs)
+    ranges = group_ranges(graph.groups, grid_spec(params.supernet).groups)
     chosen = {
-        method: allocate(method, costs, configurations, limits, params.supernet.grid.divisor, narrowest)
+        method: allocate(method, costs, configurations, limits, params.supernet.grid.divisor, narrowest, ranges)
         for method in params.methods
     }
     refines = params.allocate.refine and "autoslim" in chosen
@@ -54,7 +56,7 @@ def run() -> None:
         supernet, file = load_supernet(SUPERNET, network, graph)
     if refines:
         state = _checkpoints(params, limits)
-        refinement = _refined(params, supernet, file, data, costs, chosen["autoslim"], limits, state)
+        refinement = _refined(params, supernet, file, data, costs, chosen["autoslim"], limits, ranges, state)
         write_json(CHANNELS / "refinement.json", refinement)
         chosen["autoslim"] = refinement["after"]["channels"]
     else:
@@ -85,7 +87,7 @@ def _checkpoints(params: Params, limits: Mapping[str, float]) -> Checkpoints:
         RESOURCES / "latency.json",
         search=params.search.model_dump(),
         limits=dict(limits),
-        divisor=params.supernet.grid.divisor,
+        grid=params.supernet.grid.model_dump(),
     )
 
 
@@ -97,6 +99,7 @@ def _refined(
     costs: Costs,
     channels: Channels,
     limits: Mapping[str, float],
+    ranges: Mapping[str, GroupRange],
     state: Checkpoints,
 ) -> dict[str, Any]:
     """Refines ``channels``, and prints the costs and the accuracy before and after."""
@@ -115,6 +118,7 @@ def _refined(
             settings=SearchSettings(**params.search.model_dump()),
             seed=params.data.seed,
             checkpoints=state,
+            ranges=ranges,
         )
     before, after = refinement["before"], refinement["after"]
     costs_of = [[format_amount(end[resource], resource) for resource in limits] for end in (before, after)]

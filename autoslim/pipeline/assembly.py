@@ -10,6 +10,7 @@ from torch import nn
 
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.grid import GridSpec
+from autoslim.channels.limits import GroupLimits
 from autoslim.channels.sort import importance_orders, permute
 from autoslim.data.augmentation import Augmentation
 from autoslim.data.prepared import FILE_NAME, DataInfo
@@ -86,7 +87,8 @@ def check_leaves(network: nn.Module, name: str, leaves: Sequence[str]) -> None:
 
 def grid_spec(supernet: P.SupernetParams) -> GridSpec:
     grid = supernet.grid
-    return GridSpec(supernet.width, grid.narrowest, grid.steps, grid.divisor, grid.anchor)
+    limits = {pattern: GroupLimits(**limit.model_dump()) for pattern, limit in grid.groups.items()}
+    return GridSpec(supernet.width, grid.narrowest, grid.steps, grid.divisor, grid.anchor, limits)
 
 
 def recipe(training: P.Training) -> Recipe:

@@ -12,7 +12,9 @@ from typing import Literal
 from autoslim.channels.graph import ChannelGraph, Layer
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels, Segment
+from autoslim.channels.limits import group_ranges
 from autoslim.data.batches import even_chunk
+from autoslim.pipeline.assembly import grid_spec
 from autoslim.pipeline.params import Params, Training
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search.greedy import cost_to_reach
@@ -113,7 +115,12 @@ def _supernet_work(params: Params, graph: ChannelGraph, grid: Grid, sizes: Sizes
 
 def _uniform(params: Params, costs: Costs, limits: Mapping[str, float], grid: Grid) -> Channels:
     """Returns the uniform network, which stands in for autoslim's, because that is not known yet."""
-    return allocate("uniform", costs, [grid.widest], limits, params.supernet.grid.divisor, grid.narrowest)
+    return _allocated("uniform", params, costs, limits, grid)
+
+
+def _allocated(method: str, params: Params, costs: Costs, limits: Mapping[str, float], grid: Grid) -> Channels:
+    ranges = group_ranges(costs.graph.groups, grid_spec(params.supernet).groups)
+    return allocate(method, costs, [grid.widest], limits, params.supernet.grid.divisor, grid.narrowest, ranges)
 
 
 def _search_work(params: Params, objective: Objective, grid: Grid, sizes: Sizes, uniform: Channels) -> list[Work]:
@@ -138,7 +145,7 @@ def _retrain_work(
     """Returns the work for one method."""
     channels = _uniform(params, costs, limits, grid)
     if method != "autoslim":
-        channels = allocate(method, costs, [grid.widest], limits, params.supernet.grid.divisor, grid.narrowest)
+        channels = _allocated(method, params, costs, limits, grid)
     training, seeds, macs = params.retrain, len(params.retrain.seeds), costs.graph.macs(channels)
     steps, batch = training_steps(training, sizes.train)
     work = [Work(f"retrain {method}: training", "retrain", seeds * steps, batch, batch, 0, macs, (channels,))]

@@ -158,6 +158,22 @@ class Training(Section):
         return self
 
 
+class GroupLimits(Section):
+    """Limits of the channel groups that a pattern matches. Each of them may be left out."""
+
+    freeze: bool = Field(False, description="The group keeps the channels of the default network.")
+    minimum: Positive | None = Field(None, description="Smallest number of channels.")
+    maximum: Positive | None = Field(None, description="Largest number of channels.")
+    multiple: Positive | None = Field(None, description="Numbers of channels are multiples of this number.")
+    max_shrink: Fraction | None = Field(None, description="Largest share of the default channels that is removed.")
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> "GroupLimits":
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError(f"minimum is {self.minimum}, but maximum is {self.maximum}; lower minimum")
+        return self
+
+
 class Grid(Section):
     anchor: Literal["widest", "zero"] = Field(
         description="widest: numbers of channels are the widest number minus multiples of the slimming step; zero: "
@@ -171,6 +187,11 @@ class Grid(Section):
     )
     narrowest: Annotated[float, Field(gt=0, le=1)] = Field(
         description="Width multiplier of the narrowest subnet that is trained."
+    )
+    groups: dict[str, GroupLimits] = Field(
+        description="Limits of channel groups by pattern, such as {'stem*': {freeze: true}, '*': {multiple: 8, "
+        "max_shrink: 0.5}}. A pattern is compared with the names of groups and of their layers (see `autoslim "
+        "profile`). Limits: freeze, minimum, maximum, multiple, max_shrink."
     )
 
 

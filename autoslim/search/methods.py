@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from autoslim.channels.groups import ChannelGroup, Channels
+from autoslim.channels.limits import GroupRange
 from autoslim.errors import UserError
 from autoslim.models.released import released_lists, released_method
 from autoslim.resources.budgets import format_named_amount
@@ -28,6 +29,7 @@ def allocate(
     limits: Mapping[str, float],
     divisor: int = 1,
     narrowest: Mapping[str, int] | None = None,
+    ranges: Mapping[str, GroupRange] | None = None,
 ) -> Channels:
     """Returns the channels that a method chooses within ``limits``.
 
@@ -38,6 +40,7 @@ def allocate(
         limits: resource -> upper bound in its unit.
         divisor: ``uniform`` has multiples of this number if latency is limited.
         narrowest: ``uniform`` has at least these channels if latency is limited.
+        ranges: limits of groups (see ``group_ranges``), which ``uniform`` satisfies too.
 
     Raises:
         UserError: the method is unknown, no network is within the limits, or the list belongs to another network.
@@ -55,10 +58,15 @@ def allocate(
     widest = max(maximum[name] / group.size for name, group in graph.groups.items())
     # `maximum` is rounded, so the same width multiplier may exceed it in some groups.
     bounds = {name: (minimum.get(name, 1), count) for name, count in maximum.items()}
+    for name, allowed in (ranges or {}).items():
+        highest, lowest = allowed.clamped(maximum[name], bounds[name][0])
+        bounds[name] = lowest, highest
+    multiples = {name: allowed.multiple for name, allowed in (ranges or {}).items()}
     try:
         if method == "autoslim":
             return from_trajectory(configurations, fits)
-        return uniform(graph.groups, fits, widest, divisor if measured else 1, bounds=bounds, monotone=not measured)
+        divisor = divisor if measured else 1
+        return uniform(graph.groups, fits, widest, divisor, bounds=bounds, multiples=multiples, monotone=not measured)
     except UserError as error:
         budget = ", ".join(format_named_amount(limit, resource) for resource, limit in limits.items())
         last = ", ".join(format_named_amount(costs.of(configurations[-1], resource), resource) for resource in limits)
@@ -84,6 +92,7 @@ def uniform(
     divisor: int = 1,
     *,
     bounds: Mapping[str, tuple[int, int]] | None = None,
+    multiples: Mapping[str, int] | None = None,
     monotone: bool = True,
 ) -> Channels:
     """Returns the configuration of the largest width multiplier up to ``widest`` that is within the limits.
@@ -100,12 +109,13 @@ def uniform(
         divisor: see above.
         bounds: the minimum and maximum number of channels of each group, to which counts are clamped: those of the
             supernet, or those that were measured.
+        multiples: further numbers of which the channels of some groups are multiples.
         monotone: whether costs never decrease as the width grows. Otherwise (latency) every width is tried.
 
     Raises:
         UserError: even the narrowest configuration exceeds the limits.
     """
-    steps = {name: math.lcm(group.unit, divisor) for name, group in groups.items()}
+    steps = {name: math.lcm(group.unit, divisor, (multiples or {}).get(name, 1)) for name, group in groups.items()}
 
     def at(width: float) -> Channels:
         counts = {n: max(1, int(width * g.size / steps[n] + 0.5)) * steps[n] for n, g in groups.items()}

@@ -7,6 +7,7 @@ from typing import Any
 
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import ChannelGroup, Channels
+from autoslim.channels.limits import GroupRange
 from autoslim.data.prepared import PreparedData
 from autoslim.files import append_line, read_lines
 from autoslim.resources.costs import Costs
@@ -82,12 +83,22 @@ def refine(
         yield change
 
 
-def fine_numbers(grid: Grid, groups: Mapping[str, ChannelGroup], divisor: int) -> dict[str, list[int]]:
-    """Returns the numbers of the grid, and between them the narrowest number plus multiples of ``divisor``."""
-    return {
-        name: sorted({*levels, *range(levels[-1], levels[0], math.lcm(divisor, groups[name].unit))})
-        for name, levels in grid.items()
-    }
+def fine_numbers(
+    grid: Grid,
+    groups: Mapping[str, ChannelGroup],
+    divisor: int,
+    ranges: Mapping[str, GroupRange] | None = None,
+) -> dict[str, list[int]]:
+    """Returns the numbers of the grid, and between them the narrowest number plus multiples of ``divisor``.
+
+    The numbers of groups with limits are also multiples of ``ranges[name].multiple``.
+    """
+    numbers = {}
+    for name, levels in grid.items():
+        multiple = ranges[name].multiple if ranges and name in ranges else 1
+        step = math.lcm(divisor, groups[name].unit, multiple)
+        numbers[name] = sorted({*levels, *range(levels[-1], levels[0], step)})
+    return numbers
 
 
 @dataclass(frozen=True)
@@ -191,6 +202,7 @@ def refine_within(
     settings: SearchSettings,
     seed: int,
     checkpoints: Checkpoints,
+    ranges: Mapping[str, GroupRange] | None = None,
 ) -> dict[str, Any]:
     """Refines a configuration of a trajectory within ``limits`` (see ``refine``), with the scores of the search.
 
@@ -204,12 +216,13 @@ def refine_within(
         divisor: see ``fine_numbers``. A latency table has times for the numbers of the grid only, so with a limit of
             latency groups have only those.
         seed: seed of the order of the search images, as in the search.
+        ranges: limits of groups (see ``fine_numbers``).
 
     Returns:
         The changes, and the configuration, its costs and its score before and after them.
     """
     runners, _ = scoring_runners(supernet, data, context, settings, seed)
-    numbers = grid if "latency" in limits else fine_numbers(grid, supernet.graph.groups, divisor)
+    numbers = grid if "latency" in limits else fine_numbers(grid, supernet.graph.groups, divisor, ranges)
 
     def evaluate(chosen: Channels, changes: Mapping[str, int]) -> dict[str, Outcome]:
         outcomes = [run_chunk(chosen, changes) for run_chunk in runners]
