@@ -11,11 +11,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 import typer
 from dvc.cli.parser import get_main_parser
 from paths import ROOT
 from pydantic import BaseModel
 from ruamel.yaml import YAML
+from torch import nn
 from typer.testing import CliRunner
 
 from autoslim.cli.main import app
@@ -93,7 +95,7 @@ def test_every_parameter_is_described_and_in_the_generated_tables(hooks: ModuleT
         assert description, name
         row = next(line for line in tables.splitlines() if f"</a>`{name}` |" in line)
         assert description.replace("|", "\\|") in row
-        assert "| mapping |" not in row or name == "model.kwargs"
+        assert "| mapping |" not in row or name in ("model.kwargs", "supernet.grid.groups")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,44 @@ def profiled(code: str, size: str, folder: Path, monkeypatch: pytest.MonkeyPatch
     return {group["name"]: group["members"] for group in json.loads(result.stdout)["groups"]}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/reference.md", "docs/architecture.md", "docs/guide/models.md"])
+LIBRARY = sorted(path.name for path in (ROOT / "docs" / "library").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", LIBRARY)
+def test_the_examples_of_the_library_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each example slims a network to its budget, in at most 60 lines."""
+    [code] = python_blocks(f"docs/library/{page}")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 60
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(code, names)
+    if page == "loop.md":
+        assert names["graph"].macs(names["channels"]) <= 0.25 * names["graph"].macs()
+        return
+    result, text = names["result"], code.replace('"', "")
+    [share] = re.findall(r"scoring,\s+(?:{macs: )?(\d+)%", text)
+    assert result.costs["macs"] <= int(share) / 100 * result.default_costs["macs"]
+    assert result.costs["params"] == sum(parameter.numel() for parameter in result.network.parameters())
+
+
+def test_the_python_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slimming takes at most 20 lines. The network and the loaders are the user's."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3, 4), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, 4), nn.Flatten()]
+    network = nn.Sequential(*layers, nn.Linear(32 * 4, 4))
+    batches = [(torch.randn(16, 3, 32, 32), torch.arange(16) % 4) for _ in range(4)]
+    monkeypatch.chdir(tmp_path)
+    whole, steps = [block for block in python_blocks("README.md") if "from autoslim" in block]
+    names: dict[str, Any] = {"__name__": "example", "network": network, "training": batches, "scoring": batches}
+    for code in (whole, steps):
+        assert len(code.splitlines()) <= 20
+        exec(code, names)
+    assert sum(parameter.numel() for parameter in names["slimmed"].parameters()) < names["graph"].params()
+    assert names["graph"].macs(names["channels"]) <= 0.5 * names["graph"].macs()
+    assert names["result"].costs["macs"] <= 0.5 * names["graph"].macs()
+
+
+@pytest.mark.parametrize("page", ["docs/reference.md", "docs/architecture.md", "docs/guide/models.md"])
 def test_python_examples_print_what_their_comments_state(page: str) -> None:
     blocks = [block for block in python_blocks(page) if "from autoslim" in block]
     assert blocks

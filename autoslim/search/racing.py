@@ -3,25 +3,32 @@
 import math
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from autoslim.channels.batches import call, first_tensor
 from autoslim.channels.copying import inference_mode
 from autoslim.channels.groups import Channels
 from autoslim.distributed.ranks import SINGLE, World
+from autoslim.errors import UserError
 from autoslim.resources.budgets import format_amount
 from autoslim.search.greedy import Choose, Evaluation, Option, SelectionRule
 from autoslim.search.incremental import IncrementalEvaluator, verified_evaluator
 from autoslim.search.scoring import CURRENT, By, Increase, Outcome, increase, losses_by_image, mean_score
 from autoslim.supernet.supernet import Supernet
 from autoslim.supernet.train import check_finite
-from autoslim.tasks.classification import Chunk, Score
+from autoslim.tasks.classification import Score
 
 VERIFICATION_IMAGES = 8
 
+
+Losses = Callable[[Any, Any], Tensor]
+"""(output, targets) -> both losses of each image, (2, N); see ``losses_by_image``."""
 
 ChunkRunner = Callable[[Channels, Mapping[str, int]], Mapping[str, Outcome]]
 """(configuration, changes) -> outcomes on one chunk: of the configuration, under ``CURRENT``, and, for each group in
@@ -140,14 +147,16 @@ class _Race:
 
 def chunk_runners(
     supernet: Supernet,
-    chunks: Sequence[Chunk],
-    autocast: Callable[[], torch.autocast],
+    chunks: Sequence[tuple[Any, Any]],
+    autocast: Callable[[], AbstractContextManager[object]],
     *,
     incremental: bool,
     report: Callable[[str], None],
     world: World = SINGLE,
+    losses: Losses = losses_by_image,
+    check: Callable[[float, str], None] = check_finite,
 ) -> list[ChunkRunner]:
-    """Returns one runner for each chunk of images. A chunk's images share their batch statistics.
+    """Returns one runner for each chunk (inputs, targets) of images. A chunk's images share their batch statistics.
 
     Each of several processes runs some of the configurations on the whole chunk, and every process receives all
     outcomes. They equal those that a single process would compute.
@@ -156,38 +165,52 @@ def chunk_runners(
         incremental: evaluate only the part that a candidate changes (see ``IncrementalEvaluator``). This is verified
             first; a network that does not support it is evaluated as a whole.
         report: called with a message if the network is evaluated as a whole.
+        losses: computes both losses of each image from the network's output and the targets.
+        check: raises an error for (a mean score, the description of a subnet) that is not finite.
     """
     evaluator = None
     if incremental:
-        with inference_mode(supernet):
-            evaluator, reason = verified_evaluator(supernet, chunks[0][0][:VERIFICATION_IMAGES])
+        if isinstance(inputs := chunks[0][0], Tensor):
+            with inference_mode(supernet):
+                evaluator, reason = verified_evaluator(supernet, inputs[:VERIFICATION_IMAGES])
+        else:
+            reason = "its input is not one tensor"
         if evaluator is None:
             report(f"search: each candidate is evaluated as a whole, because the network cannot be split: {reason}")
-    return [_chunk_runner(supernet, evaluator, chunk, autocast, world) for chunk in chunks]
+    return [_chunk_runner(supernet, evaluator, chunk, autocast, world, losses, check) for chunk in chunks]
 
 
 def _chunk_runner(
     supernet: Supernet,
     evaluator: IncrementalEvaluator | None,
-    chunk: Chunk,
-    autocast: Callable[[], torch.autocast],
+    chunk: tuple[Any, Any],
+    autocast: Callable[[], AbstractContextManager[object]],
     world: World,
+    losses: Losses,
+    check: Callable[[float, str], None],
 ) -> ChunkRunner:
-    images, labels = chunk
+    inputs, targets = chunk
+    samples = first_tensor(inputs)
 
     def run_chunk(channels: Channels, changes: Mapping[str, int]) -> dict[str, Outcome]:
         names = [*changes, CURRENT]
         share = names[world.rank :: world.world_size]  # in the network's order: each rank gets early and late groups
-        table = torch.zeros(len(names), 2, len(labels), device=labels.device)
+        table = torch.zeros(len(names), 2, len(samples), device=samples.device)
         with inference_mode(supernet), autocast():
-            for name, logits in _runs(supernet, evaluator, images, channels, changes, share):
-                table[names.index(name)] = losses_by_image(logits, labels)
+            for name, output in _runs(supernet, evaluator, inputs, channels, changes, share):
+                rows = losses(output, targets)
+                if rows.shape != table.shape[1:]:
+                    raise UserError(
+                        f"score must return one number for each of the {len(samples)} samples of a batch, but it "
+                        f"returned a tensor of shape {tuple(rows.shape[1:])}; do not average over samples"
+                    )
+                table[names.index(name)] = rows
         table = world.add(table).cpu().double()  # rows of other ranks are zero; the host synchronises once per chunk
         for name, (_, nats) in zip(names, table, strict=True):
             if not bool(nats.isfinite().all()):
                 changed = f" with {changes[name]} channels of {name}" if name != CURRENT else ""
                 macs = format_amount(supernet.graph.macs(channels))
-                check_finite(float(nats.mean()), f"the subnet of {macs} MACs{changed}")
+                check(float(nats.mean()), f"the subnet of {macs} MACs{changed}")
         return {name: Outcome(*rows.unbind()) for name, rows in zip(names, table, strict=True)}
 
     return run_chunk
@@ -196,20 +219,20 @@ def _chunk_runner(
 def _runs(
     supernet: Supernet,
     evaluator: IncrementalEvaluator | None,
-    images: Tensor,
+    inputs: Any,
     channels: Channels,
     changes: Mapping[str, int],
     names: Sequence[str],
-) -> Iterator[tuple[str, Tensor]]:
-    """Yields (name, logits) for each of ``names``. Narrower groups branch off the run of ``channels``."""
+) -> Iterator[tuple[str, Any]]:
+    """Yields (name, output) for each of ``names``. Narrower groups branch off the run of ``channels``."""
     if evaluator is not None:
         slimmer = {name: changes[name] for name in names if name != CURRENT and changes[name] < channels[name]}
         if slimmer:
-            runs = evaluator.run(images, channels, slimmer)
+            runs = evaluator.run(inputs, channels, slimmer)
             for _ in range(len(slimmer) + (CURRENT in names)):  # the current network ends early unless it is needed
-                group, logits = next(runs)
-                yield CURRENT if group is None else group, logits
+                group, output = next(runs)
+                yield CURRENT if group is None else group, output
             names = [name for name in names if name not in slimmer and name != CURRENT]
     for name in names:
         supernet.select(channels if name == CURRENT else {**channels, name: changes[name]})
-        yield name, supernet(images)
+        yield name, call(supernet, inputs)

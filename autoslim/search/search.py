@@ -111,7 +111,7 @@ def search(
             steps.append(step)
             if step.slimmed:
                 if step.cost < steps[0].cost:  # a step may save no latency
-                    part = _part_done(steps[0].cost, step.cost, limit, shares=settings.step > 0)
+                    part = part_done(steps[0].cost, step.cost, limit, shares=settings.step > 0)
                     progress.expect(math.ceil((len(steps) - 1) / min(1.0, part)))
                 progress.advance()
             progress.show(
@@ -161,7 +161,7 @@ def search(
     return trajectory
 
 
-def _part_done(first: float, current: float, last: float, *, shares: bool) -> float:
+def part_done(first: float, current: float, last: float, *, shares: bool) -> float:
     """Returns the part of the way from ``first`` to ``last``; steps remove amounts or ``shares`` of the cost."""
     if shares:
         return math.log(first / current) / math.log(first / last)

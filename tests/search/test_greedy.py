@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from autoslim import greedy_slim
 from autoslim.channels import grid as grids
-from autoslim.search.greedy import Option, SlimmingStep, exhaustive_rule, slimming_options
+from autoslim.search.greedy import Option, SlimmingStep, exhaustive_rule, greedy_slim, slimming_options
 from autoslim.tasks.classification import Score
 
 Grid = dict[str, tuple[int, ...]]

@@ -65,7 +65,7 @@ def test_an_extracted_network_computes_the_same_as_the_supernet(sample: Specimen
 
 @torch.no_grad()
 def test_a_widened_network_computes_the_same_as_before(sample: Specimen, supernet: Supernet) -> None:
-    """Weights that read new channels are zero, so the output does not change if layers read the same channels as before.
+    """Weights that read new channels are zero, so the output does not change if layers read the same channels.
 
     Unlike the previous test, this detects channels that are stored in another order than they are produced in.
     """
