@@ -91,9 +91,10 @@ def group_ranges(groups: Mapping[str, ChannelGroup], limits: Mapping[str, GroupL
             if any(fnmatch.fnmatchcase(each, pattern) for each in (name, *group.members))
         ]
         if not matches:
+            known = ", ".join(list(groups)[:8]) + (", ..." if len(groups) > 8 else "")
             raise UserError(
-                f"the limits of {pattern!r} apply to no channel group; the groups are {', '.join(list(groups)[:8])}"
-                f"{', ...' if len(groups) > 8 else ''} (see `autoslim profile`)"
+                f"the limits of {pattern!r} (supernet.grid.groups) apply to no channel group; the groups are {known} "
+                "(see `autoslim profile`)"
             )
         given = {field.name: getattr(limit, field.name) for field in fields(limit)}
         given = {name: value for name, value in given.items() if value is not None and value is not False}

@@ -41,7 +41,10 @@ class Costs:
         if resource != "latency":
             return self.graph.cost(channels, resource)
         if self.table is None:
-            raise UserError("there is no latency table; run `dvc repro resources`, or set latency.table to a file")
+            raise UserError(
+                "there is no latency table; run `dvc repro resources`, or set latency.table to a file; in Python, "
+                "pass table"
+            )
         return self.table.predict(channels)
 
     def all(self, channels: Mapping[str, int]) -> dict[str, float]:

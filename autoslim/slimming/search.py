@@ -32,6 +32,7 @@ from autoslim.search.scoring import CURRENT, Outcome, concatenated
 from autoslim.search.search import part_done
 from autoslim.search.trajectory import append_line, recorded_lines, step_from_dict, step_to_dict
 from autoslim.supernet.supernet import Supernet
+from autoslim.tasks.classification import check_logits
 from autoslim.training.progress import Progress
 
 FORMAT = 1
@@ -152,7 +153,8 @@ def search_channels(
     groups in each step (see ``greedy_slim`` and ``racing_rule`` in ``autoslim.search``). It runs in one process.
 
     Args:
-        supernet: the trained supernet. Its mode is kept; afterwards the widest configuration is selected.
+        supernet: the trained supernet. Its mode is kept; afterwards the widest configuration is selected. On many
+            devices, convolutions are faster after ``supernet.to(memory_format=torch.channels_last)``.
         grid: the numbers of channels of each group, from the grid that the supernet was trained on.
         batches: pairs (inputs, targets) for scoring, which should not be training data. All of them are kept on the
             device of the supernet. The samples of a batch share their batch statistics, so batches should be large (256
@@ -308,7 +310,12 @@ def uniform_channels(
 
 
 def cross_entropy_by_sample(output: Tensor, targets: Tensor) -> Tensor:
-    """Returns the cross-entropy of each sample in nats: logits (N, classes, ...) and targets (N, ...) -> (N,)."""
+    """Returns the cross-entropy of each sample in nats: logits (N, classes, ...) and targets (N, ...) -> (N,).
+
+    Raises:
+        UserError: the output and the targets have another form.
+    """
+    check_logits(output, targets, "score")
     losses = F.cross_entropy(output.float(), targets, reduction="none")
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 

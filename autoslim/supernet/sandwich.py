@@ -17,7 +17,7 @@ from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
 from autoslim.errors import UserError
 from autoslim.supernet.supernet import Supernet
-from autoslim.tasks.classification import smoothed_cross_entropy, soft_cross_entropy
+from autoslim.tasks.classification import check_logits, smoothed_cross_entropy, soft_cross_entropy
 from autoslim.training.loop import Step
 
 Loss = Callable[[Any, Any], Tensor]
@@ -83,12 +83,12 @@ def sandwich_step(
         The detached loss of the widest network, a scalar on the device.
 
     Raises:
-        UserError: the batch is not a pair, or a loss is not a scalar.
+        UserError: the batch is not a pair, a loss is not a scalar, or the default loss does not fit the output.
     """
     inputs, targets = split_batch(batch)
     distil: Loss | None = soft_cross_entropy if distillation and loss is None else None
     distil = distillation if callable(distillation) else distil
-    target_loss: Loss = loss or F.cross_entropy
+    target_loss = loss or _cross_entropy
     backward = backward or _backward
     try:
         supernet.select(supernet.widest)
@@ -109,6 +109,11 @@ def sandwich_step(
     finally:
         supernet.select(supernet.widest)
     return widest_loss.detach()
+
+
+def _cross_entropy(output: Any, targets: Any) -> Tensor:
+    check_logits(output, targets, "loss")
+    return F.cross_entropy(output, targets)
 
 
 def _backward(loss: Tensor) -> None:

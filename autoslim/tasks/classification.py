@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoslim.channels.copying import inference_mode
+from autoslim.errors import UserError
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -18,6 +20,27 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> 
     """
     classes = logits.shape[1]
     return F.cross_entropy(logits, labels, label_smoothing=smoothing * classes / (classes - 1) if smoothing else 0.0)
+
+
+def check_logits(output: Any, targets: Any, argument: str) -> None:
+    """Checks that ``output`` are logits (N, classes, ...), and ``targets`` classes (N, ...) or probabilities.
+
+    Args:
+        argument: the name of the function's argument for other outputs, for the error message.
+
+    Raises:
+        UserError: they are something else, for which the cross-entropy would fail or be constant.
+    """
+    both = isinstance(output, Tensor) and isinstance(targets, Tensor)
+    if not both or output.dim() < 2 or output.shape[1] < 2:
+        kinds = [
+            f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            for value in (output, targets)
+        ]
+        raise UserError(
+            f"the cross-entropy needs logits (N, classes, ...) and targets (N, ...), but the output is {kinds[0]} and "
+            f"the targets are {kinds[1]}; pass a function of your own as {argument}"
+        )
 
 
 def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:

@@ -332,6 +332,26 @@ def test_profile_without_a_name_uses_the_projects_network(project: Path, monkeyp
     assert all(group["channels"] == group["default"] // 2 for group in half["groups"])  # params.yaml's divisor is 2
 
 
+def test_profile_shows_the_limits_of_groups(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("dvc.yaml", "data"):
+        (tmp_path / name).symlink_to(project / name)
+    monkeypatch.chdir(tmp_path)
+    change_params(tmp_path, {})
+    free = {group["name"]: group for group in json.loads(printed("profile", "--json"))["groups"]}
+    first, *others = free
+    change_params(tmp_path, {"supernet": {"grid": {"groups": {"*": {"multiple": 8}, first: {"freeze": True}}}}})
+    limited = {group["name"]: group for group in json.loads(printed("profile", "--json"))["groups"]}
+    assert limited[first]["grid"] == [free[first]["default"]]
+    assert all(count % 8 == 0 for name in others for count in limited[name]["grid"])
+    assert any(count % 8 for name in others for count in free[name]["grid"])
+    rows = {row["group"]: row for row in table(printed("profile"), "group") if "grid" in row}
+    assert rows[first]["grid"] == str(free[first]["default"])
+    change_params(tmp_path, {"supernet": {"grid": {"groups": {"none*": {"freeze": True}}}}})
+    assert "the limits of 'none*' (supernet.grid.groups) apply to no channel group" in error_from("profile")
+    change_params(tmp_path, {"supernet": {"grid": {"groups": {"*": {"minimum": 4, "maximum": 2, "frozen": 1}}}}})
+    assert "supernet.grid.groups" in error_from("profile")
+
+
 # trajectory and compare
 
 

@@ -168,7 +168,7 @@ def test_losses_can_be_scaled() -> None:
     scaler.step(optimiser)
 
 
-def test_the_widest_configuration_is_selected_after_a_step_that_fails() -> None:
+def test_the_widest_configuration_is_selected_after_a_step_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     supernet, images, targets = two_heads()
     with pytest.raises(UserError, match=r"loss must return a scalar tensor, but it returned a value of shape \(6, 4\)"):
         sandwich_step(supernet, (images, targets), [], loss=lambda output, _: output["classes"])
@@ -179,6 +179,11 @@ def test_the_widest_configuration_is_selected_after_a_step_that_fails() -> None:
     assert supernet.selected == {"body": 8}
     with pytest.raises(UserError, match=r"must be a pair \(inputs, targets\), but this one is a dict; convert it"):
         sandwich_step(supernet, targets, [])
+    message = r"needs logits .* and the targets are .*; pass a function of your own as loss"
+    for output in (lambda output: output, lambda output: output["height"]):  # one class: a loss that is always zero
+        monkeypatch.setattr(supernet, "forward", lambda images, of=output: of(supernet.network(images)))
+        with pytest.raises(UserError, match=message):
+            sandwich_step(supernet, (images, targets["height"]), [])
 
 
 # Random subnets
