@@ -10,7 +10,7 @@ from autoslim.data.prepared import PreparedData
 from autoslim.files import write_json
 from autoslim.models.released import released_method
 from autoslim.pipeline.artifacts import Allocation, RequestedBudget, write_initial_weights
-from autoslim.pipeline.assembly import checkpoints, grid_spec, inputs, run_context, traced_network
+from autoslim.pipeline.assembly import checkpoints, group_limits, inputs, run_context, traced_network
 from autoslim.pipeline.checks import check_measured_here, check_reach, check_trajectory
 from autoslim.pipeline.costs import budget_limits, load_costs
 from autoslim.pipeline.params import Params, load_params
@@ -46,7 +46,7 @@ def run() -> None:
         configurations = [step["channels"] for step in trajectory["steps"]]
         narrowest = trajectory["narrowest"]["channels"]
     limits = budget_limits(params, costs)
-    ranges = group_ranges(graph.groups, grid_spec(params.supernet).groups)
+    ranges = group_ranges(graph.groups, group_limits(params.supernet.grid))
     chosen = {
         method: allocate(method, costs, configurations, limits, params.supernet.grid.divisor, narrowest, ranges)
         for method in params.methods

@@ -87,8 +87,11 @@ def check_leaves(network: nn.Module, name: str, leaves: Sequence[str]) -> None:
 
 def grid_spec(supernet: P.SupernetParams) -> GridSpec:
     grid = supernet.grid
-    limits = {pattern: GroupLimits(**limit.model_dump()) for pattern, limit in grid.groups.items()}
-    return GridSpec(supernet.width, grid.narrowest, grid.steps, grid.divisor, grid.anchor, limits)
+    return GridSpec(supernet.width, grid.narrowest, grid.steps, grid.divisor, grid.anchor, group_limits(grid))
+
+
+def group_limits(grid: P.Grid) -> dict[str, GroupLimits]:
+    return {pattern: GroupLimits(**limits.model_dump()) for pattern, limits in grid.groups.items()}
 
 
 def recipe(training: P.Training) -> Recipe:

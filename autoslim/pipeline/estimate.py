@@ -14,7 +14,7 @@ from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels, Segment
 from autoslim.channels.limits import group_ranges
 from autoslim.data.batches import even_chunk
-from autoslim.pipeline.assembly import grid_spec
+from autoslim.pipeline.assembly import group_limits
 from autoslim.pipeline.params import Params, Training
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search.greedy import cost_to_reach
@@ -119,7 +119,7 @@ def _uniform(params: Params, costs: Costs, limits: Mapping[str, float], grid: Gr
 
 
 def _allocated(method: str, params: Params, costs: Costs, limits: Mapping[str, float], grid: Grid) -> Channels:
-    ranges = group_ranges(costs.graph.groups, grid_spec(params.supernet).groups)
+    ranges = group_ranges(costs.graph.groups, group_limits(params.supernet.grid))
     return allocate(method, costs, [grid.widest], limits, params.supernet.grid.divisor, grid.narrowest, ranges)
 
 
