@@ -76,7 +76,7 @@ def sandwich_step(
             network). True stands for the cross-entropy with the softmax of the widest network if ``loss`` is the
             default, and otherwise for no distillation, because no function fits every output. False: from the targets.
         autocast: returns a context for a forward pass and its loss. Backward passes run outside it, as torch advises.
-        backward: computes the gradients of a loss; by default, that is ``Tensor.backward``. With a gradient scaler, pass
+        backward: computes the gradients of a loss, by default ``Tensor.backward``. With a gradient scaler, pass
             ``lambda loss: scaler.scale(loss).backward()``.
 
     Returns:
