@@ -1,28 +1,30 @@
 """Batches of any structure: pairs of inputs and targets, and calls of a network with its inputs."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from autoslim.channels.inputs import Arguments
 from autoslim.errors import UserError
 
 Batch = Any
-"""A pair (inputs, targets), as a tuple or a list. Both may have any structure; see ``call`` for the inputs."""
+"""A pair (inputs, targets), as a tuple or a list, both of any structure; see ``batch_arguments`` for the inputs."""
+
+
+def batch_arguments(inputs: Any) -> Arguments:
+    """Returns the arguments of ``forward``: ``*inputs`` for a tuple or a list, ``**inputs`` for a mapping.
+
+    A data loader of torch returns lists where the dataset has tuples, so both are several arguments.
+    """
+    return Arguments.of(tuple(inputs) if isinstance(inputs, list) else inputs)
 
 
 def call(network: nn.Module, inputs: Any) -> Any:
-    """Calls ``network(*inputs)`` for a tuple or a list, ``network(**inputs)`` for a mapping, else ``network(inputs)``.
-
-    A data loader of torch returns lists where the dataset has tuples, so both are the arguments of ``forward``.
-    """
-    if isinstance(inputs, Mapping):
-        return network(**inputs)
-    if isinstance(inputs, tuple | list):
-        return network(*inputs)
-    return network(inputs)
+    """Calls the network with the inputs of a batch (see ``batch_arguments``)."""
+    return batch_arguments(inputs).run(network)
 
 
 def split_batch(batch: Batch) -> tuple[Any, Any]:

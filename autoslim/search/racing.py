@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoslim.channels.batches import call, first_tensor
+from autoslim.channels.batches import batch_arguments, call, first_tensor
 from autoslim.channels.copying import inference_mode
 from autoslim.channels.groups import Channels
 from autoslim.distributed.ranks import SINGLE, World
@@ -170,11 +170,9 @@ def chunk_runners(
     """
     evaluator = None
     if incremental:
-        if isinstance(inputs := chunks[0][0], Tensor):
-            with inference_mode(supernet):
-                evaluator, reason = verified_evaluator(supernet, inputs[:VERIFICATION_IMAGES])
-        else:
-            reason = "its input is not one tensor"
+        few = batch_arguments(chunks[0][0]).map(lambda tensor: tensor[:VERIFICATION_IMAGES])
+        with inference_mode(supernet):
+            evaluator, reason = verified_evaluator(supernet, few)
         if evaluator is None:
             report(f"search: each candidate is evaluated as a whole, because the network cannot be split: {reason}")
     return [_chunk_runner(supernet, evaluator, chunk, autocast, world, losses, check) for chunk in chunks]
@@ -228,7 +226,7 @@ def _runs(
     if evaluator is not None:
         slimmer = {name: changes[name] for name in names if name != CURRENT and changes[name] < channels[name]}
         if slimmer:
-            runs = evaluator.run(inputs, channels, slimmer)
+            runs = evaluator.run(batch_arguments(inputs), channels, slimmer)
             for _ in range(len(slimmer) + (CURRENT in names)):  # the current network ends early unless it is needed
                 group, output = next(runs)
                 yield CURRENT if group is None else group, output

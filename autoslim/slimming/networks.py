@@ -19,12 +19,12 @@ from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
 from autoslim.channels.resize import current_channels
 from autoslim.errors import UserError, first_line
+from autoslim.files import DamagedError, unsealed, write_atomically, write_sealed
 from autoslim.resources.latency.backends import check_runtime
 from autoslim.resources.latency.measure import current_target, measure_table
 from autoslim.resources.latency.table import LatencyTable
 from autoslim.supernet.recalibration import recalibrate
 from autoslim.supernet.supernet import Supernet
-from autoslim.training.checkpoints import write_atomically, write_json
 
 FORMAT = "1"
 
@@ -187,7 +187,7 @@ def measure_latency_table(
             cache=Path(folder) / "kernels.json",
         )
     if file is not None:
-        write_json(Path(file), table.to_dict())
+        write_sealed(Path(file), table.to_dict())
     return table
 
 
@@ -205,4 +205,7 @@ def load_latency_table(file: str | Path) -> LatencyTable:
         raise UserError(f"{file} is not a latency table ({first_line(error)})") from error
     if not isinstance(values, dict):
         raise UserError(f"{file} is not a latency table")
-    return LatencyTable.from_dict(values, str(file))
+    try:
+        return LatencyTable.from_dict(unsealed(values), str(file))
+    except DamagedError as error:
+        raise UserError(f"{file} is damaged ({error}); make the table again with measure_latency_table") from error

@@ -21,6 +21,7 @@ from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
 from autoslim.channels.limits import GroupRange
 from autoslim.errors import UserError
+from autoslim.files import append_line, read_lines
 from autoslim.resources.budgets import Amount, format_named_amount, parse_budgets
 from autoslim.resources.costs import Costs, Objective
 from autoslim.resources.latency.table import LatencyTable
@@ -30,7 +31,7 @@ from autoslim.search.racing import ChunkRunner, chunk_runners, racing_rule
 from autoslim.search.refinement import refine
 from autoslim.search.scoring import CURRENT, Outcome, concatenated
 from autoslim.search.search import part_done
-from autoslim.search.trajectory import append_line, recorded_lines, step_from_dict, step_to_dict
+from autoslim.search.trajectory import step_from_dict, step_to_dict
 from autoslim.supernet.supernet import Supernet
 from autoslim.tasks.classification import check_logits
 from autoslim.training.progress import Progress
@@ -382,19 +383,27 @@ def _recorded(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     Raises:
         UserError: the file belongs to another search, or is not one of a search.
     """
-    try:
-        lines = recorded_lines(path)
-        header = lines[0] if lines else None
-    except ValueError as error:
-        raise UserError(f"{path} is not the file of a search; give the name of a new file") from error
+    if path.exists() and not _is_log(path):
+        raise UserError(f"{path} is not the file of a search; give the name of a new file")
+    lines = read_lines(path)
     settings = json.loads(json.dumps({"format": FORMAT, **settings}))
-    if header is None:
+    if not lines:
         append_line(path, settings)
         return []
-    known = header if isinstance(header, dict) else {}
+    known = lines[0]
     if different := [name for name, value in settings.items() if known.get(name) != value]:
         raise UserError(
             f"{path} belongs to another search, because these differ: {', '.join(different)}; give the name of a new "
             "file, or remove it"
         )
     return lines[1:]
+
+
+def _is_log(path: Path) -> bool:
+    """Returns whether the file is empty or begins like a log. Others must not be repaired by ``read_lines``."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+        return first == "" or "format" in json.loads(first)
+    except (ValueError, TypeError, OSError):
+        return False

@@ -105,7 +105,7 @@ def test_a_score_of_ones_own_decides(supernet: Supernet, batches: list[Any]) -> 
     def error(logits: Tensor, labels: dict[str, Tensor]) -> Tensor:
         return (logits.argmax(1) != labels["y"]).float()
 
-    pairs = [[{"images": images}, {"y": labels}] for images, labels in batches]
+    pairs = [[{"x": images}, {"y": labels}] for images, labels in batches]
     found = run(supernet, pairs, score=error, incremental=False, risk=None)
     again = run(supernet, batches, score=lambda logits, labels: (logits.argmax(1) != labels).float(), risk=None)
     assert [point.channels for point in found.points] == [point.channels for point in again.points]
