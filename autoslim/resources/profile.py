@@ -73,7 +73,7 @@ def counted_at_run_time(network: nn.Module, graph: ChannelGraph, channels: Mappi
     plain = resize(zeroed(network) if graph.leaves else on_meta(network), graph, channels, seed=None).eval()
     part = plain.get_submodule(graph.part)
     images = graph.inputs.zeros(1, "cpu" if graph.leaves else "meta")
-    with for_shapes(images.device), Execution(part, images.tensors) as execution:
+    with for_shapes(images.device, recorded=True), Execution(part, images.tensors) as execution:
         images.run(part)
     params = sum(parameter.numel() for parameter in part.parameters())
     printed = io.StringIO()

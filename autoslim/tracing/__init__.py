@@ -82,7 +82,7 @@ def trace(network: nn.Module, example: Any, *, leaves: Iterable[str] = (), part:
     for mode, (graph, choices) in modes.items():
         prototype.train(mode)
         try:
-            with for_shapes(device):
+            with for_shapes(device, recorded=True):
                 propagation = Propagation(prototype, graph, record, images)
                 propagation.run(*images.tensors)
                 propagation.mark_choices_not_prunable(choices or {})

@@ -71,7 +71,7 @@ class ComparisonWithRun:
 
     def _executed(self, run: Callable[[], Any], locate: int | None = None) -> tuple[Execution, Any]:
         execution = Execution(self.network, self.images.tensors, self.leaf_modules, locate)
-        with for_shapes(self.images.device), execution:
+        with for_shapes(self.images.device, recorded=True), execution:
             output = run()
         return execution, nested(output, execution.describe)
 

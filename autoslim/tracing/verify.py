@@ -123,7 +123,7 @@ class _Verification:
     def _run(self) -> "_Run":
         """Runs the network in each mode. It remains in the last one."""
         shapes = []
-        with for_shapes(self.runs.device):
+        with for_shapes(self.runs.device, recorded=True):
             for mode in self.runs.modes:
                 images = self.graph.inputs.zeros(BATCH, self.runs.device)
                 execution = Execution(self.network, images.tensors, self.runs.leaves)
