@@ -1,5 +1,7 @@
 """Small networks with patterns of layers that users have, written after the papers that introduced them."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -179,3 +181,230 @@ def weight_norm() -> nn.Module:
         nn.ReLU(),
     )
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm(nn.Linear(8, 6)), nn.Linear(6, 4))
+
+
+def _unit(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.SiLU())
+
+
+class _Classifier(nn.Module):
+    """A stem, a block and a linear layer."""
+
+    def __init__(self, block: nn.Module, inputs: int, outputs: int, stem: nn.Module | None = None) -> None:
+        super().__init__()
+        self.stem = _unit(3, inputs, 3, 2) if stem is None else stem
+        self.block = block
+        self.head = nn.Linear(outputs, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.head(self.block(self.stem(images)).flatten(2).mean(2))
+        return out
+
+
+class _Bottleneck(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.cv1, self.cv2 = _unit(channels, channels, 3), _unit(channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.cv2(self.cv1(x))
+
+
+class C2f(nn.Module):
+    """A block of YOLOv8: each bottleneck reads the last piece, and all pieces are concatenated."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.cv1, self.cv2 = _unit(inputs, 2 * hidden), _unit(4 * hidden, outputs)
+        self.m = nn.ModuleList(_Bottleneck(hidden) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = list(self.cv1(x).chunk(2, 1))
+        y.extend(m(y[-1]) for m in self.m)
+        out: Tensor = self.cv2(torch.cat(y, 1))
+        return out
+
+
+class C2fBySize(C2f):
+    """The same with the sizes of the pieces in an attribute."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__(inputs, hidden, outputs)
+        self.c = hidden
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = list(self.cv1(x).split((self.c, self.c), 1))
+        y.extend(m(y[-1]) for m in self.m)
+        out: Tensor = self.cv2(torch.cat(y, 1))
+        return out
+
+
+class SPPF(nn.Module):
+    """Spatial pyramid pooling of YOLOv5: the same pooling three times, concatenated."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.cv1, self.cv2 = _unit(inputs, inputs // 2), _unit(inputs * 2, outputs)
+        self.m = nn.MaxPool2d(5, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        y1 = self.m(x)
+        y2 = self.m(y1)
+        out: Tensor = self.cv2(torch.cat((x, y1, y2, self.m(y2)), 1))
+        return out
+
+
+class ShuffleUnit(nn.Module):
+    """A unit of ShuffleNetV1: grouped convolutions with a shuffle between them, and a residual sum."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.reduce, self.depthwise = (
+            _unit(channels, channels, groups=groups),
+            _unit(channels, channels, 3, 1, channels),
+        )
+        self.expand = _unit(channels, channels, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.reduce(x)
+        count, channels, height, width = y.shape
+        y = y.view(count, self.groups, channels // self.groups, height, width)
+        y = y.transpose(1, 2).reshape(count, channels, height, width)
+        return x + self.expand(self.depthwise(y))
+
+
+class SplitAttention(nn.Module):
+    """The split attention of ResNeSt: a grouped convolution whose groups are weighted and added."""
+
+    def __init__(self, inputs: int, outputs: int, radix: int) -> None:
+        super().__init__()
+        self.radix = radix
+        self.conv = _unit(inputs, outputs * radix, 3, groups=radix)
+        self.fc1, self.fc2 = nn.Conv2d(outputs, outputs // 2, 1), nn.Conv2d(outputs // 2, outputs * radix, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        count, channels, height, width = x.shape
+        parts = x.reshape(count, self.radix, channels // self.radix, height, width)
+        weights = self.fc2(torch.relu(self.fc1(parts.sum(1).mean((2, 3), keepdim=True))))
+        weights = weights.reshape(count, self.radix, -1, 1, 1).softmax(1)
+        return (parts * weights).sum(1)
+
+
+class GroupedUpsampling(nn.Module):
+    """Transposed convolutions in two groups whose outputs are added, with and without weight norm."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        plain, normal = (nn.ConvTranspose2d(inputs, 2 * outputs, 2, 2, groups=2) for _ in range(2))
+        self.plain, self.normal = plain, parametrizations.weight_norm(normal)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.plain(x).unflatten(1, (2, -1)).sum(1) + self.normal(x).unflatten(1, (2, -1)).sum(1)
+
+
+class Scales(nn.Module):
+    """The hierarchy of Res2Net: pieces of one width, each read together with the output of the one before."""
+
+    def __init__(self, channels: int, scales: int) -> None:
+        super().__init__()
+        self.width, self.channels = channels // scales, channels
+        self.convs = nn.ModuleList(_unit(self.width, self.width, 3) for _ in range(scales - 1))
+        self.project = _unit(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = torch.split(x, self.width, 1)
+        outs = [pieces[0]]
+        for index, conv in enumerate(self.convs):
+            outs.append(conv(pieces[index + 1] if index == 0 else pieces[index + 1] + outs[-1]))
+        out: Tensor = x + self.project(torch.cat(outs, 1))
+        return out
+
+
+class Mixed(nn.Module):
+    """Depthwise convolutions of several sizes, for pieces of different widths, as in MixNet."""
+
+    def __init__(self, splits: list[int], outputs: int) -> None:
+        super().__init__()
+        self.splits = splits
+        self.convs = nn.ModuleList(_unit(width, width, 2 * i + 3, 1, width) for i, width in enumerate(splits))
+        self.project = _unit(sum(splits), outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = torch.split(x, self.splits, 1)
+        out: Tensor = self.project(torch.cat([conv(piece) for conv, piece in zip(self.convs, pieces, strict=True)], 1))
+        return out
+
+
+class PartialSum(nn.Module):
+    """A residual sum with the first channels only, as in ReXNet."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.in_channels = inputs
+        self.conv, self.project = _unit(inputs, outputs, 3), _unit(outputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        out: Tensor = self.project(torch.cat([y[:, : self.in_channels] + x, y[:, self.in_channels :]], 1))
+        return out
+
+
+class ConvLSTM(nn.Module):
+    """A convolutional LSTM cell, applied three times to the same features."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.gates = nn.Conv2d(inputs + hidden, 4 * hidden, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, _, height, width = x.shape
+        h = c = x.new_zeros(count, self.hidden, height, width)
+        for _ in range(3):
+            i, f, o, g = self.gates(torch.cat([x, h], 1)).chunk(4, 1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        return h
+
+
+def _audio() -> nn.Module:
+    layers = nn.Sequential(nn.Conv1d(16, 24, 3, padding=2, dilation=2), nn.BatchNorm1d(24), nn.ReLU())
+    stem = nn.Sequential(nn.Conv1d(1, 16, 9, 4, 4), nn.GroupNorm(1, 16), nn.ReLU())
+    return _Classifier(nn.Sequential(*layers, nn.Conv1d(24, 24, 3, groups=24), nn.Conv1d(24, 32, 1)), 16, 32, stem)
+
+
+def _video() -> nn.Module:
+    layers = nn.Sequential(nn.Conv3d(8, 12, (1, 3, 3)), nn.Conv3d(12, 16, (3, 1, 1)), nn.BatchNorm3d(16), nn.ReLU())
+    stem = nn.Sequential(nn.Conv3d(3, 8, 3, padding=1), nn.InstanceNorm3d(8, affine=True), nn.MaxPool3d(2))
+    return _Classifier(layers, 8, 16, stem)
+
+
+PATTERNS: dict[str, Callable[[], nn.Module]] = {
+    "unet": UNet,
+    "edsr": EDSR,
+    "cbam": lambda: classifier(CBAM(16)),
+    "coordinate_attention": lambda: classifier(CoordinateAttention(16)),
+    "repvgg_fused": lambda: classifier(FusedBranches(16, 24), FusedBranches(24, 16)),
+    "aspp": lambda: classifier(ASPP(16)),
+    "fpn": FPN,
+    "gated": lambda: classifier(Gated(16), Gated(16)),
+    "weight_norm": weight_norm,
+    "c2f": lambda: _Classifier(C2f(16, 8, 24), 16, 24),
+    "c2f_by_size": lambda: _Classifier(C2fBySize(16, 8, 24), 16, 24),
+    "sppf": lambda: _Classifier(SPPF(16, 24), 16, 24),
+    "shuffle_unit": lambda: _Classifier(nn.Sequential(ShuffleUnit(36, 3), ShuffleUnit(36, 3)), 36, 36),
+    "split_attention": lambda: _Classifier(SplitAttention(16, 12, 2), 16, 12),
+    "grouped_upsampling": lambda: _Classifier(GroupedUpsampling(16, 12), 16, 12),
+    "scales": lambda: _Classifier(Scales(24, 4), 24, 24),
+    "mixed": lambda: _Classifier(Mixed([12, 8, 8], 24), 28, 24),
+    "partial_sum": lambda: _Classifier(PartialSum(12, 20), 12, 20),
+    "conv_lstm": lambda: _Classifier(ConvLSTM(12, 8), 12, 8),
+    "audio": _audio,
+    "video": _video,
+}
+SHAPES = {"audio": (1, 64), "video": (3, 8, 8, 8)}
+"""The inputs of patterns for other data than images."""

@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-import patterns
 import torch
 import torchvision.models as tv
+from patterns import PATTERNS as PATTERN_BUILDERS
+from patterns import SHAPES
 from torch import Tensor, nn
 
 from autoslim import trace
@@ -42,7 +43,7 @@ OTHERS = (
     "googlenet",  # auxiliary heads
 )
 
-PATTERNS = ("unet", "edsr", "cbam", "coordinate_attention", "repvgg_fused", "aspp", "fpn", "gated", "weight_norm")
+PATTERNS = tuple(PATTERN_BUILDERS)
 """Small networks, each with a pattern of layers that users have."""
 
 SMALL_STAGES = ((1, 8, 1, 1), (4, 12, 2, 2), (4, 16, 2, 2))
@@ -57,15 +58,7 @@ _BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v1": architectures.MobileNetV1,
     "mnasnet": architectures.MNasNet,
     "googlenet": lambda: tv.googlenet(init_weights=False),
-    "unet": patterns.UNet,
-    "edsr": patterns.EDSR,
-    "cbam": lambda: patterns.classifier(patterns.CBAM(16)),
-    "coordinate_attention": lambda: patterns.classifier(patterns.CoordinateAttention(16)),
-    "repvgg_fused": lambda: patterns.classifier(patterns.FusedBranches(16, 24), patterns.FusedBranches(24, 16)),
-    "aspp": lambda: patterns.classifier(patterns.ASPP(16)),
-    "fpn": patterns.FPN,
-    "gated": lambda: patterns.classifier(patterns.Gated(16), patterns.Gated(16)),
-    "weight_norm": patterns.weight_norm,
+    **PATTERN_BUILDERS,
 }
 _SIZES = {
     **dict.fromkeys(PATTERNS, 16),
@@ -93,7 +86,7 @@ class Joins(nn.Module):
 
 @dataclass(frozen=True)
 class Specimen:
-    """A network on the meta device, its graph, and the side of the small images it was traced with."""
+    """A network on the meta device, its graph, and the side of small images for it."""
 
     name: str
     network: nn.Module
@@ -101,8 +94,9 @@ class Specimen:
     side: int
 
     def images(self, count: int = 4) -> Tensor:
-        """Returns images (N, 3, S, S), the same ones in each call."""
-        return torch.randn(count, 3, self.side, self.side, generator=torch.Generator().manual_seed(1))
+        """Returns images (N, 3, S, S), or other inputs if it has others; the same ones in each call."""
+        shape = SHAPES.get(self.name, (3, self.side, self.side))
+        return torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
 
     def real(self, channels: Mapping[str, int], dtype: torch.dtype = torch.float32) -> nn.Module:
         """Returns the network at ``channels`` on the CPU, with random parameters."""
@@ -118,7 +112,7 @@ def specimen(name: str) -> Specimen:
     with torch.device(device):
         network = build(name).to("meta")
     side = _SIZES.get(name, 32)
-    return Specimen(name, network, trace(network, torch.empty(1, 3, side, side)), side)
+    return Specimen(name, network, trace(network, torch.empty(1, *SHAPES.get(name, (3, side, side)))), side)
 
 
 def build(name: str) -> nn.Module:

@@ -22,7 +22,8 @@ class Attribute:
     """An integer attribute of a module that depends on the channels (``in_channels``, ``groups``, ...).
 
     Its value is ``size(axis) * times // per``. ``as_tuple`` marks a tuple with one
-    element, such as ``LayerNorm.normalized_shape``.
+    element, such as ``LayerNorm.normalized_shape``. For an attribute that is a list, ``entries`` has an axis for each
+    entry, and ``axis`` is their concatenation; with ``as_tuple`` it is a tuple.
     """
 
     module: str
@@ -31,9 +32,13 @@ class Attribute:
     times: int = 1
     per: int = 1
     as_tuple: bool = False
+    entries: tuple[Axis, ...] = ()
 
-    def value(self, channels: Mapping[str, int]) -> int | tuple[int, ...]:
+    def value(self, channels: Mapping[str, int]) -> int | tuple[int, ...] | list[int]:
         """Returns the attribute's value in a configuration."""
+        if self.entries:
+            sizes = [axis_size(entry, channels) for entry in self.entries]
+            return tuple(sizes) if self.as_tuple else sizes
         number = axis_size(self.axis, channels) * self.times // self.per
         return (number,) if self.as_tuple else number
 
@@ -43,8 +48,9 @@ class Layer:
     """One call of a convolution or a linear layer, or of an average pooling.
 
     MACs per image are ``factor * size(inputs) * size(outputs)``. For a dense convolution, ``factor`` is the number of
-    output positions times the kernel area; for a grouped one, it is also multiplied by the inputs per group, and
-    ``inputs`` is empty. ``positions`` is the number of output positions (H' * W'), so ``positions * size(outputs)`` is
+    output positions times the kernel area. For a grouped one that is slimmed by whole groups, it is also multiplied by
+    the inputs per group, and ``inputs`` is empty; for one that keeps its groups, ``inputs`` is the axis of the inputs
+    of one group. ``positions`` is the number of output positions (H' * W'), so ``positions * size(outputs)`` is
     the size of the activation. Operations without a slimming rule that cost MACs (a transposed convolution, an
     attention block) have the kind "other": ``factor`` is their total, and ``positions`` and ``outputs`` are 1.
     """

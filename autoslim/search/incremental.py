@@ -111,10 +111,13 @@ class IncrementalEvaluator:
     def _unshared(self, start: int) -> int:
         """Returns the last position up to ``start`` at which no two live values share memory that is overwritten later.
 
-        Copies of such values would no longer share it.
+        Copies of such values would no longer share it. No number that comes from an attribute of a module is alive
+        there either, because it may depend on the group.
         """
         live = [node for node in self.nodes[:start] if self._last_use.get(node, -1) >= start]
         for number, node in enumerate(live):
+            if "first" in node.meta:
+                return self._unshared(self.nodes.index(node.meta["first"]))
             if self._memory.written(node) >= start and any(self._memory.shared(node, o) for o in live[:number]):
                 return self._unshared(self.nodes.index(node))
         return start

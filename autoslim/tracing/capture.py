@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.inputs import Arguments, Inputs
 from autoslim.errors import UserError, first_line
-from autoslim.tracing.interpreter import GraphRunner, StoredSize, for_shapes
+from autoslim.tracing.attributes import SIZED, AttributeNumber, followed_attributes
+from autoslim.tracing.interpreter import GraphRunner, for_shapes
 from autoslim.tracing.operations import LEAVES, operation
 from autoslim.tracing.subclasses import computes_more
 
@@ -67,25 +68,6 @@ def plain(value: Any) -> Any:
     return int.__pos__(value) if isinstance(value, Number) else value
 
 
-@contextmanager
-def _stored_sizes(network: nn.Module) -> Iterator[None]:
-    """Makes the integer attributes of the user's modules ``StoredSize`` objects within a block."""
-    stored = [
-        (path, module, name, value)
-        for path, module in network.named_modules()
-        if not type(module).__module__.startswith("torch.")
-        for name, value in vars(module).items()
-        if type(value) is int and value > 1
-    ]
-    for path, module, name, value in stored:
-        module.__dict__[name] = StoredSize(value, path, name)
-    try:
-        yield
-    finally:
-        for _, module, name, value in stored:
-            module.__dict__[name] = value
-
-
 def _tracked(name: str) -> Callable[..., Any]:
     operation = getattr(int, name)
 
@@ -131,16 +113,17 @@ def symbolic_graph(
     Raises:
         UserError: If ``forward`` depends on data or on shapes. The message names the module and the line.
     """
-    return traced_by(ModuleTracer(leaf_modules, images), network)
+    tracer = ModuleTracer(leaf_modules, images)
+    with followed_attributes(network, tracer.is_leaf_module):
+        return traced_by(tracer, network)
 
 
 def traced_by(tracer: "ModuleTracer", network: nn.Module) -> fx.Graph:
     """Returns the graph that ``tracer`` records, and raises its errors as ``UserError``."""
     try:
         if network.training:
-            with _stored_sizes(network):
-                return tracer.trace(network)
-        with seeded() as drawn, _RandomChoices(), _stored_sizes(network):
+            return tracer.trace(network)
+        with seeded() as drawn, _RandomChoices():
             graph = tracer.trace(network)
             if "random" in drawn():
                 raise UserError("forward draws random numbers with Python's random module")
@@ -216,6 +199,7 @@ class ModuleTracer(fx.Tracer):
         self.current_module = ""
         self.record_stack_traces = True
         self.properties: set[fx.Node] = set()  # operations that return sizes or other properties, not tensors
+        self.is_sized = False  # whether an operation of ``SIZED`` is being created
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -241,11 +225,26 @@ class ModuleTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):  # before torch.fx takes it for a tensor
             return a.node
+        if isinstance(a, AttributeNumber):
+            return a.node(self.graph) if self.is_sized else int(a)
         return super().create_arg(a)
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         self._computing_more = {module for module in root.modules() if computes_more(module)}
         return super().trace(root, concrete_args)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+        name = target if isinstance(target, str) else getattr(target, "__name__", "")
+        self.is_sized = kind in ("call_function", "call_method") and name in SIZED
+        try:
+            return super().create_proxy(kind, target, args, kwargs, *rest, **options)
+        finally:
+            self.is_sized = False
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Called where the code iterates over an operation's output without unpacking it."""
+        pieces = _pieces(obj.node)
+        return super().iter(obj) if pieces is None else (obj[index] for index in range(pieces))  # type: ignore[index]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.leaf_modules:
@@ -274,6 +273,25 @@ class _TensorProxy(fx.Proxy):
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # isinstance asks for it after it has compared the type
         return type(self) if self.node in self.tracer.properties else Tensor
+
+    def __len__(self) -> int:  # list() asks for it
+        pieces = _pieces(self.node)
+        return super().__len__() if pieces is None else pieces
+
+
+def _pieces(node: fx.Node) -> int | None:
+    """Returns the number of tensors that an operation splits its input into, or None if it depends on their sizes.
+
+    ``chunk`` may return fewer; the graph then does not run.
+    """
+    argument = [
+        *node.args[1:2],
+        *(node.kwargs.get(name) for name in ("chunks", "split_size_or_sections", "split_size")),
+    ]
+    given = next((value for value in argument if value is not None), None)
+    if operation(node) == "chunk" and isinstance(given, int):
+        return given
+    return len(given) if operation(node) == "split" and isinstance(given, list | tuple) else None
 
 
 Choices = dict[Origin, str]

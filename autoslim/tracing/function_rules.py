@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autoslim.tracing import operations
-from autoslim.tracing.interpreter import StoredSize
+from autoslim.tracing.attributes import SIZED, Source
 from autoslim.tracing.labels import Flow, Vector
 from autoslim.tracing.operations import operation
 from autoslim.tracing.record import Carrier, NoRuleError, Rule, blank, describe
@@ -95,22 +95,13 @@ def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     moved = run_on_labels(carrier, node, lambda other: _labels_or_value(carrier, other))
     if isinstance(moved, Tensor):
         flow = Flow.of(moved)
-        if name in operations.VIEWS:
-            sizes = tree_leaves(node.args[1:])
-            _record_sizes(carrier, sizes[flow.axis : flow.axis + 1] if flow.axis is not None else [], [flow])
+        _record_sizes(carrier, node, flows[0], (flow,))
         return flow
     pieces = tuple(Flow.of(piece) if isinstance(piece, Tensor) else None for piece in moved)
+    _record_sizes(carrier, node, flows[0], pieces)
     if name in operations.SPLITS:
         tie_pieces(carrier, pieces)
-        _record_sizes(carrier, tree_leaves(node.args[1:2]), pieces)
     return pieces
-
-
-def _record_sizes(carrier: Carrier, sizes: Sequence[Any], flows: Sequence[Flow | None]) -> None:
-    """Records the attributes of modules that contain the sizes of tensors, so that they are set with them."""
-    for size, flow in zip(sizes, flows, strict=False):
-        if isinstance(size, StoredSize) and flow is not None and flow.axis is not None and len(flow.vector) == size:
-            carrier.record.sizes.append((size.module, size.attribute, flow.vector))
 
 
 def run_on_labels(carrier: Carrier, node: fx.Node, labels: Callable[[fx.Node], Any]) -> Any:
@@ -129,6 +120,35 @@ def run_on_labels(carrier: Carrier, node: fx.Node, labels: Callable[[fx.Node], A
             raise NoRuleError("it selects elements by an index tensor")
         moved = node.target(*args, **kwargs)  # type: ignore[operator]
     return moved
+
+
+def _record_sizes(carrier: Carrier, node: fx.Node, flow: Flow, outputs: Sequence[Flow | None]) -> None:
+    """Records the attributes of modules from which the sizes of the outputs come (see ``tracing.attributes``)."""
+    name = operation(node)
+    arguments = [*node.args[1:], *node.kwargs.values()]
+    if name not in SIZED or not any(map(_source, node.all_input_nodes)):
+        return
+    if name == "split":
+        sizes = arguments[0]
+        for size, output in zip(sizes if isinstance(sizes, list | tuple) else [sizes], outputs, strict=False):
+            if (source := _source(size)) and output is not None and output.axis is not None:
+                carrier.record.size(source, output.vector)
+    elif name == "getitem":
+        indices = arguments[0] if isinstance(arguments[0], tuple) else (arguments[0],)
+        for axis, index in enumerate(indices):
+            if isinstance(index, slice) and axis == flow.axis:
+                for bound in (index.start, index.stop):
+                    if (source := _source(bound)) and (end := carrier.values[bound]) <= len(flow.vector):
+                        carrier.record.size(source, flow.vector[:end])
+    elif (output := outputs[0]) is not None and output.axis is not None:
+        sizes = arguments[0] if isinstance(arguments[0], list | tuple) else arguments
+        if output.axis < len(sizes) and (source := _source(sizes[output.axis])):
+            carrier.record.size(source, output.vector)
+
+
+def _source(value: Any) -> Source | None:
+    """Returns the attribute that a size comes from, if it is an operation that reads one."""
+    return value.meta.get("source") if isinstance(value, fx.Node) else None
 
 
 def _joined(carrier: Carrier, node: fx.Node, flows: Sequence[Flow], value: Tensor) -> Flow | None:
@@ -167,9 +187,19 @@ def tie_pieces(carrier: Carrier, pieces: Sequence[Flow | None]) -> None:
             carrier.record.labels.unite(first.vector, piece.vector, reason)
 
 
-def _creation(_carrier: Carrier, _node: fx.Node, value: Tensor) -> Any:
-    """Handles functions that create a new tensor of another's dtype and device; it has no channels."""
-    return blank(value)
+def _creation(carrier: Carrier, node: fx.Node, value: Tensor) -> Any:
+    """Handles functions that create a new tensor of another's dtype and device.
+
+    It has channels along an axis whose size comes from an attribute of a module, as the state of a ConvLSTM does.
+    """
+    sizes = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], list | tuple) else node.args[1:]
+    sized = [(axis, source) for axis, size in enumerate(sizes) if (source := _source(size))]
+    if len(sized) != 1 or operation(node) == "new_tensor":
+        return blank(value)
+    [(axis, source)] = sized
+    vector = carrier.record.labels.produce(f"forward:{node.name}", value.shape[axis])
+    carrier.record.size(source, vector)
+    return Flow(value.shape, axis, vector)
 
 
 def _spatial(carrier: Carrier, node: fx.Node, value: Any) -> Any:

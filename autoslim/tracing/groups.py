@@ -163,6 +163,7 @@ def build_graph(network: nn.Module, record: Record, inputs: Inputs, leaves: froz
     """Returns the channel graph of a network whose labels have been propagated."""
     modules = dict(network.named_modules())
     layers = {source for source in record.labels.sources if source in modules or source in record.functional}
+    _decide_grouped(record, layers)
     grouping = Grouping(record, layers)
     expansions = _expansions(grouping, record)
     groups = {
@@ -191,6 +192,30 @@ def build_graph(network: nn.Module, record: Record, inputs: Inputs, leaves: froz
         parameter_names=frozenset(parameters) & frozenset(tensors),
         not_counted=record.not_counted,
     )
+
+
+def _decide_grouped(record: Record, layers: set[str]) -> None:
+    """Decides how each grouped convolution is slimmed: by whole groups, or, if this is impossible, within them."""
+    within: set[str] = set()
+    while record.grouped:
+        trial = replace(record, labels=record.labels.copy())
+        for convolution in record.grouped:
+            convolution.unite(trial.labels, within=convolution.name in within)
+        grouping = Grouping(trial, layers)
+        failing = {convolution.name for convolution in record.grouped if grouping.reason(convolution.name)} - within
+        if not failing:
+            break
+        within |= failing
+    for convolution in record.grouped:
+        convolution.unite(record.labels, within=convolution.name in within)
+        if convolution.name in within:
+            each = len(convolution.inputs) // convolution.groups
+            for weight in convolution.weights:
+                record.index(weight, 1, convolution.second_axis)
+            convolution.call.inputs = convolution.inputs[:each]
+            convolution.call.factor //= each
+    record.slimmed_within |= within
+    record.grouped.clear()
 
 
 def _tensors(network: nn.Module, grouping: Grouping, record: Record) -> dict[str, tuple[Axis, ...]]:
@@ -291,11 +316,6 @@ def _expansions(grouping: Grouping, record: Record) -> dict[str, tuple[str, int]
 
 def _attributes(modules: dict[str, nn.Module], grouping: Grouping, record: Record) -> Iterator[Attribute]:
     """Yields the integer attributes of each module that depend on its channels."""
-    sizes = {(path, name): vector for path, name, vector in record.sizes}
-    for (path, name), vector in sizes.items():
-        axis = grouping.axis(vector)
-        if _slimmable(axis) and _is_whole(grouping, axis, vector):
-            yield Attribute(path, name, axis)
     for path, (out, into) in record.modules.items():
         module = modules[path]
         outputs = grouping.axis(out)
@@ -304,7 +324,7 @@ def _attributes(modules: dict[str, nn.Module], grouping: Grouping, record: Recor
             continue
         if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS)):
             yield Attribute(path, "out_channels", outputs)
-            if module.groups == 1:
+            if module.groups == 1 or path in record.slimmed_within:
                 yield Attribute(path, "in_channels", inputs)
             else:
                 wide_in, wide_out = module.in_channels // module.groups, module.out_channels // module.groups
@@ -323,6 +343,27 @@ def _attributes(modules: dict[str, nn.Module], grouping: Grouping, record: Recor
                 yield Attribute(path, "num_groups", outputs, per=module.num_channels // module.num_groups)
         elif isinstance(module, nn.PReLU):
             yield Attribute(path, "num_parameters", outputs)
+    yield from _sizes(modules, grouping, record)
+
+
+def _sizes(modules: dict[str, nn.Module], grouping: Grouping, record: Record) -> Iterator[Attribute]:
+    """Yields the attributes from which the code of ``forward`` reads sizes that depend on the channels."""
+    axes: dict[tuple[str, str], dict[int | None, tuple[Fraction, Axis]]] = {}
+    for source, vector in record.sizes.items():
+        axis = grouping.axis(vector)
+        if _slimmable(axis) and _is_whole(grouping, axis, vector):
+            axes.setdefault((source.module, source.name), {}).setdefault(source.index, (source.factor, axis))
+    for (path, name), known in axes.items():
+        value = vars(modules[path])[name]
+        if None in known:
+            factor, axis = known[None]
+            yield Attribute(path, name, axis, factor.denominator, factor.numerator)
+        elif all(factor == 1 for factor, _ in known.values()):
+            entries = tuple(
+                known[index][1] if index in known else (Segment(None, size),) for index, size in enumerate(value)
+            )
+            whole = tuple(segment for entry in entries for segment in entry)
+            yield Attribute(path, name, whole, as_tuple=isinstance(value, tuple), entries=entries)
 
 
 def _slimmable(*axes: Axis) -> bool:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 
 @contextlib.contextmanager
@@ -28,21 +27,6 @@ def for_shapes(device: torch.device, *, recorded: bool = False) -> Iterator[None
         torch.backends.mha.set_fastpath_enabled(fast_attention)
 
 
-class StoredSize(int):
-    """An integer attribute of a module of the user, such as half of its channels, while the network is traced.
-
-    A number that is computed from it is a plain one.
-    """
-
-    module: str  # its path
-    attribute: str
-
-    def __new__(cls, value: int, module: str, attribute: str) -> "StoredSize":
-        size = super().__new__(cls, value)
-        size.module, size.attribute = module, attribute
-        return size
-
-
 class GraphRunner(fx.Interpreter):
     """Executes a torch.fx graph, as a whole with ``run`` or one operation at a time with ``step``.
 
@@ -57,7 +41,6 @@ class GraphRunner(fx.Interpreter):
         super().__init__(module, graph=graph)
         self.device = device
         self.args_iter: Iterator[Any] = iter(())
-        self._sized = {node for node in self.graph.nodes if _has_stored_size(node)}
 
     def step(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
         """Executes one operation on ``values``, stores its output there, and deletes what no later operation reads."""
@@ -72,13 +55,7 @@ class GraphRunner(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         # fx.Interpreter.run_node without logging and checks, which take a tenth of the search time on small images.
         args, kwargs = fx.node.map_arg((n.args, n.kwargs), self.env.__getitem__)
-        if n in self._sized:
-            args, kwargs = fx.node.map_aggregate((args, kwargs), self._current)
         return getattr(self, n.op)(n.target, args, kwargs)
-
-    def _current(self, leaf: Any) -> Any:
-        """Returns the present value of an attribute that the graph contains as a number."""
-        return getattr(self.submodules[leaf.module], leaf.attribute) if isinstance(leaf, StoredSize) else leaf
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = super().get_attr(target, args, kwargs)
@@ -86,10 +63,6 @@ class GraphRunner(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self.submodules[target](*args, **kwargs)  # faster than following the path from the root
-
-
-def _has_stored_size(node: fx.Node) -> bool:
-    return any(isinstance(leaf, StoredSize) for leaf in tree_leaves((node.args, node.kwargs)))
 
 
 class _ShapesOnly(TorchFunctionMode):

@@ -27,6 +27,13 @@ class Labels:
         self._frozen: list[tuple[Vector, str]] = []  # labels that are not prunable, with the reason
         self._roots: Vector | None = None  # of every label; None after a new pair
 
+    def copy(self) -> "Labels":
+        """Returns a copy; pairs that are united in it are not united here."""
+        other = Labels()
+        other.sources, other._count = dict(self.sources), self._count
+        other._ties, other._frozen = list(self._ties), list(self._frozen)
+        return other
+
     def produce(self, source: str, size: int) -> Vector:
         """Returns labels for the output channels of ``source``: new ones at its first call, the same ones after that.
 

@@ -11,7 +11,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from autoslim.tracing.labels import Flow, Vector
 from autoslim.tracing.operations import CONVOLUTIONS, LAST_AXIS_NORMS, NORMALISATIONS, TRANSPOSED_CONVOLUTIONS
-from autoslim.tracing.record import Carrier, NoRuleError, Rule
+from autoslim.tracing.record import Carrier, GroupedConvolution, NoRuleError, Rule
 from autoslim.tracing.subclasses import computes_more
 
 
@@ -50,13 +50,19 @@ def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
         carrier.call(node, "conv", factor, inputs, produced, positions)
         axes = (inputs, produced) if module.transposed else (produced, inputs)
     else:
-        tie_groups(carrier, inputs, produced, module.in_channels // module.groups)
-        depthwise = module.groups == module.in_channels
-        if depthwise:
-            carrier.record.depthwise.add(name)
         per_group = module.in_channels // module.groups
-        carrier.call(node, "depthwise" if depthwise else "grouped", factor * per_group, None, produced, positions)
         axes = (inputs,) if module.transposed else (produced,)
+        if per_group == 1:
+            carrier.record.depthwise.add(name)
+            tie_groups(carrier, inputs, produced, per_group)
+            carrier.call(node, "depthwise", factor, None, produced, positions)
+        else:
+            call = carrier.call(node, "grouped", factor * per_group, None, produced, positions)
+            second = (produced if module.transposed else inputs)[: module.get_parameter(weights[0]).shape[1]]
+            names = tuple(f"{name}.{weight}" for weight in weights if module.get_parameter(weight).shape[1] > 1)
+            carrier.record.grouped.append(
+                GroupedConvolution(name, module.groups, inputs, produced, call, names, second)
+            )
     _index_weights(carrier, name, module, weights, axes)
     _index_parameters(carrier, name, module, produced, inputs, weights)
     return Flow(value.shape, axis, produced)

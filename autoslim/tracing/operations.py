@@ -72,7 +72,6 @@ MOVEMENT = _names(
     "expand expand_as repeat repeat_interleave roll flip cat concat concatenate stack "
     "chunk split tensor_split unbind narrow select getitem channel_shuffle pixel_shuffle pixel_unshuffle"
 )
-VIEWS = _names("view reshape expand")
 PASSING = _names(
     "contiguous detach identity to float half bfloat16 double type_as dropout dropout1d dropout2d dropout3d "
     "alpha_dropout feature_dropout stochastic_depth"

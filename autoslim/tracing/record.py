@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.memory import Operation
+from autoslim.tracing.attributes import Source
 from autoslim.tracing.capture import _FRAME, user_line
 from autoslim.tracing.labels import Flow, Labels, Vector, WeightFlow
 from autoslim.tracing.operations import operation
@@ -37,6 +38,36 @@ class Call:
         return self.factor * len(self.outputs) * (1 if self.inputs is None else len(self.inputs))
 
 
+@dataclass(frozen=True)
+class GroupedConvolution:
+    """A call of a convolution with several groups that is not depthwise, until it is decided how it is slimmed.
+
+    Whole groups of its channels can be removed, or the same channels of all groups. The second is possible more often,
+    for example around a channel shuffle.
+    """
+
+    name: str
+    groups: int
+    inputs: Vector
+    outputs: Vector
+    call: Call
+    weights: tuple[str, ...]  # names of its tensors with the axes of the weight
+    second_axis: Vector  # labels of the weight's second axis if it is slimmed within the groups
+
+    def unite(self, labels: Labels, *, within: bool) -> None:
+        """Unites the channels that are removed together. ``within`` removes the same channels of all groups."""
+        for vector in (self.inputs, self.outputs):
+            rows = vector.reshape(self.groups, -1)
+            first = np.broadcast_to(rows[:1] if within else rows[:, :1], rows.shape).flatten()
+            labels.unite(first, vector, _READ_BY_GROUPED)
+        if not within:
+            each = len(self.outputs) // self.groups
+            labels.unite(self.inputs[:: len(self.inputs) // self.groups], self.outputs[::each], _READ_BY_GROUPED)
+
+
+_READ_BY_GROUPED = "a grouped convolution reads channels that are not prunable"
+
+
 @dataclass
 class Record:
     """The labels of all layers, the labels of every parameter's axes, and the calls that cost multiply-adds.
@@ -49,13 +80,15 @@ class Record:
     tensors: dict[str, dict[int, Vector]] = field(default_factory=dict)  # tensor -> dimension -> labels of its entries
     modules: dict[str, tuple[Vector, Vector | None]] = field(default_factory=dict)  # path -> output and input labels
     calls: list[Call] = field(default_factory=list)
-    sizes: list[tuple[str, str, Vector]] = field(default_factory=list)  # module, attribute, labels that it counts
     depthwise: set[str] = field(default_factory=set)
+    grouped: list[GroupedConvolution] = field(default_factory=list)  # those for which it is not yet decided
+    slimmed_within: set[str] = field(default_factory=set)  # grouped convolutions that keep the number of groups
     feeds: dict[str, Vector] = field(default_factory=dict)  # dense 1x1 convolution -> labels of its input
     functional: set[str] = field(default_factory=set)  # layers written as functions
     not_prunable: dict[str, str] = field(default_factory=dict)  # layers without a rule -> reason
     not_counted: dict[str, str] = field(default_factory=dict)  # operation -> description
     flows: dict[str, Flow] = field(default_factory=dict)  # operation -> labels of its output
+    sizes: dict[Source, Vector] = field(default_factory=dict)  # attribute of a module -> labels of the axis it sizes
     operations: tuple[Operation, ...] = ()  # in evaluation mode, not yet with their axes
     outputs: dict[str, Flow | WeightFlow] = field(default_factory=dict)  # operation or part of its output -> labels
 
@@ -67,6 +100,12 @@ class Record:
             self.labels.unite(axes[axis], vector, f"{tensor} is also used for channels that are not prunable")
         else:
             axes[axis] = vector
+
+    def size(self, source: Source, vector: Vector) -> None:
+        """Records that an attribute of a module is the size of an axis, and unites it with the axes of other uses."""
+        first = self.sizes.setdefault(source, vector)
+        if first is not vector and len(first) == len(vector):
+            self.labels.unite(first, vector, f"{source.name} of {source.module} is also the size of another axis")
 
 
 class NoRuleError(Exception):
@@ -130,12 +169,13 @@ class Carrier:
         outputs: Vector,
         positions: int,
         name: str | None = None,
-    ) -> None:
-        """Records a call that costs multiply-adds (see ``graph.Layer`` for the numbers)."""
+    ) -> Call:
+        """Records and returns a call that costs multiply-adds (see ``graph.Layer`` for the numbers)."""
         name = name or (str(node.target) if node.op == "call_module" else node.name)
         stored = node.op == "call_module" and kind in ("conv", "depthwise", "grouped", "linear")
         weight = f"{name}.weight" if stored else None
         self.record.calls.append(Call(name, kind, factor, inputs, outputs, positions, weight))
+        return self.record.calls[-1]
 
 
 Rule = Callable[[Carrier, fx.Node, Any], Any]

@@ -41,7 +41,7 @@ class _MemoryMeter(fx.Interpreter):
         for node in [node for node in self.env if not node.users]:
             del self.env[node]
         value = super().run_node(n)
-        if n.op == "get_attr":
+        if n.op == "get_attr" and isinstance(value, Tensor):
             self.constant.add(key(value))
         tensors = [leaf for leaf in pytree.tree_leaves([*self.env.values(), value]) if isinstance(leaf, Tensor)]
         sizes = {key(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}

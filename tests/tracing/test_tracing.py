@@ -1,7 +1,9 @@
 """Tracing of known networks and of small networks with one difficulty each, and the errors that it raises."""
 
+import copy
 import inspect
 import math
+import pickle
 import random
 import re
 import warnings
@@ -1396,3 +1398,56 @@ def test_outputs_of_another_structure_are_refused() -> None:
 
     with pytest.raises(UserError, match="the output of forward has another structure"):
         trace(Returns(conv(16, 16)), EXAMPLE)
+
+
+class _TwoAttributes(nn.Module):
+    """Two attributes have the same value, and only one of them is a size of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.factor = 4, 4
+        self.inner = nn.Conv2d(3, 8, 1)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.inner(x).split(self.width, 1)
+        out: Tensor = self.head(first * self.factor + second)
+        return out
+
+
+def test_sizes_in_attributes_follow_the_channels_and_other_attributes_do_not() -> None:
+    network = _TwoAttributes()
+    graph = trace(network, torch.empty(1, 3, 8, 8))
+    assert {name: group.size for name, group in graph.groups.items()} == {"inner": 4}
+    cut = resize(network, graph, {"inner": 3})
+    assert (cut.width, cut.factor) == (3, 4)
+    assert (type(network.width), type(network.factor)) == (int, int)
+    assert cut(torch.empty(1, 3, 8, 8)).shape == (1, 2, 8, 8)
+
+
+class _CopiedSizes(nn.Module):
+    """The code copies the size of a piece, by each means, before it uses it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.inner, self.head = [4, 4], nn.Conv2d(3, 8, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sizes = [copy.copy(size) for size in pickle.loads(pickle.dumps(copy.deepcopy(self.sizes)))]
+        first, second = self.inner(x).split(sizes, 1)
+        out: Tensor = self.head(first + second)
+        return out
+
+
+def test_copies_of_sizes_in_attributes_follow_the_channels() -> None:
+    network = _CopiedSizes()
+    graph = trace(network, torch.empty(1, 3, 8, 8))
+    assert {name: group.size for name, group in graph.groups.items()} == {"inner": 4}
+    assert resize(network, graph, {"inner": 3}).sizes == [3, 3]
+
+
+def test_a_grouped_convolution_is_slimmed_within_its_groups_if_whole_groups_cannot_be_removed() -> None:
+    graph = specimen("split_attention").graph
+    assert (graph.groups["stem.0"].size, graph.groups["block.conv.0"].size) == (8, 12)  # of 16 and 24, in two groups
+    cut = specimen("split_attention").real({"stem.0": 5, "block.conv.0": 7, "block.fc1": 6}).block.conv[0]
+    assert (cut.in_channels, cut.out_channels, cut.groups, cut.weight.shape) == (10, 14, 2, (14, 5, 3, 3))
