@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,9 +38,11 @@ class VerificationRuns:
 
 def verified_graph(prototype: nn.Module, record: Record, inputs: Inputs, runs: VerificationRuns) -> ChannelGraph:
     """Returns the recorded channel graph without the groups whose size the network's code does not allow to change."""
+    expected: _Run | None = None
     while True:
         graph = build_graph(prototype, record, inputs, runs.leaves)
-        verification = _Verification(prototype, graph, runs)
+        verification = _Verification(prototype, graph, runs, expected)
+        expected = verification.expected
         failing = next(filter(None, map(verification.failing, SLIMMED_EIGHTHS)), None)
         if failing is None:
             return replace(graph, not_widenable=verification.not_widenable())
@@ -52,13 +54,18 @@ def verified_graph(prototype: nn.Module, record: Record, inputs: Inputs, runs: V
 
 
 class _Verification:
-    """Runs a copy of the network with other numbers of channels."""
+    """Runs a copy of the network with other numbers of channels.
 
-    def __init__(self, prototype: nn.Module, graph: ChannelGraph, runs: VerificationRuns) -> None:
+    ``expected`` is what a run with all channels gives, if it is known.
+    """
+
+    def __init__(
+        self, prototype: nn.Module, graph: ChannelGraph, runs: VerificationRuns, expected: "_Run | None" = None
+    ) -> None:
         self.graph, self.runs = graph, runs
         self.network = copy_with(prototype, lambda _, tensor: tensor.clone())
         try:
-            self.expected = self._run()
+            self.expected = expected or self._run()
         except Exception as error:
             raise UserError(
                 f"{type(prototype).__name__} does not run without real data: {first_line(error)}; "
@@ -92,23 +99,33 @@ class _Verification:
         return channels
 
     def _failing(self, resized: Channels) -> dict[str, str]:
-        """Returns the groups that cannot be resized, with the errors."""
-        return find_failing(list(resized), lambda names: self._failure({name: resized[name] for name in names}))
+        """Returns the groups that cannot be resized, with the errors.
 
-    def _failure(self, resized: Channels) -> str | None:
-        """Returns the error that the network raises with some groups resized, or None."""
+        Runs that only check shapes are faster, and most groups that cannot be resized fail in them.
+        """
+
+        def failing(recorded: bool) -> dict[str, str]:
+            return find_failing(list(resized), lambda names: self._failure({n: resized[n] for n in names}, recorded))
+
+        return failing(recorded=False) or failing(recorded=True)
+
+    def _failure(self, resized: Channels, recorded: bool) -> str | None:
+        """Returns the error that the network raises with some groups resized, or None.
+
+        Only ``recorded`` runs detect other operations than those of the graph.
+        """
         channels = self.graph.default | resized
         if channels == self.graph.default:
             return None
         try:
             self._resize(channels)
-            run = self._run()
+            run = self._run(recorded)
         except Exception as error:  # the user's code may raise anything at another size
             where = error_line(error)
             return f"{first_line(error)} ({where})" if where else first_line(error)
         if run.shapes != self.expected.shapes:
             return "the output changes its shape"
-        if run.macs != self.graph.macs(channels) or run.names != self.expected.names:
+        if recorded and (run.macs != self.graph.macs(channels) or run.names != self.expected.names):
             return "its code runs other operations at another size"
         return None
 
@@ -120,27 +137,28 @@ class _Verification:
         for attribute in self.graph.attributes:
             setattr(self.network.get_submodule(attribute.module), attribute.name, attribute.value(channels))
 
-    def _run(self) -> "_Run":
+    def _run(self, recorded: bool = True) -> "_Run":
         """Runs the network in each mode. It remains in the last one."""
-        shapes = []
-        with for_shapes(self.runs.device, recorded=True):
-            for mode in self.runs.modes:
+        run = _Run()
+        for mode in self.runs.modes:
+            recording = recorded and not mode
+            with for_shapes(self.runs.device, recorded=recording):
                 images = self.graph.inputs.zeros(BATCH, self.runs.device)
-                execution = Execution(self.network, images.tensors, self.runs.leaves)
-                with contextlib.nullcontext() if mode else execution:
-                    shapes.append(_shapes(images.run(self.network.train(mode))))
-                if not mode:
-                    macs, names = execution.macs // BATCH, execution.names
-        return _Run(shapes, macs, names)
+                execution = Execution(self.network, images.tensors, self.runs.leaves) if recording else None
+                with execution or contextlib.nullcontext():
+                    run.shapes.append(_shapes(images.run(self.network.train(mode))))
+            if execution:
+                run.macs, run.names = execution.macs // BATCH, execution.names
+        return run
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
-    """The output shapes in each mode, and the multiply-adds and operations in evaluation mode."""
+    """The output shapes in each mode, and the multiply-adds and operations in evaluation mode if they are recorded."""
 
-    shapes: list[Any]
-    macs: int
-    names: list[str]
+    shapes: list[Any] = field(default_factory=list)
+    macs: int = 0
+    names: list[str] = field(default_factory=list)
 
 
 def _shapes(output: Any) -> Any:
