@@ -236,7 +236,7 @@ def test_a_network_with_several_inputs_is_trained_and_recalibrated() -> None:
     supernet = Supernet(network, graph)
     narrow = graph.scaled(0.5, 1)
     batch = shapes_of_two(4)
-    sandwich_step(supernet, batch, torch.tensor([0, 1, 2, 3]), [narrow])
+    sandwich_step(supernet, (batch, torch.tensor([0, 1, 2, 3])), [narrow])
     assert all(parameter.grad is not None for parameter in supernet.network.parameters())
     cut = supernet.extract(narrow)
     assert recalibrate(cut, [batch, shapes_of_two(4)]) == 2
