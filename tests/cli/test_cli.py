@@ -232,7 +232,7 @@ def test_profile_of_signals_and_videos(net: Path, name: str, size: str, macs: in
     shown = facts(printed("profile", f"net.py:{name}", "--input", size, "--verify"))
     assert shown["network"] == f"net.py:{name} on {size} {'images' if size.count('x') == 2 else 'inputs'}"
     assert f"({macs:,};" in shown["MACs"]
-    assert shown["ptflops"].startswith(f"{macs:,} MACs")
+    assert shown["by ptflops"].startswith(f"{macs:,} MACs")
 
 
 def test_profile_of_a_network_with_several_inputs(net: Path) -> None:
@@ -242,7 +242,7 @@ def test_profile_of_a_network_with_several_inputs(net: Path) -> None:
         shown = facts(printed("profile", "net.py:Two", *options, "--verify"))
         assert shown["network"] == "net.py:Two on image=3x8x8, depth=1x8x8, tokens=5"
         assert f"({macs:,};" in shown["MACs"]
-        assert shown["ptflops"].startswith(f"{macs:,} MACs")
+        assert shown["by ptflops"].startswith(f"{macs:,} MACs")
         values = json.loads(printed("profile", "net.py:Two", *options, "--json"))
         assert values["input"] == {"image": [3, 8, 8], "depth": [1, 8, 8], "tokens": [5]}
 
@@ -254,7 +254,7 @@ def test_profile_of_a_part(net: Path) -> None:
     shown = facts(text)
     assert shown["part"] == "body; all numbers are those of the part"
     assert f"({macs:,};" in shown["MACs"]
-    assert shown["ptflops"] == f"{macs:,} MACs, {80 + 48 + 42} parameters: equal"
+    assert shown["by ptflops"] == f"{macs:,} MACs, {80 + 48 + 42} parameters: equal"
     assert [layer["layer"] for layer in table(text, "layer")][:3] == ["body.0", "body.2", "body.5"]
 
 
