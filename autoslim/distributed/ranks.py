@@ -25,6 +25,9 @@ SRUN_TORCHRUN = (
 )
 """The command that starts a stage on several nodes, in a Slurm batch script."""
 
+STORE = "AUTOSLIM_STORE"
+"""The variable with the path of the file in which the ranks of one node meet. No other user may have access to it."""
+
 _POLL_S = 0.02
 
 
@@ -71,11 +74,10 @@ class World:
             yield
             return
         import torch.distributed as dist
-        from torch.distributed.rendezvous import rendezvous
 
         cuda = device.type == "cuda"
         try:
-            self._store, _, _ = next(iter(rendezvous("env://", self.rank, self.world_size, timeout=TIMEOUT)))
+            self._store = self._rendezvous()
             dist.init_process_group(
                 "nccl" if cuda else "gloo",
                 store=self._store,
@@ -92,6 +94,17 @@ class World:
         finally:
             dist.destroy_process_group()
             self._store = None
+
+    def _rendezvous(self) -> Any:
+        """Returns the key-value store of all ranks: the file that ``STORE`` names, else torchrun's server."""
+        from torch.distributed import FileStore  # type: ignore[attr-defined]
+        from torch.distributed.rendezvous import rendezvous
+
+        if path := os.environ.get(STORE):
+            store = FileStore(path, self.world_size)
+            store.set_timeout(TIMEOUT)
+            return store
+        return next(iter(rendezvous("env://", self.rank, self.world_size, timeout=TIMEOUT)))[0]
 
     def _wait_for_all(self) -> None:
         """Makes rank 0 end last, because it may host the store that the other ranks still read."""

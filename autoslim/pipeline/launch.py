@@ -5,22 +5,25 @@ import importlib
 import logging
 import os
 import signal
+import socket
 import sys
-import threading
-import time
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoslim.distributed.ranks import LostRankError, current_world, world_from_environment
+from autoslim.distributed.ranks import STORE, LostRankError, current_world, world_from_environment
 from autoslim.errors import UserError
 from autoslim.files import os_error
 from autoslim.pipeline.assembly import run_context
 from autoslim.pipeline.params import Runtime
+from autoslim.pipeline.start_rank import PARENT
 from autoslim.training.device import RunContext
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+_START = Path(__file__).with_name("start_rank.py")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -64,36 +67,51 @@ def launch(runtime: Runtime, stage: str, *arguments: str) -> bool:
     count = rank_count(runtime)
     if count == 1:
         return False
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
 
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost rank logs a page of warnings
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=count,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=f"autoslim-{os.getpid()}",
-        max_restarts=0,
-        local_addr="localhost",  # the host's own name does not always resolve
-    )
     handlers = {number: signal.getsignal(number) for number in _SIGNALS}
     disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # the launcher would log the error that is raised below
-    try:
-        elastic_launch(config, sys.executable)("-P", "-m", "autoslim.pipeline.launch", stage, *arguments)
-    except ChildFailedError as error:
-        raise UserError(_reason(error.failures.values(), count)) from None
-    except SignalException:
-        raise KeyboardInterrupt from None
-    finally:
-        logging.disable(disabled)
-        for number, handler in handlers.items():
-            with contextlib.suppress(ValueError):  # not in the main thread: the launcher set no handlers
-                signal.signal(number, handler)
+    logging.disable(logging.CRITICAL)  # torch would log the error that is raised below
+    with tempfile.TemporaryDirectory(prefix="autoslim-") as folder:  # only this user may enter it
+        ranks, processes = range(count), None
+        try:
+            processes = start_processes(
+                name=stage,
+                entrypoint=sys.executable,
+                args=dict.fromkeys(ranks, ("-P", str(_START), stage, *arguments)),
+                envs={rank: _environment(rank, count, folder) for rank in ranks},
+                logs_specs=DefaultLogsSpecs(log_dir=folder),
+            )
+            result = processes.wait(period=0.1)
+        except SignalException as error:
+            if processes is not None:
+                processes.close(error.sigval)
+            raise KeyboardInterrupt from None
+        finally:
+            logging.disable(disabled)
+            for number, handler in handlers.items():
+                with contextlib.suppress(ValueError):  # not in the main thread: torch set no handlers
+                    signal.signal(number, handler)
+        if result is not None and result.is_failed():
+            raise UserError(_reason(result.failures.values(), count))
     return True
+
+
+def _environment(rank: int, count: int, folder: str) -> dict[str, str]:
+    """Returns the variables of a rank. The ranks of one node meet in a file, and their sockets use only loopback."""
+    number, size = str(rank), str(count)
+    variables = {
+        "RANK": number,
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": number,
+        "LOCAL_WORLD_SIZE": size,
+        STORE: str(Path(folder, "store")),
+        PARENT: str(os.getpid()),
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # a lost rank logs a page of warnings
+    }
+    if loopback := {name for _, name in socket.if_nameindex()} & {"lo", "lo0"}:
+        variables |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback.pop())
+    return variables
 
 
 @contextlib.contextmanager
@@ -141,13 +159,10 @@ def _recorded(failure: "ProcessFailure", kind: type[Exception]) -> str | None:
     return text if recorded["extraInfo"]["py_callstack"].endswith(last) else None
 
 
-def _main(stage: str, arguments: Sequence[str]) -> None:
+def run_rank(stage: str, arguments: Sequence[str]) -> None:
     """Runs a stage in a process that ``launch`` started. The parent process reports its errors."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    if os.environ["RANK"] == "0":  # rank 0 tracks, and MLflow must record a stopped run as killed
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
     sys.argv = [f"{stage}.py", *arguments]
     try:
         record(_run)(stage, arguments)
@@ -157,9 +172,13 @@ def _main(stage: str, arguments: Sequence[str]) -> None:
 
 def _run(stage: str, arguments: Sequence[str]) -> None:
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if os.environ["RANK"] == "0":  # rank 0 tracks, and MLflow must record a stopped run as killed
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         importlib.import_module(f"autoslim.pipeline.{stage}").run(*arguments)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM would be reported as a failure
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # a second one would be reported as a failure
         sys.exit(130)
     except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SIGTERM must not interrupt writing the error file
@@ -168,16 +187,3 @@ def _run(stage: str, arguments: Sequence[str]) -> None:
         if isinstance(error, UserError) and not isinstance(error, LostRankError):
             raise UserError(str(error)) from error  # not a subclass: the parent reads the class from the traceback
         raise
-
-
-def _stop_with_parent(parent: int) -> None:
-    """Ends this process once its parent process has ended. A killed parent cannot stop its workers."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(5)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2:])
