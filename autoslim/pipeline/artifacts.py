@@ -10,6 +10,7 @@ from torch import nn
 from autoslim.channels.groups import Channels
 from autoslim.errors import UserError, first_line
 from autoslim.files import read_json, write_sealed
+from autoslim.search.methods import check_method
 from autoslim.training.checkpoints import save_weights
 
 
@@ -35,14 +36,17 @@ class Allocation:
         """Reads the file that ``write`` wrote.
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: there is no such method, or the file is missing or damaged.
         """
+        check_method(method)  # it becomes a part of paths
         path = folder / f"{method}.json"
         if not path.exists():
             raise UserError(f"there are no channels of method {method!r} at {path}; run `dvc repro allocate`")
         content = read_json(path, "allocate")
         try:
             allocation = cls(**content)
+            if allocation.method != method:
+                raise TypeError(f"it contains the channels of {allocation.method!r}")
             for values, kinds in ((allocation.channels, int), (allocation.costs, (int, float))):
                 for name, value in values.items():
                     if not isinstance(value, kinds):

@@ -69,5 +69,9 @@ def _formatted(error: UserError) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """Joins the lines of a message: one from other code, such as a network's constructor, may have several."""
-    return " ".join(text.split())
+    """Joins the lines of a message: one from other code, such as a network's constructor, may have several.
+
+    Characters that a terminal would obey, for example in the name of a file, are escaped.
+    """
+    line = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

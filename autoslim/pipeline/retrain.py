@@ -16,6 +16,7 @@ from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import Params, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
 from autoslim.pipeline.tracking import lineage, numbers, tracked_stage
+from autoslim.search.methods import check_method
 from autoslim.tasks.classification import Score
 from autoslim.training.checkpoints import load_weights
 from autoslim.training.device import to_device
@@ -27,8 +28,9 @@ def run(method: str) -> None:
     """Trains the network that ``method`` chose for the budget.
 
     Raises:
-        UserError: a parameter is wrong, an earlier stage has not run, or training diverges.
+        UserError: there is no such method, a parameter is wrong, an earlier stage has not run, or training diverges.
     """
+    check_method(method)
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     network, graph = traced_network(params.model, data.info)
@@ -108,8 +110,9 @@ def seeds_of(method: str) -> list[int]:
     """Returns the seeds for which ``method`` has retrained networks.
 
     Raises:
-        UserError: there are no such networks.
+        UserError: there are no such networks, or there is no such method.
     """
+    check_method(method)
     folder = RETRAIN / method / "weights"
     seeds = sorted(int(path.stem.removeprefix("seed-")) for path in folder.glob("seed-*.safetensors"))
     if not seeds:

@@ -356,9 +356,13 @@ def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
             sqlalchemy.inspect(engine)
             engine.dispose()
         # Without a server, MLflow's default is under the working directory, which DVC may delete.
-        folder = repository_root() / "mlartifacts" / re.sub(r"[^\w.-]+", "-", experiment)
         client = MlflowClient(uri)
-        return client, _experiment_id(client, experiment, folder.as_uri() if database else None)
+        return client, _experiment_id(client, experiment, artifact_folder(experiment).as_uri() if database else None)
+
+
+def artifact_folder(experiment: str) -> Path:
+    """Returns the folder of an experiment's files: below ``mlartifacts`` for every name, such as ``..``."""
+    return repository_root() / "mlartifacts" / (re.sub(r"[^\w.-]+", "-", experiment).lstrip(".") or "-")
 
 
 def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> str:

@@ -39,6 +39,7 @@ _RC_PARAMS = {
     "legend.framealpha": 1.0,
     "lines.linewidth": 1.6,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar sign in the name of a layer is no formula
     "xtick.color": INK,
     "ytick.color": INK,
 }

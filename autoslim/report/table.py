@@ -2,13 +2,15 @@
 
 import csv
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from statistics import fmean, stdev
 from typing import Any
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from autoslim.errors import UserError
@@ -166,8 +168,8 @@ def describe_budgets(budgets: Mapping[str, Budget], limits: Mapping[str, float])
 def terminal_table(comparison: Comparison) -> Table:
     """Returns the table for ``rich.print``. To fit 80 columns, it omits predictions and the spread of latency."""
     table = Table(
-        title=f"budget {_budget(comparison)}",
-        caption=_caption(comparison),
+        title=escape(f"budget {_budget(comparison)}"),
+        caption=escape(_caption(comparison)),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -186,7 +188,9 @@ def markdown_table(comparison: Comparison) -> str:
     header = [name.replace("\n", " ") for name in _header(comparison)]
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *_rows(comparison)]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"Budget {_budget(comparison)}\n\n{table}\n\n{_caption(comparison)}\n"
+    # The name of a target is read from a file. It must be text in Markdown, and in the HTML that is made of it.
+    target = re.sub(r"[\\`*_{}\[\]<>|&]", r"\\\g<0>", " ".join(comparison.predicted_on.split()))
+    return f"Budget {_budget(comparison)}\n\n{table}\n\n{_caption(replace(comparison, predicted_on=target))}\n"
 
 
 def csv_table(comparison: Comparison) -> str:

@@ -74,14 +74,12 @@ def parent(project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
     process = subprocess.Popen(
         [sys.executable, "stages/supernet.py"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    ranks: set[int] = set()
     try:
         yield process
-        ranks = children(process.pid)
     finally:
         process.kill()
         process.communicate()
-        for pid in ranks:
+        for pid in started_in(tmp_path):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -91,6 +89,16 @@ def children(pid: int) -> set[int]:
         return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
     except OSError:
         return set()
+
+
+def started_in(folder: Path) -> list[int]:
+    """Returns the processes whose temporary folder is ``folder``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if f"TMPDIR={folder}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def eventually(ready: Callable[[], Any], within: float) -> Any:
