@@ -1,8 +1,9 @@
 """Stage ``prepare``: see ``autoslim.pipeline.prepare``."""
 
-import typer
+from autoslim.pipeline.entry import with_clear_errors  # first: from here on, Ctrl-C prints one line
 
-from autoslim.pipeline.entry import with_clear_errors
+# isort: split
+import typer
 
 
 @with_clear_errors

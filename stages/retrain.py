@@ -1,10 +1,11 @@
 """Stage ``retrain``: see ``autoslim.pipeline.retrain``."""
 
+from autoslim.pipeline.entry import with_clear_errors  # first: from here on, Ctrl-C prints one line
+
+# isort: split
 from typing import Annotated
 
 import typer
-
-from autoslim.pipeline.entry import with_clear_errors
 
 
 @with_clear_errors

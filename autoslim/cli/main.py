@@ -1,5 +1,8 @@
 """The command ``autoslim``. The pipeline (``dvc repro``) trains; the subcommands check, inspect and export."""
 
+from autoslim.pipeline import entry  # noqa: F401  # first: from here on, Ctrl-C prints one line
+
+# isort: split
 from importlib.metadata import version
 from typing import Annotated
 

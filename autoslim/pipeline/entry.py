@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any
 
 from autoslim.errors import UserError
@@ -18,6 +19,8 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # Plain tracebacks, without Typer's boxes, are easier to copy into a bug report.
 os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
+
+_INTERRUPTED = "interrupted; run again to continue training and search from their last checkpoint"
 
 
 class InvalidParametersError(UserError):
@@ -38,9 +41,11 @@ def with_clear_errors(command: Callable[..., Any]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM ends the tracked run too
+        main_thread = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGTERM)
         try:
+            if main_thread:
+                signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that SIGTERM ends the tracked run too
             command(*args, **kwargs)
         except UserError as error:
             print(f"error: {_formatted(error)}", file=sys.stderr)
@@ -51,10 +56,26 @@ def with_clear_errors(command: Callable[..., Any]) -> Callable[..., None]:
             print(f"error: {_formatted(message)}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
-            print("interrupted; run again to continue training and search from their last checkpoint", file=sys.stderr)
+            print(_INTERRUPTED, file=sys.stderr)
             sys.exit(130)
+        finally:
+            if main_thread:
+                signal.signal(signal.SIGTERM, handler)
 
     return run
+
+
+def _report_interrupt(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Prints one line for an interrupt outside of a command, for example during the imports before it."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(_INTERRUPTED, file=sys.stderr, flush=True)
+    os._exit(130)  # after this function, Python would end itself with the signal
+
+
+if sys.excepthook is sys.__excepthook__:
+    sys.excepthook = _report_interrupt
 
 
 def _formatted(error: UserError) -> str:

@@ -84,6 +84,8 @@ def launch(runtime: Runtime, stage: str, *arguments: str) -> bool:
             )
             result = processes.wait(period=0.1)
         except SignalException as error:
+            for number in handlers:
+                signal.signal(number, signal.SIG_IGN)  # a second one must not end this process before the ranks
             if processes is not None:
                 processes.close(error.sigval)
             raise KeyboardInterrupt from None

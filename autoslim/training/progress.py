@@ -13,8 +13,8 @@ LINE_EVERY_S = 30.0
 class Progress:
     """Shows the progress of ``total`` units of work, with metrics.
 
-    On a terminal, a bar shows the remaining time. Elsewhere (DVC's queue, CI, a log file), a line is printed every 30
-    seconds and at the end.
+    If the first ``done`` of them are from an interrupted run, this is printed at once. On a terminal, a bar shows the
+    remaining time. Elsewhere (DVC's queue, CI, a log file), a line is printed every 30 seconds and at the end.
     """
 
     def __init__(self, label: str, total: int, unit: str = "step", done: int = 0) -> None:
@@ -27,6 +27,8 @@ class Progress:
             self._bar = tqdm(desc=label, total=total, unit=unit, initial=done, dynamic_ncols=True, leave=True)
 
     def __enter__(self) -> Self:
+        if self._first:
+            self.write(f"{self.label}: continuing at {self.unit} {self._first} of {self.total}")
         return self
 
     def __exit__(self, *_: object) -> None:
