@@ -68,6 +68,10 @@ def code_digest(modules: Iterable[str]) -> str:
     return digest.hexdigest()[:16]
 
 
+RUN_FILE = "run.json"
+"""The file with the id of the MLflow run (see ``pipeline.tracking``)."""
+
+
 class KeyedCheckpoints(Checkpoints):
     """The checkpoints of a stage's run, stored with the parts of their key.
 
@@ -81,6 +85,10 @@ class KeyedCheckpoints(Checkpoints):
         super().__init__(root, stage, run_key(**parts))
         self._root, self._stage, self._parts = root, stage, {name: run_key(part=part) for name, part in parts.items()}
 
+    @property
+    def run_file(self) -> Path:
+        return self.folder / RUN_FILE
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the run's lock. For a new run, prints on stderr why the latest checkpoint of the stage is not used."""
@@ -92,7 +100,7 @@ class KeyedCheckpoints(Checkpoints):
             try:
                 yield
             finally:
-                if [path.name for path in self.folder.glob("*")] == ["key.json"]:
+                if {path.name for path in self.folder.glob("*")} <= {"key.json", RUN_FILE}:
                     self.clear()  # the run ended before its first checkpoint
 
     def _difference(self) -> str:

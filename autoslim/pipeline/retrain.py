@@ -62,6 +62,7 @@ def run(method: str) -> None:
             details=budget,
             tags={**budget, **lineage(SUPERNET / "weights.safetensors")},
             rank_zero=context.world.is_rank_zero,
+            run_file=state.run_file,
         ) as tracker,
     ):
         rows = retrain(

@@ -53,6 +53,7 @@ def run() -> None:
             details=target,
             tags={"supernet": fingerprint(weights), "resource": objective.resource},
             rank_zero=context.world.is_rank_zero,
+            run_file=state.run_file,
         ) as tracker,
     ):
         to_device(supernet, context.device, channels_last=True)  # the faster layout for convolutions, also on CPUs

@@ -59,6 +59,7 @@ def run() -> None:
             run_name=f"supernet {params.model.name.rpartition(':')[2]} x{params.supernet.width}",
             sections=["model", "supernet", "data"],
             rank_zero=context.world.is_rank_zero,
+            run_file=state.run_file,
         ) as tracker,
     ):
         rows, scores = train_supernet(

@@ -21,11 +21,15 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from autoslim.errors import first_line
+from autoslim.files import write_json
 from autoslim.pipeline.project import repository_root
 
 if TYPE_CHECKING:
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
 _LONGEST_PARAM = 6000  # characters; MLflow's limits
 _LONGEST_TAG = 8000
 _BATCH = 100  # parameters per call
+_ANSWER_S = 5.0  # time in which a server must answer before it is used
+_SILENCE_S = 600.0  # time in which a server that did not answer is not asked again
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -93,19 +99,24 @@ class NullTracker:
 class MlflowTracker:
     """A run in an MLflow store. It uses a separate client and does not change MLflow's global state."""
 
-    def __init__(self, client: MlflowClient, experiment_id: str, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, experiment_id: str, run_id: str, resumed: bool = False) -> None:
         self.run_id: str | None = run_id
         self._client = client
         self._experiment_id = experiment_id
         self._run = run_id
         self._lost = False
+        self._silent = False
+        self._resumed = resumed
+        self._steps: dict[str, int] = {}  # of a resumed run: metric -> last step that was logged before
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         def send() -> None:
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
-            self._client.log_batch(self._run, [Metric(k, float(v), now, step or 0) for k, v in values.items()])
+            new = [Metric(k, float(v), now, step or 0) for k, v in values.items() if not self._is_logged(k, step)]
+            if new:
+                self._client.log_batch(self._run, new)
 
         self._attempt(send)
 
@@ -148,9 +159,18 @@ class MlflowTracker:
             self._attempt(lambda: self._client.set_tag(self._run, "tracking", "incomplete"), last=True)
         self._attempt(lambda: self._client.set_terminated(self._run, _status(error)), last=True)
 
+    def _is_logged(self, key: str, step: int | None) -> bool:
+        """Returns whether the run has the metric at this step from before it was resumed."""
+        if not self._resumed or step is None:
+            return False
+        if key not in self._steps:
+            history = self._client.get_metric_history(self._run, key)
+            self._steps[key] = max((metric.step for metric in history), default=-1)
+        return step <= self._steps[key]
+
     def _attempt(self, act: Callable[[], object], last: bool = False) -> None:
         """Calls ``act``. After the store has failed, only calls with ``last``, which end the run, are still made."""
-        if self._lost and not last:
+        if self._silent or (self._lost and not last):
             return
         try:
             with _no_warnings():
@@ -158,6 +178,8 @@ class MlflowTracker:
         except Exception as failure:
             if not self._lost:
                 _warn(f"MLflow failed; this run continues untracked ({_in_one_line(failure)})")
+                with suppress(Exception):
+                    self._silent = not _answers(tracking_uri())
             self._lost = True
 
     def _send_model(self, folder: Path, name: str) -> None:
@@ -185,6 +207,7 @@ def tracked(
     tags: Mapping[str, str],
     enabled: bool,
     experiment: str = "autoslim",
+    run_file: Path | None = None,
 ) -> Iterator[Tracker]:
     """Tracks the ``with`` block as one MLflow run.
 
@@ -198,8 +221,10 @@ def tracked(
             added.
         enabled: whether to track the run.
         experiment: name of the MLflow experiment.
+        run_file: a file for the id of the run, next to the checkpoints of what is tracked. If it names a run that was
+            interrupted, the block continues that run: an interrupted training is one run.
     """
-    tracker = _start(experiment, run_name, {"stage": stage, **origin(), **tags}, params) if enabled else None
+    tracker = _start(experiment, run_name, {"stage": stage, **origin(), **tags}, params, run_file) if enabled else None
     if tracker is None:
         yield NullTracker()
         return
@@ -221,6 +246,7 @@ def tracked_stage(
     details: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
     rank_zero: bool = True,
+    run_file: Path | None = None,
 ) -> Iterator[Tracker]:
     """Tracks the ``with`` block as the run of a stage (see ``tracked``), with the settings that all stages share.
 
@@ -231,6 +257,7 @@ def tracked_stage(
         details: further parameters.
         tags: tags in addition to the data source.
         rank_zero: whether this process is rank 0; other ranks track nothing.
+        run_file: see ``tracked``.
     """
     logged = {name: getattr(params, name).model_dump() for name in sections}
     with tracked(
@@ -240,6 +267,7 @@ def tracked_stage(
         tags={"source": params.data.source, **(tags or {})},
         enabled=params.tracking.enabled and rank_zero,
         experiment=params.tracking.experiment,
+        run_file=run_file,
     ) as tracker:
         yield tracker
 
@@ -302,27 +330,89 @@ def numbers(values: Mapping[str, object], prefix: str = "") -> dict[str, float]:
 
 
 def _start(
-    experiment: str, run_name: str, tags: Mapping[str, str], params: Mapping[str, object]
+    experiment: str,
+    run_name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, object],
+    run_file: Path | None,
 ) -> MlflowTracker | None:
-    """Starts a run. Returns None, with a warning, if the store cannot be used."""
+    """Starts or continues a run. Returns None, with a warning, if the store cannot be used."""
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     for logger in ("alembic", "urllib3.connectionpool"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     uri = tracking_uri()
     try:
+        if not _answers(uri):
+            raise ConnectionError(f"the server does not answer; it is asked again after {_SILENCE_S / 60:.0f} minutes")
         with _no_warnings():
             client, experiment_id = _connect(uri, experiment)
             source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
             all_tags = {"mlflow.user": _user(), **source, **tags}
             shortened = {key: _shortened(value, _LONGEST_TAG) for key, value in all_tags.items()}
-            run = client.create_run(experiment_id, run_name=run_name, tags=shortened)
+            made_by = {"uri": uri, "experiment": experiment, "params": flattened(params)}
+            if run_id := _interrupted(client, run_file, made_by):
+                for key, value in shortened.items():
+                    client.set_tag(run_id, key, value)
+                return MlflowTracker(client, experiment_id, run_id, resumed=True)
+            run_id = client.create_run(experiment_id, run_name=run_name, tags=shortened).info.run_id
+            if run_file is not None:
+                write_json(run_file, {"run_id": run_id, "made_by": _digest(made_by)})
     except Exception as failure:
         _warn(f"MLflow at {uri} cannot be used; this run is not tracked ({_in_one_line(failure)})")
         return None
-    tracker = MlflowTracker(client, experiment_id, run.info.run_id)
+    tracker = MlflowTracker(client, experiment_id, run_id)
     tracker.params(params)
     return tracker
+
+
+def _interrupted(client: MlflowClient, run_file: Path | None, made_by: Mapping[str, object]) -> str | None:
+    """Returns the run that ``run_file`` names, which is running again; None if there is none that can be continued."""
+    if run_file is None or not run_file.is_file():
+        return None
+    try:
+        content = json.loads(run_file.read_text(encoding="utf-8"))
+        if content["made_by"] != _digest(made_by):
+            return None
+        run = client.get_run(content["run_id"])
+    except Exception:  # a damaged file, or a run that was deleted
+        return None
+    if run.info.status == "FINISHED" or run.info.lifecycle_stage != "active":
+        return None
+    client.update_run(run.info.run_id, status="RUNNING")
+    if "error" in run.data.tags:
+        client.delete_tag(run.info.run_id, "error")
+    return str(run.info.run_id)
+
+
+def _digest(values: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _answers(uri: str) -> bool:
+    """Returns whether a server answers within ``_ANSWER_S``; True if ``uri`` is not one of a server.
+
+    A server that accepts a connection and never answers would delay every call by minutes. This is remembered in DVC's
+    temporary folder, so that the next stages do not ask it again. If the connection fails at once, MLflow reports why.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("http", "https"):
+        return True
+    folder = repository_root() / ".dvc" / "tmp"
+    silent = folder / f"mlflow-silent-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
+    with suppress(OSError):
+        if 0 <= time.time() - silent.stat().st_mtime < _SILENCE_S:
+            return False
+    try:
+        urlopen(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", timeout=_ANSWER_S).close()
+    except (OSError, HTTPException) as error:
+        if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
+            if folder.parent.is_dir():
+                with suppress(OSError):
+                    folder.mkdir(exist_ok=True)
+                    silent.touch()
+            return False
+    return True
 
 
 def _user() -> str:
