@@ -19,7 +19,7 @@ from autoslim.pipeline.tracking import lineage, numbers, tracked_stage
 from autoslim.search.methods import check_method
 from autoslim.tasks.classification import Score
 from autoslim.training.checkpoints import load_weights
-from autoslim.training.device import to_device
+from autoslim.training.device import memory_errors, to_device
 from autoslim.training.loop import write_rows
 from autoslim.training.retrain import over_seeds, retrain, split_score
 
@@ -64,6 +64,7 @@ def run(method: str) -> None:
             rank_zero=context.world.is_rank_zero,
             run_file=state.run_file,
         ) as tracker,
+        memory_errors(context.device, "retrain.batch_size", training.batch_size),
     ):
         rows = retrain(
             network,

@@ -10,7 +10,7 @@ from autoslim.pipeline.project import PREPARED, RESOURCES, SEARCH, SUPERNET, rep
 from autoslim.pipeline.tracking import fingerprint, tracked_stage
 from autoslim.search.search import SearchSettings, search
 from autoslim.supernet.extract import load_supernet
-from autoslim.training.device import to_device
+from autoslim.training.device import memory_errors, to_device
 
 TRACKED = ("macs", "params", "memory", "latency", "error", "cross_entropy")
 
@@ -55,6 +55,7 @@ def run() -> None:
             rank_zero=context.world.is_rank_zero,
             run_file=state.run_file,
         ) as tracker,
+        memory_errors(context.device, "search.chunk", params.search.chunk),
     ):
         to_device(supernet, context.device, channels_last=True)  # the faster layout for convolutions, also on CPUs
         trajectory = search(

@@ -22,6 +22,7 @@ from autoslim.pipeline.project import PREPARED, SUPERNET, repository_root
 from autoslim.pipeline.tracking import fingerprint, tracked_stage
 from autoslim.supernet.sandwich import Sandwich
 from autoslim.supernet.train import train_supernet
+from autoslim.training.device import memory_errors
 from autoslim.training.loop import write_rows
 
 
@@ -61,6 +62,7 @@ def run() -> None:
             rank_zero=context.world.is_rank_zero,
             run_file=state.run_file,
         ) as tracker,
+        memory_errors(context.device, "supernet.batch_size", params.supernet.batch_size),
     ):
         rows, scores = train_supernet(
             start,

@@ -1,8 +1,11 @@
 """The run context: device, memory layout, precision and random number generators."""
 
+import contextlib
 import os
 import random
-from collections.abc import Callable
+import resource
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +14,7 @@ from torch import nn
 
 from autoslim.distributed.ranks import SINGLE, World
 from autoslim.errors import UserError, first_line
+from autoslim.files import format_bytes
 
 Precision = Literal["fp32", "bf16"]
 
@@ -55,6 +59,35 @@ def select_device(name: str = "auto", world: World = SINGLE, *, parameter: str =
         torch.backends.cudnn.benchmark = False
         torch.cuda.set_device(device)  # checkpoints store the generator of the current device
     return device
+
+
+@contextlib.contextmanager
+def memory_errors(device: torch.device, parameter: str, images: int) -> Iterator[None]:
+    """Raises ``UserError`` if memory runs out within the block.
+
+    Args:
+        parameter: the parameter that sets the number of images that are processed at once, and so the memory.
+        images: its value.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error) or "bad_alloc" in str(error)
+        if not cpu and not isinstance(error, torch.OutOfMemoryError):
+            raise
+        if device.type == "cuda" and not cpu:
+            free, total = torch.cuda.mem_get_info(device)
+            peak = torch.cuda.max_memory_allocated(device)
+            use = f"the peak was {format_bytes(peak)}; {format_bytes(free)} of {format_bytes(total)} are free"
+        else:
+            # in kB on Linux and in bytes on macOS
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            use = f"the peak of this process was {format_bytes(peak)}"
+        raise UserError(
+            f"memory ran out on {'cpu' if cpu else device} ({use}: {first_line(error)}); lower {parameter}, which is "
+            f"{images} and needs a new start, or free memory and run again to continue from the last checkpoint"
+        ) from error
 
 
 def worker_count(number: int | Literal["auto"], world: World = SINGLE) -> int:
