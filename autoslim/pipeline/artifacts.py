@@ -10,7 +10,7 @@ from torch import nn
 from autoslim.channels.groups import Channels
 from autoslim.errors import UserError, first_line
 from autoslim.files import read_json, write_sealed
-from autoslim.search.methods import check_method
+from autoslim.pipeline.params import check_method
 from autoslim.training.checkpoints import save_weights
 
 

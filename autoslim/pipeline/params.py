@@ -11,7 +11,7 @@ from autoslim.errors import UserError
 from autoslim.pipeline.entry import InvalidParametersError
 from autoslim.pipeline.validation import validation_messages
 from autoslim.resources.budgets import Amount, Budget, parse_budgets
-from autoslim.search.methods import check_method
+from autoslim.search.methods import check_method as check_method
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]

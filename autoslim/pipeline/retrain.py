@@ -13,10 +13,9 @@ from autoslim.pipeline.artifacts import Allocation, RequestedBudget, initial_wei
 from autoslim.pipeline.assembly import checkpoints, inputs, recipe, run_context, traced_network
 from autoslim.pipeline.checks import check_allocation, check_smoothing
 from autoslim.pipeline.launch import distributed_context, launch
-from autoslim.pipeline.params import Params, load_params
+from autoslim.pipeline.params import Params, check_method, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
 from autoslim.pipeline.tracking import lineage, numbers, tracked_stage
-from autoslim.search.methods import check_method
 from autoslim.tasks.classification import Score
 from autoslim.training.checkpoints import load_weights
 from autoslim.training.device import memory_errors, to_device

@@ -62,9 +62,9 @@ def train(
 
     A run that is killed and resumed gives the same weights as an uninterrupted one: data order, random widths and
     learning rate depend on the number of the step, and checkpoints hold the states of the random number generators.
-    Several processes give the weights of a single one up to rounding and the random draws of dropout: gradients, losses
-    and batch statistics are averaged over all images, and all ranks have the same weights. Only rank 0 validates and
-    writes.
+    A step of several processes equals that of a single one up to rounding and the random draws of dropout: gradients,
+    losses and batch statistics are averaged over all images, and all ranks have the same weights. Over many steps,
+    rounding grows (docs/guide/distributed.md). Only rank 0 validates and writes.
 
     Args:
         step: adds the gradients of a batch and returns the loss.

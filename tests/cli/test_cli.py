@@ -533,9 +533,10 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
     ("arguments", "message"),
     [
         (
-            ["evaluate", "random"],
-            "there is no retrained network of method 'random'; there are networks of autoslim and",
+            ["evaluate", "released/mnasnet-217M"],
+            "there is no retrained network of method 'released/mnasnet-217M'; there are networks of autoslim and",
         ),
+        (["evaluate", "random"], "method 'random' is unknown; methods are autoslim, uniform, and released/"),
         (
             ["evaluate", "uniform", "--seed", "7"],
             "method uniform has no network with seed 7; its seeds are 0, 1: choose one",
