@@ -82,6 +82,8 @@ class ChannelGraph:
     Attributes:
         groups: The channel groups by name.
         tensors: All axes of each parameter and buffer with an axis that depends on a group.
+        weights: The weights of layers among ``tensors``, each with the dimension of the channels that it produces, or
+            None if it produces none of a group. The other tensors have values for each channel.
         attributes: The integer attributes of modules that depend on a group.
         layers: The calls of layers that cost MACs, in order.
         not_prunable: The layers whose channels cannot be slimmed, with the reasons.
@@ -112,6 +114,7 @@ class ChannelGraph:
     other_bytes: int
     parameter_names: frozenset[str] = field(repr=False)
     not_widenable: dict[str, str] = field(default_factory=dict)
+    weights: dict[str, int | None] = field(default_factory=dict, repr=False)
     not_counted: dict[str, str] = field(default_factory=dict)
     part: str = ""
 

@@ -20,12 +20,15 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int],
     If a group shrinks, its leading channels keep their weights. If it grows, all present weights stay, and those of the
     new channels are drawn so that the network computes what it computed before:
 
-    * In convolution and linear layers, the weights that produce a new channel are normal with mean 0. Their root mean
-      square is that of the layer's present weights, times the square root of (present / new inputs), so that new
-      channels have the variance of the present ones; if all present weights are zero, it is the square root of
-      2 / inputs. The weights with which present channels read new ones are zero. They get gradients in the first
-      training step, because the new channels differ.
-    * Per-channel vectors (scales, shifts, biases, running statistics) are the mean of the present values.
+    * In layers and in parameters that ``forward`` uses as weights, the weights that produce a new channel are normal
+      with mean 0. Their root mean square is that of the present weights, times the square root of (present / new
+      inputs), so that new channels have the variance of the present ones; if all present weights are zero, it is the
+      square root of 2 / inputs. The weights with which present channels read new ones are zero. They get gradients in
+      the first training step, because the new channels differ. Weights that are both, because two layers share them
+      with swapped channels, are zero.
+    * In weight norm, this holds for the direction; the length of each present weight changes with the norm of its
+      direction, so that the weight remains the same.
+    * Values for each channel (scales, shifts, biases, running statistics) are the mean over the present channels.
 
     Layers that mix channels in another way, such as layer normalisation, change the output of a network that grows. The
     argument is not changed and shares no memory with the result.
@@ -47,38 +50,54 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int],
     def replace(name: str, tensor: Tensor) -> Tensor:
         if name not in graph.tensors:
             return tensor.clone()
-        axes, layer = graph.tensors[name], _layer_of_weight(network, name)
-        result = _resized(tensor, axes, present, channels, vector=layer is None and _is_vector(tensor, axes))
-        if seed is not None and layer is not None and not tensor.is_meta:
-            outputs = int(isinstance(layer, nn.modules.conv._ConvTransposeNd) and layer.groups == 1)
-            new = _new_entries(axes[outputs], present, channels)
+        axes = graph.tensors[name]
+        produces = graph.weights[name] if name in graph.weights else _only_slimmable(axes)
+        drawn = name in graph.weights and name in graph.parameter_names
+        result = _resized(tensor, axes, present, channels, mean_over=None if drawn else produces)
+        if seed is not None and drawn and produces is not None and not tensor.is_meta:
+            new = _new_entries(axes[produces], present, channels)
             if bool(new.any()):
+                before_drawing[name] = result.clone()
                 key = random.Random(f"{seed}/{name}").getrandbits(63)
-                _draw(result, tensor, outputs, new, torch.Generator().manual_seed(key))
+                _draw(result, tensor, produces, new, torch.Generator().manual_seed(key))
         return result
 
+    before_drawing: dict[str, Tensor] = {}
     result = copy_with(network, replace)
     for attribute in graph.attributes:
         setattr(result.get_submodule(attribute.module), attribute.name, attribute.value(channels))
-    _define_norms({name: tensor for name, tensor in named_tensors(result).items() if name in graph.tensors})
+    tensors = named_tensors(result)
+    for name in graph.tensors:
+        for of_direction, of_length in _LENGTHS.items():
+            if name.endswith(of_direction):
+                length = tensors[name.removesuffix(of_direction) + of_length]
+                _keep_weight(length, tensors[name], before_drawing.get(name, tensors[name]))
     return result
 
 
 @torch.no_grad()
-def _define_norms(tensors: Mapping[str, Tensor]) -> None:
-    """Gives new channels of normalised weights, g * v / |v|, a direction v, and zero as their length g."""
-    for name, length in tensors.items():
-        for ending, of_direction in _DIRECTIONS.items():
-            direction = tensors.get(name.removesuffix(ending) + of_direction) if name.endswith(ending) else None
-            if direction is not None:
-                normed = [axis for axis in range(direction.dim()) if length.dim() == 0 or length.shape[axis] == 1]
-                undefined = (direction == 0).all(normed, keepdim=True) if normed else direction == 0
-                direction.masked_fill_(undefined, 1)
-                length.masked_fill_(undefined.view(length.shape), 0)
+def _keep_weight(length: Tensor, direction: Tensor, before: Tensor) -> None:
+    """Sets the length g of a normalised weight, g * v / |v|, so that new entries of v do not change its present ones.
+
+    Where the direction v is zero, as in inputs that are new in all channels, g becomes zero, and v any direction.
+
+    Args:
+        length: g, changed in place. The axes along which the norm is computed have the size 1.
+        direction: v, with new entries.
+        before: v with zeros instead of the new entries.
+    """
+    normed = [axis for axis in range(direction.dim()) if length.dim() == 0 or length.shape[axis] == 1]
+    old, new = (v.square().sum(normed, keepdim=True).sqrt() if normed else v.abs() for v in (before, direction))
+    defined = old > 0
+    ratio = (length.view(old.shape) / old).where(defined, 0)
+    ratio = ratio.where(defined, ratio.sum() / defined.sum().clamp(1))
+    length.copy_(torch.where(old == new, length.view(old.shape), ratio * new).view(length.shape))
+    direction.masked_fill_(new == 0, 1)
+    length.masked_fill_((new == 0).view(length.shape), 0)
 
 
-_DIRECTIONS = {"weight_g": "weight_v", "parametrizations.weight.original0": "parametrizations.weight.original1"}
-"""Ends of the names of the lengths and of the directions of weights normalised by weight norm, old and new."""
+_LENGTHS = {"weight_v": "weight_g", "parametrizations.weight.original1": "parametrizations.weight.original0"}
+"""Ends of the names of the directions of weights normalised by weight norm, old and new, and of their lengths."""
 
 
 def current_channels(network: nn.Module, graph: ChannelGraph) -> dict[str, int]:
@@ -132,16 +151,22 @@ def common_spans(axis: Axis, wide: Mapping[str, int], narrow: Mapping[str, int])
 
 
 def _resized(
-    tensor: Tensor, axes: tuple[Axis, ...], present: Mapping[str, int], channels: Mapping[str, int], vector: bool
+    tensor: Tensor,
+    axes: tuple[Axis, ...],
+    present: Mapping[str, int],
+    channels: Mapping[str, int],
+    mean_over: int | None,
 ) -> Tensor:
-    """Returns the tensor at ``channels``. New entries are the mean in per-channel vectors, and elsewhere zero."""
+    """Returns the tensor at ``channels``. New entries along ``mean_over`` are the mean of the present, others zero."""
     for dimension, axis in enumerate(axes):
         if all(segment.size(channels) == segment.size(present) for segment in axis):
             continue
         shape = [*tensor.shape]
         shape[dimension] = axis_size(axis, channels)
         grows = any(segment.size(channels) > segment.size(present) for segment in axis)
-        fill = tensor.mean() if vector and grows else torch.zeros(())
+        average = grows and dimension == mean_over
+        fill = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).mean(dimension, True) if average else None
+        fill = torch.zeros(()) if fill is None else fill
         target = fill.to(tensor).expand(shape).clone(memory_format=torch.contiguous_format)
         for start, to, length in common_spans(axis, present, channels):
             target.narrow(dimension, to, length).copy_(tensor.narrow(dimension, start, length))
@@ -149,10 +174,10 @@ def _resized(
     return tensor.clone(memory_format=torch.preserve_format)
 
 
-def _is_vector(tensor: Tensor, axes: tuple[Axis, ...]) -> bool:
-    """Returns whether a tensor that is not a layer's weight has one entry for each channel of one axis."""
+def _only_slimmable(axes: tuple[Axis, ...]) -> int | None:
+    """Returns the only axis that depends on a group, or None if there are several."""
     slimmable = [dimension for dimension, axis in enumerate(axes) if any(segment.group for segment in axis)]
-    return len(slimmable) == 1 and tensor.numel() == tensor.shape[slimmable[0]]
+    return slimmable[0] if len(slimmable) == 1 else None
 
 
 def _new_entries(axis: Axis, present: Mapping[str, int], channels: Mapping[str, int]) -> Tensor:
@@ -161,14 +186,6 @@ def _new_entries(axis: Axis, present: Mapping[str, int], channels: Mapping[str, 
     for _, to, length in common_spans(axis, present, channels):
         new[to : to + length] = False
     return new
-
-
-def _layer_of_weight(network: nn.Module, name: str) -> nn.Module | None:
-    """Returns the convolution or linear layer whose weight has this name; None for other tensors."""
-    path, _, attribute = name.rpartition(".")
-    layer = network.get_submodule(path)
-    is_layer = attribute == "weight" and isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
-    return layer if is_layer else None
 
 
 def _draw(weight: Tensor, before: Tensor, outputs: int, new: Tensor, generator: torch.Generator) -> None:

@@ -1,6 +1,6 @@
 """Derives the channel groups and the channel graph from channel labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import groupby
@@ -177,6 +177,7 @@ def build_graph(network: nn.Module, record: Record, inputs: Inputs, leaves: froz
     return ChannelGraph(
         groups=groups,
         tensors=tensors,
+        weights=_weights(network, record, tensors),
         attributes=tuple(_attributes(modules, grouping, record)),
         layers=tuple(_layer(grouping, call) for call in record.calls),
         not_prunable={source: reason for source, reason in reasons.items() if reason is not None} | record.not_prunable,
@@ -212,6 +213,8 @@ def _decide_grouped(record: Record, layers: set[str]) -> None:
             each = len(convolution.inputs) // convolution.groups
             for weight in convolution.weights:
                 record.index(weight, 1, convolution.second_axis)
+                if weight in record.weights:
+                    record.weights[weight] = int(convolution.transposed)
             convolution.call.inputs = convolution.inputs[:each]
             convolution.call.factor //= each
     record.slimmed_within |= within
@@ -230,6 +233,40 @@ def _tensors(network: nn.Module, grouping: Grouping, record: Record) -> dict[str
         if _slimmable(*axes):
             tensors[name] = axes
     return tensors
+
+
+def _weights(network: nn.Module, record: Record, tensors: Mapping[str, tuple[Axis, ...]]) -> dict[str, int | None]:
+    """Returns the weights among ``tensors``, each with the axis of the channels that it produces (see the graph).
+
+    Of the tensors from which ``forward`` computes weights, scales with one entry for each channel are left out.
+    """
+    used: dict[bool, set[int]] = {True: set(), False: set()}  # labels of axes of produced channels, and of those read
+    pairs = [{label for vector in pair for label in vector.tolist() if label} for pair in record.combined]
+    for vector, produced in record.weight_uses:
+        used[produced].update(label for label in vector.tolist() if label)
+    for labels in used.values():
+        size = 0
+        while len(labels) > size:
+            size = len(labels)
+            labels.update(*(pair for pair in pairs if not labels.isdisjoint(pair)))
+    combined = {label for pair in pairs for label in pair}
+    weights: dict[str, int | None] = {}
+    shapes = {name: tensor.shape for name, tensor in named_tensors(network).items()}
+    for name in tensors:
+        first = record.first_name[name]
+        if first in record.weights:
+            weights[name] = record.weights[first]
+            continue
+        axes = record.tensors[first]
+        produces, reads = (
+            [axis for axis, vector in axes.items() if not labels.isdisjoint(vector.tolist())]
+            for labels in used.values()
+        )
+        is_vector = len(axes) == 1 and shapes[name].numel() == shapes[name][min(axes)]
+        is_scale = is_vector and not combined.isdisjoint(axes[min(axes)].tolist())
+        if (produces or reads) and not is_scale:
+            weights[name] = produces[0] if len(produces) == 1 and produces != reads else None
+    return weights
 
 
 def _activations(grouping: Grouping, record: Record) -> Iterator[tuple[str, tuple[int, Axis]]]:

@@ -61,8 +61,9 @@ def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
             second = (produced if module.transposed else inputs)[: module.get_parameter(weights[0]).shape[1]]
             names = tuple(f"{name}.{weight}" for weight in weights if module.get_parameter(weight).shape[1] > 1)
             carrier.record.grouped.append(
-                GroupedConvolution(name, module.groups, inputs, produced, call, names, second)
+                GroupedConvolution(name, module.groups, inputs, produced, call, names, second, module.transposed)
             )
+    carrier.record.weights[f"{name}.{weights[0]}"] = int(module.transposed and module.groups == 1)
     _index_weights(carrier, name, module, weights, axes)
     _index_parameters(carrier, name, module, produced, inputs, weights)
     return Flow(value.shape, axis, produced)
@@ -112,6 +113,7 @@ def _linear(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     inputs = carrier.along(flow, last, node)
     positions = value.numel() // (carrier.batch * module.out_features)
     carrier.call(node, "linear", positions, inputs, produced, positions)
+    carrier.record.weights[f"{name}.{weights[0]}"] = 0
     _index_weights(carrier, name, module, weights, (produced, inputs))
     _index_parameters(carrier, name, module, produced, inputs, weights)
     return Flow(value.shape, last, produced)

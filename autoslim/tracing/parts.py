@@ -159,6 +159,7 @@ def _with_prefix(graph: ChannelGraph, part: str) -> ChannelGraph:
             for name, group in graph.groups.items()
         },
         tensors={full(name): tuple(map(named, axes)) for name, axes in graph.tensors.items()},
+        weights={full(name): axis for name, axis in graph.weights.items()},
         attributes=tuple(
             dataclasses.replace(each, module=full(each.module), axis=named(each.axis)) for each in graph.attributes
         ),

@@ -53,6 +53,7 @@ class GroupedConvolution:
     call: Call
     weights: tuple[str, ...]  # names of its tensors with the axes of the weight
     second_axis: Vector  # labels of the weight's second axis if it is slimmed within the groups
+    transposed: bool
 
     def unite(self, labels: Labels, *, within: bool) -> None:
         """Unites the channels that are removed together. ``within`` removes the same channels of all groups."""
@@ -83,6 +84,9 @@ class Record:
     depthwise: set[str] = field(default_factory=set)
     grouped: list[GroupedConvolution] = field(default_factory=list)  # those for which it is not yet decided
     slimmed_within: set[str] = field(default_factory=set)  # grouped convolutions that keep the number of groups
+    weights: dict[str, int | None] = field(default_factory=dict)  # weight -> axis along which it produces channels
+    weight_uses: list[tuple[Vector, bool]] = field(default_factory=list)  # labels of a used weight's axis, if produced
+    combined: list[tuple[Vector, Vector]] = field(default_factory=list)  # labels of tensors that make up a weight
     feeds: dict[str, Vector] = field(default_factory=dict)  # dense 1x1 convolution -> labels of its input
     functional: set[str] = field(default_factory=set)  # layers written as functions
     not_prunable: dict[str, str] = field(default_factory=dict)  # layers without a rule -> reason

@@ -119,6 +119,7 @@ def _combination(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow | Weigh
     for axis, (first, *others) in found.items():
         for other in others:
             carrier.record.labels.unite(first, other, reason)
+            carrier.record.combined.append((first, other))
         if all(vector.any() for vector in (first, *others)):  # otherwise all of them have just become not prunable
             vectors[axis] = np.max([first, *others], axis=0)
     return flow_of_axes(value.shape, vectors)
@@ -186,7 +187,9 @@ def _assembled(carrier: Carrier, node: fx.Node, shape: torch.Size, moved: Mappin
         elif flow.is_mixed and axis in flow.varying() and axis not in vectors:  # such as a concatenation
             labels = flow.narrowed().movedim(axis, 0).flatten(1)
             first = labels[:, :1].expand_as(labels)
-            carrier.record.labels.unite(first.flatten().numpy(), labels.flatten().numpy(), reason)
+            united = first.flatten().numpy(), labels.flatten().numpy()
+            carrier.record.labels.unite(*united, reason)
+            carrier.record.combined.append(united)
             vectors[axis] = labels[:, 0].numpy().copy()
         else:
             carrier.freeze([flow], reason)
@@ -212,6 +215,7 @@ def _normalisation(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow | Wei
     vectors = {axis: _vector(flow, axis) for axis in range(len(flow.shape))}
     for parameter in parameters:
         carrier.record.labels.unite(vectors[1], _vector(parameter, 0), "it is normalised with a tensor of fixed size")
+        carrier.record.combined.append((vectors[1], _vector(parameter, 0)))
     return flow_of_axes(value.shape, vectors)
 
 
@@ -232,11 +236,13 @@ def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     name = _layer_name(carrier, node)
     produced = carrier.record.labels.produce(name, size)
     if groups == 1:
-        _tie_weight(carrier, node, weight, {0: inputs, 1: produced} if transposed else {0: produced, 1: inputs})
+        _tie_weight(
+            carrier, node, weight, {0: inputs, 1: produced} if transposed else {0: produced, 1: inputs}, int(transposed)
+        )
         carrier.call(node, "conv", factor, inputs, produced, positions, name)
     else:
         tie_groups(carrier, inputs, produced, len(inputs) // groups)
-        _tie_weight(carrier, node, weight, {0: inputs if transposed else produced})
+        _tie_weight(carrier, node, weight, {0: inputs if transposed else produced}, 0)
         kind = "depthwise" if groups == len(inputs) else "grouped"
         carrier.call(node, kind, factor * (len(inputs) // groups), None, produced, positions, name)
     if bias is not None:
@@ -271,7 +277,7 @@ def _linear_layer(
         raise NoRuleError("it is not a product of the last axis with a matrix")
     name = _layer_name(carrier, node)
     inputs, produced = _vector(flow, last), carrier.record.labels.produce(name, value.shape[last])
-    _tie_weight(carrier, node, weight, {read: inputs, 1 - read: produced})
+    _tie_weight(carrier, node, weight, {read: inputs, 1 - read: produced}, 1 - read)
     if bias is not None:
         _tie_weight(carrier, node, bias, {0: produced})
     positions = value.numel() // (carrier.batch * value.shape[last])
@@ -291,13 +297,24 @@ def _arguments(carrier: Carrier, node: fx.Node) -> tuple[Flow, Flow | WeightFlow
     return activations, weight, bias
 
 
-def _tie_weight(carrier: Carrier, node: fx.Node, weight: Flow | WeightFlow, axes: Mapping[int, Vector]) -> None:
-    """Unites the labels of a weight with those of the layer's channels. Its other axes keep their size."""
+def _tie_weight(
+    carrier: Carrier,
+    node: fx.Node,
+    weight: Flow | WeightFlow,
+    axes: Mapping[int, Vector],
+    produces: int | None = None,
+) -> None:
+    """Unites the labels of a weight with those of the layer's channels. Its other axes keep their size.
+
+    ``produces`` is the axis of the channels that the weight produces, and None for a bias.
+    """
     what = describe(node, carrier.modules)
     for axis, size in enumerate(weight.shape):
         vector = _vector(weight, axis)
         if axis in axes and size > 1:
             carrier.record.labels.unite(axes[axis], vector, f"{what} combines it with a tensor of fixed size")
+            if produces is not None:
+                carrier.record.weight_uses.append((vector, axis == produces))
         else:
             carrier.record.labels.freeze(vector, f"{what} uses it as an axis of its kernel")
 

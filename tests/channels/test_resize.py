@@ -1,12 +1,16 @@
 """Tests of ``resize``, which returns the same network with other numbers of channels."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 import torchvision.models as tv
-from specimens import MAIN, Joins, build, random_channels, shuffle_weights, specimen
-from torch import nn
+from specimens import MAIN, OTHERS, PATTERNS, Joins, build, random_channels, shuffle_weights, specimen
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoslim import resize, trace
 from autoslim.channels.resize import current_channels, initialise
@@ -73,15 +77,116 @@ def test_the_members_of_a_group_always_agree(name: str) -> None:
 
 
 @pytest.mark.parametrize("dim", [0, 1, None])
-def test_new_channels_of_a_normalised_weight_are_zero(dim: int | None) -> None:
-    """The norm of a weight of zeros would be zero, and its quotient undefined."""
-    norm = nn.utils.parametrizations.weight_norm
-    network = nn.Sequential(norm(nn.Conv2d(3, 8, 1), dim=dim), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_present_channels_of_a_normalised_weight_do_not_change(norm: Any, dim: int | None, seed: int | None) -> None:
+    """Also if the norm is one over new channels. Without a seed, it would be the norm of zeros."""
+    torch.manual_seed(0)
+    layers = norm(nn.Conv2d(3, 8, 1), dim=dim), nn.ReLU(), norm(nn.Conv2d(8, 6, 1), dim=dim), nn.Conv2d(6, 4, 1)
+    network = nn.Sequential(*layers).eval()
     images = torch.randn(2, 3, 4, 4)
+    expected = network(images)
+    wide = resize(network, trace(network, images[:1]), {"0": 11, "2": 9}, seed=seed)
+    torch.testing.assert_close(wide(images), expected)
+    for layer, outputs, inputs in ((0, 8, 3), (2, 6, 8)):
+        weight, before = wide[layer].weight, network[layer].weight
+        torch.testing.assert_close(weight[:outputs, :inputs], before)
+        assert not weight[:outputs, inputs:].any()
+        drawn = weight[outputs:].square().sum(1).mean() / before.square().sum(1).mean()
+        assert not drawn if seed is None else 0.2 < drawn < 5
+        assert seed is None or len(weight.flatten(1).unique(dim=0)) == outputs + 3
+
+
+class OwnWeights(nn.Module):
+    """Weights, dense, depthwise and normalised by hand, that are parameters or buffers of the user's own module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shapes = {"dense": (8, 3, 3, 3), "depthwise": (8, 1, 3, 3), "direction": (6, 8, 1, 1), "product": (6, 5)}
+        shapes |= {"length": (6, 1, 1, 1), "place": (1, 6, 8, 8), "last": (4, 5)}
+        for name, shape in shapes.items():
+            setattr(self, name, nn.Parameter(torch.randn(shape)))
+        self.register_buffer("blur", torch.tensor([0.25, 0.5, 0.25]).expand(5, 1, 3).clone())
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = F.conv2d(images, self.dense, padding=1)
+        maps = F.conv2d(maps, self.depthwise, padding=1, groups=maps.shape[1])
+        norm = self.direction.square().sum((1, 2, 3), keepdim=True).sqrt()
+        maps = F.conv2d(maps.tanh(), self.length * self.direction / norm) * self.place
+        rows = (maps.mean(3).transpose(1, 2) @ self.product).transpose(1, 2)
+        return F.linear(F.conv1d(rows.tanh(), self.blur, groups=rows.shape[1]).mean(2), self.last)
+
+
+def test_new_channels_of_weights_that_forward_computes_with() -> None:
+    torch.manual_seed(0)
+    network, images = OwnWeights(), torch.randn(2, 3, 8, 8)
     graph = trace(network, images[:1])
-    wide = resize(network, graph, {"0": 11})
-    assert not wide[0].weight[8:].any()
+    assert len(graph.groups) == 3
+    wide = resize(network, graph, graph.scaled(1.5, 1))
     torch.testing.assert_close(wide(images), network(images))
+    for name in ("dense", "depthwise", "direction"):
+        assert len(wide.get_parameter(name).flatten(1).unique(dim=0)) == len(wide.get_parameter(name)), name
+    assert len(wide.get_parameter("product").unique(dim=1).T) == 8
+    assert torch.equal(wide.get_buffer("blur"), network.get_buffer("blur")[:1].expand(8, 1, 3))
+    torch.testing.assert_close(wide.get_parameter("place")[:, 6:], network.place.mean(1, True).expand(1, 3, 8, 8))
+    assert resize(network, graph, graph.scaled(1.5, 1), seed=None).get_parameter("dense")[8:].count_nonzero() == 0
+
+
+class LeakyActivations(TorchFunctionMode):
+    """Replaces ReLU and its kind, which make some channels constant, by leaky ones."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (F.relu, F.relu6, F.hardtanh, F.relu_, torch.relu, Tensor.relu):
+            return F.leaky_relu(args[0], 0.5)
+        return func(*args, **(kwargs or {}))
+
+
+class Outputs(TorchDispatchMode):
+    """Collects the outputs of convolutions and matrix products, with the channels first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.convolution.default:
+            self.channels.append(result.transpose(0, 1).flatten(1))
+        elif func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.channels.append(result.t())
+        return result
+
+
+OVER_CHANNELS = ("cbam", "convnext_tiny", "audio")
+"""Networks that normalise over the channels or take their mean, so that more channels change the output."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MAIN + OTHERS + PATTERNS)
+def test_all_channels_of_a_widened_network_differ(name: str) -> None:
+    """A run shows the channels of each layer, and the same output as before if no layer mixes channels."""
+    sample = specimen(name)
+    groups = sample.graph.groups
+    network = sample.real(random_channels(sample.graph, 0, 0.25, 0.25), torch.float64).eval()
+    wider = {
+        name: count
+        if name in sample.graph.not_widenable
+        else -(-3 * count // (2 * groups[name].unit)) * groups[name].unit
+        for name, count in current_channels(network, sample.graph).items()
+    }
+    grown = resize(network, sample.graph, wider)
+    outputs, runs = [], []
+    for each in (network, grown):
+        with LeakyActivations(), Outputs() as run:
+            outputs.append(each(sample.images().double()))
+        runs.append(run.channels)
+    changed = [after for before, after in zip(*runs, strict=True) if len(after) != len(before)]
+    assert len(changed) >= 0.9 * (len(groups) - len(sample.graph.not_widenable)) > 0
+    for channels in changed:
+        assert len(channels.unique(dim=0)) == len(channels)
+    if name not in OVER_CHANNELS:
+        torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("seed", [None, 0])
