@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from typing import Any
 
 import torch
 import torchvision.models as tv
@@ -16,11 +17,15 @@ def counted(network: nn.Module, shape: tuple[int, ...]) -> int:
     """Returns MACs by ptflops (backend ``aten``), minus one for each output of a layer with a bias, which it adds."""
     biases = 0
 
-    def bias(module: nn.Module, _: object, output: torch.Tensor) -> None:
+    def bias(module: nn.Module, _: object, output: Any) -> None:
         nonlocal biases
-        biases += output[0].numel() if module.bias is not None else 0
+        if isinstance(module, nn.RNNBase):
+            positions = output[0].numel() // output[0].shape[-1]
+            biases += positions * sum(tensor.numel() for name, tensor in module.named_parameters() if "bias" in name)
+        else:
+            biases += output.numel() if module.bias is not None else 0
 
-    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.RNNBase | nn.modules.conv._ConvNd)]
     hooks = [layer.register_forward_hook(bias) for layer in layers]
     with contextlib.redirect_stdout(io.StringIO()):
         macs, _ = get_model_complexity_info(

@@ -371,6 +371,74 @@ class ConvLSTM(nn.Module):
         return h
 
 
+class Generator(nn.Module):
+    """Linear layers whose features are arranged as maps, by all kinds of sizes (after DCGAN, Radford et al., 2016)."""
+
+    def __init__(self, channels: int = 8, side: int = 4) -> None:
+        super().__init__()
+        self.width, self.side, area = channels, side, side * side
+        self.by_size, self.by_attribute = nn.Linear(10, channels * area), nn.Linear(10, channels * area)
+        self.by_module = nn.Sequential(nn.Linear(10, channels * area), nn.Unflatten(1, (channels, side, side)))
+        self.last_axis = nn.Linear(10, area * channels)
+        self.norm, self.up = nn.BatchNorm2d(channels), nn.ConvTranspose2d(channels, 6, 4, 2, 1)
+        self.read = nn.Conv2d(channels, 6, 3, padding=1)
+        self.add, self.out = nn.Conv2d(channels, 6, 1), nn.Conv2d(6, 3, 3, padding=1)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        one = self.norm(self.by_size(noise).view(noise.shape[0], -1, self.side, self.side)).relu()
+        two = F.interpolate(
+            self.by_attribute(noise).relu().view(-1, self.width, self.side, self.side), scale_factor=2.0
+        )
+        three = self.by_module(noise)
+        four = self.last_axis(noise).view(noise.shape[0], self.side, self.side, -1).permute(0, 3, 1, 2)
+        maps = self.up(one) + self.read(two) + F.interpolate(self.add(three * four), scale_factor=2.0)
+        out: Tensor = self.out(maps.relu())
+        return out
+
+
+class ShuffledByHand(nn.Module):
+    """Pixel shuffles and their inverse by view, permute and reshape, with the r * r channels first and last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down = conv(3, 6), conv(24, 24)
+        self.last, self.first = nn.Conv2d(24, 32, 1), nn.Conv2d(8, 40, 1)
+        self.middle, self.head = conv(10, 8), nn.Conv2d(8, 3, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images)
+        count, channels, height, width = maps.shape
+        maps = maps.view(count, channels, height // 2, 2, width // 2, 2).permute(0, 1, 3, 5, 2, 4)
+        maps = self.last(self.down(maps.reshape(count, 4 * channels, height // 2, width // 2)))
+        channels = maps.shape[1] // 4
+        maps = maps.view(count, channels, 2, 2, height // 2, width // 2).permute(0, 1, 4, 2, 5, 3)
+        maps = F.avg_pool2d(maps.reshape(count, channels, height, width), 2)
+        maps = self.first(maps)
+        channels = maps.shape[1] // 4
+        maps = maps.view(count, 2, 2, channels, height // 2, width // 2).permute(0, 3, 4, 1, 5, 2)
+        out: Tensor = self.head(self.middle(maps.reshape(count, channels, height, width)))
+        return out
+
+
+class Recurrent(nn.Module):
+    """Recurrent layers that read the columns of maps, and a linear layer between them (CRNN, Shi et al., 2015)."""
+
+    def __init__(self, height: int = 4) -> None:
+        super().__init__()
+        self.maps = nn.Sequential(conv(3, 8), nn.MaxPool2d(4), conv(8, 12))
+        self.lstm = nn.LSTM(12 * height, 10, num_layers=2, bidirectional=True)
+        self.between, self.gru = nn.Linear(20, 14), nn.GRU(14, 6, batch_first=True)
+        self.skip, self.rnn, self.head = nn.Conv2d(12, 9, 1), nn.RNN(9, 6, bias=False), nn.Linear(12, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.maps(images)
+        states, _ = self.lstm(maps.permute(3, 0, 1, 2).flatten(2))  # (W, N, C * H)
+        states, _ = self.gru(self.between(states).relu().transpose(0, 1))
+        _, last = self.rnn(self.skip(maps).mean(2).permute(2, 0, 1))
+        out: Tensor = self.head(torch.cat([states[:, -1], last[0]], 1))
+        return out
+
+
 def _audio() -> nn.Module:
     layers = nn.Sequential(nn.Conv1d(16, 24, 3, padding=2, dilation=2), nn.BatchNorm1d(24), nn.ReLU())
     stem = nn.Sequential(nn.Conv1d(1, 16, 9, 4, 4), nn.GroupNorm(1, 16), nn.ReLU())
@@ -403,8 +471,11 @@ PATTERNS: dict[str, Callable[[], nn.Module]] = {
     "mixed": lambda: _Classifier(Mixed([12, 8, 8], 24), 28, 24),
     "partial_sum": lambda: _Classifier(PartialSum(12, 20), 12, 20),
     "conv_lstm": lambda: _Classifier(ConvLSTM(12, 8), 12, 8),
+    "generator": Generator,
+    "shuffled_by_hand": ShuffledByHand,
+    "recurrent": Recurrent,
     "audio": _audio,
     "video": _video,
 }
-SHAPES = {"audio": (1, 64), "video": (3, 8, 8, 8)}
+SHAPES = {"generator": (10,), "audio": (1, 64), "video": (3, 8, 8, 8)}
 """The inputs of patterns for other data than images."""

@@ -51,12 +51,13 @@ class Layer:
     output positions times the kernel area. For a grouped one that is slimmed by whole groups, it is also multiplied by
     the inputs per group, and ``inputs`` is empty; for one that keeps its groups, ``inputs`` is the axis of the inputs
     of one group. ``positions`` is the number of output positions (H' * W'), so ``positions * size(outputs)`` is
-    the size of the activation. Operations without a slimming rule that cost MACs (a transposed convolution, an
+    the size of the activation. A recurrent layer has two entries: the products with its input, and all others.
+    Operations without a slimming rule that cost MACs (a deformable convolution, an
     attention block) have the kind "other": ``factor`` is their total, and ``positions`` and ``outputs`` are 1.
     """
 
     name: str
-    kind: str  # "conv", "depthwise", "grouped", "linear", "avgpool" or "other"
+    kind: str  # "conv", "depthwise", "grouped", "linear", "recurrent", "avgpool" or "other"
     factor: int
     inputs: Axis
     outputs: Axis

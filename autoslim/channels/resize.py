@@ -66,6 +66,9 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int],
     result = copy_with(network, replace)
     for attribute in graph.attributes:
         setattr(result.get_submodule(attribute.module), attribute.name, attribute.value(channels))
+    for module in result.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # cuDNN reads weights that are copied one by one more slowly
     tensors = named_tensors(result)
     for name in graph.tensors:
         for of_direction, of_length in _LENGTHS.items():

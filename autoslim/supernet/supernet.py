@@ -40,6 +40,7 @@ class Supernet(nn.Module):
         names = {name for name, _ in network.named_parameters()}
         self._plain = (copy_with(network, lambda name, t: t.new_empty(0) if name in names else t.clone()),)
         self.network.apply(_use_batch_statistics)
+        self.network.apply(_do_not_flatten)
         self._shadows: dict[str, list[_Shadow]] = {name: [] for name in graph.groups}
         self._gathering: list[_Shadow] = []
         self._modules_by_path: dict[str, nn.Module] = dict(network.named_modules())
@@ -169,3 +170,16 @@ def _use_batch_statistics(module: nn.Module) -> None:
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         module.track_running_stats = False
         module.running_mean = module.running_var = module.num_batches_tracked = None
+
+
+def _do_not_flatten(module: nn.Module) -> None:
+    """Prevents a recurrent layer from moving its weights into one buffer, which is faster in cuDNN.
+
+    It does so when it finds another weight than before, and would detach the views of ``select`` from the parameters.
+    """
+    if isinstance(module, nn.RNNBase):
+        module.__dict__["flatten_parameters"] = _nothing
+
+
+def _nothing() -> None:
+    pass

@@ -125,6 +125,13 @@ def run_on_labels(carrier: Carrier, node: fx.Node, labels: Callable[[fx.Node], A
 def _record_sizes(carrier: Carrier, node: fx.Node, flow: Flow, outputs: Sequence[Flow | None]) -> None:
     """Records the attributes of modules from which the sizes of the outputs come (see ``tracing.attributes``)."""
     name = operation(node)
+    if node.op == "call_module" and (output := outputs[0]) is not None:
+        module = carrier.modules[name]
+        if isinstance(module, nn.Unflatten) and all(isinstance(size, int) for size in module.unflattened_size):
+            first = int(module.dim) % len(flow.shape)
+            for index, size in enumerate(module.unflattened_size):
+                if size > 0:
+                    _record_size(carrier, Source(name, "unflattened_size", index), output, first + index)
     arguments = [*node.args[1:], *node.kwargs.values()]
     if name not in SIZED or not any(map(_source, node.all_input_nodes)):
         return
@@ -140,10 +147,19 @@ def _record_sizes(carrier: Carrier, node: fx.Node, flow: Flow, outputs: Sequence
                 for bound in (index.start, index.stop):
                     if (source := _source(bound)) and (end := carrier.values[bound]) <= len(flow.vector):
                         carrier.record.size(source, flow.vector[:end])
-    elif (output := outputs[0]) is not None and output.axis is not None:
+    elif (output := outputs[0]) is not None:
         sizes = arguments[0] if isinstance(arguments[0], list | tuple) else arguments
-        if output.axis < len(sizes) and (source := _source(sizes[output.axis])):
-            carrier.record.size(source, output.vector)
+        for axis, size in enumerate(sizes):
+            if source := _source(size):
+                _record_size(carrier, source, output, axis)
+
+
+def _record_size(carrier: Carrier, source: Source, flow: Flow, axis: int) -> None:
+    """Records that the size of an axis comes from an attribute, at once or when channels are united along the axis."""
+    if flow.axis == axis:
+        carrier.record.size(source, flow.vector)
+    elif flow.is_mixed:
+        carrier.mixed_sizes.append((source, flow, axis))
 
 
 def _source(value: Any) -> Source | None:
@@ -207,6 +223,8 @@ def _spatial(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     if not isinstance(value, Tensor):  # the maxima and their indices
         return tuple(_spatial(carrier, node, part) for part in value)
     flow = carrier.input_flow(node)
+    if flow.is_mixed and value.shape[1:2] == flow.shape[1:2]:
+        carrier.gather(flow, 1, node)
     if flow.is_mixed:
         raise NoRuleError("its channels lie along several axes")
     axis = 1 if flow.axis is None else flow.axis

@@ -154,6 +154,13 @@ class Flow:
             return np.zeros(self.shape[axis], np.int64)
         return self.vector if self.axis == axis else None
 
+    def gather(self, axis: int) -> tuple[Vector, Vector]:
+        """Keeps only the first label at each place along ``axis`` of a mixed flow, and returns the pairs to unite."""
+        labels = self.narrowed().movedim(axis, 0).flatten(1)
+        first = labels[:, :1].expand_as(labels)
+        self.axis, self.vector, self._full = axis, labels[:, 0].numpy().copy(), None
+        return first.flatten().numpy(), labels.flatten().numpy()
+
     def reshaped_like(self, shape: torch.Size) -> "Flow":
         """Returns the flow with the same labels along the same axis for another shape (after pooling or padding)."""
         return Flow(shape, self.axis, self.vector)

@@ -1,6 +1,7 @@
 """Rules for layers with parameters: which labels they create, and which axes of their parameters these index."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor, fx, nn
@@ -9,9 +10,16 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from autoslim.tracing.attributes import Source
 from autoslim.tracing.labels import Flow, Vector
-from autoslim.tracing.operations import CONVOLUTIONS, LAST_AXIS_NORMS, NORMALISATIONS, TRANSPOSED_CONVOLUTIONS
-from autoslim.tracing.record import Carrier, GroupedConvolution, NoRuleError, Rule
+from autoslim.tracing.operations import (
+    CONVOLUTIONS,
+    LAST_AXIS_NORMS,
+    NORMALISATIONS,
+    RECURRENT,
+    TRANSPOSED_CONVOLUTIONS,
+)
+from autoslim.tracing.record import Carrier, GroupedConvolution, NoRuleError, Rule, blank
 from autoslim.tracing.subclasses import computes_more
 
 
@@ -25,6 +33,7 @@ def layer_rule(module: nn.Module) -> Rule | None:
         ((*NORMALISATIONS, nn.PReLU), _per_channel),
         (LAST_AXIS_NORMS, _layer_norm),
         ((nn.GroupNorm,), _group_norm),
+        (RECURRENT, _recurrent),
     )
     return next((rule for kinds, rule in rules if isinstance(module, kinds)), None)
 
@@ -117,6 +126,37 @@ def _linear(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     _index_weights(carrier, name, module, weights, (produced, inputs))
     _index_parameters(carrier, name, module, produced, inputs, weights)
     return Flow(value.shape, last, produced)
+
+
+def _recurrent(carrier: Carrier, node: fx.Node, value: Any) -> Any:
+    """Handles an LSTM, GRU or RNN: its input may be slimmed, and its hidden state keeps its size."""
+    name, module = str(node.target), carrier.modules[str(node.target)]
+    assert isinstance(module, RECURRENT)
+    first = [f"weight_ih_l0{end}" for end in (("", "_reverse") if module.bidirectional else ("",))]
+    if type(module) not in RECURRENT or any(weight not in module._parameters for weight in first):
+        raise NoRuleError("its forward is overridden, or its weight is computed at each call")
+    flow, *states = carrier.input_flows(node)
+    if any(not state.is_constant for state in states):
+        raise NoRuleError("its initial state has channels")
+    last = len(flow.shape) - 1
+    if len(flow.shape) != 3 or not (flow.is_constant or flow.is_mixed or flow.axis == last):
+        raise NoRuleError("its channels lie along another axis than the last one of three")
+    inputs = carrier.along(flow, last, node)
+    for weight in first:
+        carrier.record.weights[f"{name}.{weight}"] = None
+        carrier.record.index(f"{name}.{weight}", 1, inputs)
+    carrier.record.size(Source(name, "input_size"), inputs)
+    rows = sum(len(module.get_parameter(weight)) for weight in first)
+    others = sum(
+        parameter.numel()
+        for weight, parameter in module.named_parameters()
+        if weight.startswith("weight_") and weight not in first
+    )
+    steps = flow.shape.numel() // (carrier.batch * module.input_size)
+    carrier.call(node, "recurrent", steps, inputs, np.zeros(rows, np.int64), steps)
+    carrier.call(node, "recurrent", steps * others, None, np.zeros(1, np.int64), 1)
+    carrier.record.not_prunable.setdefault(name, "a recurrent layer keeps its hidden size; only its input is slimmed")
+    return blank(value)
 
 
 def _weights(module: nn.Module) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMALISATIONS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 LAST_AXIS_NORMS = (nn.LayerNorm, nn.RMSNorm)
+RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 LEAVES = (
     *CONVOLUTIONS,
     *TRANSPOSED_CONVOLUTIONS,

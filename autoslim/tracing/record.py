@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
@@ -131,6 +132,7 @@ class Carrier:
         self.record = record
         self.batch = batch
         self.flows: dict[fx.Node, Any] = {}
+        self.mixed_sizes: list[tuple[Source, Flow, int]] = []  # sizes of a flow's axis, if channels lie along several
         self.values: dict[fx.Node, Any] = {}  # values other than tensors, such as sizes
 
     def input_flow(self, node: fx.Node) -> Flow:
@@ -152,12 +154,30 @@ class Carrier:
         return [flow for flow in tree_leaves(flows) if isinstance(flow, Flow | WeightFlow)]
 
     def along(self, flow: Flow, axis: int, node: fx.Node) -> Vector:
-        """Returns the labels along ``axis``. If the channels lie along another axis, they become not prunable."""
+        """Returns the labels along ``axis``. If the channels lie along another axis, they become not prunable.
+
+        If they lie along several axes, such as those of a linear layer that are arranged as maps, the channels at the
+        same place along ``axis`` are united, and lie along ``axis`` from then on.
+        """
+        self.gather(flow, axis, node)
         vector = flow.along(axis)
         if vector is None:
             self.freeze([flow], f"{describe(node, self.modules)} reads its channels along another axis")
             return np.zeros(flow.shape[axis], np.int64)
         return vector
+
+    def gather(self, flow: Flow, axis: int, node: fx.Node) -> None:
+        """Unites the channels at the same place along ``axis`` if they lie along it and other axes, not the batch."""
+        varying = flow.varying() if flow.is_mixed else []
+        if axis not in varying or 0 in varying:
+            return
+        first, labels = flow.gather(axis)
+        reason = f"{describe(node, self.modules)} reads it together with channels that are not prunable"
+        self.record.labels.unite(first, labels, reason)
+        for source, sized, dimension in self.mixed_sizes:
+            known = Flow.of(torch.from_numpy(self.record.labels.roots(sized.full().numpy())))
+            if known.axis == dimension:  # also if that tensor was reshaped or permuted after it got its sizes
+                self.record.size(source, known.vector)
 
     def freeze(self, flows: Sequence[Flow | WeightFlow], reason: str) -> None:
         """Makes all channels of these tensors not prunable."""

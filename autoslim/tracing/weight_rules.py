@@ -226,6 +226,7 @@ def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     groups = carrier.values[groups] if isinstance(groups, fx.Node) else groups
     transposed = "transpose" in operation(node)
     axis = len(flow.shape) - len(weight.shape) + 1
+    carrier.gather(flow, axis, node)
     if flow.axis not in (None, axis) or flow.is_mixed or not isinstance(groups, int):
         raise NoRuleError("its channels lie along another axis")
     inputs = _vector(flow, axis)

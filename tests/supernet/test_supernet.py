@@ -343,3 +343,36 @@ def test_cross_entropy_of_the_selected_network_is_finite_at_one_channel(supernet
     loss = F.cross_entropy(supernet(specimen("cifar_resnet18").images()), torch.arange(4))
     loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in supernet.parameters() if parameter.grad is not None)
+
+
+@torch.no_grad()
+def test_a_recurrent_layer_reads_the_present_weights() -> None:
+    """It keeps a list of its weights, and cuDNN moves them into one buffer unless the supernet prevents it."""
+    sample = specimen("recurrent")
+    supernet = Supernet(sample.real(sample.graph.default), sample.graph).eval()
+    channels, images = random_channels(sample.graph, 0, 0.5, 0.8), sample.images()
+    for selected in (channels, sample.graph.default, channels):
+        supernet.select(selected)
+        for parameter in supernet.network.parameters():  # as an optimiser does, without another selection
+            parameter.mul_(-0.9)
+        assert torch.equal(supernet(images), batch_statistics(supernet.extract(selected))(images))
+    supernet.double()
+    assert torch.equal(supernet(images.double()), batch_statistics(supernet.extract(channels))(images.double()))
+    recurrent = [module for module in supernet.modules() if isinstance(module, nn.RNNBase)]
+    assert recurrent
+    for module in recurrent:
+        assert module.flatten_parameters.__qualname__ != nn.RNNBase.flatten_parameters.__qualname__
+
+
+def test_gradients_of_a_recurrent_layer_are_those_of_the_extracted_one() -> None:
+    sample = specimen("recurrent")
+    supernet = Supernet(sample.real(sample.graph.default), sample.graph).eval()
+    channels, images = random_channels(sample.graph, 0, 0.5, 0.8), sample.images()
+    cut = batch_statistics(supernet.extract(channels))
+    supernet.select(channels)
+    for network in (supernet, cut):
+        network(images).square().sum().backward()
+    for wide, narrow in zip(
+        supernet.network.parameters(), spread(sample.graph, cut, sample.graph.default), strict=True
+    ):
+        torch.testing.assert_close(wide.grad, narrow)
