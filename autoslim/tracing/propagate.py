@@ -21,6 +21,7 @@ from autoslim.tracing.function_rules import operation_rule, passing_module_rule
 from autoslim.tracing.interpreter import GraphRunner
 from autoslim.tracing.labels import Flow, WeightFlow
 from autoslim.tracing.layer_rules import layer_rule
+from autoslim.tracing.operations import operation
 from autoslim.tracing.record import Carrier, NoRuleError, Record, Rule, blank, describe
 from autoslim.tracing.storage import part_name
 from autoslim.tracing.weight_rules import check_statistics, functional_layer_rule, read_tensor, weight_rule
@@ -114,7 +115,10 @@ class Propagation(GraphRunner):
     def _unknown(self, node: fx.Node, value: Any, detail: str) -> Any:
         """Makes all channels that the operation reads not prunable; its output has none."""
         record, name = self.carrier.record, str(node.target)
-        reason = f"{describe(node, self.carrier.modules)} has no slimming rule{f': {detail}' if detail else ''}"
+        what = (
+            "is attention, which keeps its heads and its width" if self._is_attention(node) else "has no slimming rule"
+        )
+        reason = f"{describe(node, self.carrier.modules)} {what}{f': {detail}' if detail else ''}"
         self.carrier.freeze(self.carrier.all_flows(node), reason)
         if node.op == "call_module" and any(True for _ in self.carrier.modules[name].parameters()):
             record.not_prunable.setdefault(name, reason)
@@ -122,3 +126,9 @@ class Propagation(GraphRunner):
         if macs := self.execution.macs // self.carrier.batch:
             self.carrier.call(node, "other", macs, None, np.zeros(1, np.int64), 1)
         return blank(value)
+
+    def _is_attention(self, node: fx.Node) -> bool:
+        """Returns whether a node is torch's layer of attention or a function that is attention by its name."""
+        if node.op == "call_module":
+            return isinstance(self.carrier.modules[str(node.target)], nn.MultiheadAttention)
+        return "attention" in operation(node)

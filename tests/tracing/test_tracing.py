@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision.models as tv
 from specimens import MAIN, OTHERS, batch_statistics, random_channels, shuffle_weights, specimen
 from torch import Tensor, nn
 from torch.ao.nn import qat
@@ -823,6 +824,15 @@ class HardView(Body):
         return maps.view(-1, 16, 4, 16)
 
 
+class HardMaps(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(16, 16 * 4)
+
+    def between(self, maps: Tensor) -> Tensor:
+        return self.middle(self.fc(maps.mean((2, 3))).view(-1, 16, 2, 2)).relu()
+
+
 class HardSlice(Body):
     def __init__(self) -> None:
         super().__init__(channels=8)
@@ -939,6 +949,7 @@ class HiddenConstants(Body):
 
 NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "size in a view": (HardView, "stem", "its size is written in the network's code: "),
+    "size in a view of features": (HardMaps, "fc", "its size is written in the network's code: "),
     "size in a slice": (HardSlice, "stem", "its channels are interleaved or split"),
     "halves at a computed position": (Halves, "stem", "its size is written in the network's code: "),
     "choice by channels": (ChoosesByChannels, "stem", "the code at test_tracing.py:"),
@@ -952,7 +963,7 @@ NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "convolution of two kernels": (MergedKernels, "stem", "`conv2d` at test_tracing.py:"),
     "attention": (Attention, "stem", "MultiheadAttention `attention` at test_tracing.py:"),
-    "attention itself": (Attention, "attention", "has no slimming rule"),
+    "attention itself": (Attention, "attention", "is attention, which keeps its heads and its width"),
     "gather": (Gather, "stem", "`getitem` at test_tracing.py:"),
     "view as another dtype": (Reinterprets, "stem", "has no slimming rule: it reinterprets the elements"),
     "norm of all": (NormOfAll, "stem", "`norm` at test_tracing.py:"),
@@ -978,6 +989,22 @@ NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "one group": (lambda: Body(nn.GroupNorm(1, 16)), "head", "it is the network's output"),
     "positions": (PositionMixer, "mix", "it mixes positions, not channels"),
 }
+
+
+@pytest.mark.parametrize("make", [tv.VisionTransformer, tv.SwinTransformer])
+def test_attention_keeps_its_heads_and_its_width(make: Any) -> None:
+    """In transformers, only the hidden layers of MLPs are slimmed, and the reason is given for all others."""
+    if make is tv.VisionTransformer:
+        sizes: dict[str, Any] = {"image_size": 8, "patch_size": 4, "num_layers": 2, "num_heads": 2, "hidden_dim": 16}
+        network = make(**sizes, mlp_dim=24, num_classes=4)
+    else:
+        network = make([2, 2], 16, [1, 1], [2, 2], [2, 2], num_classes=4)
+    graph = trace(network, EXAMPLE)
+    assert [name.endswith("mlp.0") for name in graph.groups] == [True, True]
+    reasons = set(graph.not_prunable.values()) - {"it is the network's output"}
+    assert reasons
+    assert all("is attention, which keeps its heads and its width" in reason for reason in reasons)
+    check_resizing(network, graph)
 
 
 @pytest.mark.parametrize("case", NOT_PRUNABLE)
