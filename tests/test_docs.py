@@ -234,8 +234,8 @@ def test_a_users_network_has_the_groups_that_the_guide_states(tmp_path: Path, mo
     }
 
 
-def test_the_network_of_the_readme_can_be_slimmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = next(block for block in python_blocks("README.md") if "def build" in block)
+def test_the_network_of_the_main_road_can_be_slimmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [code] = python_blocks("docs/guide/own-repository.md")
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     assert profiled(code, "64", tmp_path, monkeypatch) == {"0": ["0"], "3": ["3"], "6": ["6"]}
 

@@ -13,6 +13,7 @@ from autoslim.cli.compare import compare_cli
 from autoslim.cli.estimate import estimate_cli
 from autoslim.cli.evaluate import evaluate_cli
 from autoslim.cli.export import export_cli
+from autoslim.cli.init import init_cli
 from autoslim.cli.latency import latency_app
 from autoslim.cli.profile import profile_cli
 from autoslim.cli.stage import stage_cli
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for name, command in (
+    ("init", init_cli),
     ("profile", profile_cli),
     ("check", check_cli),
     ("estimate", estimate_cli),
@@ -53,7 +55,8 @@ def autoslim(
 ) -> None:
     """Choose the number of channels of each layer of a convolutional network for a budget.
 
-    `dvc repro` runs the pipeline. These commands profile networks, check parameters, show results and export networks.
+    `autoslim init` makes a project and `dvc repro` runs it. The other commands profile networks, check parameters,
+    show results and export networks.
     See `autoslim COMMAND --help` for the options of a command.
     """
 

@@ -1,4 +1,4 @@
-"""``autoslim stage``: runs one stage of the pipeline, for debugging."""
+"""``autoslim stage``: runs one stage of the pipeline. ``dvc repro`` calls it in projects made by ``autoslim init``."""
 
 import inspect
 from importlib import import_module
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from autoslim.errors import UserError
+from autoslim.pipeline.code_lock import check_lock
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import STAGES, enter_project
 
@@ -16,10 +17,10 @@ def stage_cli(
     method: Annotated[str | None, typer.Argument(help="For retrain: autoslim, uniform or released/NAME.")] = None,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show the full traceback of an error.")] = False,
 ) -> None:
-    """Run one stage of the pipeline, to debug it. Use `dvc repro` to produce results.
+    """Run one stage of the pipeline, as `dvc repro` does. Use `dvc repro` to produce results.
 
-    The command calls the same function as `dvc repro`, on the existing files, without checking that they are up to
-    date. DVC does not record the run: if the outputs change, the next `dvc repro` runs the stage again.
+    Called directly, the command runs the stage on the existing files, without checking that they are up to date. DVC
+    does not record the run: if the outputs change, the next `dvc repro` runs the stage again.
 
     Examples:
 
@@ -34,11 +35,13 @@ def run_stage(name: str, method: str | None) -> None:
     """Runs the stage ``name`` in this process.
 
     Raises:
-        UserError: There is no such stage, a method is required but missing, or the stage does not accept one.
+        UserError: There is no such stage, a method is required but missing, or the stage does not accept one; or the
+            project's ``autoslim.lock`` has other code.
     """
     if name not in STAGES:
         raise UserError(f"there is no stage {name!r}; stages are {', '.join(STAGES)}")
     enter_project()
+    check_lock([name])
     run = import_module(f"autoslim.pipeline.{name}").run
     needs_method = bool(inspect.signature(run).parameters)
     if needs_method and method is None:

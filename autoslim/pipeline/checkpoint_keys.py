@@ -56,6 +56,13 @@ def imported_modules(module: str, ignored: frozenset[str] = OBSERVERS) -> set[st
     return modules
 
 
+def code_files(module: str) -> list[tuple[str, Path]]:
+    """Returns the names and paths of the files of ``imported_modules(module)`` and of the data files next to them."""
+    files = {_file(name) for name in imported_modules(module)}
+    files |= {data for folder in {file.parent for file in files} for data in folder.glob("*.yaml")}
+    return sorted((file.relative_to(_PACKAGE).as_posix(), file) for file in files)
+
+
 def code_digest(modules: Iterable[str]) -> str:
     """Returns a digest of the syntax trees of ``modules`` without comments and docstrings."""
     digest = hashlib.sha256()

@@ -19,7 +19,7 @@ from autoslim.pipeline.artifacts import Allocation
 from autoslim.pipeline.assembly import grid_spec, initial_network, traced_network
 from autoslim.pipeline.costs import latency_target
 from autoslim.pipeline.params import Model, Params, read_yaml
-from autoslim.pipeline.project import RESOURCES, check_trajectory_format
+from autoslim.pipeline.project import LOCK, RESOURCES, STAGES, check_trajectory_format
 from autoslim.resources.budgets import format_amount, format_named_amount
 from autoslim.resources.costs import Costs
 from autoslim.resources.latency.backends import prepare_forward
@@ -57,6 +57,15 @@ class Reach:
         return f"{text} ({self.amount(self.budget)})"
 
 
+@dataclass(frozen=True)
+class OwnFile:
+    """A file of the user's that a parameter names, with the stages that read it."""
+
+    parameter: str
+    path: str
+    readers: Sequence[str]
+
+
 def check_pipeline(params: Params, info: DataInfo) -> None:
     """Raises ``UserError`` if the network does not fit the data, the budget or the trained weights."""
     check_smoothing(params, info)
@@ -86,13 +95,10 @@ def check_model(model: Model) -> None:
         UserError: there is no such callable, there are no such weights, or the deps of a stage lack one of the files.
     """
     find_constructor(model.name)
-    path = model.name.rpartition(":")[0]
-    if path.endswith(".py"):
-        _check_tracked("model.name", path, ("resources", "supernet", "search", "allocate", "retrain", "report"))
     if model.weights is not None:
         check_weights(model.name, model.weights)
-        if weights_file(model.weights):
-            _check_tracked("model.weights", model.weights, ("supernet",))
+    for own in _model_files(model):
+        _check_tracked(own)
 
 
 def check_table(table: str) -> None:
@@ -102,7 +108,7 @@ def check_table(table: str) -> None:
             f"latency.table {table!r} does not exist; make it with `autoslim latency measure --to {table}` on the "
             "machine that will run the network, or set latency.table to null"
         )
-    _check_tracked("latency.table", table, ("resources",))
+    _check_tracked(_table_file(table))
 
 
 def check_kernels(
@@ -267,14 +273,35 @@ def check_groups(name: str, graph: ChannelGraph) -> None:
         )
 
 
-def _check_tracked(parameter: str, file: str, readers: Sequence[str]) -> None:
-    """Raises ``UserError`` unless the deps of each stage in ``readers`` contain ``file`` or one of its parents."""
+def own_files(params: Params) -> list[OwnFile]:
+    """Returns the files that the parameters name and that DVC has to track."""
+    tables = [] if params.latency.table is None else [_table_file(params.latency.table)]
+    return [*_model_files(params.model), *tables]
+
+
+def _model_files(model: Model) -> list[OwnFile]:
+    path = model.name.rpartition(":")[0]
+    files = [OwnFile("model.name", path, STAGES[1:])] if path.endswith(".py") else []
+    if model.weights is not None and weights_file(model.weights):
+        files.append(OwnFile("model.weights", model.weights, ("supernet",)))
+    return files
+
+
+def _table_file(table: str) -> OwnFile:
+    return OwnFile("latency.table", table, ("resources",))
+
+
+def _check_tracked(own: OwnFile) -> None:
+    """Raises ``UserError`` unless the deps of each stage that reads the file contain it or one of its parents."""
     stages = read_yaml(Path("dvc.yaml"))["stages"]
-    covering = {str(PurePath(file)), *map(str, PurePath(file).parents)}
-    deps = {name: stages[name].get("do", stages[name])["deps"] for name in readers}
-    missing = [name for name in readers if not any(str(PurePath(str(dep))) in covering for dep in deps[name])]
+    covering = {str(PurePath(own.path)), *map(str, PurePath(own.path).parents)}
+    deps = {name: stages[name].get("do", stages[name])["deps"] for name in own.readers}
+    missing = [name for name in own.readers if not any(str(PurePath(str(dep))) in covering for dep in deps[name])]
     if missing:
+        remedy = f"add {own.path} to {'their' if len(missing) > 1 else 'its'} deps in dvc.yaml"
+        if LOCK.is_file():
+            remedy = f"run `autoslim init --upgrade`, which adds {own.path} to {remedy.rpartition(' to ')[2]}"
         raise UserError(
-            f"{parameter} is the file {file}, which DVC does not track: changing it would not rerun "
-            f"{', '.join(missing)}; add {file} to {'their' if len(missing) > 1 else 'its'} deps in dvc.yaml"
+            f"{own.parameter} is the file {own.path}, which DVC does not track: changing it would not rerun "
+            f"{', '.join(missing)}; {remedy}"
         )

@@ -11,6 +11,7 @@ from autoslim.files import unsealed
 
 STAGES = ("prepare", "resources", "supernet", "search", "allocate", "retrain", "report")
 
+LOCK = Path("autoslim.lock")  # of a project that `autoslim init` made
 PREPARED = Path("data/prepared")
 RESOURCES = Path("outputs/resources")
 SUPERNET = Path("outputs/supernet")
@@ -93,7 +94,7 @@ def enter_project() -> Path:
     if root is None:
         raise UserError(
             f"{Path.cwd()} is not in an autoslim project (there is no dvc.yaml here or in a parent folder); "
-            "change into your clone of the repository"
+            "change into your project, or make one with `autoslim init`"
         )
     os.chdir(root)
     return root

@@ -93,6 +93,6 @@ def run() -> None:
         tracker.artifact(REPORT)
     rich.print(terminal_table(comparison))
     print(f"Figures: {REPORT}/trajectory.png, channels.png, resources.png, curves.png.")
-    print("Runs: mlflow ui (make ui), or dvc exp show.")
+    print("Runs: mlflow ui, or dvc exp show.")
     if choice := comparison.choice:
         print("Best network on the search split: autoslim export {} --seed {} --to network.pt2".format(*choice))

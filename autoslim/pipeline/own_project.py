@@ -1,0 +1,299 @@
+"""The pipeline in a repository of the user's own: making a project, and bringing it up to date.
+
+A project has the parameters, a ``dvc.yaml`` whose commands are ``autoslim stage``, and ``autoslim.lock``. No existing
+file is overwritten when a project is made.
+"""
+
+import contextlib
+import difflib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import YAMLError
+
+from autoslim.data.prepare import check_source
+from autoslim.errors import UserError
+from autoslim.files import write_bytes
+from autoslim.models.building import find_constructor
+from autoslim.models.pretrained import check_weights
+from autoslim.pipeline.checks import own_files
+from autoslim.pipeline.code_lock import lock_text
+from autoslim.pipeline.params import Params, check_params, read_yaml
+from autoslim.pipeline.project import LOCK
+from autoslim.pipeline.yaml_edits import dumped, parsed, update_pipeline, with_missing_parameters
+
+PARAMS, PIPELINE, IGNORED = Path("params.yaml"), Path("dvc.yaml"), Path(".gitignore")
+_HERE = Path(__file__).parent
+_GENERATED = "outputs/", "data/prepared"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user chose for a new project; None: as in the preset, or as in the default parameters."""
+
+    data: str | None = None
+    model: str | None = None
+    weights: str | None = None
+    budget: str | None = None
+    preset: str | None = None
+
+
+@dataclass(frozen=True)
+class Created:
+    """What was written, what existed and got further lines, what was kept, and the project's parameters."""
+
+    written: tuple[str, ...]
+    extended: tuple[str, ...]
+    kept: tuple[str, ...]
+    params: Params
+
+
+def create_project(folder: Path, choices: Choices) -> Created:
+    """Makes a project in ``folder``, which is created if it does not exist. Everything is checked before files change.
+
+    Relative paths in ``choices`` are looked up in the working directory and then in ``folder``.
+
+    Raises:
+        UserError: ``folder`` is not in a git repository, has files of another pipeline, or a choice is wrong.
+    """
+    folder = folder.resolve()
+    git = _git_root(folder)
+    _check_foreign(folder)
+    text = _own_or_new_params(folder, choices)
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with contextlib.chdir(folder):
+            params = check_params(YAML(typ="safe").load(text), str(PARAMS))
+            _check_choices(params)
+            files = {PARAMS: text, PIPELINE: _pipeline(params), LOCK: lock_text()}
+    except BaseException:
+        if not existed:
+            folder.rmdir()
+        raise
+    written: list[str] = []
+    extended: list[str] = []
+    kept: list[str] = []
+    with contextlib.chdir(folder):
+        if Path(".dvc").exists():
+            kept.append(".dvc")
+        else:
+            written += _init_dvc(git)
+        for path, content in files.items():
+            if path.exists():
+                kept.append(str(path))
+            else:
+                write_bytes(path, content.encode())
+                written.append(str(path))
+        existed = IGNORED.exists()
+        changed = _ignore()
+        (kept if not changed else extended if existed else written).append(str(IGNORED))
+    return Created(tuple(written), tuple(extended), tuple(kept), params)
+
+
+def upgrade_project(folder: Path) -> str:
+    """Brings a project up to date with the installed version of autoslim and with its own ``params.yaml``.
+
+    New parameters get their default values. The stages of ``dvc.yaml`` become those of this version, with the user's
+    files that the parameters name among their deps; other stages and deps are kept.
+
+    Returns:
+        The differences of all changed files, as a unified diff; "" if everything is up to date.
+
+    Raises:
+        UserError: ``folder`` has no project that ``create_project`` made, or its parameters are wrong. No file changed.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; name the folder of a project")
+    with contextlib.chdir(folder):
+        for path in (LOCK, PARAMS, PIPELINE):
+            if not path.is_file():
+                raise UserError(
+                    f"{path} does not exist in {folder}, so that this is no complete project of `autoslim init`; "
+                    "run `autoslim init`, which adds the missing files"
+                )
+        values, pipeline = read_yaml(PARAMS), read_yaml(PIPELINE)
+        if not isinstance(values, dict):
+            raise UserError(f"{PARAMS} is not a mapping of parameters; restore it from git")
+        if not _is_ours(pipeline):
+            raise UserError(f"{PIPELINE} has no commands `autoslim stage ...`; delete it and run `autoslim init`")
+        before = {path: path.read_text(encoding="utf-8") for path in (PARAMS, PIPELINE, LOCK)}
+        text = with_missing_parameters(before[PARAMS], _template(PARAMS.name), Params)
+        params = check_params(YAML(typ="safe").load(text), str(PARAMS))
+        current = parsed(before[PIPELINE])
+        update_pipeline(current, parsed(_pipeline(params)), _GENERATED)
+        unchanged = parsed(before[PIPELINE]) == current
+        after = {PARAMS: text, PIPELINE: before[PIPELINE] if unchanged else dumped(current), LOCK: lock_text()}
+        ignored = IGNORED.read_text(encoding="utf-8") if IGNORED.is_file() else ""
+        for path, content in after.items():
+            if content != before[path]:
+                write_bytes(path, content.encode())
+        if _ignore():
+            before[IGNORED], after[IGNORED] = ignored, IGNORED.read_text(encoding="utf-8")
+    return "".join(_difference(path, before[path], after[path]) for path in after)
+
+
+def presets() -> dict[str, Path]:
+    """Returns the parameter files that come with autoslim, by name."""
+    return {path.stem: path for path in sorted((_HERE / "presets").glob("*.yaml"))}
+
+
+def _difference(path: Path, before: str, after: str) -> str:
+    lines = difflib.unified_diff(
+        before.splitlines(keepends=True), after.splitlines(keepends=True), f"{path} (before)", f"{path} (after)"
+    )
+    return "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+
+
+def _template(name: str) -> str:
+    return (_HERE / "templates" / name).read_text(encoding="utf-8")
+
+
+def _git_root(folder: Path) -> Path:
+    root = next((parent for parent in (folder, *folder.parents) if (parent / ".git").exists()), None)
+    if root is None:
+        raise UserError(
+            f"{folder} is not in a git repository, which DVC needs for experiments; run `git init` in it first"
+        )
+    return root
+
+
+def _check_foreign(folder: Path) -> None:
+    """Raises ``UserError`` if ``folder`` has a ``dvc.yaml`` or ``params.yaml`` that does not belong to autoslim."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; name a folder")
+    remedy = "nothing was written; use another folder in this repository, such as `autoslim init slimming`"
+    if (folder / PIPELINE).exists() and not _is_ours(read_yaml(folder / PIPELINE)):
+        raise UserError(f"{folder / PIPELINE} exists and has no commands `autoslim stage ...`; {remedy}")
+    if (folder / PARAMS).exists():
+        values = read_yaml(folder / PARAMS)
+        if not isinstance(values, dict) or not {"supernet", "retrain"} <= {*values}:
+            raise UserError(f"{folder / PARAMS} exists and has other parameters than autoslim's; {remedy}")
+
+
+def _is_ours(pipeline: Any) -> bool:
+    stages = pipeline.get("stages") if isinstance(pipeline, dict) else None
+    return isinstance(stages, dict) and "autoslim stage" in str(stages.get("supernet"))
+
+
+def _own_or_new_params(folder: Path, choices: Choices) -> str:
+    """Returns the text of the project's ``params.yaml``: the existing one, or a new one with ``choices``."""
+    chosen = {name: value for name, value in vars(choices).items() if value is not None}
+    if (folder / PARAMS).exists():
+        if chosen:
+            options = " and ".join(f"--{name}" for name in chosen)
+            raise UserError(f"{PARAMS} exists in {folder} and is kept, so that {options} would have no effect; edit it")
+        return (folder / PARAMS).read_text(encoding="utf-8")
+    return _new_params(folder, choices)
+
+
+def _new_params(folder: Path, choices: Choices) -> str:
+    if choices.preset is not None and choices.preset not in presets():
+        raise UserError(f"--preset {choices.preset!r} does not exist; presets are {', '.join(presets())}")
+    if choices.weights is not None and choices.model is None and choices.preset is None:
+        raise UserError(f"--weights {choices.weights} needs --model, the network that the weights belong to")
+    preset = presets().get(choices.preset or "")
+    values = parsed(preset.read_text(encoding="utf-8") if preset else _template(PARAMS.name))
+    if choices.data is not None:
+        scheme, colon, path = choices.data.partition(":")
+        values["data"]["source"] = f"folder:{_moved(path, folder)}" if scheme == "folder" and colon else choices.data
+    if choices.model is not None:
+        path, _, attribute = choices.model.rpartition(":")
+        values["model"]["name"] = f"{_moved(path, folder)}:{attribute}" if path.endswith(".py") else choices.model
+        values["model"]["kwargs"] = _empty()
+        values["model"]["leaves"] = type(values["model"]["leaves"])()
+        values["model"]["leaves"].fa.set_flow_style()
+    if choices.weights is not None:
+        values["model"]["weights"] = _moved(choices.weights, folder)
+        values["supernet"]["width"] = min(1.0, values["supernet"]["width"])
+        values["supernet"]["sort"] = "l1"
+    if choices.budget is not None:
+        for name, value in _budget(choices.budget, str(values["resource"])).items():
+            values[name] = value
+    return dumped(values)
+
+
+def _empty() -> CommentedMap:
+    values = CommentedMap()
+    values.fa.set_flow_style()
+    return values
+
+
+def _moved(path: str, folder: Path) -> str:
+    """Returns ``path`` relative to ``folder`` if it exists in the working directory; otherwise it stays as it is."""
+    if Path(path).is_absolute() or not Path(path).exists():
+        return path
+    return Path(os.path.relpath(Path(path).resolve(), folder)).as_posix()
+
+
+def _budget(text: str, resource: str) -> dict[str, Any]:
+    """Returns the parameters ``budget`` and ``resource``. A unit of memory or of time decides the resource."""
+    try:
+        budget = YAML().load(text)
+    except YAMLError as error:
+        raise UserError(f"--budget {text!r} is not an amount; write it like 305M, 20MB, 4.5ms or 50%") from error
+    if isinstance(budget, dict):
+        return {"budget": budget, "resource": resource if resource in budget else next(iter(budget), resource)}
+    fits = [each for each in (resource, "memory", "latency") if _is_amount(budget, each)]
+    return {"budget": budget, "resource": fits[0] if fits else resource}
+
+
+def _is_amount(budget: Any, resource: str) -> bool:
+    from autoslim.resources.budgets import parse_budgets
+
+    try:
+        parse_budgets(budget, resource)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_choices(params: Params) -> None:
+    check_source(params.data.source)
+    find_constructor(params.model.name)
+    if params.model.weights is not None:
+        check_weights(params.model.name, params.model.weights)
+
+
+def _pipeline(params: Params) -> str:
+    """Returns a ``dvc.yaml`` with the files that ``params`` name among the deps of the stages that read them."""
+    values = parsed(_template(PIPELINE.name))
+    for file in own_files(params):
+        for name in file.readers:
+            stage = values["stages"][name]
+            stage.get("do", stage)["deps"].append(file.path)
+    return dumped(values)
+
+
+def _init_dvc(git: Path) -> list[str]:
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    ignore_file_exists = Path(".dvcignore").exists()
+    logger = logging.getLogger("dvc")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it would print that the repository was made
+    try:
+        with Repo.init(str(Path.cwd()), subdir=git != Path.cwd()) as repo, repo.config.edit("repo") as config:
+            config["core"]["analytics"] = False  # dvc sends usage statistics otherwise
+    except DvcException as error:
+        raise UserError(f"`dvc init` failed: {error}; correct this and run `autoslim init` again") from error
+    finally:
+        logger.setLevel(level)
+    return [".dvc", *([] if ignore_file_exists else [".dvcignore"])]
+
+
+def _ignore() -> bool:
+    """Adds the lines that ``.gitignore`` lacks, and returns whether there were any."""
+    text = IGNORED.read_text(encoding="utf-8") if IGNORED.exists() else ""
+    comment, *patterns = _template("gitignore").splitlines()
+    missing = [pattern for pattern in patterns if pattern not in text.splitlines()]
+    if missing:
+        separator = "" if not text else "\n" if text.endswith("\n") else "\n\n"
+        write_bytes(IGNORED, "\n".join([text + separator + comment, *missing, ""]).encode())
+    return bool(missing)
