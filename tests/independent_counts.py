@@ -37,6 +37,25 @@ def counted(network: nn.Module, shape: tuple[int, ...]) -> int:
     return int(macs) - biases
 
 
+def counted_with_hooks(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Returns the MACs of convolutions and linear layers for one input. ptflops also counts products of activations."""
+    macs = 0
+
+    def count(module: nn.Module, _: object, output: torch.Tensor) -> None:
+        nonlocal macs
+        assert isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+        macs += output.numel() * module.weight[0].numel()
+
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, *shape, device=device))
+    for hook in hooks:
+        hook.remove()
+    return macs
+
+
 def graph_at_224(name: str) -> ChannelGraph:
     with torch.device("meta"):
         network = getattr(tv, name)()

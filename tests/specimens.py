@@ -86,16 +86,17 @@ class Joins(nn.Module):
 
 @dataclass(frozen=True)
 class Specimen:
-    """A network on the meta device, its graph, and the side of small images for it."""
+    """A network on the meta device, its graph, and the side of small images for it, or the shape of other inputs."""
 
     name: str
     network: nn.Module
     graph: ChannelGraph
     side: int
+    shape: tuple[int, ...] | None = None
 
     def images(self, count: int = 4) -> Tensor:
         """Returns images (N, 3, S, S), or other inputs if it has others; the same ones in each call."""
-        shape = SHAPES.get(self.name, (3, self.side, self.side))
+        shape = self.shape or SHAPES.get(self.name, (3, self.side, self.side))
         return torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
 
     def real(self, channels: Mapping[str, int], dtype: torch.dtype = torch.float32) -> nn.Module:
