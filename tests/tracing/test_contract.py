@@ -95,7 +95,8 @@ def test_an_extracted_network_computes_the_same_as_the_supernet(sample: Specimen
     cut = traced_part(batch_statistics(supernet.extract(channels)), sample)
     supernet.select(channels)
     expected = output_tensors(cut(images))
-    found = output_tensors(traced_part(supernet.network, sample)(images))
+    selected = traced_part(supernet.network, sample) if sample.graph.part else supernet
+    found = output_tensors(selected(images))
     assert expected
     for one, other in zip(found, expected, strict=True):
         if sample.name in STANDARDISED:
@@ -118,7 +119,7 @@ def test_a_widened_network_computes_the_same_as_before(sample: Specimen, superne
     images = sample.images(2).double()
     found, expected = output_tensors(grown(images)), output_tensors(traced_part(cut, sample)(images))
     for one, other in zip(found, expected, strict=True):
-        largest = max(1, other.abs().max().item())
+        largest = max(1, other.abs().max().item())  # products of activations, as in StarNet, are in the thousands
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10 * largest)
 
 
