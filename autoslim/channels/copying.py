@@ -41,6 +41,11 @@ def zeroed(network: nn.Module) -> nn.Module:
     return copy_with(network, lambda _, tensor: torch.zeros_like(tensor, device="cpu"))
 
 
+def float_dtype(network: nn.Module) -> torch.dtype:
+    """Returns the dtype of the network's first parameter of real numbers, in which its inputs are given; or float32."""
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+
 def named_tensors(network: nn.Module) -> dict[str, Tensor]:
     """Returns parameters and buffers by name; a tensor that layers share appears under each of its names."""
     tensors: dict[str, Tensor] = dict(network.named_buffers(remove_duplicate=False))

@@ -2,12 +2,13 @@
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from autoslim.errors import UserError
 
 
 def check_plain(network: nn.Module) -> None:
-    """Checks that ``network`` is a module of which no part is scripted, compiled or wrapped for several devices.
+    """Checks that ``network`` is a module of which no part is scripted, compiled, lazy or wrapped for several devices.
 
     A wrapper shares its weights with the network inside it, so callers can pass that network instead.
 
@@ -16,6 +17,9 @@ def check_plain(network: nn.Module) -> None:
     """
     if not isinstance(network, nn.Module):
         raise UserError(f"the network is of type {type(network).__name__}; pass a torch.nn.Module")
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if is_lazy(tensor):
+            raise UserError(f"{name} of {type(network).__name__} has no shape yet; run the network on one batch first")
     for path, module in network.named_modules():
         where = f"module {path!r} of {type(network).__name__}" if path else "the network"
         if isinstance(module, torch.jit.ScriptModule):

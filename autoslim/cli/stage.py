@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from autoslim.errors import UserError
-from autoslim.pipeline.code_lock import check_lock
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import STAGES, enter_project
 
@@ -41,6 +40,8 @@ def run_stage(name: str, method: str | None) -> None:
     if name not in STAGES:
         raise UserError(f"there is no stage {name!r}; stages are {', '.join(STAGES)}")
     enter_project()
+    from autoslim.pipeline.code_lock import check_lock  # imports torch
+
     check_lock([name])
     run = import_module(f"autoslim.pipeline.{name}").run
     needs_method = bool(inspect.signature(run).parameters)

@@ -151,6 +151,7 @@ def _difference(path: Path, before: str, after: str) -> str:
 
 
 def _template(name: str) -> str:
+    # The template of dvc.yaml has another name: DVC would take it for a pipeline of the clone.
     return (_HERE / "templates" / name).read_text(encoding="utf-8")
 
 
@@ -262,7 +263,7 @@ def _check_choices(params: Params) -> None:
 
 def _pipeline(params: Params) -> str:
     """Returns a ``dvc.yaml`` with the files that ``params`` name among the deps of the stages that read them."""
-    values = parsed(_template(PIPELINE.name))
+    values = parsed(_template("pipeline.yaml"))
     for file in own_files(params):
         for name in file.readers:
             stage = values["stages"][name]

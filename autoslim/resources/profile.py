@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from autoslim.channels.copying import on_meta, zeroed
+from autoslim.channels.copying import float_dtype, on_meta, zeroed
 from autoslim.channels.graph import ChannelGraph, Layer, is_slimmable, slimmable_share
 from autoslim.channels.groups import axis_size
 from autoslim.channels.inputs import Arguments
@@ -64,15 +64,15 @@ def counted_at_run_time(network: nn.Module, graph: ChannelGraph, channels: Mappi
 
     The keys are ``run``, the count by the dispatcher of torch (see ``autoslim.tracing.execution.Execution``),
     ``ptflops``, the count of ptflops (backend ``aten``), and ``products_of_activations``, the MACs of products such as
-    those in attention, which neither the profile nor ``run`` includes. ptflops counts these products, and one MAC for
-    each output of a layer with a bias; both are subtracted. It does not count deformable convolutions, recurrent and
-    bilinear layers. If it fails on this network, ``ptflops`` is None.
+    those in attention, which neither the profile nor ``run`` includes. ptflops counts these products, those of weights,
+    and one MAC for each output of a layer with a bias; all are subtracted. It does not count deformable convolutions,
+    recurrent and bilinear layers. If it fails on this network, ``ptflops`` is None.
     """
     from ptflops import get_model_complexity_info
 
     plain = resize(zeroed(network) if graph.leaves else on_meta(network), graph, channels, seed=None).eval()
     part = plain.get_submodule(graph.part)
-    images = graph.inputs.zeros(1, "cpu" if graph.leaves else "meta")
+    images = graph.inputs.zeros(1, "cpu" if graph.leaves else "meta").to(float_dtype(part))
     with for_shapes(images.device, recorded=True), Execution(part, images.tensors) as execution:
         images.run(part)
     params = sum(parameter.numel() for parameter in part.parameters())
@@ -85,7 +85,7 @@ def counted_at_run_time(network: nn.Module, graph: ChannelGraph, channels: Mappi
             as_strings=False,
             print_per_layer_stat=False,
         )
-    others = execution.biases + execution.other_products
+    others = execution.biases + execution.other_products + execution.weight_products
     return {
         "run": {"macs": execution.macs, "params": params},
         "ptflops": None if macs is None else {"macs": int(macs) - others, "params": int(counted_params or 0)},

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from autoslim.channels.copying import named_tensors, on_meta, zeroed
+from autoslim.channels.copying import float_dtype, named_tensors, on_meta, zeroed
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.inputs import Arguments, Inputs
 from autoslim.channels.wrappers import check_plain
@@ -76,7 +76,7 @@ def trace(network: nn.Module, example: Any, *, leaves: Iterable[str] = (), part:
         {name: first_names.setdefault(id(tensor), name) for name, tensor in named_tensors(prototype).items()}
     )
     inputs = Inputs.of(network, arguments)
-    images = inputs.zeros(BATCH, device)
+    images = inputs.zeros(BATCH, device).to(float_dtype(prototype))
     modes = _traced_modes(prototype, leaf_modules, images)
     inference_calls = 0
     for mode, (graph, choices) in modes.items():

@@ -4,6 +4,7 @@ import functools
 import os
 import random
 import re
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from autoslim.tracing.subclasses import computes_more
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
 _LIBRARIES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
+_TORCH = _LIBRARIES[0]
 
 
 def user_line(frames: Iterable[tuple[str, int]]) -> str:
@@ -122,8 +124,9 @@ def traced_by(tracer: "ModuleTracer", network: nn.Module) -> fx.Graph:
     """Returns the graph that ``tracer`` records, and raises its errors as ``UserError``."""
     try:
         if network.training:
-            return tracer.trace(network)
-        with seeded() as drawn, _RandomChoices():
+            with _restored(network):
+                return tracer.trace(network)
+        with seeded() as drawn, _RandomChoices(), _restored(network):
             graph = tracer.trace(network)
             if "random" in drawn():
                 raise UserError("forward draws random numbers with Python's random module")
@@ -135,6 +138,23 @@ def traced_by(tracer: "ModuleTracer", network: nn.Module) -> fx.Graph:
             f"{type(network).__name__}{f' ({where})' if where else ''}: {first_line(error)}; remove the branch "
             "that depends on data from its forward, or name the module in model.leaves to keep its size"
         ) from error
+
+
+@contextmanager
+def _restored(network: nn.Module) -> Iterator[None]:
+    """Undoes the assignments of ``forward`` to attributes and buffers of modules, which would keep proxies there."""
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            present = module.__dict__
+            for name in present.keys() - attributes.keys():
+                if _has_proxies(present[name]):  # torch.fx stores constants
+                    del present[name]
+            present.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 @contextmanager
@@ -231,7 +251,43 @@ class ModuleTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         self._computing_more = {module for module in root.modules() if computes_more(module)}
-        return super().trace(root, concrete_args)
+        with self._compiled_functions():
+            return super().trace(root, concrete_args)
+
+    @contextmanager
+    def _compiled_functions(self) -> Iterator[None]:
+        """Replaces two functions in C, which would take proxies for tensors and crash.
+
+        A function compiled by ``torch.jit.script`` is recorded as one operation. Of an ``autograd.Function``, the
+        forward function is traced.
+        """
+        scripted: Any = torch.jit.ScriptFunction
+        custom: Any = torch.autograd.Function
+        call_script, apply = scripted.__call__, custom.__dict__["apply"]
+
+        def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+            if not _has_proxies(args, kwargs):
+                return call_script(function, *args, **kwargs)
+
+            def operation(*values: Any, **named: Any) -> Any:
+                return call_script(function, *values, **named)
+
+            operation.__name__ = str(getattr(function, "name", "scripted"))
+            return self.create_proxy("call_function", operation, args, kwargs)
+
+        def forward(function: Any, *args: Any, **kwargs: Any) -> Any:
+            if not _has_proxies(args, kwargs):
+                return apply.__func__(function, *args, **kwargs)
+            own_context = function.setup_context is custom.setup_context
+            return function.forward(*([_Context()] if own_context else []), *args, **kwargs)
+
+        scripted.__call__ = call
+        custom.apply = classmethod(forward)
+        try:
+            yield
+        finally:
+            scripted.__call__ = call_script
+            custom.apply = apply
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
@@ -264,19 +320,41 @@ SIZES = frozenset({"size", "dim", "ndimension", "numel", "nelement", "element_si
 """Functions and methods that return numbers or other properties of a tensor, not tensors."""
 
 
+def _has_proxies(*values: Any) -> bool:
+    return any(isinstance(leaf, fx.Proxy) for leaf in tree_leaves(values))
+
+
+class _Context:
+    """Stands for the context of an ``autograd.Function``: what it stores for the backward pass is not used."""
+
+    needs_input_grad = ()
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
 class _TensorProxy(fx.Proxy):
     """A proxy that ``isinstance`` takes for a tensor, unless it stands for a size or another property of a tensor."""
 
     tracer: ModuleTracer
-    _is_param = False  # nn.Parameter checks this attribute of tensors
+    _is_param = _is_buffer = False  # nn.Parameter and nn.Buffer check these attributes of tensors
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # isinstance asks for it after it has compared the type
-        return type(self) if self.node in self.tracer.properties else Tensor
+        return type(self) if self.node in self.tracer.properties or _asked_by_torch() else Tensor
 
     def __len__(self) -> int:  # list() asks for it
         pieces = _pieces(self.node)
         return super().__len__() if pieces is None else pieces
+
+
+def _asked_by_torch() -> bool:
+    """Returns whether ``__class__`` is read by torch, whose C code would read a proxy that claims to be a tensor.
+
+    Assigning to a module is an exception: it accepts only tensors as buffers.
+    """
+    code = sys._getframe(2).f_code
+    return code.co_filename.startswith(_TORCH) and code.co_name != "__setattr__"
 
 
 def _pieces(node: fx.Node) -> int | None:
@@ -392,6 +470,8 @@ class _Shaped(_TensorProxy):
     @property  # type: ignore[misc]
     def __class__(self) -> type:
         value = self.tracer.values.get(self.node)
+        if _asked_by_torch():
+            return type(self)
         return next((kind for kind in (Tensor, tuple, list, dict) if isinstance(value, kind)), type(self))
 
     def __getattr__(self, k: str) -> Any:

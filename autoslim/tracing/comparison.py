@@ -62,9 +62,16 @@ class ComparisonWithRun:
             return "the output of forward has another structure"
         located, _ = self._executed(self._run, locate=index)
         line = user_line(located.stack)
-        what = f"executes {_written(ran[index])}{f' at {line}' if line else ''}" if index < len(ran) else "has ended"
-        other = f"has {_written(traced.operations[index])}" if index < len(traced.operations) else "has ended"
-        return f"as operation {index}, the run {what}, but the trace {other}"
+        place = f" at {line}" if line else ""
+        executed = _written(ran[index]) if index < len(ran) else ""
+        recorded = _written(traced.operations[index]) if index < len(traced.operations) else ""
+        if executed == recorded:
+            return (
+                f"operation {index}, {executed}{place}, reads other values, because an operation in place changed a "
+                "tensor that is used again"
+            )
+        what = f"executes {executed}{place}" if executed else "has ended"
+        return f"as operation {index}, the run {what}, but the trace has {recorded or 'ended'}"
 
     def _run(self) -> Any:
         return self.images.run(self.network)

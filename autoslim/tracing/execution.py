@@ -24,6 +24,8 @@ _FACTORS = {
     "aten::addmv": (1, 2),
 }
 """Matrix products, with the positions of their factors among the arguments."""
+_BY_PTFLOPS = frozenset({"aten::mm", "aten::bmm", "aten::addmm"})
+"""Matrix products that ptflops counts."""
 _REARRANGING = frozenset({"aten::clone", "aten::_unsafe_view", "aten::_to_copy", "aten::add"})
 """Operations that torch adds or leaves out depending on sizes; a bias is added by ``add`` or within ``addmm``."""
 _NOT_COUNTED = ("aten::_cdist_forward",)
@@ -65,7 +67,8 @@ class Execution(TorchDispatchMode):
 
     Attributes:
         macs: The multiply-adds of the layers, for the whole batch.
-        other_products: The multiply-adds of the other products.
+        other_products: The multiply-adds of products of activations.
+        weight_products: The multiply-adds of products of weights, without products of vectors.
         biases: The outputs of layers with a bias that is added within the operation.
         operations: Each operation that depends on the input: its name and its arguments (see ``describe``).
         names: The names of these operations without those that torch chooses by size: copies, views and the kind of a
@@ -78,7 +81,7 @@ class Execution(TorchDispatchMode):
         self, network: nn.Module, inputs: Iterable[Tensor], leaves: Iterable[str] = (), locate: int | None = None
     ) -> None:
         super().__init__()
-        self.macs = self.other_products = self.biases = 0
+        self.macs = self.other_products = self.weight_products = self.biases = 0
         self.operations: list[tuple[str, tuple[Any, ...]]] = []
         self.names: list[str] = []
         self.not_counted: set[str] = set()
@@ -129,21 +132,31 @@ class Execution(TorchDispatchMode):
         if depends and not self._inside:
             if len(self.operations) == self._locate:
                 self.stack = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_stack()]
-            self.operations.append((name, tuple(map(self.describe, flat))))
+            self.operations += self._described(name, args, kwargs, flat)
             if not (func.is_view or name in _FACTORS or name in _REARRANGING):
                 self.names.append(name)
         are_weights = [storage in self._weights for storage in storages]
         result = func(*args, **kwargs)
         self._count(func, args, kwargs, are_weights, result)
         self._clock += depends
+        separate = name == "aten::unbind"  # as many operations as there are outputs
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         for tensor in _written(func, args, kwargs):
             self._overwrite(tensor)
             if not any(tensor is output for output in outputs):
                 outputs.append(tensor)
         for index, tensor in enumerate(outputs):
-            self._follow(tensor, index, depends, bool(are_weights) and all(are_weights))
+            self._clock += depends and separate and index > 0
+            self._follow(tensor, 0 if separate else index, depends, bool(are_weights) and all(are_weights))
         return result
+
+    def _described(self, name: str, args: Any, kwargs: Any, flat: list[Any]) -> list[tuple[str, tuple[Any, ...]]]:
+        """Returns what is recorded. torch.fx traces ``a, b = x`` as ``x[0]`` and ``x[1]``; torch runs ``unbind``."""
+        if name != "aten::unbind":
+            return [(name, tuple(map(self.describe, flat)))]
+        tensor, dimension = args[0], int(args[1] if len(args) > 1 else kwargs.get("dim", 0))
+        described = self.describe(tensor)
+        return [("aten::select", (described, dimension, index)) for index in range(tensor.shape[dimension])]
 
     def _follow(self, tensor: Tensor, index: int, depends: bool, of_weights: bool) -> None:
         """Records what an output depends on."""
@@ -169,16 +182,22 @@ class Execution(TorchDispatchMode):
             factors = [args[position] for position in _FACTORS[name]]
             macs = result.numel() * factors[0].shape[-1]
             self.biases += result.numel() * (name == "aten::addmm")
-            if sum(_storage(factor) in self._weights for factor in factors) == 1:
+            weights = sum(_storage(factor) in self._weights for factor in factors)
+            if weights == 1:
                 self.macs += macs
-            else:
+            elif weights == 0:
                 self.other_products += macs
+            elif name in _BY_PTFLOPS:
+                self.weight_products += macs
         elif name in _CONVOLUTIONS:
             assert formula is not None
             macs = formula(*args, **kwargs, out_val=result) // 2
-            self.biases += result.numel() * (args[2] is not None)
+            bias = args[2]
+            if bias is not None and bias.numel() != result.shape[1]:  # torch does not check it on the meta device
+                raise RuntimeError(f"a bias of {bias.numel()} numbers for {result.shape[1]} channels")
+            self.biases += result.numel() * (bias is not None)
             if all(are_weights):
-                self.other_products += macs
+                self.weight_products += macs
             else:
                 self.macs += macs
         elif name in _FORMULAS:

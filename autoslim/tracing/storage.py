@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from autoslim.channels.copying import named_tensors
+from autoslim.channels.copying import float_dtype, named_tensors
 from autoslim.channels.inputs import Arguments
 from autoslim.channels.memory import Operation
 from autoslim.channels.outputs import output_leaves
@@ -30,7 +29,7 @@ def operations_of(
         leaf_modules: Paths of modules that were traced as one operation.
         at_one_size: Whether the graph runs only on inputs of the size of ``images``.
     """
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    dtype = float_dtype(network)
     image = images.map(lambda tensor: tensor[:1]).to(dtype)
     try:
         single = shaped_graph(network, leaf_modules, image)[0] if at_one_size else graph

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoslim.channels.copying import copy_with, named_tensors
+from autoslim.channels.copying import copy_with, float_dtype, named_tensors
 from autoslim.channels.equivalence import find_failing
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Channels, axis_size
@@ -143,7 +143,7 @@ class _Verification:
         for mode in self.runs.modes:
             recording = recorded and not mode
             with for_shapes(self.runs.device, recorded=recording):
-                images = self.graph.inputs.zeros(BATCH, self.runs.device)
+                images = self.graph.inputs.zeros(BATCH, self.runs.device).to(float_dtype(self.network))
                 execution = Execution(self.network, images.tensors, self.runs.leaves) if recording else None
                 with execution or contextlib.nullcontext():
                     run.shapes.append(_shapes(images.run(self.network.train(mode))))

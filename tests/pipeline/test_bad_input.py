@@ -604,11 +604,12 @@ def test_missing_or_damaged_outputs_of_earlier_stages(
 
 
 def test_retraining_requires_no_weights_of_the_supernet(done: Path) -> None:
-    """Channels may have been pulled with DVC. Here, only the method's name is wrong."""
+    """Channels may have been pulled with DVC. Here, only those of the method are missing."""
     (done / "outputs/supernet/weights.safetensors").unlink()
     (done / "outputs/search/trajectory.json").unlink()
-    assert error_of("retrain", "random") == (
-        "there are no channels of method 'random' at outputs/channels/random.json; run `dvc repro allocate`"
+    (done / "outputs/channels/uniform.json").unlink()
+    assert error_of("retrain", "uniform") == (
+        "there are no channels of method 'uniform' at outputs/channels/uniform.json; run `dvc repro allocate`"
     )
 
 

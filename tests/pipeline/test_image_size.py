@@ -28,7 +28,7 @@ def test_an_input_that_is_not_square(tmp_path: Path, capsys: object) -> None:
         network, graph = traced_network(params.model, data.info)
         supernet = json.loads(Path("outputs/supernet/supernet.json").read_text())
         weights = load_file("outputs/supernet/weights.safetensors")
-    assert data.images("test").shape == (50, 1, 8, 12)
+        assert data.images("test").shape == (50, 1, 8, 12)
     assert supernet["input_shape"] == list(graph.input_shape) == [1, 8, 12]
     with FlopCounterMode(display=False) as counter:
         network.eval()(torch.zeros(1, 1, 8, 12))

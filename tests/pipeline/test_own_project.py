@@ -86,11 +86,11 @@ def test_the_template_of_the_parameters_is_that_of_the_clone() -> None:
 
 def test_the_template_of_the_pipeline_is_that_of_the_clone() -> None:
     """It differs in the commands, and in that autoslim.lock takes the place of autoslim's folders."""
-    template = read_yaml(TEMPLATES / "dvc.yaml")
+    template = read_yaml(TEMPLATES / "pipeline.yaml")
     clone = read_yaml(ROOT / "dvc.yaml")
     assert (template["plots"], [*template["stages"]]) == (clone["plots"], [*STAGES])
     assert template["stages"]["retrain"]["foreach"] == clone["stages"]["retrain"]["foreach"]
-    stages = pipeline_stages(TEMPLATES / "dvc.yaml")
+    stages = pipeline_stages(TEMPLATES / "pipeline.yaml")
     for name, stage in pipeline_stages(ROOT / "dvc.yaml").items():
         stage["cmd"] = stage["cmd"].replace("python stages/", "autoslim stage ").replace(".py", "")
         stage["params"].append({"autoslim.lock": [f"stages.{name}"]})
@@ -98,7 +98,7 @@ def test_the_template_of_the_pipeline_is_that_of_the_clone() -> None:
         assert stages[name] == {key: value for key, value in stage.items() if value}
 
 
-@pytest.mark.parametrize("path", ["params.yaml", "dvc.yaml", *sorted((ROOT / "presets").glob("*.yaml"))], ids=str)
+@pytest.mark.parametrize("path", ["params.yaml", "pipeline.yaml", *sorted((ROOT / "presets").glob("*.yaml"))], ids=str)
 def test_an_unchanged_file_keeps_its_text(path: str) -> None:
     text = (TEMPLATES / path).read_text()
     assert dumped(parsed(text)) == text

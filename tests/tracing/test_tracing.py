@@ -19,7 +19,9 @@ from specimens import MAIN, OTHERS, batch_statistics, random_channels, shuffle_w
 from torch import Tensor, nn
 from torch.ao.nn import qat
 from torch.ao.quantization import get_default_qat_qconfig
+from torch.nn.utils import parametrize
 from torch.testing import assert_close as assert_equal
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d, StochasticDepth
@@ -1276,7 +1278,7 @@ def test_a_trace_that_differs_from_a_run_is_refused() -> None:
 def test_an_addition_in_place_is_traced_unless_it_changes_another_tensor() -> None:
     """torch.fx traces ``x += y`` as ``x + y``."""
     assert list(trace(AddsToAPiece(conv(16, 16)), EXAMPLE).groups) == ["stem"]
-    with pytest.raises(UserError, match=r"the run executes aten::mul of \[2, 16, 8, 8\] at test_tracing.py"):
+    with pytest.raises(UserError, match=r"aten::mul of \[2, 16, 8, 8\] at test_tracing.py:\d+, reads other values"):
         trace(AddsToAView(conv(16, 16)), EXAMPLE)
 
 
@@ -1478,3 +1480,107 @@ def test_a_grouped_convolution_is_slimmed_within_its_groups_if_whole_groups_cann
     assert (graph.groups["stem.0"].size, graph.groups["block.conv.0"].size) == (8, 12)  # of 16 and 24, in two groups
     cut = specimen("split_attention").real({"stem.0": 5, "block.conv.0": 7, "block.fc1": 6}).block.conv[0]
     assert (cut.in_channels, cut.out_channels, cut.groups, cut.weight.shape) == (10, 14, 2, (14, 5, 3, 3))
+
+
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0]
+
+
+class CallsAFunctionOfAutograd(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        return self.middle(Swish.apply(maps))  # type: ignore[no-any-return]
+
+
+class Checkpoints(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        return checkpoint(self.middle, maps, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+class KeepsAFeature(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        self.feature = maps
+        return self.middle(self.feature)  # type: ignore[no-any-return]
+
+
+class CountsAndAverages(Body):
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__(middle)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("average", torch.zeros(()))
+
+    def between(self, maps: Tensor) -> Tensor:
+        self.count += 1
+        self.average = 0.9 * self.average + 0.1 * maps.mean()
+        return self.middle(maps)  # type: ignore[no-any-return]
+
+
+class UnpacksATensor(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        first, second = maps.reshape(maps.shape[0], 2, 8, 8, 8).transpose(0, 1)
+        return self.middle(torch.cat([first, second], 1))  # type: ignore[no-any-return]
+
+
+class ComputesItsBias(Body):
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__(middle)
+        parametrize.register_parametrization(self.stem, "bias", nn.Tanh())
+
+
+@pytest.mark.parametrize(
+    ("make", "groups"),
+    [
+        (CallsAFunctionOfAutograd, ["stem", "middle"]),
+        (Checkpoints, ["stem", "middle"]),
+        (KeepsAFeature, ["stem", "middle"]),
+        (CountsAndAverages, ["middle"]),
+        (UnpacksATensor, ["middle"]),
+        (ComputesItsBias, ["middle"]),
+    ],
+)
+def test_code_that_torch_runs_in_c_or_that_assigns_is_traced(
+    make: Callable[[nn.Module], nn.Module], groups: list[str]
+) -> None:
+    network = make(conv(16, 16))
+    graph = trace(network, EXAMPLE)
+    assert list(graph.groups) == groups
+    assert all(type(buffer) is Tensor for buffer in network.buffers())
+    check_resizing(network, graph)
+
+
+def test_a_scripted_function_is_one_operation() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        double = torch.jit.script(_double)
+
+    class CallsAScript(Body):
+        def between(self, maps: Tensor) -> Tensor:
+            return self.middle(double(maps))  # type: ignore[no-any-return]
+
+    graph = trace(CallsAScript(conv(16, 16)), EXAMPLE)
+    assert list(graph.groups) == ["middle"]
+    assert "`_double`" in graph.not_prunable["stem"]
+
+
+def _double(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_networks_of_other_dtypes(dtype: torch.dtype) -> None:
+    network = Body(conv(16, 16)).to(dtype)
+    assert trace(network, EXAMPLE.to(dtype)).macs() == trace(Body(conv(16, 16)), EXAMPLE).macs()
+
+
+def test_lazy_layers_have_to_run_first() -> None:
+    network = Body(nn.LazyConv2d(16, 3, padding=1))
+    with pytest.raises(UserError, match=r"middle.weight of Body has no shape yet; run the network on one batch first"):
+        trace(network, EXAMPLE)
+    network(EXAMPLE)
+    assert list(trace(network, EXAMPLE).groups) == ["stem", "middle"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from autoslim.channels.copying import evaluation_mode, on_meta, zeroed
+from autoslim.channels.copying import evaluation_mode, float_dtype, on_meta, zeroed
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Axis, axis_size
 from autoslim.channels.memory import Operation
@@ -149,7 +149,7 @@ def _shapes(
     """Returns the shape and the dtype of the output of each operation that returns one tensor."""
     # Leaf modules may depend on data, which meta tensors do not have.
     prototype, device = (zeroed(network), "cpu") if graph.leaves else (on_meta(network), "meta")
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    dtype = float_dtype(network)
     runner = _Shapes(prototype, operations, torch.device(device))
     try:
         with for_shapes(torch.device(device)):
