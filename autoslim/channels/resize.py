@@ -37,9 +37,9 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int],
         network: The traced network, or any ``resize`` of it.
         graph: The result of ``trace`` for this network.
         channels: The number of channels of each of the graph's groups.
-        seed: Seed of the new weights. Each tensor is drawn from its own generator on the CPU, keyed by the seed and the
-            tensor's name. None leaves the new weights zero, for code that loads or draws all weights afterwards;
-            channels whose weights are all zero stay equal to each other in training.
+        seed: Seed of the weights of new channels. Each tensor is drawn from its own generator on the CPU, keyed by the
+            seed and the tensor's name. None leaves these weights zero, for code that loads or draws all weights
+            afterwards; channels whose weights are all zero stay equal to each other in training.
 
     Raises:
         UserError: If ``channels`` or ``network`` does not fit the graph.

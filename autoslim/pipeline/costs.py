@@ -54,11 +54,7 @@ def budget_limits(params: Params, costs: Costs) -> dict[str, float]:
     Raises:
         UserError: a budget is a share of the default network's latency, and there is no latency table.
     """
-    default = costs.graph.default
-    return {
-        resource: budget.amount * costs.of(default, resource) if budget.relative else budget.amount
-        for resource, budget in params.budgets.items()
-    }
+    return costs.limits(params.budgets)
 
 
 def objective(params: Params, costs: Costs) -> Objective:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Channels
 from autoslim.errors import UserError
-from autoslim.resources.budgets import format_amount
+from autoslim.resources.budgets import Budget, format_amount
 from autoslim.resources.latency.table import LatencyTable
 
 
@@ -51,6 +51,18 @@ class Costs:
         """Returns the cost of a configuration by resource, without latency if there is no table."""
         resources = ("macs", "params", "memory", *(["latency"] if self.table is not None else []))
         return {resource: self.of(channels, resource) for resource in resources}
+
+    def limits(self, budgets: Mapping[str, Budget]) -> dict[str, float]:
+        """Returns resource -> upper bound in the resource's own unit. Shares refer to the traced network's cost.
+
+        Raises:
+            UserError: a budget is a share of the latency, and there is no latency table.
+        """
+        default = self.graph.default
+        return {
+            resource: budget.amount * self.of(default, resource) if budget.relative else budget.amount
+            for resource, budget in budgets.items()
+        }
 
     def within(self, channels: Mapping[str, int], limits: Mapping[str, float]) -> bool:
         """Returns whether a configuration satisfies every limit."""

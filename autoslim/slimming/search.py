@@ -121,11 +121,7 @@ def budget_limits(costs: Costs, budget: Amount | Mapping[str, Amount], resource:
     Raises:
         UserError: the budget is invalid, or there is no latency table.
     """
-    parsed = parse_budgets(budget, resource)
-    default = costs.graph.default
-    return {
-        name: each.amount * costs.of(default, name) if each.relative else each.amount for name, each in parsed.items()
-    }
+    return costs.limits(parse_budgets(budget, resource))
 
 
 def search_channels(

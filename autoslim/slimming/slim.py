@@ -107,7 +107,8 @@ def slim(
         autocast: returns a context for forward passes.
         table: the latency table, if the budget limits latency.
         recalibration_batches: number of batches of ``training`` for the batch norms; None: all.
-        seed: seed of random configurations and of new weights. The order of the data is up to ``training``.
+        seed: seed of random configurations and of the weights of new channels. The order of the data is up to
+            ``training``.
 
     Raises:
         UserError: the network cannot be traced or slimmed, or an argument is invalid.
