@@ -69,6 +69,10 @@ def test_every_study_has_valid_parameters(params: dict[str, Any]) -> None:
         changed(params, {"search.scores": "error"})
 
 
+def test_the_search_benchmark_has_valid_parameters() -> None:
+    check_params(load_yaml(ROOT / "benchmarks/search.yaml"), "benchmarks/search.yaml")
+
+
 def test_uniform_networks_just_fill_the_budgets(name: str, params: dict[str, Any]) -> None:
     """Otherwise a network of the search, which fills them in smaller steps, would be larger."""
     graph = graph_of(params)
