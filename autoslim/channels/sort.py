@@ -1,6 +1,6 @@
 """Sorts channels by importance without changing a network's function; narrower networks keep the first channels."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -101,11 +101,66 @@ def channel_importance(network: nn.Module, graph: ChannelGraph, importance: Impo
     return l1 | {group: entries.mean(1) for group, entries in scales.items()}
 
 
+def taylor_importance(
+    network: nn.Module, graph: ChannelGraph, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor]
+) -> dict[str, Tensor]:
+    """Returns the first-order importance of each unit of each group: (channels // unit,), float64, on the CPU.
+
+    It is the sum, over the weights that ``channel_importance`` uses, of the squared products of weight and gradient,
+    averaged over batches: an estimate of what the squared loss changes if the weights become zero (Molchanov et al.,
+    "Importance Estimation for Neural Network Pruning", 2019, section 3.1).
+
+    Args:
+        network: the traced network, or any ``resize`` of it. Its gradients are cleared; it is in evaluation mode
+            meanwhile.
+        batches: any batches.
+        loss: ``loss(network, batch)`` returns the mean loss of a batch, a scalar.
+
+    Raises:
+        UserError: there is no batch, or a weight has no gradient.
+    """
+    present = current_channels(network, graph)
+    located = list(_located(network, graph))
+    tensors = named_tensors(network)
+    sums = {stored: torch.zeros_like(tensors[stored], dtype=torch.float64, device="cpu") for _, stored, _ in located}
+    count = 0
+    training = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        for batch in batches:
+            network.zero_grad(set_to_none=True)
+            loss(network, batch).backward()
+            for stored in sums:
+                if (gradient := tensors[stored].grad) is None:
+                    raise UserError(f"{stored} has no gradient, so it has no first-order importance; unfreeze it")
+                sums[stored] += (tensors[stored].detach() * gradient).cpu().double() ** 2
+            count += 1
+    finally:
+        network.zero_grad(set_to_none=True)
+        for module, mode in training.items():
+            module.training = mode
+    if not count:
+        raise UserError("the first-order importance needs at least one batch, but batches is empty")
+    weights = (
+        (graph.tensors[stored][dimension], (sums[stored] / count).movedim(dimension, 0))
+        for _, stored, dimension in located
+    )
+    return {group: entries.sum(1) for group, entries in _per_unit(weights, present).items()}
+
+
 def _producers(network: nn.Module, graph: ChannelGraph) -> Iterator[tuple[Axis, Tensor]]:
     """Yields the weight of each layer that produces a group, with the output channels first, and their axis.
 
     A shared weight is yielded once. A normalised weight is the product that the layer computes with.
     """
+    tensors, modules = named_tensors(network), dict(network.named_modules())
+    for member, stored, dimension in _located(network, graph):
+        weight = tensors[stored] if stored == f"{member}.weight" else _normalised(modules[member])
+        yield graph.tensors[stored][dimension], weight.movedim(dimension, 0)
+
+
+def _located(network: nn.Module, graph: ChannelGraph) -> Iterator[tuple[str, str, int]]:
+    """Yields each layer that produces a group, its stored weight, and the dimension of the weight's output channels."""
     groups: dict[str, set[str]] = {}
     for group in graph.groups.values():
         for member in group.members:
@@ -121,8 +176,7 @@ def _producers(network: nn.Module, graph: ChannelGraph) -> Iterator[tuple[Axis, 
         order = (1, 0) if getattr(modules.get(member), "transposed", False) else range(len(axes))
         dimension = next((d for d in order if any(segment.group in own for segment in axes[d])), None)
         if dimension is not None:
-            weight = tensors[stored] if stored == f"{member}.weight" else _normalised(modules[member])
-            yield axes[dimension], weight.movedim(dimension, 0)
+            yield member, stored, dimension
 
 
 _WEIGHTS = (".weight", ".weight_v", ".parametrizations.weight.original1")

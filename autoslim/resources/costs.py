@@ -1,6 +1,6 @@
 """Costs of channel configurations, and the objective that a search reduces."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from autoslim.channels.graph import ChannelGraph
@@ -8,6 +8,9 @@ from autoslim.channels.groups import Channels
 from autoslim.errors import UserError
 from autoslim.resources.budgets import Budget, format_amount
 from autoslim.resources.latency.table import LatencyTable
+
+Fits = Callable[[Channels], bool]
+"""Returns whether a configuration is within the limits."""
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,14 @@
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from autoslim.channels.groups import ChannelGroup, Channels
 from autoslim.channels.limits import GroupRange
 from autoslim.errors import UserError
 from autoslim.models.released import released_lists, released_method
 from autoslim.resources.budgets import format_named_amount
-from autoslim.resources.costs import Costs
-
-Fits = Callable[[Channels], bool]
-"""Returns whether a configuration is within the limits."""
+from autoslim.resources.costs import Costs, Fits
 
 
 def check_method(method: str) -> None:

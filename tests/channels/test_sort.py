@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from autoslim import resize, sort_channels, trace
-from autoslim.channels.sort import Importance, channel_importance, importance_orders, permute
+from autoslim.channels.sort import Importance, channel_importance, importance_orders, permute, taylor_importance
 from autoslim.errors import UserError
 
 
@@ -192,6 +192,30 @@ def test_l1_of_transposed_and_of_normalised_layers() -> None:
     expected = {"0": in_units, "2": weights[2].sum((0, 2, 3)), "3": weights[3].sum((0, 2, 3))}
     torch.testing.assert_close(channel_importance(network, graph, "l1"), expected)
     assert_same(network, sort_channels(network, graph, "l1"), IMAGES)
+
+
+def test_taylor_importance_sums_squared_products_of_weights_and_gradients() -> None:
+    """A convolution with gradients in closed form, and a depthwise one whose filters share the group."""
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 3, 1, groups=3), nn.Conv2d(3, 1, 1, bias=False))
+    graph = trace(network, torch.zeros(1, 2, 1, 1))
+    randomised(network)
+    batches = [torch.randn(5, 2, 1, 1, dtype=torch.float64) for _ in range(3)]
+    found = taylor_importance(network, graph, batches, lambda network, batch: network(batch).mean())
+    first, depthwise, last = (layer.weight.detach().flatten(1) for layer in network)
+    biases = [network[0].bias.detach(), network[1].bias.detach()]
+    expected = torch.zeros(3, dtype=torch.float64)
+    for batch in batches:
+        mean = batch.flatten(1).mean(0)  # the network is linear
+        slope = last[0] * depthwise[:, 0]  # of the output in the first layer's channels
+        expected += ((first * slope[:, None] * mean) ** 2).sum(1) / 3
+        expected += (depthwise[:, 0] * last[0] * (first @ mean + biases[0])) ** 2 / 3
+    torch.testing.assert_close(found, {"0": expected})
+    assert all(parameter.grad is None for parameter in network.parameters())
+    with pytest.raises(UserError, match="at least one batch"):
+        taylor_importance(network, graph, [], lambda network, batch: network(batch).mean())
+    network[0].weight.requires_grad_(False)
+    with pytest.raises(UserError, match=r"0\.weight has no gradient"):
+        taylor_importance(network, graph, batches, lambda network, batch: network(batch).mean())
 
 
 def test_units_of_a_grouped_convolution_move_whole() -> None:
