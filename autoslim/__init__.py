@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autoslim.errors import UserError as UserError
     from autoslim.resources.costs import Costs as Costs
     from autoslim.resources.latency.table import LatencyTable as LatencyTable
+    from autoslim.slimming.baselines import baseline_channels as baseline_channels
     from autoslim.slimming.networks import extract_network as extract_network
     from autoslim.slimming.networks import load_latency_table as load_latency_table
     from autoslim.slimming.networks import load_network as load_network
@@ -48,6 +49,7 @@ _MODULES = {
     "Trajectory": "autoslim.slimming.search",
     "TrajectoryPoint": "autoslim.slimming.search",
     "UserError": "autoslim.errors",
+    "baseline_channels": "autoslim.slimming.baselines",
     "current_channels": "autoslim.channels.resize",
     "extract_network": "autoslim.slimming.networks",
     "load_latency_table": "autoslim.slimming.networks",
@@ -78,6 +80,7 @@ __all__ = [
     "Trajectory",
     "TrajectoryPoint",
     "UserError",
+    "baseline_channels",
     "current_channels",
     "extract_network",
     "load_latency_table",

@@ -117,7 +117,7 @@ def taylor_importance(
         loss: ``loss(network, batch)`` returns the mean loss of a batch, a scalar.
 
     Raises:
-        UserError: there is no batch, or a weight has no gradient.
+        UserError: there is no batch, or the loss or a weight has no gradient.
     """
     present = current_channels(network, graph)
     located = list(_located(network, graph))
@@ -129,7 +129,10 @@ def taylor_importance(
     try:
         for batch in batches:
             network.zero_grad(set_to_none=True)
-            loss(network, batch).backward()
+            value = loss(network, batch)
+            if not value.requires_grad:
+                raise UserError("the first-order importance needs a loss with a gradient, but it has none; use l1")
+            value.backward()
             for stored in sums:
                 if (gradient := tensors[stored].grad) is None:
                     raise UserError(f"{stored} has no gradient, so it has no first-order importance; unfreeze it")

@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,19 +264,29 @@ def refine_channels(
                 f"{format_named_amount(limit, name)}; pass a configuration within the budget"
             )
     runners, _ = scoring_runners(supernet, batches, score, incremental=incremental, autocast=autocast)
-    numbers = {name: sorted({*n, *range(n[-1], n[0], grid.multiples[name])}) for name, n in grid.items()}
+    levels = fine_levels(grid, limits)
 
     def evaluate(chosen: Channels, changes: Mapping[str, int]) -> dict[str, Outcome]:
         outcomes = [run(chosen, changes) for run in runners]
         return {name: concatenated([outcome[name] for outcome in outcomes]) for name in (*changes, CURRENT)}
 
     try:
-        levels = grid if "latency" in limits else numbers  # a latency table has no times between them
         for change in refine(channels, grid, levels, lambda c: costs.within(c, limits), evaluate, "error"):
             channels = change.channels
     finally:
         supernet.select(supernet.widest)
     return channels
+
+
+def fine_levels(grid: Grid, limits: Collection[str]) -> dict[str, list[int]]:
+    """Returns the numbers of channels of each group between the narrowest and the widest, in ascending order.
+
+    They are those of the grid and, unless latency is limited, the multiples of ``grid.multiples`` between them: a
+    latency table has no times there.
+    """
+    if "latency" in limits:
+        return {name: sorted(numbers) for name, numbers in grid.items()}
+    return {name: sorted({*n, *range(n[-1], n[0], grid.multiples[name])}) for name, n in grid.items()}
 
 
 def uniform_channels(
