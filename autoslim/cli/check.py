@@ -73,7 +73,7 @@ def check(path: Path, root: Path) -> None:
 def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list[tuple[str, str]]:
     from autoslim.models.pretrained import weights_file
     from autoslim.pipeline.assembly import initial_network, traced_network
-    from autoslim.pipeline.checks import check_reach, check_runs, check_smoothing
+    from autoslim.pipeline.checks import check_reach, check_runs, check_smoothing, size_notes
     from autoslim.resources.costs import Costs
     from autoslim.resources.latency.kernels import find_kernels
 
@@ -89,6 +89,7 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
     counts = ", ".join(f"{count} {split}" for split, count in info.counts.items())
     spans = (f"{format_amount(r.narrowest, r.resource)} to {r.amount(r.widest)}" for r in reaches)
     facts = [
+        *(("note", note) for note in size_notes(params, info)),
         ("images", f"{'x'.join(map(str, info.input_shape))}, {len(info.classes)} classes; {counts}"),
         ("latency", table.summary() if table else f"not measured yet; it will be measured on {target}"),
         ("network", f"{params.model.name}, {len(graph.groups)} groups, {amounts(costs.all(graph.default))}"),

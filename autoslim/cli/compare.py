@@ -49,6 +49,7 @@ def print_comparison(title: str, lines: Sequence[Mapping[str, str]], remarks: st
 
 
 GAIN = "gain over uniform (points)"
+DIFFERENCE = "difference from default (points)"
 
 
 def _line(result: Mapping[str, str]) -> dict[str, str]:
@@ -62,9 +63,13 @@ def _line(result: Mapping[str, str]) -> dict[str, str]:
         spread = (float(result["measured_latency_high"]) - float(result["measured_latency_low"])) / 2
         measured += f" ± {format_amount(spread, 'latency')}"
     deviation = f" ± {percent(float(result['top1_std']))}" if result["top1_std"] else ""
-    gain = f"{100 * float(result['gain']):+.2f}" if result["gain"] else ""
-    if result["gain_low"]:
-        gain += f"  [{100 * float(result['gain_low']):+.2f}, {100 * float(result['gain_high']):+.2f}]"
+
+    def points(name: str) -> str:
+        text = f"{100 * float(result[name]):+.2f}" if result[name] else ""
+        if result[f"{name}_low"]:
+            text += f"  [{100 * float(result[f'{name}_low']):+.2f}, {100 * float(result[f'{name}_high']):+.2f}]"
+        return text
+
     return {
         "method": result["method"],
         "MACs": amount("macs", "macs"),
@@ -74,7 +79,8 @@ def _line(result: Mapping[str, str]) -> dict[str, str]:
         "latency measured": measured,
         "top-1 on test (%)": f"{percent(float(result['top1']))}{deviation}",
         "seeds": result["seeds"],
-        GAIN: gain,
+        DIFFERENCE: points("difference"),
+        GAIN: points("gain"),
     }
 
 

@@ -103,13 +103,11 @@ def _described(
             f"the number of images and classes of {data.source} is not known; run `dvc repro prepare`, or set --images "
             "and --classes (for ImageNet --images 1281167 --classes 1000 --test-images 50000)"
         )
-    left = images - data.search_images
-    if left < 1:
-        raise UserError(
-            f"--images {images} leaves no training images, because data.search_images is {data.search_images}; "
-            "raise --images or lower data.search_images"
-        )
-    counts = {"train": min(left, data.train_images or left), "search": data.search_images}
+    search = min(data.search_images, images // 2)  # at most half of each class is held out
+    if search < 2:
+        raise UserError(f"--images {images} leaves fewer than 2 search images; raise --images")
+    left = images - search
+    counts = {"train": min(left, data.train_images or left), "search": search}
     if test_images is not None:
         counts["test"] = min(test_images, data.test_images or test_images)
     return described_data(

@@ -13,7 +13,9 @@ from autoslim.pipeline.project import STAGES, enter_project
 
 def stage_cli(
     name: Annotated[str, typer.Argument(help=", ".join(STAGES[:-1]) + f" or {STAGES[-1]}.")],
-    method: Annotated[str | None, typer.Argument(help="For retrain: autoslim, uniform or released/NAME.")] = None,
+    method: Annotated[
+        str | None, typer.Argument(help="For retrain: default, uniform, autoslim or released/NAME.")
+    ] = None,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show the full traceback of an error.")] = False,
 ) -> None:
     """Run one stage of the pipeline, as `dvc repro` does. Use `dvc repro` to produce results.

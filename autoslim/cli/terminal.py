@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ParamsFile = Annotated[Path, typer.Argument(help="Parameter file.", show_default=True)]
 Classes = Annotated[int | None, typer.Option("--classes", min=2, help="Number of classes. Default: as prepared.")]
-Method = Annotated[str, typer.Argument(help="autoslim, uniform or released/NAME.")]
+Method = Annotated[str, typer.Argument(help="default, uniform, autoslim or released/NAME.")]
 
 _INPUT = re.compile(r"(?:(\w+)=)?(\d+(?:x\d+)*)(?::(\w+))?")
 
@@ -179,7 +179,8 @@ def prepared_info(params: "Params") -> "DataInfo | None":
     data = params.data
     expected = (data.source, data.size or info.image_size, data.channels or info.channels)
     counts = info.counts
-    same = expected == (info.source, info.image_size, info.channels) and data.search_images == counts["search"]
+    held_out = data.search_images if info.search_limit is None else min(data.search_images, info.search_limit)
+    same = expected == (info.source, info.image_size, info.channels) and held_out == counts["search"]
     more = counts["train"] > (data.train_images or math.inf) or counts.get("test", 0) > (data.test_images or math.inf)
     return info if same and not more else None
 

@@ -64,7 +64,7 @@ def prepare(
     loaded = load_source(source, raw=raw, relative_to=relative_to)
     if len(loaded.classes) < 2:
         raise UserError(f"data source {source} has only one class; at least two are required")
-    chosen = _splits(loaded, search_images, train_images, test_images, seed)
+    chosen, limit = _splits(loaded, search_images, train_images, test_images, seed)
     _warn_if_uneven(chosen["search"], loaded.classes)
     sample = _sample(chosen["train"])
     size, channels, shorter_side, deep = _inspect(source, sample, size, channels)
@@ -108,6 +108,7 @@ def prepare(
             root=loaded.root if storage == "files" else "",
             bits=bits,
             digests=written.digests,
+            search_limit=limit,
         )
         (scratch / FILE_NAME).write_text(info.to_json(), encoding="utf-8")
         _move(scratch, destination)
@@ -133,7 +134,8 @@ def _check(destination: Path, size: Size | None, channels: int | None, storage: 
 
 def _splits(
     source: Source, search_images: int, train_images: int | None, test_images: int | None, seed: int
-) -> dict[str, Chosen]:
+) -> tuple[dict[str, Chosen], int]:
+    """Returns the images of each split, and the largest number of search images."""
     train, test = source.train, source.test
     pool = np.arange(len(train))
     if test is None:
@@ -148,11 +150,21 @@ def _splits(
 
     limits = np.bincount(train.labels[pool], minlength=len(source.classes)) // 2
     possible = int(limits.sum())
-    if not 1 <= search_images <= possible:
+    if search_images < 1 or possible < min(search_images, 2):
         raise UserError(
-            f"search_images {search_images} is not possible: from 1 to {possible} can be held out of the "
-            f"{len(pool)} training images (at most half of each class); set search_images to {possible} or less"
+            f"search_images {search_images} is not possible: up to {possible} can be held out of the {len(pool)} "
+            "training images (at most half of each class); "
+            + ("set search_images to at least 1" if search_images < 1 else "add images")
         )
+    if search_images > possible:
+        _log.warning(
+            "search_images is %d, but at most half of each class is held out of the %d training images: the search "
+            "split has %d images",
+            search_images,
+            len(pool),
+            possible,
+        )
+        search_images = possible
     search = pool[_balanced(train.labels[pool], search_images, seed, _SEARCH, limits)]
     rest = np.setdiff1d(pool, search)
     if train_images is not None:
@@ -161,7 +173,7 @@ def _splits(
     if test_images is not None:
         _check_subset("test_images", test_images, 1, len(test_indices))
         test_indices = test_indices[_balanced(test.labels[test_indices], test_images, seed, _TEST)]
-    return {"train": (train, rest), "search": (train, search), "test": (test, test_indices)}
+    return {"train": (train, rest), "search": (train, search), "test": (test, test_indices)}, possible
 
 
 def _balanced(

@@ -36,7 +36,8 @@ class DataInfo:
     ``.npy``) or "files" (a manifest, no copy). ``resize`` is the shorter side of the box that images are resized to
     cover before the centre crop of ``image_size`` (see ``data.images``); 0 stands for that of ``image_size``. ``bits``
     is the number of bits that the values of images with more than 8 bits use. The paths of a manifest are relative to
-    ``root`` ("files" only). ``digests`` are the SHA-256 digests of the other files in the folder.
+    ``root`` ("files" only). ``digests`` are the SHA-256 digests of the other files in the folder. ``search_limit`` is
+    the largest number of search images that can be held out; None if it is not known.
     """
 
     source: str
@@ -51,6 +52,7 @@ class DataInfo:
     root: str = ""
     bits: int = DEEP_BITS
     digests: dict[str, str] = field(default_factory=dict)
+    search_limit: int | None = None
 
     @property
     def shorter_side(self) -> int:

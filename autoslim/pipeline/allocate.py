@@ -4,26 +4,27 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Channels
 from autoslim.channels.limits import GroupRange, group_ranges
+from autoslim.channels.resize import resize
 from autoslim.data.prepared import PreparedData
 from autoslim.files import write_json
-from autoslim.models.released import released_method
-from autoslim.pipeline.artifacts import Allocation, RequestedBudget, write_initial_weights
+from autoslim.pipeline.artifacts import Allocation, RequestedBudget, Start, write_initial_weights
 from autoslim.pipeline.assembly import checkpoints, group_limits, inputs, run_context, traced_network
 from autoslim.pipeline.checks import check_measured_here, check_reach, check_trajectory
 from autoslim.pipeline.costs import budget_limits, load_costs
 from autoslim.pipeline.params import Params, load_params
-from autoslim.pipeline.project import CHANNELS, PREPARED, RESOURCES, SEARCH, SUPERNET, repository_root
+from autoslim.pipeline.project import CHANNELS, PREPARED, RESOURCES, SEARCH, SUPERNET, TRAINED, repository_root
 from autoslim.resources.budgets import format_amount, format_budgets, parse_budget
 from autoslim.resources.costs import Costs
-from autoslim.search.methods import allocate
+from autoslim.search.methods import DEFAULT, allocate, is_within_budget
 from autoslim.search.refinement import refine_within
 from autoslim.search.search import SearchSettings
 from autoslim.search.trajectory import read_trajectory
 from autoslim.supernet.extract import SupernetFile, load_supernet, subnet_extractor
 from autoslim.supernet.supernet import Supernet
-from autoslim.training.checkpoints import Checkpoints
+from autoslim.training.checkpoints import Checkpoints, has_weights, load_weights
 from autoslim.training.device import to_device
 
 
@@ -40,7 +41,7 @@ def run() -> None:
     check_measured_here(params, costs.table)
     check_reach(params, graph, costs.table)
     configurations, narrowest = [], None
-    if not all(released_method(method) for method in params.methods):  # released lists need no search
+    if any(is_within_budget(method) for method in params.methods):  # the others need no search
         trajectory = read_trajectory(SEARCH / "trajectory.json")
         check_trajectory(trajectory, SEARCH / "trajectory.json", params, graph)
         configurations = [step["channels"] for step in trajectory["steps"]]
@@ -61,20 +62,36 @@ def run() -> None:
         chosen["autoslim"] = refinement["after"]["channels"]
     else:
         (CHANNELS / "refinement.json").unlink(missing_ok=True)
-    extract = None
+    starts: dict[str, Start] = dict.fromkeys(chosen, "scratch")
     if params.retrain.start == "supernet":
         extract = subnet_extractor(supernet, data, run_context(params.runtime), seed=params.data.seed)
+        starts = dict.fromkeys(chosen, "supernet")
+        if DEFAULT in chosen:
+            starts[DEFAULT] = _default_start(graph, file)
     requested = {}
     for method, channels in chosen.items():
-        is_released = released_method(method) is not None  # the budget of a released list is its own cost
-        budgets = {"macs": parse_budget(format_amount(graph.macs(channels)))} if is_released else params.budgets
+        # The budget of the default network and of a released list is its own cost.
+        own = {"macs": parse_budget(format_amount(graph.macs(channels)))}
+        budgets = params.budgets if is_within_budget(method) else own
         # Latency is left out: measuring a table again must not cause the same channels to be retrained.
-        Allocation(method, channels, Costs(graph).all(channels)).write(CHANNELS)
-        write_initial_weights(CHANNELS, method, None if extract is None else extract(channels))
+        Allocation(method, channels, Costs(graph).all(channels), starts[method]).write(CHANNELS)
+        initial = extract(channels) if starts[method] == "supernet" else None
+        if starts[method] == "trained":
+            initial = resize(network, graph, channels, seed=None)
+            load_weights(initial, SUPERNET / TRAINED)
+        write_initial_weights(CHANNELS, method, initial)
         requested[method] = RequestedBudget(format_budgets(budgets), ", ".join(budgets))
     RequestedBudget.write(CHANNELS, requested)
     if refines:
         state.clear()
+
+
+def _default_start(graph: ChannelGraph, file: SupernetFile) -> Start:
+    """Returns what the default network starts from if the others start from the supernet."""
+    if has_weights(SUPERNET / TRAINED):
+        return "trained"
+    covered = all(file.grid.widest[name] >= count for name, count in graph.default.items())
+    return "supernet" if covered else "scratch"
 
 
 def _checkpoints(params: Params, limits: Mapping[str, float]) -> Checkpoints:

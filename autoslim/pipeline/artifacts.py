@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from torch import nn
 
@@ -13,20 +14,25 @@ from autoslim.files import read_json, write_sealed
 from autoslim.pipeline.params import check_method
 from autoslim.training.checkpoints import save_weights
 
+Start = Literal["scratch", "supernet", "trained"]
+
 
 @dataclass(frozen=True)
 class Allocation:
-    """The channels that a method chose, and their costs in closed form.
+    """The channels that a method chose, their costs in closed form, and the weights that the network starts from.
 
     Attributes:
         method: name of the method.
         channels: the configuration.
         costs: resource -> amount in its unit.
+        start: ``scratch`` and ``supernet`` are retrained (see ``retrain.start``); ``trained`` is the user's network,
+            with the weights of ``model.weights``, which is not retrained.
     """
 
     method: str
     channels: Channels
     costs: dict[str, float]
+    start: Start
 
     def write(self, folder: Path) -> None:
         write_sealed(folder / f"{self.method}.json", dataclasses.asdict(self))
@@ -51,6 +57,8 @@ class Allocation:
                 for name, value in values.items():
                     if not isinstance(value, kinds):
                         raise TypeError(f"{name} is {value!r}")
+            if allocation.start not in get_args(Start):
+                raise TypeError(f"start is {allocation.start!r}")
         except (TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({first_line(error)}); run `dvc repro allocate` again") from error
         return allocation

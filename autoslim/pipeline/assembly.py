@@ -50,17 +50,20 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
 
 def initial_network(
     model: P.Model, supernet: P.SupernetParams, network: nn.Module, graph: ChannelGraph
-) -> tuple[nn.Module, str]:
-    """Returns the network that a supernet starts from, and a line that describes its trained weights ("" if none).
+) -> tuple[nn.Module, nn.Module | None, str]:
+    """Returns the network that a supernet starts from, the trained default network, and a line that describes both.
+
+    The second is None, and the line is "", without ``model.weights``. It is also None if these are for other classes.
 
     Raises:
         UserError: ``model.weights`` cannot be loaded or belong to another network, or sorting is not possible.
     """
     if model.weights is None:
-        return network, ""
+        return network, None, ""
     source = f"model.weights {model.weights!r}"
     tensors = load_trained_tensors(network, model.name, model.kwargs, model.weights)
     start, new = insert_weights(network, graph, tensors, supernet.seed, source=source)
+    trained = None if new else start
     notes = [f"starts from {source}"]
     if new:
         notes.append(f"random weights for other classes in {', '.join(new)}")
@@ -70,7 +73,7 @@ def initial_network(
         notes.append(f"{len(orders)} of {len(graph.groups)} groups sorted by {supernet.sort}")
         if unsorted := [name for name in graph.groups if name not in orders]:
             notes.append(f"not sorted, because the order matters: {', '.join(unsorted)}")
-    return start, "; ".join(notes)
+    return start, trained, "; ".join(notes)
 
 
 def check_leaves(network: nn.Module, name: str, leaves: Sequence[str]) -> None:

@@ -18,7 +18,7 @@ from autoslim.models.released import released_method
 from autoslim.pipeline.artifacts import Allocation
 from autoslim.pipeline.assembly import grid_spec, initial_network, traced_network
 from autoslim.pipeline.costs import latency_target
-from autoslim.pipeline.params import Model, Params, read_yaml
+from autoslim.pipeline.params import Data, Model, Params, Search, Training, read_yaml
 from autoslim.pipeline.project import LOCK, RESOURCES, STAGES, check_trajectory_format
 from autoslim.resources.budgets import format_amount, format_named_amount
 from autoslim.resources.costs import Costs
@@ -72,6 +72,46 @@ def check_pipeline(params: Params, info: DataInfo) -> None:
     network, graph = traced_network(params.model, info)
     check_reach(params, graph)
     initial_network(params.model, params.supernet, network, graph)
+
+
+def size_notes(params: Params, info: DataInfo) -> list[str]:
+    """Returns a note for each number of images that is too large for the data. The stages lower it to what there is."""
+    notes = (
+        search_images_note(params.data, info),
+        batch_note("supernet", params.supernet, info),
+        search_note(params.search, info),
+        batch_note("retrain", params.retrain, info),
+    )
+    return [note for note in notes if note]
+
+
+def search_images_note(data: Data, info: DataInfo) -> str:
+    """Returns a note if more search images were asked for than could be held out; else ""."""
+    count = info.counts["search"]
+    if data.search_images <= count:
+        return ""
+    return f"data.search_images is {data.search_images}, but only {count} images could be held out: they are used"
+
+
+def batch_note(section: str, training: Training, info: DataInfo) -> str:
+    """Returns a note if a batch is larger than the train split, which then is one batch; else ""."""
+    count = info.counts["train"]
+    if training.batch_size <= count:
+        return ""
+    return (
+        f"{section}.batch_size is {training.batch_size}, but there are {count} training images: each step uses all of "
+        "them, and an epoch has one step"
+    )
+
+
+def search_note(search: Search, info: DataInfo) -> str:
+    """Returns a note if the search split is smaller than ``search.images``, or these than a chunk; else ""."""
+    count, notes = min(search.images, info.counts["search"]), []
+    if search.images > count:
+        notes.append(f"search.images is {search.images}, but the search split has {count} images: all are used")
+    if search.chunk > count:
+        notes.append(f"search.chunk is {search.chunk}, but {count} images are scored: they are one chunk")
+    return "; ".join(notes)
 
 
 def check_smoothing(params: Params, info: DataInfo) -> None:

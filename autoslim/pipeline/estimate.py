@@ -18,7 +18,7 @@ from autoslim.pipeline.assembly import group_limits
 from autoslim.pipeline.params import Params, Training
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search.greedy import cost_to_reach
-from autoslim.search.methods import allocate
+from autoslim.search.methods import DEFAULT, allocate
 from autoslim.supernet.train import VALIDATION_CHUNK, VALIDATION_IMAGES, validated_subnets
 from autoslim.training.retrain import EVALUATION_BATCH
 
@@ -142,7 +142,7 @@ def _search_work(params: Params, objective: Objective, grid: Grid, sizes: Sizes,
 def _retrain_work(
     method: str, params: Params, costs: Costs, limits: Mapping[str, float], grid: Grid, sizes: Sizes
 ) -> list[Work]:
-    """Returns the work for one method."""
+    """Returns the work for one method. The default network is only evaluated if it has trained weights."""
     channels = _uniform(params, costs, limits, grid)
     if method != "autoslim":
         channels = _allocated(method, params, costs, limits, grid)
@@ -150,6 +150,8 @@ def _retrain_work(
     steps, batch = training_steps(training, sizes.train)
     work = [Work(f"retrain {method}: training", "retrain", seeds * steps, batch, batch, 0, macs, (channels,))]
     evaluations = [(f"retrain {method}: validation", seeds * training.epochs, sizes.search)]
+    if method == DEFAULT and params.model.weights is not None and training.start == "supernet":
+        seeds, work, evaluations = 1, [], [(f"retrain {method}: evaluation", 1, sizes.search)]
     if sizes.test is not None:
         evaluations.append((f"report {method}", seeds, sizes.test))
     for name, passes, images in evaluations:

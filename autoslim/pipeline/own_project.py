@@ -26,6 +26,7 @@ from autoslim.pipeline.code_lock import lock_text
 from autoslim.pipeline.params import Params, check_params, read_yaml
 from autoslim.pipeline.project import LOCK
 from autoslim.pipeline.yaml_edits import dumped, parsed, update_pipeline, with_missing_parameters
+from autoslim.search.methods import DEFAULT
 
 PARAMS, PIPELINE, IGNORED = Path("params.yaml"), Path("dvc.yaml"), Path(".gitignore")
 _HERE = Path(__file__).parent
@@ -211,6 +212,8 @@ def _new_params(folder: Path, choices: Choices) -> str:
         values["model"]["leaves"].fa.set_flow_style()
     if choices.weights is not None:
         values["model"]["weights"] = _moved(choices.weights, folder)
+        if DEFAULT not in values["methods"]:
+            values["methods"].insert(0, DEFAULT)  # it is not retrained, and shows what the other methods lose
         values["supernet"]["width"] = min(1.0, values["supernet"]["width"])
         values["supernet"]["sort"] = "l1"
     if choices.budget is not None:

@@ -50,8 +50,9 @@ class Data(Section):
         description="Height and width of the network's input in pixels, or [height, width]; null: as in the source."
     )
     channels: Literal[1, 3] | None = Field(description="1 for grey images, 3 for colour; null: as in the source.")
-    search_images: Positive = Field(
-        description="Number of training images held out for the search, balanced over the classes."
+    search_images: Annotated[int, Field(gt=1)] = Field(
+        description="Number of training images held out for the search, balanced over the classes; at most half of "
+        "the images of each class."
     )
     train_images: Positive | None = Field(description="Size of a class-balanced training subset; null: all images.")
     test_images: Positive | None = Field(description="Size of a class-balanced test subset; null: all images.")
@@ -139,7 +140,9 @@ class Optimiser(Section):
 
 class Training(Section):
     epochs: Positive = Field(description="Number of passes over the training images.")
-    batch_size: Annotated[int, Field(gt=1)] = Field(description="Number of images per optimiser step.")
+    batch_size: Annotated[int, Field(gt=1)] = Field(
+        description="Number of images per optimiser step; all images if the train split has fewer."
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         description="Total probability assigned to the wrong classes."
     )
@@ -232,11 +235,12 @@ class Search(Section):
     stop: Annotated[float, Field(gt=0, le=1)] = Field(
         description="The search ends at this fraction of the default network's cost."
     )
-    images: Positive = Field(
-        description="Number of search images on which options are scored; at most the size of the search split."
+    images: Annotated[int, Field(gt=1)] = Field(
+        description="Number of search images on which options are scored; all images if the search split has fewer."
     )
     chunk: Annotated[int, Field(gt=1)] = Field(
-        description="Number of images that share their batch statistics; at least 256 is recommended."
+        description="Number of images that share their batch statistics; at least 256 is recommended. If fewer images "
+        "are scored, they are one chunk."
     )
     score: Literal["error", "cross_entropy"] = Field(
         description="The score that ranks the options; the other one breaks ties."
@@ -346,8 +350,9 @@ class Params(Section):
         "several limits, such as {macs: 305M, params: 3.5M}."
     )
     methods: Annotated[list[str], Field(min_length=1)] = Field(
-        description="Methods to compare: autoslim, uniform (the largest width multiplier within the budget), "
-        "released/NAME (channels released by the paper's authors, at their own budget)."
+        description="Methods to compare: default (the network as it is, whatever the budget), uniform (the largest "
+        "width multiplier within the budget), autoslim, released/NAME (channels released by the paper's authors, at "
+        "their own budget)."
     )
     data: Data
     model: Model
@@ -372,17 +377,11 @@ class Params(Section):
         return budget
 
     @model_validator(mode="after")
-    def _check_methods_and_chunk(self) -> "Params":
+    def _check_methods(self) -> "Params":
         if len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods contains duplicates: {', '.join(self.methods)}; list each method once")
         for method in self.methods:
             check_method(method)
-        for name, images in (("data.search_images", self.data.search_images), ("search.images", self.search.images)):
-            if images < self.search.chunk:
-                raise ValueError(
-                    f"search.chunk is {self.search.chunk}, but {name} leaves {images} images to score; "
-                    f"lower search.chunk or raise {name}"
-                )
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ SEARCH = Path("outputs/search")
 CHANNELS = Path("outputs/channels")
 RETRAIN = Path("outputs/retrain")
 REPORT = Path("outputs/report")
+TRAINED = "trained.safetensors"  # in SUPERNET: the default network with model.weights; without them, no tensors
 
 
 _COSTS = "macs", "params"

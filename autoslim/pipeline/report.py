@@ -1,6 +1,11 @@
 """Stage ``report``: compares the networks of all methods on the test split."""
 
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
 import rich
+from rich.markup import escape
 
 from autoslim.channels.resize import resize
 from autoslim.data.prepared import PreparedData
@@ -25,7 +30,10 @@ from autoslim.report.resource_figures import resources_figure
 from autoslim.report.table import Result, compare, csv_table, describe_budgets, markdown_table, metrics, terminal_table
 from autoslim.resources.budgets import format_budgets
 from autoslim.resources.measure import measure_network
-from autoslim.search.trajectory import read_trajectory
+from autoslim.search.methods import DEFAULT
+from autoslim.search.scoring import chosen_by_noise
+from autoslim.search.trajectory import read_trajectory, step_from_dict
+from autoslim.tasks.classification import Score, chance_top1, is_chance
 from autoslim.training.retrain import retrained_top1
 
 
@@ -41,12 +49,13 @@ def run() -> None:
     context = run_context(params.runtime)
     trajectory = read_trajectory(SEARCH / "trajectory.json")
     check_trajectory_format(trajectory)
-    channels_by_method = {method: Allocation.read(CHANNELS, method).channels for method in params.methods}
+    allocations = {method: Allocation.read(CHANNELS, method) for method in params.methods}
     costs = load_costs(graph)
     target = report_target(params.latency, costs.table)
     curves = {method: read_curves(RETRAIN / method / "curves.csv") for method in params.methods}
     results = []
-    for method, channels in channels_by_method.items():
+    for method, allocation in allocations.items():
+        channels, kept = allocation.channels, allocation.start == "trained"
         top1 = retrained_top1(
             network,
             graph,
@@ -54,12 +63,12 @@ def run() -> None:
             data,
             recipe(params.retrain),
             context,
-            seeds=params.retrain.seeds,
+            seeds=params.retrain.seeds[:1] if kept else params.retrain.seeds,
             folder=RETRAIN / method / "weights",
         )
         measured = measure_network(resize(network, graph, channels, seed=None), graph.inputs, target)
         search_top1 = last_by_seed(curves[method], "search_top1")
-        results.append(Result(method, costs.all(channels), top1, measured, search_top1))
+        results.append(Result(method, costs.all(channels), top1, measured, search_top1, allocation.start))
     limits = budget_limits(params, costs)
     other_target = "" if costs.table is None or costs.table.target == target else str(costs.table.target)
     comparison = compare(
@@ -69,12 +78,14 @@ def run() -> None:
         limits=limits,
         predicted_on=other_target,
         from_supernet=params.retrain.start == "supernet",
+        warning=_warning(trajectory, results, data),
     )
     dpi, resource = params.report.figure_dpi, params.resource
     REPORT.mkdir(parents=True, exist_ok=True)
     marked = {describe_budgets({resource: params.budgets[resource]}, limits): limits[resource]}
     trajectory_figure(REPORT / "trajectory.png", trajectory, results, resource, marked, dpi)
-    channels_figure(REPORT / "channels.png", graph.default, channels_by_method, dpi)
+    configurations = {method: each.channels for method, each in allocations.items() if method != DEFAULT}
+    channels_figure(REPORT / "channels.png", graph.default, configurations, dpi)
     resources_figure(REPORT / "resources.png", results, costs.table, target, dpi)
     curves_figure(REPORT / "curves.png", read_curves(SUPERNET / "curves.csv"), curves, dpi)
     write_bytes(REPORT / "comparison.csv", csv_table(comparison).encode())
@@ -91,8 +102,25 @@ def run() -> None:
     ) as tracker:
         tracker.metrics(numbers(figures))
         tracker.artifact(REPORT)
+    if comparison.warning:
+        rich.print(f"[bold]Warning:[/bold] {escape(comparison.warning)}\n")
     rich.print(terminal_table(comparison))
     print(f"Figures: {REPORT}/trajectory.png, channels.png, resources.png, curves.png.")
     print("Runs: mlflow ui, or dvc exp show.")
     if choice := comparison.choice:
         print("Best network on the search split: autoslim export {} --seed {} --to network.pt2".format(*choice))
+
+
+def _warning(trajectory: dict[str, Any], results: Sequence[Result], data: PreparedData) -> str:
+    """Returns a warning if the search, or the user's trained network, is not better than chance; "" if both are."""
+    labels = data.labels("search")
+    chance = chance_top1(labels)
+    messages = [chosen_by_noise([step_from_dict(step).score for step in trajectory["steps"]], chance)]
+    for result in results:
+        error = 1 - fmean(result.search_top1.values())
+        if result.start == "trained" and is_chance(Score(error, 0.0, len(labels)), chance):
+            messages.append(
+                f"the network of model.weights has a top-1 of {1 - error:.1%} on the search split, not above chance, "
+                f"which is {chance:.1%}; its classes or its images may differ from the data's in order or scale"
+            )
+    return "; ".join(filter(None, messages))

@@ -1,5 +1,6 @@
 """Stage ``retrain``: trains one method's network once for each seed. Also loads and scores retrained networks."""
 
+import sys
 from dataclasses import dataclass
 
 from torch import nn
@@ -7,11 +8,12 @@ from torch import nn
 from autoslim.channels.resize import resize
 from autoslim.data.batches import eval_batches
 from autoslim.data.prepared import DataInfo, PreparedData, read_info
+from autoslim.distributed.ranks import current_world
 from autoslim.errors import UserError
 from autoslim.files import write_json
 from autoslim.pipeline.artifacts import Allocation, RequestedBudget, initial_weights_file
 from autoslim.pipeline.assembly import checkpoints, inputs, recipe, run_context, traced_network
-from autoslim.pipeline.checks import check_allocation, check_smoothing
+from autoslim.pipeline.checks import batch_note, check_allocation, check_smoothing
 from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import Params, check_method, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
@@ -20,7 +22,7 @@ from autoslim.tasks.classification import Score
 from autoslim.training.checkpoints import load_weights
 from autoslim.training.device import memory_errors, to_device
 from autoslim.training.loop import write_rows
-from autoslim.training.retrain import over_seeds, retrain, split_score
+from autoslim.training.retrain import keep, over_seeds, retrain, split_score
 
 
 def run(method: str) -> None:
@@ -36,17 +38,26 @@ def run(method: str) -> None:
     allocation, requested = Allocation.read(CHANNELS, method), RequestedBudget.read(CHANNELS, method)
     check_smoothing(params, data.info)
     check_allocation(allocation, params, graph)
-    if launch(params.runtime, "retrain", method):
+    kept = allocation.start == "trained"
+    if not kept and launch(params.runtime, "retrain", method):
         return
     training = params.retrain
     folder = RETRAIN / method
     start = initial_weights_file(CHANNELS, method)
+    used = {} if kept else {"images_per_step": min(training.batch_size, data.info.counts["train"])}
+    if current_world().is_rank_zero:
+        note = batch_note("retrain", training, data.info)
+        if kept:
+            note = "the network of model.weights is not retrained"
+        if note:
+            print(f"retrain {method}: {note}", file=sys.stderr)
     state = checkpoints(
         f"retrain-{method.replace('/', '-')}",
         *inputs(params.model, PREPARED),
         start,
         model=params.model.model_dump(),
         channels=allocation.channels,
+        start=allocation.start,
         retrain=training.model_dump(),
     )
     budget = {"budget": requested.budget, "resource": requested.resource, "method": method}
@@ -58,33 +69,33 @@ def run(method: str) -> None:
             "retrain",
             run_name=f"retrain {method} {requested.budget}",
             sections=["retrain", "model"],
-            details=budget,
+            details={**budget, "start": allocation.start, **used},
             tags={**budget, **lineage(SUPERNET / "weights.safetensors")},
             rank_zero=context.world.is_rank_zero,
             run_file=state.run_file,
         ) as tracker,
         memory_errors(context.device, "retrain.batch_size", training.batch_size),
     ):
-        rows = retrain(
-            network,
-            graph,
-            allocation.channels,
-            data,
-            recipe(training),
-            context,
-            seeds=training.seeds,
-            start=start if training.start == "supernet" else None,
-            label=f"{method} {requested.budget}",
-            folder=folder / "weights",
-            checkpoints=state,
-            observe=lambda seed, row: tracker.metrics(
-                {f"seed_{seed}.{name}": value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
-            ),
-        )
+        common = (network, graph, allocation.channels, data, recipe(training), context)
+        if kept:
+            rows = keep(*common, seed=training.seeds[0], start=start, folder=folder / "weights")
+        else:
+            rows = retrain(
+                *common,
+                seeds=training.seeds,
+                start=start if allocation.start == "supernet" else None,
+                label=f"{method} {requested.budget}",
+                folder=folder / "weights",
+                checkpoints=state,
+                observe=lambda seed, row: tracker.metrics(
+                    {f"seed_{seed}.{name}": value for name, value in row.items() if name != "epoch"},
+                    step=int(row["epoch"]),
+                ),
+            )
         if not context.world.is_rank_zero:
             return
         write_rows(folder / "curves.csv", [{"seed": seed, **row} for seed, epochs in rows.items() for row in epochs])
-        figures = {**allocation.costs, **over_seeds(rows)}
+        figures = {**allocation.costs, **used, **over_seeds(rows)}
         write_json(folder / "metrics.json", figures)
         tracker.metrics(numbers(figures))
         tracker.artifact(CHANNELS / f"{method}.json")

@@ -1,8 +1,11 @@
 """Stage ``search``: slims the supernet greedily; one pass serves every budget."""
 
+import sys
+
 from autoslim.data.prepared import PreparedData
+from autoslim.distributed.ranks import current_world
 from autoslim.pipeline.assembly import checkpoints, inputs, traced_network
-from autoslim.pipeline.checks import check_measured_here, check_reach
+from autoslim.pipeline.checks import check_measured_here, check_reach, search_note
 from autoslim.pipeline.costs import load_costs, load_objective
 from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import load_params
@@ -31,6 +34,8 @@ def run() -> None:
     supernet, file = load_supernet(SUPERNET, network, graph)
     if launch(params.runtime, "search"):
         return
+    if (note := search_note(params.search, data.info)) and current_world().is_rank_zero:
+        print(f"search: {note}", file=sys.stderr)
     weights = SUPERNET / "weights.safetensors"
     target = {"resource": objective.resource, "limits": dict(objective.limits)}
     state = checkpoints(
@@ -73,5 +78,6 @@ def run() -> None:
             return
         for step in trajectory["steps"]:
             tracker.metrics({name: step[name] for name in TRACKED if name in step}, step["step"])
+        tracker.metrics({f"scored_{name}": trajectory[name] for name in ("images", "chunk")})
         tracker.artifact(SEARCH / "trajectory.json")
         state.clear()

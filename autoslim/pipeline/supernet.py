@@ -15,13 +15,15 @@ from autoslim.pipeline.assembly import (
     recipe,
     traced_network,
 )
-from autoslim.pipeline.checks import check_model, check_reach, check_smoothing
+from autoslim.pipeline.checks import batch_note, check_model, check_reach, check_smoothing
 from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import SupernetParams, load_params
-from autoslim.pipeline.project import PREPARED, SUPERNET, repository_root
+from autoslim.pipeline.project import PREPARED, SUPERNET, TRAINED, repository_root
 from autoslim.pipeline.tracking import fingerprint, tracked_stage
 from autoslim.supernet.sandwich import Sandwich
-from autoslim.supernet.train import train_supernet
+from autoslim.supernet.train import guessing_subnets, train_supernet
+from autoslim.tasks.classification import chance_top1
+from autoslim.training.checkpoints import save_weights
 from autoslim.training.device import memory_errors
 from autoslim.training.loop import write_rows
 
@@ -40,10 +42,12 @@ def run() -> None:
     check_reach(params, graph)
     if launch(params.runtime, "supernet"):
         return
-    start, note = initial_network(params.model, params.supernet, network, graph)
-    if note and current_world().is_rank_zero:
-        print(f"supernet: {note}", file=sys.stderr)
+    start, own, note = initial_network(params.model, params.supernet, network, graph)
+    if current_world().is_rank_zero:
+        for line in filter(None, (note, batch_note("supernet", params.supernet, data.info))):
+            print(f"supernet: {line}", file=sys.stderr)
     trained = weights_file(params.model.weights)
+    used = {"images_per_step": min(params.supernet.batch_size, data.info.counts["train"])}
     state = checkpoints(
         "supernet",
         *inputs(params.model, PREPARED),
@@ -59,6 +63,7 @@ def run() -> None:
             "supernet",
             run_name=f"supernet {params.model.name.rpartition(':')[2]} x{params.supernet.width}",
             sections=["model", "supernet", "data"],
+            details=used,
             rank_zero=context.world.is_rank_zero,
             run_file=state.run_file,
         ) as tracker,
@@ -82,11 +87,14 @@ def run() -> None:
         )
         if not context.world.is_rank_zero:
             return
+        save_weights(own, SUPERNET / TRAINED)
         write_rows(SUPERNET / "curves.csv", rows)
         figures = {
             which: {"top1": 1 - score.error, "cross_entropy": score.cross_entropy} for which, score in scores.items()
         }
-        write_json(SUPERNET / "metrics.json", figures)
+        write_json(SUPERNET / "metrics.json", {**figures, **used})
+        if warning := guessing_subnets(scores, chance_top1(data.labels("search"))):
+            print(f"supernet: {warning}", file=sys.stderr)
         tracker.metrics({f"{which}.{name}": value for which, f in figures.items() for name, value in f.items()})
         tracker.tag("supernet", fingerprint(SUPERNET / "weights.safetensors"))
         tracker.artifact(SUPERNET / "supernet.json")

@@ -18,7 +18,7 @@ from autoslim.files import write_atomically
 from autoslim.report.table import Result
 from autoslim.resources.budgets import TITLES, format_amount, format_named_amount
 
-_STYLE_OF = {"autoslim": ("#D55E00", "o"), "uniform": ("#0072B2", "s")}
+_STYLE_OF = {"autoslim": ("#D55E00", "o"), "uniform": ("#0072B2", "s"), "default": ("#000000", "*")}
 _OTHER_STYLES = (("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
 DEFAULT_COLOUR = "#DDDDDD"
 INK = "#333333"
@@ -48,7 +48,8 @@ _RC_PARAMS = {
 def method_styles(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Returns the colour and marker of each method, from Okabe and Ito's palette for colour-blind readers.
 
-    Every figure of the same methods uses the same styles. The styles of ``autoslim`` and ``uniform`` never differ.
+    Every figure of the same methods uses the same styles. The styles of ``autoslim``, ``uniform`` and ``default``
+    are always the same.
     """
     others = [method for method in methods if method not in _STYLE_OF]
     style_of_other = {method: _OTHER_STYLES[index % len(_OTHER_STYLES)] for index, method in enumerate(others)}
@@ -150,7 +151,8 @@ def trajectory_figure(
                 markersize=7,
                 capsize=4,
                 zorder=3,
-                label=f"{result.method}, retrained (test split{_spread(result)})",
+                label=f"{result.method}, {'as it is' if result.start == 'trained' else 'retrained'} "
+                f"(test split{_spread(result)})",
             )
         axes.set_xlim(left=0)
         axes.set_xlabel(TITLES[resource])
@@ -184,7 +186,7 @@ def channels_figure(
         rows = range(len(groups))
         bars.barh(rows, [default[group] for group in groups], height=0.84, color=DEFAULT_COLOUR, label="default")
         end = _column(shares, 0, "default", default.values(), INK)
-        height = 0.7 / len(configurations)
+        height = 0.7 / max(1, len(configurations))
         for index, (method, channels) in enumerate(configurations.items()):
             offsets = [row + (index - (len(configurations) - 1) / 2) * height for row in rows]
             colour, marker = styles[method]
@@ -222,9 +224,10 @@ def curves_figure(path: Path, supernet: Columns, retrained: Mapping[str, Columns
         for name, line in (("widest", "-"), ("default", "--"), ("narrowest", ":")):
             band = band_over_seeds(supernet, f"{name}_top1")
             left.plot(band.epochs, _percent(band.mean), line, color="#555555", label=name)
-        for method, (colour, _) in method_styles(list(retrained)).items():
+        for method, (colour, marker) in method_styles(list(retrained)).items():
             band = band_over_seeds(retrained[method], "search_top1")
-            right.plot(band.epochs, _percent(band.mean), color=colour, label=method)
+            points = marker if len(band.epochs) == 1 else ""  # a line of one epoch cannot be seen
+            right.plot(band.epochs, _percent(band.mean), marker=points, color=colour, label=method)
             right.fill_between(
                 band.epochs, _percent(band.low), _percent(band.high), color=colour, alpha=0.2, linewidth=0
             )

@@ -1,4 +1,4 @@
-"""The comparison of the methods: resources, top-1 on the test split and the gain over the baseline, as tables."""
+"""The comparison of the methods as tables: resources, top-1 on the test split, and what it gains and loses."""
 
 import csv
 import io
@@ -17,6 +17,7 @@ from autoslim.errors import UserError
 from autoslim.models.released import released_method
 from autoslim.resources.budgets import TITLES, Budget, format_amount, format_budgets, format_named_amount
 from autoslim.resources.measure import MeasuredCosts
+from autoslim.search.methods import DEFAULT, is_within_budget
 
 BASELINE = "uniform"
 SAME_COST = 0.05
@@ -35,6 +36,7 @@ class Result:
         top1: seed -> top-1 on the test split, a fraction in [0, 1].
         measured: measured latency and memory.
         search_top1: seed -> top-1 on the search split.
+        start: what the training started from; ``trained``: the network was evaluated as it is, under one seed.
     """
 
     method: str
@@ -42,6 +44,7 @@ class Result:
     top1: Mapping[int, float]
     measured: MeasuredCosts | None = None
     search_top1: Mapping[int, float] = field(default_factory=dict)
+    start: str = "scratch"
 
     @property
     def mean(self) -> float:
@@ -55,7 +58,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Gain:
-    """Difference in top-1 from the baseline (a fraction), with its 95 % confidence interval if the seeds allow one."""
+    """Difference in top-1 from a method (a fraction), with its 95 % confidence interval if the seeds allow one."""
 
     top1: float
     interval: tuple[float, float] | None
@@ -71,7 +74,9 @@ class Comparison:
         limits: resource -> budget in the resource's unit.
         gains: method -> gain over the baseline, for comparable methods.
         predicted_on: the target that latency was predicted for, if it is not the one that latency was measured on.
-        from_supernet: whether all networks were fine-tuned from the supernet's weights.
+        from_supernet: whether all networks were fine-tuned from the supernet's weights, if this was possible.
+        differences: method -> difference in top-1 from the default network, if that is among the methods.
+        warning: text that is shown above the table; "" for none.
     """
 
     budgets: Mapping[str, Budget]
@@ -81,16 +86,22 @@ class Comparison:
     gains: Mapping[str, Gain]
     predicted_on: str = ""
     from_supernet: bool = False
+    differences: Mapping[str, Gain] = field(default_factory=dict)
+    warning: str = ""
+
+    @property
+    def default(self) -> Result | None:
+        return next((result for result in self.results if result.method == DEFAULT), None)
 
     @property
     def choice(self) -> tuple[str, int] | None:
         """The method with the highest mean top-1 on the search split, and its best seed on that split.
 
         The choice does not use the test split, and its gain over the baseline may be negative. Released lists have
-        their own budgets; they are considered only if they are comparable, or if there are no other methods. It is
-        None if no method has a score on the search split.
+        their own budgets; they are considered only if they are comparable, or if there are no other methods. The
+        default network is never chosen. It is None if no other method has a score on the search split.
         """
-        scored = [result for result in self.results if result.search_top1]
+        scored = [result for result in self.results if result.search_top1 and result.method != DEFAULT]
         comparable = [r for r in scored if released_method(r.method) is None or r.method in self.gains]
         candidates = comparable or scored
         if not candidates:
@@ -107,8 +118,9 @@ def compare(
     limits: Mapping[str, float],
     predicted_on: str = "",
     from_supernet: bool = False,
+    warning: str = "",
 ) -> Comparison:
-    """Compares ``results`` with each other and, if the baseline is among them, with the baseline.
+    """Compares ``results`` with the baseline and with the default network, if these are among them.
 
     A released list has its own budget. It has a gain if its cost is within 5 % of the baseline's.
 
@@ -124,12 +136,16 @@ def compare(
         for r in results
         if baseline is not None and r is not baseline and _comparable(r, baseline, resource)
     }
-    return Comparison(budgets, resource, limits, tuple(results), gains, predicted_on, from_supernet)
+    default = next((result for result in results if result.method == DEFAULT), None)
+    differences = {r.method: gain(r, default) for r in results if default is not None and r is not default}
+    return Comparison(
+        budgets, resource, limits, tuple(results), gains, predicted_on, from_supernet, differences, warning
+    )
 
 
 def _comparable(result: Result, baseline: Result, resource: str) -> bool:
     difference = abs(result.costs[resource] / baseline.costs[resource] - 1)
-    return released_method(result.method) is None or difference <= SAME_COST
+    return is_within_budget(result.method) or (result.method != DEFAULT and difference <= SAME_COST)
 
 
 def gain(result: Result, baseline: Result) -> Gain:
@@ -140,14 +156,19 @@ def gain(result: Result, baseline: Result) -> Gain:
     pairing would halve the few degrees of freedom (with 3 seeds t = 4.30 instead of 2.78).
 
     The interval covers retraining with other seeds. It covers neither another search nor another test set. It is None
-    if a method has one seed only, or if the seeds of neither method differ.
+    if a method has one seed only, or if the seeds of neither method differ. A baseline that was not retrained is a
+    constant: the interval is then Student's, of ``result`` alone.
     """
     difference = result.mean - baseline.mean
-    if result.std is None or baseline.std is None or result.std == baseline.std == 0:
+    fixed = baseline.start == "trained"
+    if result.std is None or (baseline.std is None and not fixed) or not (result.std or baseline.std):
         return Gain(difference, None)
 
-    from scipy.stats import ttest_ind
+    from scipy.stats import ttest_1samp, ttest_ind
 
+    if fixed:
+        low, high = ttest_1samp([*result.top1.values()], baseline.mean).confidence_interval(0.95)
+        return Gain(difference, (float(low) - baseline.mean, float(high) - baseline.mean))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # if all seeds of one method are equal
         test = ttest_ind([*result.top1.values()], [*baseline.top1.values()], equal_var=False)
@@ -166,17 +187,20 @@ def describe_budgets(budgets: Mapping[str, Budget], limits: Mapping[str, float])
 
 
 def terminal_table(comparison: Comparison) -> Table:
-    """Returns the table for ``rich.print``. To fit 80 columns, it omits predictions and the spread of latency."""
+    """Returns the table for ``rich.print``. To fit 80 columns, it omits predictions and the spread of latency.
+
+    The differences from the default network are below it.
+    """
     table = Table(
         title=escape(f"budget {_budget(comparison)}"),
-        caption=escape(_caption(comparison)),
+        caption=escape(" ".join([*_differences(comparison), _caption(comparison)])),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=0,
     )
     header = _header(comparison)
-    columns = [index for index, name in enumerate(header) if "predicted" not in name]
+    columns = [index for index, name in enumerate(header) if "predicted" not in name and DEFAULT not in name]
     for index in columns:
         table.add_column(header[index], justify="right" if index else "left", no_wrap=True)
     for row in _rows(comparison):
@@ -190,31 +214,36 @@ def markdown_table(comparison: Comparison) -> str:
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     # The name of a target is read from a file. It must be text in Markdown, and in the HTML that is made of it.
     target = re.sub(r"[\\`*_{}\[\]<>|&]", r"\\\g<0>", " ".join(comparison.predicted_on.split()))
-    return f"Budget {_budget(comparison)}\n\n{table}\n\n{_caption(replace(comparison, predicted_on=target))}\n"
+    text = f"Budget {_budget(comparison)}\n\n{table}\n\n{_caption(replace(comparison, predicted_on=target))}\n"
+    return f"**Warning:** {comparison.warning}\n\n{text}" if comparison.warning else text
 
 
 def csv_table(comparison: Comparison) -> str:
     """Returns one row per method, with unscaled values (fractions, MACs). Cells without a value are empty."""
     costs = ["macs", "params", "memory", "latency", *(f"measured_{field.name}" for field in fields(MeasuredCosts))]
-    header = ["method", *costs, "top1", "top1_std", "seeds", "gain", "gain_low", "gain_high"]
+    header = ["method", *costs, "top1", "top1_std", "seeds"]
+    header += [f"{name}{end}" for name in ("gain", "difference") for end in ("", "_low", "_high")]
     text = io.StringIO()
     writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
     for result in comparison.results:
         row: dict[str, Any] = {"method": result.method, "seeds": len(result.top1), **_numbers(result)}
-        if difference := comparison.gains.get(result.method):
-            row |= {"gain" + key.removeprefix("top1"): value for key, value in _gain_numbers(difference).items()}
+        for name, gains in (("gain", comparison.gains), ("difference", comparison.differences)):
+            if difference := gains.get(result.method):
+                row |= {name + key.removeprefix("top1"): value for key, value in _gain_numbers(difference).items()}
         writer.writerow(row)
     return text.getvalue()
 
 
 def metrics(comparison: Comparison) -> dict[str, Any]:
-    """Returns the budget, each method's numbers and the gains for ``dvc metrics show``, without missing values."""
+    """Returns the budget, each method's numbers, gains and differences from the default, without missing values."""
+    differences = {method: _gain_numbers(difference) for method, difference in comparison.differences.items()}
     return {
         "budget": format_budgets(comparison.budgets),
         **{f"budget_{resource}": limit for resource, limit in comparison.limits.items()},
         **{result.method: _numbers(result) for result in comparison.results},
         "gain": {method: _gain_numbers(difference) for method, difference in comparison.gains.items()},
+        **({"difference": differences} if differences else {}),
         **({"choice": dict(zip(("method", "seed"), choice, strict=True))} if (choice := comparison.choice) else {}),
     }
 
@@ -239,7 +268,8 @@ def _header(comparison: Comparison) -> list[str]:
         costs.append("latency\npredicted")
     if _measured(comparison):
         costs.append("latency\nmeasured")
-    return ["method", *costs, "top-1 on test\n(%)", f"gain over {BASELINE}\n(points)"]
+    gains = [f"difference from {DEFAULT}\n(points)"] if comparison.differences else []
+    return ["method", *costs, "top-1 on test\n(%)", *gains, f"gain over {BASELINE}\n(points)"]
 
 
 def _predicted(comparison: Comparison) -> bool:
@@ -254,18 +284,31 @@ def _rows(comparison: Comparison) -> list[list[str]]:
     rows = []
     for result in comparison.results:
         spread = "" if result.std is None else f" ± {100 * result.std:.2f}"
-        gained = ""
-        if (difference := comparison.gains.get(result.method)) is not None:
-            gained = f"{100 * difference.top1:+.2f}"
-            if difference.interval is not None:
-                gained += "  [{:+.2f}, {:+.2f}]".format(*(100 * end for end in difference.interval))
         costs = [format_amount(result.costs[resource], resource) for resource in ("macs", "params", "memory")]
         if _predicted(comparison):
             costs.append(format_amount(result.costs["latency"], "latency"))
         if _measured(comparison):
             costs.append(_latency(result.measured))
-        rows.append([result.method, *costs, f"{100 * result.mean:.2f}{spread}", gained])
+        gains = [_points(each.get(result.method)) for each in (comparison.differences, comparison.gains)]
+        if not comparison.differences:
+            del gains[0]
+        rows.append([result.method, *costs, f"{100 * result.mean:.2f}{spread}", *gains])
     return rows
+
+
+def _points(difference: Gain | None) -> str:
+    if difference is None:
+        return ""
+    text = f"{100 * difference.top1:+.2f}"
+    if difference.interval is not None:
+        text += "  [{:+.2f}, {:+.2f}]".format(*(100 * end for end in difference.interval))
+    return text
+
+
+def _differences(comparison: Comparison) -> list[str]:
+    """Returns a sentence with the differences from the default network, if it is among the methods."""
+    listed = ", ".join(f"{method} {_points(d)}".replace("  ", " ") for method, d in comparison.differences.items())
+    return [f"Difference from {DEFAULT} in points: {listed}."] if listed else []
 
 
 def _latency(measured: MeasuredCosts | None) -> str:
@@ -279,6 +322,8 @@ def _latency(measured: MeasuredCosts | None) -> str:
 def _too_slow(result: Result, comparison: Comparison) -> bool:
     """Returns whether the measured latency exceeds the budget although the prediction for this target does not."""
     if "latency" not in comparison.limits or comparison.predicted_on or result.measured is None:
+        return False
+    if result.method == DEFAULT:  # it has no budget
         return False
     return result.measured.latency_low > comparison.limits["latency"]
 
@@ -296,20 +341,35 @@ def _budget(comparison: Comparison) -> str:
 
 def _caption(comparison: Comparison) -> str:
     """Returns the caption of the table, in sentences."""
-    numbers = sorted({len(result.top1) for result in comparison.results})
-    seeds = f"{numbers[0]} seeds" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} seeds"
-    sentences = [f"Mean ± standard deviation over {seeds}."]
+    retrained = [result for result in comparison.results if result.start != "trained"]
+    numbers = sorted({len(result.top1) for result in retrained})
+    sentences = []
     if numbers == [1]:
         sentences = ["Each method has one seed, so there is no standard deviation and no confidence interval."]
-    if any(difference.interval for difference in comparison.gains.values()):
-        sentences.append("In brackets: the 95 % confidence interval of the gain over seeds (Welch).")
+    elif numbers:
+        seeds = f"{numbers[0]} seeds" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} seeds"
+        sentences = [f"Mean ± standard deviation over {seeds}."]
+    default = comparison.default
+    kept = default is not None and default.start == "trained"
+    tests = {"gain": "Welch", "difference": "Student" if kept else "Welch"}
+    for name, gains in (("gain", comparison.gains), ("difference", comparison.differences)):
+        if not any(each.interval for each in gains.values()):
+            del tests[name]
+    if tests:
+        listed, names = " and of the ".join(tests), ", ".join(dict.fromkeys(tests.values()))
+        sentences.append(f"In brackets: the 95 % confidence interval of the {listed} over seeds ({names}).")
     for method, excess in _larger(comparison).items():
         reason = "" if released_method(method) else ", whose widths change in large steps"
         sentences.append(f"{method} has {excess:.0%} more {TITLES[comparison.resource]} than {BASELINE}{reason}.")
         if comparison.gains[method].top1 > 0:
             sentences.append("Part of its gain may be due to its size.")
-    if comparison.from_supernet:
-        sentences.append("All networks were fine-tuned from the supernet's weights.")
+    if kept:
+        sentences.append(f"{DEFAULT} is the network of model.weights as it is, without retraining.")
+    if comparison.from_supernet and retrained:
+        other = default is not None and default.start != "supernet"
+        sentences.append(f"All {'other ' if other else ''}networks were fine-tuned from the supernet's weights.")
+        if default is not None and default.start == "scratch":
+            sentences.append(f"{DEFAULT} was trained from scratch, because the supernet has fewer channels.")
     if choice := comparison.choice:
         scores = {r.method: fmean(r.search_top1.values()) for r in comparison.results if r.search_top1}
         listed = ", ".join(f"{method} {100 * score:.2f}" for method, score in scores.items())

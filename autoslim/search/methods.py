@@ -1,4 +1,4 @@
-"""Methods that choose channels within a budget: autoslim, uniform and the released lists."""
+"""Methods that choose channels: autoslim and uniform within a budget, the default network, and the released lists."""
 
 import bisect
 import math
@@ -11,12 +11,20 @@ from autoslim.models.released import released_lists, released_method
 from autoslim.resources.budgets import format_named_amount
 from autoslim.resources.costs import Costs, Fits
 
+DEFAULT = "default"
+"""The method that keeps the default network as it is."""
+
 
 def check_method(method: str) -> None:
     """Raises ``UserError`` if there is no such method."""
-    if released_method(method) is None and method not in ("autoslim", "uniform"):
+    if released_method(method) is None and method not in (DEFAULT, "autoslim", "uniform"):
         lists = ", ".join(f"released/{name}" for name in released_lists())
-        raise UserError(f"method {method!r} is unknown; methods are autoslim, uniform, and {lists}")
+        raise UserError(f"method {method!r} is unknown; methods are default, autoslim, uniform, and {lists}")
+
+
+def is_within_budget(method: str) -> bool:
+    """Returns whether ``method`` chooses its channels within the budget, and not ``default`` or a released list."""
+    return method != DEFAULT and released_method(method) is None
 
 
 def allocate(
@@ -31,7 +39,7 @@ def allocate(
     """Returns the channels that a method chooses within ``limits``.
 
     Args:
-        method: ``autoslim``, ``uniform``, or ``released/NAME``, which ignores the limits.
+        method: ``autoslim``, ``uniform``, or ``default`` and ``released/NAME``, which ignore the limits.
         costs: the costs of the network's configurations.
         configurations: the trajectory from the widest configuration down. ``uniform`` is at most as wide as the first.
         limits: resource -> upper bound in its unit.
@@ -44,6 +52,8 @@ def allocate(
     """
     check_method(method)
     graph = costs.graph
+    if method == DEFAULT:
+        return graph.default
     if listed := released_method(method):
         return listed.channels(graph)
 

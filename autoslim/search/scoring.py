@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoslim.tasks.classification import Score
+from autoslim.tasks.classification import TRAIN_BETTER, Score, is_chance
 
 By = Literal["error", "cross_entropy"]
 """The score that options are ranked by; the other one breaks ties."""
@@ -63,6 +63,22 @@ def mean_score(outcomes: Sequence[Outcome]) -> Score:
     """Returns the means over all images of ``outcomes``, one outcome for each chunk."""
     whole = concatenated(outcomes)
     return Score(float(whole.wrong.mean()), float(whole.nats.mean()), len(whole.wrong))
+
+
+def chosen_by_noise(scores: Sequence[Score], chance: float) -> str:
+    """Returns a message if scores of a trajectory are not better than ``chance`` (see ``chance_top1``), else "".
+
+    The differences between the options of such a step are those between guesses.
+    """
+    guesses = [score for score in scores if is_chance(score, chance)]
+    if not guesses:
+        return ""
+    best = 1 - min(score.error for score in guesses)
+    return (
+        f"{len(guesses)} of the {len(scores)} configurations on the search's path have a top-1 that is not above "
+        f"chance, which is {chance:.1%} (the best of them has {best:.1%}); there the search chose by noise: "
+        f"{TRAIN_BETTER}"
+    )
 
 
 def rank(increase: Increase, saved: float, by: By, per_cost: bool) -> tuple[float, ...]:

@@ -18,10 +18,10 @@ from autoslim.files import append_line, read_lines, write_json, write_sealed
 from autoslim.resources.costs import Objective
 from autoslim.search.greedy import SlimmingStep, greedy_slim
 from autoslim.search.racing import ChunkRunner, chunk_runners, racing_rule
-from autoslim.search.scoring import CURRENT, By, mean_score
+from autoslim.search.scoring import CURRENT, By, chosen_by_noise, mean_score
 from autoslim.search.trajectory import step_from_dict, step_to_dict
 from autoslim.supernet.supernet import Supernet
-from autoslim.tasks.classification import Score
+from autoslim.tasks.classification import Score, chance_top1
 from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.device import Precision, RunContext, autocast
 from autoslim.training.progress import Progress
@@ -84,7 +84,7 @@ def search(
         The contents of ``trajectory.json``.
 
     Raises:
-        UserError: the search split has fewer images than a chunk, or a subnet's cross-entropy is not finite.
+        UserError: there are fewer than two search images, or a subnet's cross-entropy is not finite.
     """
     graph, costs = supernet.graph, objective.costs
     started = time.monotonic()
@@ -130,6 +130,8 @@ def search(
     narrowest = mean_score([run_chunk(grid.narrowest, {})[CURRENT] for run_chunk in runners])
     if message := unevenly_trained(steps, objective.cost(grid.narrowest), narrowest):
         report(world, message)
+    if message := chosen_by_noise([step.score for step in steps], chance_top1(data.labels("search"))):
+        report(world, f"search: warning: {message}")
     configurations = {"default": graph.default, "widest": grid.widest, "narrowest": grid.narrowest}
     trajectory = {
         "format": 2,
@@ -207,13 +209,15 @@ def scoring_runners(
 ) -> tuple[list[ChunkRunner], int]:
     """Returns a runner for each chunk of search images, and the number of images.
 
+    If there are fewer images than ``settings.images``, or than a chunk, all of them are used, or one chunk.
+
     Raises:
-        UserError: the search split has fewer images than a chunk.
+        UserError: there are fewer than two images, from which no batch statistics can be computed.
     """
-    if data.info.counts["search"] < settings.chunk:
+    if (count := min(settings.images, data.info.counts["search"])) < 2:
         raise UserError(
-            f"search.chunk is {settings.chunk}, but the search split has {data.info.counts['search']} images; "
-            "lower search.chunk or raise data.search_images"
+            f"there is {count} image to score, but batch statistics need at least 2; raise search.images and "
+            "data.search_images"
         )
     chunks = search_chunks(
         data,

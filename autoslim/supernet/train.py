@@ -19,7 +19,7 @@ from autoslim.models.pretrained import check_covered
 from autoslim.supernet.extract import SupernetFile
 from autoslim.supernet.sandwich import Sandwich, sandwich_rule
 from autoslim.supernet.supernet import Supernet
-from autoslim.tasks.classification import Chunk, Score, evaluate
+from autoslim.tasks.classification import TRAIN_BETTER, Chunk, Score, evaluate, is_chance
 from autoslim.training.checkpoints import Checkpoints, save_weights
 from autoslim.training.device import RunContext, seed_everything, to_device
 from autoslim.training.loop import Row, train
@@ -147,6 +147,18 @@ def subnet_scorer(
         return evaluate(supernet, chunks, autocast)
 
     return score
+
+
+def guessing_subnets(scores: Mapping[str, Score], chance: float) -> str:
+    """Returns a warning if subnets are not better than ``chance`` (see ``chance_top1``), else ""."""
+    guessing = {which: score for which, score in scores.items() if is_chance(score, chance)}
+    if not guessing:
+        return ""
+    listed = ", ".join(f"{which} {1 - score.error:.1%}" for which, score in guessing.items())
+    return (
+        f"warning: the top-1 of subnets ({listed}) is not above chance, which is {chance:.1%}; among such subnets, the "
+        f"search chooses by noise: {TRAIN_BETTER}"
+    )
 
 
 def check_finite(cross_entropy: float, subnet: str) -> None:

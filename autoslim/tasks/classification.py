@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +56,26 @@ class Score:
     error: float
     cross_entropy: float
     images: int = 0
+
+
+TRAIN_BETTER = "train the supernet for more epochs, or correct its learning rate, its weights or the labels"
+
+
+def chance_top1(labels: np.ndarray) -> float:
+    """Returns the top-1 of always answering the most frequent class of ``labels`` (N,): a fraction."""
+    return float(np.bincount(labels).max() / len(labels))
+
+
+def is_chance(score: Score, chance: float, level: float = 0.01) -> bool:
+    """Returns whether a top-1 is not significantly above ``chance`` (a fraction), by a one-sided binomial test.
+
+    Args:
+        level: significance level: the probability that a network that guesses passes for a better one.
+    """
+    from scipy.stats import binom
+
+    correct = round((1 - score.error) * score.images)
+    return bool(binom.sf(correct - 1, score.images, chance) > level)
 
 
 Chunk = tuple[Tensor, Tensor]

@@ -64,6 +64,19 @@ def load_weights(network: nn.Module, path: Path) -> None:
         ) from error
 
 
+def has_weights(path: Path) -> bool:
+    """Returns whether ``save_weights`` wrote ``path`` for a network, and not an empty file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return bool(file.keys())
+    except (FileNotFoundError, SafetensorError, OSError) as error:
+        raise UserError(f"{path} is missing or damaged ({first_line(error)}); run `dvc repro`") from error
+
+
 _TRAILER = b"\nsha256 "
 _TRAILER_BYTES = len(_TRAILER) + 64
 

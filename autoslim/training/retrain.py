@@ -85,11 +85,41 @@ def retrain(
     return {seed: train_once(seed) for seed in seeds}
 
 
+def keep(
+    network: nn.Module,
+    graph: ChannelGraph,
+    channels: Channels,
+    data: PreparedData,
+    recipe: Recipe,
+    context: RunContext,
+    *,
+    seed: int,
+    start: Path,
+    folder: Path,
+) -> dict[int, list[Row]]:
+    """Writes the weights in ``start`` to ``seed-N.safetensors`` as ``retrain`` would, without training them.
+
+    Returns:
+        One row for ``seed``, with epoch 0 and the accuracy on the search split.
+    """
+    plain = resize(network, graph, channels, seed=None)
+    load_weights(plain, start)
+    if context.world.is_rank_zero:
+        save_weights(plain, folder / f"seed-{seed}.safetensors")
+    to_device(plain, context.device, recipe.channels_last)
+    return {seed: [{"epoch": 0, "search_top1": 1 - split_score(plain, data, "search", recipe, context).error}]}
+
+
 def over_seeds(rows: Mapping[int, Sequence[Row]]) -> dict[str, dict[str, float]]:
-    """Returns mean and sample standard deviation over seeds of the last epoch's metrics (no deviation for one seed)."""
+    """Returns mean and sample standard deviation over seeds of the last epoch's metrics (no deviation for one seed).
+
+    A network that was not trained (see ``keep``) has no loss.
+    """
     last = [epochs[-1] for epochs in rows.values()]
-    figures = {}
+    figures: dict[str, dict[str, float]] = {}
     for name in ("search_top1", "loss"):
+        if name not in last[0]:
+            continue
         values = [row[name] for row in last]
         figures[name] = {"mean": fmean(values)} | ({"std": stdev(values)} if len(values) > 1 else {})
     return figures

@@ -223,13 +223,17 @@ def test_images_of_different_sizes_require_a_size(make_folder: Make, tmp_path: P
     assert run(f"folder:{folder}", tmp_path / "prepared", search_images=2, image_size=8).counts["train"] == 10
 
 
-def test_too_many_images(pets: Path, tmp_path: Path) -> None:
+def test_too_many_images(pets: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = f"folder:{pets}"
-    assert error(source, tmp_path / "p", search_images=31) == (
-        "search_images 31 is not possible: from 1 to 30 can be held out of the 60 training images "
-        "(at most half of each class); set search_images to 30 or less"
-    )
     assert run(source, tmp_path / "p", search_images=30).counts["train"] == 30
+    assert caplog.text == ""
+    run(source, tmp_path / "more", search_images=300)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "more").iterdir()} == {
+        file.name: file.read_bytes() for file in (tmp_path / "p").iterdir()
+    }
+    assert (
+        "search_images is 300, but at most half of each class is held out of the 60 training images: the" in caplog.text
+    )
     assert "search_images 0 is not possible" in error(source, tmp_path / "p", search_images=0)
     expected = "train_images 52 is not possible; use 3 to 51, the number of images in the split"
     assert error(source, tmp_path / "p", train_images=52) == expected

@@ -49,7 +49,7 @@ def test_a_method_on_the_command_line_is_no_path(method: str, tmp_path: Path, mo
 
 
 def test_the_channels_of_another_method_are_damaged(tmp_path: Path) -> None:
-    Allocation("uniform", {}, COSTS).write(tmp_path)
+    Allocation("uniform", {}, COSTS, "scratch").write(tmp_path)
     (tmp_path / "uniform.json").rename(tmp_path / "autoslim.json")
     assert "it contains the channels of 'uniform'" in message_of(lambda: Allocation.read(tmp_path, "autoslim"))
 

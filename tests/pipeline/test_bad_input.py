@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import BaseModel
-from small_project import change_params, error_of, finished_project, start_project
+from small_project import change_params, error_of, finished_project, stage, start_project
 from tiny import tiny_params
 from torch import Tensor, nn
 
@@ -144,8 +144,6 @@ def test_a_wrong_item_of_a_list_is_reported_with_its_index(name: str, value: Any
         ("supernet.optimiser.momentum", 0, "supernet.optimiser.nesterov is true, but momentum is 0", "set nesterov"),
         ("retrain.optimiser.warmup_epochs", 9, "retrain.optimiser.warmup_epochs is 9", "raise epochs"),
         ("supernet.width", 0.1, "supernet.grid.narrowest is 0.15, but width is 0.1", "raise width"),
-        ("search.chunk", 65, "search.chunk is 65, but data.search_images", "raise data.search_images"),
-        ("search.images", 16, "search.chunk is 32, but search.images", "raise search.images"),
     ],
 )
 def test_inconsistent_parameters_are_reported_with_their_values_and_a_remedy(
@@ -508,8 +506,8 @@ FOLDER: dict[str, Any] = {
         ({"train": {"a": 2, "b": 2}, "test": {"a": 2}}, "test/ lacks b; both must have the same class folders"),
         ({"train": {"a": 2, "b": 0}, "test": {"a": 2, "b": 2}}, "{}/train/b contains no image (.jpg"),
         (
-            {"train": {"a": 5, "b": 5}, "test": {"a": 1, "b": 1}},
-            "search_images 10 is not possible: from 1 to 4 can be held out of the 10 training images",
+            {"train": {"a": 1, "b": 2}, "test": {"a": 1, "b": 1}},
+            "search_images 10 is not possible: up to 1 can be held out of the 3 training images (at most half of each",
         ),
     ],
 )
@@ -535,8 +533,8 @@ def test_images_of_different_sizes_require_a_size(empty: Path) -> None:
     write_images(empty / "images", {"train": {"a": 20, "b": 20}, "test": {"a": 2, "b": 2}})
     Image.new("L", (30, 9)).save(empty / "images/train/a/0.png")
     Image.new("L", (30, 9)).save(empty / "images/train/a/1.png")
-    change_params(empty, {**FOLDER, "data": FOLDER["data"] | {"search_images": 30}, "search": {"chunk": 10}})
-    assert "set search_images to 20 or less" in error_of("prepare")
+    change_params(empty, FOLDER)
+    assert error_of("prepare").endswith("differ in size (from 8x8 to 30x9); set image_size")
 
 
 @pytest.mark.parametrize(
@@ -616,7 +614,10 @@ def test_retraining_requires_no_weights_of_the_supernet(done: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("random", "method 'random' is unknown; methods are autoslim, uniform, and released/mobilenet_v1-150M, "),
+        (
+            "random",
+            "method 'random' is unknown; methods are default, autoslim, uniform, and released/mobilenet_v1-150M, ",
+        ),
         ("released/resnet50-1M", "there is no released list 'resnet50-1M'; the lists are mobilenet_v1-150M, "),
         (
             "released/resnet50-1G",
@@ -658,11 +659,49 @@ def test_a_trajectory_of_another_network(done: Path) -> None:
     assert error_of("allocate").startswith("outputs/search/trajectory.json belongs to another network (default 12.2K")
 
 
-def test_fewer_prepared_images_than_a_chunk(done: Path) -> None:
-    change_params(done, {"data": {"search_images": 64}, "search": {"chunk": 64}})
-    assert error_of("search") == (
-        "search.chunk is 64, but the search split has 32 images; lower search.chunk or raise data.search_images"
-    )
+def test_larger_chunks_and_more_images_than_the_search_split_are_lowered_with_a_note(done: Path) -> None:
+    def trajectory() -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(Path("outputs/search/trajectory.json").read_text())
+        return values
+
+    change_params(done, {"search": {"images": 32, "chunk": 32}})
+    assert "search split" not in stage("search")
+    expected = trajectory()
+    change_params(done, {"search": {"images": 2048, "chunk": 1024}})
+    assert (
+        "search: search.images is 2048, but the search split has 32 images: all are used; search.chunk is 1024, but 32 "
+        "images are scored: they are one chunk\n"
+    ) in stage("search")
+    assert trajectory() == expected
+    assert (expected["images"], expected["chunk"]) == (32, 32)
+
+
+def test_a_larger_batch_than_the_train_split_is_lowered_with_a_note(done: Path) -> None:
+    weights = Path("outputs/retrain/uniform/weights/seed-0.safetensors")
+    change_params(done, {"retrain": {"batch_size": 100}})
+    assert "training images" not in stage("retrain", "uniform")
+    expected = weights.read_bytes()
+    change_params(done, {"retrain": {"batch_size": 1000}})
+    assert (
+        "retrain uniform: retrain.batch_size is 1000, but there are 100 training images: each step uses all of them, "
+        "and an epoch has one step\n"
+    ) in stage("retrain", "uniform")
+    assert weights.read_bytes() == expected
+    assert json.loads(Path("outputs/retrain/uniform/metrics.json").read_text())["images_per_step"] == 100
+
+
+def test_a_supernet_that_guesses_is_reported_by_three_stages(done: Path) -> None:
+    """Its weights are random, because the learning rate is too small to change them."""
+    change_params(done, {"supernet": {"batch_size": 128, "optimiser": {"learning_rate": 1e-12}}})
+    output = stage("supernet")
+    assert "supernet: supernet.batch_size is 128, but there are 100 training images" in output
+    assert "supernet: warning: the top-1 of subnets (widest " in output
+    assert "is not above chance, which is 12.5%; among such" in output  # 4 of the 32 images of the search split
+    assert json.loads(Path("outputs/supernet/metrics.json").read_text())["images_per_step"] == 100
+    output = stage("search")
+    assert re.search(r"search: warning: (\d+) of the \1 configurations on the search's path have a top-1", output)
+    assert stage("report").splitlines()[0].startswith("Warning: ")
+    assert Path("outputs/report/table.md").read_text().startswith("**Warning:** ")
 
 
 @pytest.mark.parametrize("stage", [("supernet",), ("search",), ("retrain", "autoslim")])
@@ -783,8 +822,8 @@ def test_rounding_that_makes_a_supernet_wider_than_its_trained_weights(done: Pat
     torch.save({}, "weights/trained.pt")
     watch("weights/trained.pt")
     change_params(done, {"model": TRAINED["model"], "supernet": {"width": 0.9, "grid": {"divisor": 12}}})
-    for stage in ("prepare", "supernet"):
-        assert error_of(stage) == (
+    for name in ("prepare", "supernet"):
+        assert error_of(name) == (
             "the supernet has 12 channels in group features.0.0, but model.weights have 8; set supernet.width to 1.0, "
             "or lower supernet.width and supernet.grid.divisor"
         )

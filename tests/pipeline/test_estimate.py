@@ -322,9 +322,10 @@ def test_sizes_can_be_options_if_there_are_no_data(tmp_path: Path, monkeypatch: 
     assert facts(text)["images"] == "1x8x8, 10 classes; 968 train, 32 search"
     assert list(Path("data").glob("*")) == []
 
-    message = error_from("estimate", "--images", "32", "--classes", "10")
-    assert message.startswith("--images 32 leaves no training images")
-    assert message.endswith("raise --images or lower data.search_images")
+    text = printed("estimate", "--images", "40", "--classes", "10", "--seconds", "0")
+    assert facts(text)["images"] == "1x8x8, 10 classes; 20 train, 20 search"  # at most half is held out
+    message = error_from("estimate", "--images", "3", "--classes", "10")
+    assert message == "--images 3 leaves fewer than 2 search images; raise --images"
     change_params(folder, {"data": {"channels": 1}})
     message = error_from("estimate", "--images", "1000", "--classes", "10")
     assert message.startswith("data.image_size is None and data.channels is 1")

@@ -416,6 +416,69 @@ def test_the_caption_names_methods_whose_measured_latency_exceeds_the_budget():
     assert "a phone" in text
 
 
+DEFAULT = result("default", 5_680_000, 500_000, {0: 0.950, 1: 0.958, 2: 0.953}, search_top1={0: 0.99}, start="supernet")
+KEPT = dataclasses.replace(DEFAULT, top1={0: 0.95}, start="trained")
+
+
+def test_differences_from_the_default_network() -> None:
+    comparison = compare([DEFAULT, AUTOSLIM, UNIFORM], **BUDGET, from_supernet=True)
+    assert set(comparison.gains) == {"autoslim"}  # the default network has another budget
+    assert comparison.choice is None  # and is never chosen
+    assert comparison.differences == {"autoslim": gain(AUTOSLIM, DEFAULT), "uniform": gain(UNIFORM, DEFAULT)}
+    text = markdown_table(comparison)
+    assert "| top-1 on test (%) | difference from default (points) | gain over uniform (points) |" in text
+    assert "| default | 5.68M | 500K | 2.1MB | 95.37 ± 0.40 |  |  |" in text
+    assert "| uniform | 1.38M | 148K | 692kB | 89.40 ± 0.80 | -5.97  [-7.63, -4.31] |  |" in text
+    assert "interval of the gain and of the difference over seeds (Welch). All networks were fine-tuned" in text
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(csv_table(comparison)))}
+    low, high = gain(UNIFORM, DEFAULT).interval
+    difference = metrics(comparison)["difference"]["uniform"]
+    assert difference == {"top1": UNIFORM.mean - DEFAULT.mean, "top1_low": low, "top1_high": high}
+    assert [float(rows["uniform"][f"difference{end}"]) for end in ("", "_low", "_high")] == [*difference.values()]
+    terminal = Console(file=io.StringIO(), width=80)
+    terminal.print(terminal_table(comparison))
+    printed = " ".join(terminal.file.getvalue().split())
+    assert "+3.37 [+1.69, +5.05]" in printed  # there is room for one column of differences
+    assert "Difference from default in points: autoslim -2.60 [-3.93, -1.27], uniform -5.97 [-7.63, -4.31]." in printed
+    scratch = compare([dataclasses.replace(DEFAULT, start="scratch"), UNIFORM], **BUDGET, from_supernet=True)
+    assert "All other networks were fine-tuned" in markdown_table(scratch)
+    assert "default was trained from scratch, because the supernet has fewer channels." in markdown_table(scratch)
+
+
+def test_a_default_network_that_was_not_retrained_is_a_constant() -> None:
+    """The interval is that of the other method's mean: Student's, in closed form. It has no spread over seeds."""
+    comparison = compare([KEPT, AUTOSLIM, UNIFORM], **BUDGET, from_supernet=True)
+    half = stats.t.ppf(0.975, 2) * UNIFORM.std / math.sqrt(3)
+    centre = UNIFORM.mean - 0.95
+    assert comparison.differences["uniform"].interval == pytest.approx((centre - half, centre + half), rel=1e-9)
+    text = markdown_table(comparison)
+    assert "| default | 5.68M | 500K | 2.1MB | 95.00 |  |  |" in text
+    assert "Mean ± standard deviation over 3 seeds." in text
+    assert "of the gain and of the difference over seeds (Welch, Student)." in text
+    assert "default is the network of model.weights as it is, without retraining. All other networks were fine" in text
+    alone = markdown_table(compare([KEPT], **BUDGET, from_supernet=True))
+    assert "seed" not in alone
+    assert "fine-tuned" not in alone
+    budget = {"budgets": parse_budgets("2.45ms", "latency"), "resource": "latency", "limits": {"latency": 2.45}}
+    assert "exceeds" not in markdown_table(compare([timed(KEPT, 9.0, 9.0)], **budget))
+
+
+def test_a_warning_is_above_the_table() -> None:
+    assert markdown_table(compare([UNIFORM], **BUDGET, warning="noise")).startswith("**Warning:** noise\n\nBudget 25%")
+
+
+def test_figures_of_a_network_that_was_not_retrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shown = drawn(monkeypatch)
+    trajectory_figure(tmp_path / "t.png", TRAJECTORY, [KEPT, UNIFORM], "macs", {})
+    channels_figure(tmp_path / "c.png", GROUPS, {})
+    once = {"seed": [0.0], "epoch": [0.0], "search_top1": [0.9]}
+    curves_figure(tmp_path / "r.png", SUPERNET, {"default": once, "uniform": retrained(2)})
+    (point,) = (c for c in shown[0].axes[0].containers if c.get_label() == "default, as it is (test split)")
+    assert point.lines[0].get_xydata()[0].tolist() == pytest.approx([5_680_000, 95])
+    default, uniform = shown[2].axes[1].lines
+    assert (default.get_marker(), uniform.get_marker()) == (method_styles(["default"])["default"][1], "")
+
+
 def test_only_what_draws_imports_matplotlib() -> None:
     """``autoslim.report.figures`` and ``resource_figures`` import matplotlib, so only the stage imports these two."""
     drawing = {"autoslim.report.figures", "autoslim.report.resource_figures"}

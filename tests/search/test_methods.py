@@ -136,7 +136,7 @@ def test_methods_by_name() -> None:
     assert allocate("uniform", costs, [wide, half], {"macs": 10 * budget}) == uniform(
         graph.groups, lambda c: graph.macs(c) <= 10 * budget, 1.5
     )
-    with pytest.raises(UserError, match="method 'best' is unknown; methods are autoslim, uniform, and released/"):
+    with pytest.raises(UserError, match="'best' is unknown; methods are default, autoslim, uniform, and released/"):
         allocate("best", costs, [wide], {"macs": budget})
     for method, message in (("autoslim", "the trajectory has no"), ("uniform", "no uniform width multiplier is")):
         with pytest.raises(UserError, match=rf"^{message}.*\(the budget is 100 MACs, the search ended at .*M MACs\)$"):

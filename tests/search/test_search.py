@@ -1,9 +1,11 @@
 """Tests the files that a search of a real supernet writes, and that a resumed search is identical."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,9 +21,10 @@ from autoslim.resources.costs import Costs, Objective
 from autoslim.search import search as searching
 from autoslim.search.greedy import SlimmingStep
 from autoslim.search.racing import ChunkRunner
+from autoslim.search.scoring import chosen_by_noise
 from autoslim.search.search import search, unevenly_trained
 from autoslim.search.trajectory import read_trajectory
-from autoslim.tasks.classification import Score
+from autoslim.tasks.classification import Score, chance_top1, is_chance
 from autoslim.training.checkpoints import Checkpoints
 
 
@@ -230,12 +233,30 @@ def test_the_narrowest_subnet_is_scored_too(supernet: Supernet, data: PreparedDa
     assert trajectory["narrowest_score"] == {name: last[name] for name in ("error", "cross_entropy", "images")}
 
 
-def test_fewer_images_than_a_chunk(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        run(supernet, data, tmp_path, chunk=97)
-    assert str(error.value) == (
-        "search.chunk is 97, but the search split has 96 images; lower search.chunk or raise data.search_images"
+def test_fewer_images_than_a_chunk_are_one_chunk(supernet: Supernet, data: PreparedData, tmp_path: Path) -> None:
+    whole = run(supernet, data, tmp_path, chunk=96)
+    assert run(supernet, data, tmp_path / "larger", chunk=97, images=500) == whole
+    with pytest.raises(UserError, match="there is 1 image to score, but batch statistics need at least 2"):
+        run(supernet, data, tmp_path / "one", images=1)
+
+
+def test_a_guess_passes_for_a_better_network_once_in_a_hundred_times() -> None:
+    """Compared with the binomial distribution, summed in integers."""
+    for images, classes in ((40, 4), (300, 10)):
+        ways = [math.comb(images, right) * (classes - 1) ** (images - right) for right in range(images + 1)]
+        for right in range(images + 1):
+            as_good = sum(ways[right:]) / classes**images
+            assert is_chance(Score(1 - right / images, 1.0, images), 1 / classes) == (as_good > 0.01)
+    assert chance_top1(np.array([0, 1, 1, 2])) == 0.5
+
+
+def test_a_search_among_guesses_is_reported() -> None:
+    steps = [Score(0.2, 1.0, 100), Score(0.72, 1.0, 100), Score(0.75, 1.0, 100)]
+    assert chosen_by_noise(steps, 0.25).startswith(
+        "2 of the 3 configurations on the search's path have a top-1 that is not above chance, which is 25.0% (the "
+        "best of them has 28.0%)"
     )
+    assert chosen_by_noise(steps[:1], 0.25) == ""
 
 
 def test_several_limits_are_searched_until_all_are_satisfied(
