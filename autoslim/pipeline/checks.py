@@ -105,13 +105,11 @@ def batch_note(section: str, training: Training, info: DataInfo) -> str:
 
 
 def search_note(search: Search, info: DataInfo) -> str:
-    """Returns a note if the search split is smaller than ``search.images``, or these than a chunk; else ""."""
-    count, notes = min(search.images, info.counts["search"]), []
-    if search.images > count:
-        notes.append(f"search.images is {search.images}, but the search split has {count} images: all are used")
-    if search.chunk > count:
-        notes.append(f"search.chunk is {search.chunk}, but {count} images are scored: they are one chunk")
-    return "; ".join(notes)
+    """Returns a note if fewer images than a chunk are scored, which then are one chunk; else ""."""
+    count = min(search.images, info.counts["search"])
+    if search.chunk <= count:
+        return ""
+    return f"search.chunk is {search.chunk}, but {count} images are scored: they are one chunk"
 
 
 def check_smoothing(params: Params, info: DataInfo) -> None:

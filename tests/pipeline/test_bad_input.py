@@ -665,13 +665,10 @@ def test_larger_chunks_and_more_images_than_the_search_split_are_lowered_with_a_
         return values
 
     change_params(done, {"search": {"images": 32, "chunk": 32}})
-    assert "search split" not in stage("search")
+    assert "search.chunk" not in stage("search")
     expected = trajectory()
     change_params(done, {"search": {"images": 2048, "chunk": 1024}})
-    assert (
-        "search: search.images is 2048, but the search split has 32 images: all are used; search.chunk is 1024, but 32 "
-        "images are scored: they are one chunk\n"
-    ) in stage("search")
+    assert "search: search.chunk is 1024, but 32 images are scored: they are one chunk\n" in stage("search")
     assert trajectory() == expected
     assert (expected["images"], expected["chunk"]) == (32, 32)
 
