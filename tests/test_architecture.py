@@ -16,6 +16,7 @@ from autoslim.pipeline.project import STAGES
 LAYERS = (
     "errors",
     "files",
+    "user_code",
     "channels",
     "tracing",
     "distributed",

@@ -19,25 +19,31 @@ from torch import Tensor
 
 from autoslim.data.images import DEEP_BITS, Size, evaluation_pixels
 from autoslim.data.sources import Part, located
+from autoslim.data.structure import Structure, in_words, is_tensor, tensor_structure, zeros
 from autoslim.errors import UserError
 from autoslim.files import DamagedError, sealed, sha256, unsealed
 
 SPLITS = ("train", "search", "test")
 FILE_NAME = "data.json"
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
 class DataInfo:
     """The description of a prepared data set.
 
-    ``image_size`` is (height, width). ``mean`` and ``std`` are per channel, over the train split after the evaluation
-    transform, for pixels in [0, 1]. ``counts`` are the numbers of images by split. ``storage`` is "arrays" (pixels as
-    ``.npy``) or "files" (a manifest, no copy). ``resize`` is the shorter side of the box that images are resized to
-    cover before the centre crop of ``image_size`` (see ``data.images``); 0 stands for that of ``image_size``. ``bits``
-    is the number of bits that the values of images with more than 8 bits use. The paths of a manifest are relative to
-    ``root`` ("files" only). ``digests`` are the SHA-256 digests of the other files in the folder. ``search_limit`` is
-    the largest number of search images that can be held out; None if it is not known.
+    ``classes`` are the names; () if the targets are not classes. ``image_size`` is (height, width). ``mean`` and
+    ``std`` are per channel, over the train split after the evaluation transform, for pixels in [0, 1]. ``counts`` are
+    the numbers of images by split. ``storage`` is "arrays" (pixels as ``.npy``), "files" (a manifest, no copy), or
+    "own" (data sets of the user's, no copy). ``resize`` is the shorter side of the box that images are resized to cover
+    before the centre crop of ``image_size`` (see ``data.images``); 0 stands for that of ``image_size``. ``bits`` is the
+    number of bits that the values of images with more than 8 bits use. The paths of a manifest are relative to ``root``
+    ("files" only). ``digests`` are the SHA-256 digests of the other files in the folder. ``inputs`` and ``targets`` are
+    the structures of a sample (see ``data.structure``); by default a float32 tensor (C, H, W) and a class number.
+    ``search_limit`` is the largest number of search images that can be held out; None if it is not known.
+
+    Own data have no ``mean`` and ``std``, and ``channels`` and ``image_size`` are 0 unless the input is one tensor of
+    shape (C, H, W).
     """
 
     source: str
@@ -53,6 +59,14 @@ class DataInfo:
     bits: int = DEEP_BITS
     digests: dict[str, str] = field(default_factory=dict)
     search_limit: int | None = None
+    inputs: Structure = field(default_factory=dict)
+    targets: Structure = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.inputs:
+            object.__setattr__(self, "inputs", tensor_structure(self.channels, *self.image_size))
+        if not self.targets:
+            object.__setattr__(self, "targets", tensor_structure(dtype="int64"))
 
     @property
     def shorter_side(self) -> int:
@@ -60,9 +74,30 @@ class DataInfo:
         return self.resize or min(self.image_size)
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """The shape of an image: (C, H, W)."""
-        return (self.channels, *self.image_size)
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of an image, (C, H, W), or of a sample whose input is a single tensor."""
+        if not is_tensor(self.inputs):
+            raise ValueError(f"the inputs are {in_words(self.inputs)}, not a single tensor")
+        return tuple(self.inputs["shape"])
+
+    @property
+    def outputs(self) -> int | None:
+        """The number of outputs that the targets ask for: the number of classes, or else the target's last dimension.
+
+        It is 1 for a number, and None for structures and for masks of integers without names of the classes.
+        """
+        if self.classes:
+            return len(self.classes)
+        if not is_tensor(self.targets):
+            return None
+        shape = self.targets["shape"]
+        if len(shape) > 1 and not self.targets["dtype"].startswith(("float", "bfloat")):
+            return None
+        return int(shape[-1]) if shape else 1
+
+    def example(self, batch: int = 1) -> Any:
+        """Returns inputs of this structure for ``batch`` samples, of zeros: (1, C, H, W) for an image."""
+        return zeros(self.inputs, batch)
 
     def to_json(self) -> str:
         """Returns the text of ``data.json``. Equal values produce equal bytes."""

@@ -1,13 +1,9 @@
 """Construction of networks from the import paths in ``params.yaml`` and on the command line."""
 
-import contextlib
 import copy
-import difflib
-import importlib.util
+import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +11,7 @@ from torch import nn
 
 from autoslim.channels.copying import named_tensors, on_meta
 from autoslim.errors import UserError, first_line
+from autoslim.user_code import find_callable, importing_from
 
 _FORMATS = "write package.module:callable (torchvision.models:resnet50), timm:NAME or path/to/file.py:callable"
 
@@ -33,7 +30,7 @@ def build_network(name: str, kwargs: Mapping[str, Any], classes: int | None = No
     """
     constructor = find_constructor(name)
     try:
-        with _importing_from(_folder(name.rpartition(":")[0])):
+        with importing_from(name.rpartition(":")[0]):
             network = _call(constructor, kwargs, classes)
     except Exception as error:
         raise UserError(
@@ -62,7 +59,7 @@ def _call(constructor: Callable[..., Any], kwargs: Mapping[str, Any], classes: i
     return constructor(**kwargs)  # the callable that receives **kwargs does not accept num_classes
 
 
-def check_network(network: nn.Module, name: str, input_shape: tuple[int, int, int], classes: int) -> None:
+def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], classes: int) -> None:
     """Checks that a network accepts the data's images and returns one logit for each class.
 
     A copy of the network runs on the meta device, without computing values, or on the network's device if its control
@@ -111,7 +108,7 @@ def _required_parameters(network: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in variadic]
 
 
-def _output(network: nn.Module, input_shape: tuple[int, int, int], training: bool) -> Any:
+def _output(network: nn.Module, input_shape: tuple[int, ...], training: bool) -> Any:
     """Returns the network's output for two black images, in training or evaluation mode."""
     device = next((tensor.device for tensor in named_tensors(network).values()), torch.device("cpu"))
     with torch.no_grad(), device:
@@ -125,35 +122,7 @@ def find_constructor(name: str) -> Callable[..., Any]:
         UserError: the callable does not exist or cannot be imported.
     """
     location, _, attribute = name.rpartition(":")
-    if not location or not attribute:
-        raise UserError(f"model.name {name!r} is not an import path; {_FORMATS}")
-    if location == "timm":
-        return _find_timm(attribute)
-    try:
-        with _importing_from(_folder(location)):
-            module = _load_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"model.name {name!r} cannot be imported: {first_line(error)}; {_FORMATS}") from error
-    constructor: Callable[..., Any] | None = getattr(module, attribute, None)
-    if not callable(constructor):
-        similar = difflib.get_close_matches(attribute, [n for n in dir(module) if callable(getattr(module, n))], 5)
-        remedy = f"similar names are {', '.join(similar)}" if similar else "correct the name"
-        raise UserError(f"model.name {name!r}: {location} has no callable {attribute!r}; {remedy}")
-    return constructor
-
-
-@contextlib.contextmanager
-def _importing_from(folder: Path) -> Iterator[None]:
-    """Allows imports from ``folder`` and from the working directory, which are not on the path of a stage's script."""
-    added = [str(folder.resolve()), str(Path.cwd())]
-    sys.path[:0] = added
-    try:
-        yield
-    finally:
-        for path in added:
-            sys.path.remove(path)
+    return _find_timm(attribute) if location == "timm" and attribute else find_callable(name, "model.name", _FORMATS)
 
 
 def _find_timm(model: str) -> Callable[..., Any]:
@@ -172,31 +141,6 @@ def _find_timm(model: str) -> Callable[..., Any]:
         return timm.create_model(model, **kwargs)
 
     return create
-
-
-def _load_file(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(
-            f"model.name names the file {str(path)!r}, which does not exist; give its path from the repository's root"
-        )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    replaced = sys.modules.get(spec.name)
-    sys.modules[spec.name] = module  # dataclasses look up their module there while the file is executed
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.modules.pop(spec.name)
-        if replaced is not None:
-            sys.modules[spec.name] = replaced
-    return module
-
-
-def _folder(location: str) -> Path:
-    """Returns the folder from which a user's file imports its neighbours."""
-    return Path(location).parent if location.endswith(".py") else Path()
 
 
 def _parameters(constructor: Callable[..., Any]) -> dict[str, Any]:

@@ -33,9 +33,10 @@ OBSERVERS = frozenset(
         "autoslim.pipeline.tracking",
         "autoslim.pipeline.validation",
         "autoslim.training.progress",
+        "autoslim.user_code",
     }
 )
-"""Modules that cannot change a result: they check, display, track, start processes, or store what others compute."""
+"""Modules that cannot change a result: they check, display, track, start processes, find objects, or store results."""
 
 _PACKAGE = Path(__file__).parent.parent
 

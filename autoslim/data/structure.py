@@ -1,0 +1,133 @@
+"""Inputs and targets of any structure: tuples, lists and mappings of tensors, numbers and text.
+
+A sample's structure is described in JSON. A tensor or number is its shape and dtype, ``{"shape": [3, 32, 32], "dtype":
+"float32"}``, and text has the dtype "str". Containers are ``{"tuple": [...]}``, ``{"list": [...]}`` or ``{"mapping":
+{...}}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from autoslim.errors import first_line
+
+Structure = dict[str, Any]
+
+
+class StructureError(ValueError):
+    """Raised for values that have no structure of this kind, or for samples whose structures differ."""
+
+
+def tensor_structure(*shape: int, dtype: str = "float32") -> Structure:
+    """Returns the structure of a single tensor."""
+    return {"shape": list(shape), "dtype": dtype}
+
+
+def collated(samples: Sequence[Any]) -> Any:
+    """Returns a batch of ``samples``: each tensor gets a first dimension, and each text becomes a list of texts.
+
+    The leaves are those of torch's ``default_collate``, except that float64, which Python's numbers become, is
+    converted to float32, the dtype of networks. Containers keep their kind, because a tuple of inputs is several
+    arguments of a network, and a list is one.
+
+    Raises:
+        StructureError: the samples differ in structure or shape, or contain something that is not a tensor, an array, a
+            number or text.
+    """
+    first = samples[0]
+    if any(type(sample) is not type(first) for sample in samples):
+        kinds = sorted({type(sample).__name__ for sample in samples})
+        raise StructureError(f"samples are of different types: {', '.join(kinds)}")
+    if isinstance(first, Mapping):
+        if any(sample.keys() != first.keys() for sample in samples):
+            raise StructureError("samples have different keys")
+        return {key: collated([sample[key] for sample in samples]) for key in first}
+    if isinstance(first, tuple | list):
+        if any(len(sample) != len(first) for sample in samples):
+            raise StructureError(f"samples have different lengths: {sorted({len(sample) for sample in samples})}")
+        parts = [collated(column) for column in zip(*samples, strict=True)]
+        if isinstance(first, list):
+            return parts
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    if isinstance(first, Tensor) or hasattr(first, "shape"):
+        shapes = sorted({tuple(sample.shape) for sample in samples})
+        if len(shapes) > 1:
+            raise StructureError(f"samples have different shapes: {', '.join(map(str, shapes[:3]))}")
+    try:
+        batch = default_collate(list(samples))
+    except (TypeError, RuntimeError) as error:
+        if isinstance(first, Tensor):
+            raise StructureError(first_line(error)) from error
+        raise StructureError(f"a {type(first).__name__} is not a tensor, an array or a number") from error
+    return batch.float() if isinstance(batch, Tensor) and batch.dtype == torch.float64 else batch
+
+
+def structure_of(sample: Any) -> Structure:
+    """Returns the description of a sample's input or target.
+
+    Raises:
+        StructureError: it contains something that is not a tensor, an array, a number or text.
+    """
+    if isinstance(sample, Mapping):
+        if any(not isinstance(key, str) for key in sample):
+            raise StructureError(f"a mapping has the keys {', '.join(map(repr, sample))}, which must be text")
+        return {"mapping": {key: structure_of(value) for key, value in sample.items()}}
+    if isinstance(sample, tuple | list):
+        kind = "tuple" if isinstance(sample, tuple) else "list"
+        return {kind: [structure_of(value) for value in sample]}
+    batch = collated([sample])
+    if not isinstance(batch, Tensor):
+        return tensor_structure(dtype="str")
+    return tensor_structure(*batch.shape[1:], dtype=str(batch.dtype).removeprefix("torch."))
+
+
+def zeros(structure: Structure, batch: int) -> Any:
+    """Returns a batch of this structure, of zeros and empty texts."""
+    if "mapping" in structure:
+        return {key: zeros(value, batch) for key, value in structure["mapping"].items()}
+    if "list" in structure:
+        return [zeros(value, batch) for value in structure["list"]]
+    if "tuple" in structure:
+        return tuple(zeros(value, batch) for value in structure["tuple"])
+    if structure["dtype"] == "str":
+        return [""] * batch
+    return torch.zeros(batch, *structure["shape"], dtype=getattr(torch, structure["dtype"]))
+
+
+def is_tensor(structure: Structure) -> bool:
+    """Returns whether this is a single tensor or number."""
+    return "shape" in structure and structure["dtype"] != "str"
+
+
+def is_class_number(structure: Structure) -> bool:
+    """Returns whether this is a single integer (not a truth value)."""
+    return is_tensor(structure) and not structure["shape"] and structure["dtype"].lstrip("u").startswith("int")
+
+
+def in_words(structure: Structure) -> str:
+    """Returns a description for messages, such as "3x32x32" or "(3x32x32, int64)"."""
+    if "mapping" in structure:
+        return "{" + ", ".join(f"{key}: {in_words(value)}" for key, value in structure["mapping"].items()) + "}"
+    if "list" in structure:
+        return "[" + ", ".join(map(in_words, structure["list"])) + "]"
+    if "tuple" in structure:
+        return "(" + ", ".join(map(in_words, structure["tuple"])) + ")"
+    shape = "x".join(map(str, structure["shape"]))
+    return shape if shape and structure["dtype"] == "float32" else " ".join(filter(None, (shape, structure["dtype"])))
+
+
+def on_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Returns a batch with each tensor replaced by ``change(tensor)``."""
+    if isinstance(batch, Mapping):
+        return {key: on_tensors(value, change) for key, value in batch.items()}
+    if isinstance(batch, list):
+        return [on_tensors(value, change) for value in batch]
+    if isinstance(batch, tuple):
+        parts = [on_tensors(value, change) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    return change(batch) if isinstance(batch, Tensor) else batch
