@@ -287,7 +287,7 @@ def test_opening_a_folder_that_is_not_prepared(pets: Path, tmp_path: Path) -> No
         PreparedData.open(folder)
     info = json.loads((folder / FILE_NAME).read_text())
     (folder / FILE_NAME).write_text(json.dumps(info | {"format": 99}))
-    with pytest.raises(UserError, match=r"data.json cannot be read \(not a data.json of format 2\); run the prepare"):
+    with pytest.raises(UserError, match=r"data.json cannot be read \(not a data.json of format 3\); run the prepare"):
         PreparedData.open(folder)
 
 
