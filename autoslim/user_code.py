@@ -12,6 +12,12 @@ from typing import Any
 from autoslim.errors import UserError, first_line
 
 
+def file_of(name: str) -> str | None:
+    """Returns the path of the Python file in ``path/to/file.py:callable``; None for other names."""
+    path = name.rpartition(":")[0]
+    return path if path.endswith(".py") else None
+
+
 def find_callable(name: str, parameter: str, formats: str, *, relative_to: Path = Path()) -> Callable[..., Any]:
     """Returns the callable that ``package.module:callable`` or ``path/to/file.py:callable`` refers to.
 

@@ -47,15 +47,14 @@ def check(path: Path, root: Path) -> None:
     from autoslim.pipeline.params import load_params
 
     params = load_params(path)  # before importing torch, so that most errors are reported at once
-    from autoslim.data.prepare import check_source
     from autoslim.pipeline.assembly import run_context
-    from autoslim.pipeline.checks import check_model, check_table
+    from autoslim.pipeline.checks import check_data, check_model, check_table
     from autoslim.pipeline.code_lock import check_lock
     from autoslim.pipeline.costs import latency_target
     from autoslim.pipeline.launch import rank_count
 
     check_lock()
-    check_source(params.data.source, relative_to=root)
+    check_data(params.data, relative_to=root)
     check_model(params.model)
     if params.latency.table is not None:
         check_table(params.latency.table)

@@ -19,7 +19,8 @@ def init_cli(
         Path, typer.Argument(help="Folder in a git repository. It is made if it does not exist.", show_default=True)
     ] = Path(),
     data: Annotated[
-        str | None, typer.Option("--data", help="data.source: `folder:PATH`, `torchvision:NAME` or `digits`.")
+        str | None,
+        typer.Option("--data", help="data.source: `folder:PATH`, `my_data.py:build`, `torchvision:NAME` or `digits`."),
     ] = None,
     model: Annotated[
         str | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from autoslim.data.augmentation import AREA, Augmentation, augment, crop_boxes, shuffle, uniforms
 from autoslim.data.images import area_pixels, evaluation_pixels, open_image
+from autoslim.data.own import ASIDE, EVALUATION, Reading, own_batches
 from autoslim.data.prepared import DataInfo, PreparedData
 from autoslim.errors import UserError
 
@@ -79,13 +80,24 @@ def decoded_batches(
         yield batch[0], batch[1]
 
 
-Batches = Iterator[tuple[Tensor, Tensor]]
-_EVALUATION = 2**32 - 1  # used instead of an epoch, so that the evaluation order differs from that of every epoch
+Batches = Iterator[tuple[Any, Any]]
+"""Inputs and targets: images and labels, or tensors in any structure (``data.structure``) for own data."""
+
+
+def worker_count(number: int | Literal["auto"], ranks: int = 1) -> int:
+    """Returns the number of processes that decode images or read own data.
+
+    ``auto`` is the number of cores for each of the machine's ``ranks``, minus one, at most 16.
+    """
+    if number == "auto":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(16, max(1, cores // ranks - 1))
+    return number
 
 
 def batches_per_epoch(data: PreparedData, batch_size: int) -> int:
     """Returns the number of full batches in the train split, or 1 if the split is smaller than a batch."""
-    return max(1, len(data.labels("train")) // batch_size)
+    return max(1, data.count("train") // batch_size)
 
 
 def train_batches(
@@ -103,22 +115,25 @@ def train_batches(
 ) -> Batches:
     """Yields one epoch of the train split: normalised float32 images (n, C, H, W) and int64 labels (n,) on ``device``.
 
+    Own data are inputs and targets of any structure, as the user's data sets and transforms return them;
+    ``augmentation`` has no effect on them.
+
     The order depends on (seed, epoch). An incomplete last batch is dropped, but a split smaller than a batch is one
     batch. ``batch_size`` counts the images of all ranks; each rank gets its slice of the batch that a single process
     would get, and the slices differ by at most one image. The first ``skip`` batches are skipped without being read;
-    the others do not change. ``workers`` processes decode images in files; arrays need none.
+    the others do not change. ``workers`` processes decode images in files and read own data; arrays need none.
 
     Raises:
-        UserError: the batch is smaller than the number of ranks, or an image cannot be decoded.
+        UserError: the batch is smaller than the number of ranks, or a sample cannot be read.
     """
-    size = min(batch_size, len(data.labels("train")))
+    size = min(batch_size, data.count("train"))
     if size < world_size:
         raise UserError(
             f"a batch of {size} images cannot be shared by {world_size} processes; raise batch_size or lower "
             "runtime.processes"
         )
     count = batches_per_epoch(data, batch_size)
-    order = shuffle(len(data.labels("train")), seed, epoch)
+    order = shuffle(data.count("train"), seed, epoch)
     whole = [order[step * batch_size : (step + 1) * batch_size] for step in range(skip, count)]
     batches = [np.array_split(batch, world_size)[rank] for batch in whole]
     return _training(data, batches, augmentation, seed, epoch, torch.device(device), workers)
@@ -146,8 +161,8 @@ def eval_batches(
         raise UserError(f"batch_size {batch_size} is not possible; use at least 1")
     if limit is not None and limit < 1:
         raise UserError(f"limit {limit} is not possible; use at least 1 image, or None for all")
-    count = len(data.labels(split))
-    order = np.arange(count) if shuffled_by is None else shuffle(count, shuffled_by, _EVALUATION)
+    count = data.count(split)
+    order = np.arange(count) if shuffled_by is None else shuffle(count, shuffled_by, EVALUATION)
     order = order[:limit]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return _evaluation(data, split, batches, torch.device(device), workers)
@@ -162,6 +177,9 @@ def _training(
     device: torch.device,
     workers: int,
 ) -> Batches:
+    if data.own is not None:
+        yield from _own(data, "train", batches, device, workers, Reading(True, seed, epoch))
+        return
     arrays = data.info.storage == "arrays"
     if arrays:
         loaded = _stored(data, "train", batches, device)
@@ -176,10 +194,28 @@ def _training(
 def _evaluation(
     data: PreparedData, split: str, batches: list[np.ndarray], device: torch.device, workers: int
 ) -> Batches:
+    if data.own is not None:
+        yield from _own(data, split, batches, device, workers, ASIDE)
+        return
     arrays = data.info.storage == "arrays"
     loaded = _stored(data, split, batches, device) if arrays else _decoded(data, split, batches, device, workers, None)
     for images, labels in loaded:
         yield normalised(images.float() / 255, data.info), labels
+
+
+def _own(
+    data: PreparedData,
+    split: str,
+    batches: list[np.ndarray],
+    device: torch.device,
+    workers: int,
+    reading: Reading,
+) -> Batches:
+    assert data.own is not None
+    indices = data.indices(split)
+    structures = data.info.inputs, data.info.targets
+    chosen = [indices[positions] for positions in batches]
+    return own_batches(data.own, split, structures, chosen, reading, device, workers)
 
 
 def _stored(data: PreparedData, split: str, batches: list[np.ndarray], device: torch.device) -> Batches:
@@ -217,7 +253,7 @@ def even_chunk(images: int, least: int) -> int:
 
 def search_chunks(
     data: PreparedData, *, images: int, chunk: int, seed: int, device: torch.device, workers: int
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+) -> list[tuple[Any, Any]]:
     """Returns the first ``images`` of the search split on the device, in chunks of at least ``chunk`` images.
 
     The order is shuffled by ``seed``, because batch statistics are those of a chunk, which must therefore mix classes.

@@ -23,13 +23,13 @@ def shared_images(contents: Mapping[str, Sequence[bytes]]) -> dict[tuple[str, st
     return {pair: count for pair, count in counts.items() if count}
 
 
-def describe_shared(shared: Mapping[tuple[str, str], int]) -> str:
+def describe_shared(shared: Mapping[tuple[str, str], int], what: str = "images") -> str:
     """Returns a warning that names the counts; "" if no image is in two splits."""
     if not shared:
         return ""
     counts = ", ".join(f"{count} of {split} are also in {other}" for (split, other), count in shared.items())
     return (
-        f"identical images are in more than one split: {counts}; accuracies that are measured on them are too high: "
+        f"identical {what} are in more than one split: {counts}; accuracies that are measured on them are too high: "
         "remove the copies"
     )
 

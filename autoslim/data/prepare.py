@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from autoslim.data.duplicates import describe_shared, file_contents, shared_images
 from autoslim.data.images import DEEP_BITS, Size, evaluation_pixels, is_deep, is_grey, shorter_side_for, used_bits
-from autoslim.data.prepared import FILE_NAME, DataInfo, channel_moments, over_images, write_arrays, write_manifest
+from autoslim.data.own import OwnData, build_own, check_own
+from autoslim.data.own_inspection import Inspected, inspect_own
+from autoslim.data.prepared import (
+    FILE_NAME,
+    DataInfo,
+    channel_moments,
+    over_images,
+    write_arrays,
+    write_indices,
+    write_manifest,
+)
 from autoslim.data.sources import Part, Source, check_folder, load_digits_source, load_folder_source, located
+from autoslim.data.structure import is_tensor
 from autoslim.errors import UserError
 from autoslim.files import check_space, os_error
+from autoslim.user_code import file_of
 
 _log = logging.getLogger(__name__)
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -24,6 +38,7 @@ Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 ARRAYS_LIMIT = 2**30  # bytes of uint8 pixels up to which "auto" stores arrays
 SAMPLE = 2000  # images read for sizes and colours, and for mean and std of "files"
 HELD_OUT = 0.25  # fraction that becomes the test split if the source has none
+IMAGE_DIMENSIONS = 3  # (C, H, W)
 STORAGES = ("auto", "arrays", "files")
 # Keys of the random generators in addition to the seed, so that no two choices share their random numbers.
 _SEARCH, _TRAIN, _TEST, _HELD_OUT, _SAMPLE = range(5)
@@ -44,6 +59,8 @@ def prepare(
     storage: str = "auto",
     raw: Path = Path("data/raw"),
     relative_to: Path = Path(),
+    task: str = "classification",
+    workers: int = 0,
     progress: Progress = lambda items, description, total: items,
 ) -> DataInfo:
     """Writes data.json and either arrays (uint8) or a manifest of files to ``destination``.
@@ -56,11 +73,24 @@ def prepare(
     GiB of pixels, or if the images are not files. Relative paths (``raw`` and a ``folder:``) start at ``relative_to``.
     Equal inputs produce equal bytes. ``destination`` is written atomically.
 
+    Of a user's data sets (``file.py:function``), only the indices of the splits and the class numbers are written.
+    ``task`` decides what their targets mean (see ``inspect_own``), and ``workers`` processes read them. Splits are
+    class-balanced if the targets are class numbers, and else drawn evenly.
+
     Raises:
         UserError: an argument is out of range, or the source cannot be read.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     _check(destination, size, channels, storage)
+    if file_of(source) is not None:
+        if size is not None or channels is not None or storage != "auto":
+            raise UserError(
+                f"image_size, channels and storage have no effect on data source {source}, whose data sets do their "
+                "own transforms; set image_size and channels to null, and storage to auto"
+            )
+        own = build_own(source, relative_to)
+        inspected = inspect_own(own, task, workers, progress)
+        return _prepare_own(own, inspected, destination, search_images, train_images, test_images, seed)
     loaded = load_source(source, raw=raw, relative_to=relative_to)
     if len(loaded.classes) < 2:
         raise UserError(f"data source {source} has only one class; at least two are required")
@@ -76,15 +106,10 @@ def prepare(
     if storage == "auto":
         storage = "files" if has_files and pixels > ARRAYS_LIMIT else "arrays"
 
-    scratch = destination.with_name(f".{destination.name}.partial")
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
+    shape = (channels, shorter_side, size, bits)
+    with _folder(destination) as scratch:
         if storage == "arrays":
             check_space(destination, pixels, "the prepared images")
-        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
-        scratch.mkdir()
-        shape = (channels, shorter_side, size, bits)
-        if storage == "arrays":
             written = write_arrays(scratch, chosen, *shape, progress)
             moments, contents = (written.mean, written.std), written.contents
         else:
@@ -102,7 +127,7 @@ def prepare(
             image_size=size,
             mean=moments[0],
             std=moments[1],
-            counts={split: len(indices) for split, (_, indices) in chosen.items()},
+            counts=_counts(chosen),
             storage=storage,
             resize=shorter_side,
             root=loaded.root if storage == "files" else "",
@@ -111,12 +136,85 @@ def prepare(
             search_limit=limit,
         )
         (scratch / FILE_NAME).write_text(info.to_json(), encoding="utf-8")
+    return info
+
+
+def _prepare_own(
+    own: OwnData,
+    inspected: Inspected,
+    destination: Path,
+    search_images: int,
+    train_images: int | None,
+    test_images: int | None,
+    seed: int,
+) -> DataInfo:
+    parts = {part: Part(labels, _unread, None) for part, labels in inspected.labels.items()}
+    source = Source(
+        inspected.classes if inspected.numbered else (), parts["train"], parts["test"], search=parts.get("search")
+    )
+    chosen, limit = _splits(source, search_images, train_images, test_images, seed)
+    if inspected.numbered:
+        _warn_if_uneven(chosen["search"], inspected.classes)
+    contents = {
+        split: [known[index] for index in indices.tolist() if index in known]
+        for split, (_, indices) in chosen.items()
+        for known in [inspected.contents[own.part_of(split)]]
+    }
+    if text := describe_shared(shared_images(contents), "samples"):
+        _log.warning("%s", text)
+    inputs, targets = inspected.structures
+    image = is_tensor(inputs) and len(inputs["shape"]) == IMAGE_DIMENSIONS
+    channels, height, width = inputs["shape"] if image else (0, 0, 0)
+    with _folder(destination) as scratch:
+        labels = {split: part.labels[indices] for split, (part, indices) in chosen.items()}
+        digests = write_indices(
+            scratch, {split: indices for split, (_, indices) in chosen.items()}, labels if inspected.numbered else {}
+        )
+        info = DataInfo(
+            source=own.source,
+            classes=inspected.classes,
+            channels=channels,
+            image_size=(height, width),
+            mean=(),
+            std=(),
+            counts=_counts(chosen),
+            storage="own",
+            digests=digests,
+            search_limit=limit,
+            inputs=inputs,
+            targets=targets,
+            origin={"file": own.digest, "sizes": own.sizes, "samples": inspected.digest},
+        )
+        (scratch / FILE_NAME).write_text(info.to_json(), encoding="utf-8")
+    return info
+
+
+def _unread(_: int) -> Image.Image:
+    raise AssertionError("own data are not images")
+
+
+def _counts(chosen: dict[str, Chosen]) -> dict[str, int]:
+    return {split: len(indices) for split, (_, indices) in chosen.items()}
+
+
+@contextlib.contextmanager
+def _folder(destination: Path) -> Iterator[Path]:
+    """Yields an empty folder, which replaces ``destination`` at the end.
+
+    Raises:
+        UserError: the disk is full, or a folder is not writable.
+    """
+    scratch = destination.with_name(f".{destination.name}.partial")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
+        scratch.mkdir()
+        yield scratch
         _move(scratch, destination)
     except OSError as error:
         raise os_error(error, destination) or error from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return info
 
 
 def _check(destination: Path, size: Size | None, channels: int | None, storage: str) -> None:
@@ -148,32 +246,34 @@ def _splits(
     else:
         test_indices = np.arange(len(test))
 
-    limits = np.bincount(train.labels[pool], minlength=len(source.classes)) // 2
+    if source.search is None:
+        half = f"at most half{' of each class' if source.classes else ''}"
+        held, positions = train, pool
+        limits = np.bincount(train.labels[pool], minlength=len(source.classes)) // 2
+        origin = f"held out of the {len(pool)} training images ({half})"
+        rule = f"{half} is held out of the {len(pool)} training images"
+    else:
+        held, positions = source.search, np.arange(len(source.search))
+        limits = np.bincount(held.labels, minlength=len(source.classes))
+        origin, rule = "taken from the search data set", "the search data set has fewer"
     possible = int(limits.sum())
     if search_images < 1 or possible < min(search_images, 2):
         raise UserError(
-            f"search_images {search_images} is not possible: up to {possible} can be held out of the {len(pool)} "
-            "training images (at most half of each class); "
+            f"search_images {search_images} is not possible: up to {possible} can be {origin}; "
             + ("set search_images to at least 1" if search_images < 1 else "add images")
         )
     if search_images > possible:
-        _log.warning(
-            "search_images is %d, but at most half of each class is held out of the %d training images: the search "
-            "split has %d images",
-            search_images,
-            len(pool),
-            possible,
-        )
+        _log.warning("search_images is %d, but %s: the search split has %d images", search_images, rule, possible)
         search_images = possible
-    search = pool[_balanced(train.labels[pool], search_images, seed, _SEARCH, limits)]
-    rest = np.setdiff1d(pool, search)
+    search = positions[_balanced(held.labels[positions], search_images, seed, _SEARCH, limits)]
+    rest = pool if source.search is not None else np.setdiff1d(pool, search)
     if train_images is not None:
-        _check_subset("train_images", train_images, len(source.classes), len(rest))
+        _check_subset("train_images", train_images, max(1, len(source.classes)), len(rest))
         rest = rest[_balanced(train.labels[rest], train_images, seed, _TRAIN)]
     if test_images is not None:
         _check_subset("test_images", test_images, 1, len(test_indices))
         test_indices = test_indices[_balanced(test.labels[test_indices], test_images, seed, _TEST)]
-    return {"train": (train, rest), "search": (train, search), "test": (test, test_indices)}, possible
+    return {"train": (train, rest), "search": (held, search), "test": (test, test_indices)}, possible
 
 
 def _balanced(
@@ -300,17 +400,20 @@ def choose_balanced(
     return chosen
 
 
-_FORMS = "expected digits, torchvision:NAME (for example torchvision:CIFAR10) or folder:PATH"
+_FORMS = "expected digits, torchvision:NAME (for example torchvision:CIFAR10), folder:PATH or path/to/file.py:function"
 
 
 def check_source(source: str, *, relative_to: Path = Path()) -> None:
     """Checks a source without downloading data or opening an image: its form, the folder and its classes, or the name.
 
-    A relative ``folder:`` path starts at ``relative_to``.
+    Relative paths start at ``relative_to``. A user's file is imported, but its function is not called.
 
     Raises:
         UserError: the source is not valid.
     """
+    if file_of(source) is not None:
+        check_own(source, relative_to)
+        return
     scheme, rest = _parse(source)
     if scheme == "torchvision":
         from autoslim.data.torchvision_sets import check_torchvision  # imports torchvision

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from autoslim.data.images import DEEP_BITS, Size, evaluation_pixels
+from autoslim.data.own import OwnData, build_own
 from autoslim.data.sources import Part, located
 from autoslim.data.structure import Structure, in_words, is_tensor, tensor_structure, zeros
 from autoslim.errors import UserError
@@ -43,7 +44,8 @@ class DataInfo:
     ``search_limit`` is the largest number of search images that can be held out; None if it is not known.
 
     Own data have no ``mean`` and ``std``, and ``channels`` and ``image_size`` are 0 unless the input is one tensor of
-    shape (C, H, W).
+    shape (C, H, W). Their ``origin`` identifies them: the digest of the user's "file", the "sizes" of the data sets,
+    and a digest of "samples" that were read.
     """
 
     source: str
@@ -61,6 +63,7 @@ class DataInfo:
     search_limit: int | None = None
     inputs: Structure = field(default_factory=dict)
     targets: Structure = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.inputs:
@@ -230,10 +233,8 @@ def write_arrays(
         digests[path.name] = digest.hexdigest()
         if split == "train":
             moments = found
-        labels = io.BytesIO()
-        np.save(labels, part.labels[indices])  # np.save to a file does not say why a full disk refused it
-        labels_path(folder, split).write_bytes(labels.getvalue())
-        digests[labels_path(folder, split).name] = hashlib.sha256(labels.getvalue()).hexdigest()
+        path = labels_path(folder, split)
+        digests[path.name] = _save(path, part.labels[indices])
     return Written(digests, *moments, contents)
 
 
@@ -259,6 +260,26 @@ def write_manifest(folder: Path, chosen: Mapping[str, tuple[Part, np.ndarray]]) 
     return Written({MANIFEST: sha256(folder / MANIFEST)})
 
 
+def indices_path(folder: Path, split: str) -> Path:
+    """Returns the file of the indices of a split in its data set: int64 (N,). Only for own data."""
+    return folder / f"{split}.indices.npy"
+
+
+def write_indices(folder: Path, indices: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Writes the indices of each split in its data set and the class numbers, if there are any; returns digests."""
+    files = {indices_path(folder, split): values for split, values in indices.items()}
+    files |= {labels_path(folder, split): values for split, values in labels.items()}
+    return {path.name: _save(path, values) for path, values in files.items()}
+
+
+def _save(path: Path, values: np.ndarray) -> str:
+    """Writes an array, and returns the digest of the file."""
+    content = io.BytesIO()  # np.save to a file does not say why a full disk refused it
+    np.save(content, values)
+    path.write_bytes(content.getvalue())
+    return hashlib.sha256(content.getvalue()).hexdigest()
+
+
 def read_manifest(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns paths and int64 labels by split. Paths are fixed-length bytes, so worker processes share their memory."""
     paths: dict[str, list[bytes]] = {split: [] for split in SPLITS}
@@ -278,16 +299,25 @@ RESIDENT_LIMIT = 4 * 2**30  # bytes; a larger split remains on the host, and its
 class PreparedData:
     """The splits "train", "search" and "test" that ``prepare`` wrote. Images are memory-mapped or in their files."""
 
-    def __init__(self, info: DataInfo, folder: Path, root: Path) -> None:
+    def __init__(self, info: DataInfo, folder: Path, root: Path, own: OwnData | None = None) -> None:
         """Use ``open`` instead. The paths of a manifest are relative to ``root``."""
         self.info = info
+        self.own = own
         self.folder = folder
         self.root = root
         self._resident: dict[tuple[str, torch.device], Tensor] = {}
         self._paths: dict[str, np.ndarray] = {}
         self._images: dict[str, np.ndarray] = {}
         self._labels: dict[str, np.ndarray] = {}
-        if info.storage == "files":
+        self._indices: dict[str, np.ndarray] = {}
+        if own is not None:
+            for split in SPLITS:
+                self._verify(indices_path(folder, split))
+                self._indices[split] = np.load(indices_path(folder, split))
+                if labels_path(folder, split).name in info.digests:
+                    self._verify(labels_path(folder, split))
+                    self._labels[split] = np.load(labels_path(folder, split))
+        elif info.storage == "files":
             self._verify(folder / MANIFEST)
             for split, (paths, labels) in read_manifest(folder).items():
                 self._paths[split], self._labels[split] = paths, labels
@@ -297,7 +327,7 @@ class PreparedData:
                 self._images[split] = np.load(images_path(folder, split), mmap_mode="c")
                 self._verify(labels_path(folder, split))
                 self._labels[split] = np.load(labels_path(folder, split))
-        for split in SPLITS:
+        for split in self._labels:
             self._check(split)
         self._verified: set[str] = set()  # splits whose images match their digest
 
@@ -329,17 +359,18 @@ class PreparedData:
             UserError: ``folder`` is missing, incomplete or not a prepared folder, or the manifest's root is missing.
         """
         info = read_info(folder)
+        own = _rebuilt(info, relative_to) if info.storage == "own" else None
         root = located(info.root, relative_to) if info.storage == "files" else folder
         if not root.is_dir():
             raise UserError(f"the images of {folder} are in {root}, which does not exist; run the prepare stage again")
         try:
-            data = cls(info, folder, root)
+            data = cls(info, folder, root, own)
         except DamagedError as error:
             raise UserError(f"{folder} is damaged ({error}); delete it and run the prepare stage again") from error
         except (OSError, ValueError, KeyError, TypeError, EOFError, StopIteration, csv.Error) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{folder} is incomplete ({reason}); run the prepare stage again") from error
-        counts = {split: len(data.labels(split)) for split in SPLITS}
+        counts = {split: len(data.labels(split) if own is None else data.indices(split)) for split in SPLITS}
         if counts != info.counts:
             raise UserError(
                 f"{folder} is incomplete (images {counts}, data.json has {info.counts}); run the prepare stage again"
@@ -347,10 +378,27 @@ class PreparedData:
         return data
 
     def labels(self, split: str) -> np.ndarray:
-        """Returns int64 labels (N,) in stored order. Folders are sorted by class: shuffle them before making chunks."""
+        """Returns int64 labels (N,) in stored order. Folders are sorted by class: shuffle them before making chunks.
+
+        Own data whose targets are not class numbers have none.
+        """
+        self.count(split)
+        if split not in self._labels:
+            raise ValueError(f"the targets of {self.info.source} are not class numbers")
+        return self._labels[split]
+
+    def count(self, split: str) -> int:
+        """Returns the number of samples of a split."""
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
-        return self._labels[split]
+        return self.info.counts[split]
+
+    def indices(self, split: str) -> np.ndarray:
+        """Returns the indices of a split in its data set, int64 (N,); only for storage "own"."""
+        if self.info.storage != "own":
+            raise ValueError("only own data have indices")
+        self.count(split)
+        return self._indices[split]
 
     def images(self, split: str) -> np.ndarray:
         """Returns uint8 images (N, C, H, W), memory-mapped; only for storage "arrays".
@@ -361,7 +409,7 @@ class PreparedData:
             UserError: the file is damaged.
         """
         if self.info.storage != "arrays":
-            raise ValueError("data stored as files has no array of images; use eval_batches")
+            raise ValueError(f"data stored as {self.info.storage} has no array of images; use eval_batches")
         self.labels(split)
         if split not in self._verified:
             try:
@@ -376,7 +424,7 @@ class PreparedData:
     def paths(self, split: str) -> np.ndarray:
         """Returns paths relative to ``root``, as bytes (N,); only for storage "files"."""
         if self.info.storage != "files":
-            raise ValueError("data stored as arrays has no files; use images")
+            raise ValueError(f"data stored as {self.info.storage} has no manifest of files")
         self.labels(split)
         return self._paths[split]
 
@@ -388,3 +436,21 @@ class PreparedData:
         if (split, device) not in self._resident:
             self._resident[split, device] = torch.from_numpy(images).to(device)
         return self._resident[split, device]
+
+
+def _rebuilt(info: DataInfo, relative_to: Path) -> OwnData:
+    """Returns the user's data sets, which must be those that were prepared.
+
+    Raises:
+        UserError: the file changed, or the data sets have other sizes.
+    """
+    own = build_own(info.source, relative_to)
+    remedy = "run `dvc repro prepare`, or the prepare stage, again"
+    if own.digest != info.origin.get("file"):
+        raise UserError(f"{own.file} changed after the data were prepared; {remedy}")
+    if own.sizes != info.origin.get("sizes"):
+        raise UserError(
+            f"the data sets of {info.source} have {own.sizes} samples, but had {info.origin.get('sizes')} when the "
+            f"data were prepared; {remedy}"
+        )
+    return own

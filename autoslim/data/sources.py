@@ -45,6 +45,7 @@ class Part:
 class Source:
     """A data source. ``test`` is None if it has no test part; ``prepare`` then holds one out.
 
+    ``search`` is None unless the source has a part of its own for the search split, which is otherwise held out, too.
     ``root`` is the folder of the files as the user wrote it; the manifest stores it.
     """
 
@@ -52,6 +53,7 @@ class Source:
     train: Part
     test: Part | None
     root: str = ""
+    search: Part | None = None
 
 
 BRIGHTEST = 16  # scikit-learn's pixels are integers from 0 to 16

@@ -68,22 +68,36 @@ def collated(samples: Sequence[Any]) -> Any:
 
 
 def structure_of(sample: Any) -> Structure:
-    """Returns the description of a sample's input or target.
+    """Returns the structure of a sample's input or target.
 
     Raises:
         StructureError: it contains something that is not a tensor, an array, a number or text.
     """
-    if isinstance(sample, Mapping):
-        if any(not isinstance(key, str) for key in sample):
-            raise StructureError(f"a mapping has the keys {', '.join(map(repr, sample))}, which must be text")
-        return {"mapping": {key: structure_of(value) for key, value in sample.items()}}
-    if isinstance(sample, tuple | list):
-        kind = "tuple" if isinstance(sample, tuple) else "list"
-        return {kind: [structure_of(value) for value in sample]}
-    batch = collated([sample])
-    if not isinstance(batch, Tensor):
+    return structure_of_batch(collated([sample]))
+
+
+def structure_of_batch(batch: Any, *, wide: bool = False) -> Structure:
+    """Returns the structure of each sample of a batch that ``collated`` made; if ``wide``, with int64 for integers.
+
+    Raises:
+        StructureError: the keys of a mapping are not text.
+    """
+    if isinstance(batch, Mapping):
+        if any(not isinstance(key, str) for key in batch):
+            raise StructureError(f"a mapping has the keys {', '.join(map(repr, batch))}, which must be text")
+        return {"mapping": {key: structure_of_batch(value, wide=wide) for key, value in batch.items()}}
+    if isinstance(batch, Tensor):
+        dtype = torch.int64 if wide and is_integer(batch.dtype) else batch.dtype
+        return tensor_structure(*batch.shape[1:], dtype=str(dtype).removeprefix("torch."))
+    if isinstance(batch, list) and batch and isinstance(batch[0], str | bytes):
         return tensor_structure(dtype="str")
-    return tensor_structure(*batch.shape[1:], dtype=str(batch.dtype).removeprefix("torch."))
+    kind = "tuple" if isinstance(batch, tuple) else "list"
+    return {kind: [structure_of_batch(value, wide=wide) for value in batch]}
+
+
+def is_integer(dtype: torch.dtype) -> bool:
+    """Returns whether values of a dtype are integers; truth values are not."""
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 def zeros(structure: Structure, batch: int) -> Any:
@@ -106,7 +120,7 @@ def is_tensor(structure: Structure) -> bool:
 
 def is_class_number(structure: Structure) -> bool:
     """Returns whether this is a single integer (not a truth value)."""
-    return is_tensor(structure) and not structure["shape"] and structure["dtype"].lstrip("u").startswith("int")
+    return is_tensor(structure) and not structure["shape"] and is_integer(getattr(torch, structure["dtype"]))
 
 
 def in_words(structure: Structure) -> str:

@@ -13,6 +13,7 @@ from autoslim.channels.grid import GridSpec
 from autoslim.channels.limits import GroupLimits
 from autoslim.channels.sort import importance_orders, permute
 from autoslim.data.augmentation import Augmentation
+from autoslim.data.batches import worker_count
 from autoslim.data.prepared import FILE_NAME, DataInfo
 from autoslim.distributed.ranks import SINGLE, World
 from autoslim.errors import UserError
@@ -24,7 +25,7 @@ from autoslim.pipeline.checkpoint_keys import KeyedCheckpoints, code_digest, imp
 from autoslim.pipeline.project import repository_root
 from autoslim.pipeline.tracking import flattened
 from autoslim.tracing import trace
-from autoslim.training.device import RunContext, select_device, worker_count
+from autoslim.training.device import RunContext, select_device
 from autoslim.training.recipe import Recipe
 
 
@@ -110,7 +111,7 @@ def run_context(runtime: P.Runtime, world: World = SINGLE) -> RunContext:
         torch.set_num_threads(runtime.threads)
     elif world.local_world_size > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // world.local_world_size))
-    device, workers = select_device(runtime.device, world), worker_count(runtime.workers, world)
+    device, workers = select_device(runtime.device, world), worker_count(runtime.workers, world.local_world_size)
     return RunContext(device, workers, runtime.checkpoint_minutes * 60, world)
 
 

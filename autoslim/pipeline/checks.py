@@ -10,6 +10,7 @@ from torch import nn
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Channels
 from autoslim.channels.resize import resize
+from autoslim.data.prepare import check_source
 from autoslim.data.prepared import DataInfo
 from autoslim.errors import UserError
 from autoslim.models.building import find_constructor
@@ -124,6 +125,17 @@ def check_smoothing(params: Params, info: DataInfo) -> None:
                 f"{stage}.label_smoothing is {smoothing}, but with {len(info.classes)} classes it must be at most "
                 f"{maximum:.3g}, so that the label stays the most likely class; lower it"
             )
+
+
+def check_data(data: Data, *, relative_to: Path = Path()) -> None:
+    """Checks that the data source exists, and that DVC tracks the file of a function of the user's.
+
+    Raises:
+        UserError: there is no such source, or the deps of a stage lack the file.
+    """
+    check_source(data.source, relative_to=relative_to)
+    for own in _data_files(data):
+        _check_tracked(own)
 
 
 def check_model(model: Model) -> None:
@@ -314,7 +326,12 @@ def check_groups(name: str, graph: ChannelGraph) -> None:
 def own_files(params: Params) -> list[OwnFile]:
     """Returns the files that the parameters name and that DVC has to track."""
     tables = [] if params.latency.table is None else [_table_file(params.latency.table)]
-    return [*_model_files(params.model), *tables]
+    return [*_data_files(params.data), *_model_files(params.model), *tables]
+
+
+def _data_files(data: Data) -> list[OwnFile]:
+    readers = [stage for stage in STAGES if stage != "resources"]
+    return [] if data.own_file is None else [OwnFile("data.source", data.own_file, readers)]
 
 
 def _model_files(model: Model) -> list[OwnFile]:
@@ -333,7 +350,7 @@ def _check_tracked(own: OwnFile) -> None:
     """Raises ``UserError`` unless the deps of each stage that reads the file contain it or one of its parents."""
     stages = read_yaml(Path("dvc.yaml"))["stages"]
     covering = {str(PurePath(own.path)), *map(str, PurePath(own.path).parents)}
-    deps = {name: stages[name].get("do", stages[name])["deps"] for name in own.readers}
+    deps = {name: stages[name].get("do", stages[name]).get("deps", []) for name in own.readers}
     missing = [name for name in own.readers if not any(str(PurePath(str(dep))) in covering for dep in deps[name])]
     if missing:
         remedy = f"add {own.path} to {'their' if len(missing) > 1 else 'its'} deps in dvc.yaml"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
 from autoslim.data.prepare import check_source
@@ -27,6 +27,7 @@ from autoslim.pipeline.params import Params, check_params, read_yaml
 from autoslim.pipeline.project import LOCK
 from autoslim.pipeline.yaml_edits import dumped, parsed, update_pipeline, with_missing_parameters
 from autoslim.search.methods import DEFAULT
+from autoslim.user_code import file_of
 
 PARAMS, PIPELINE, IGNORED = Path("params.yaml"), Path("dvc.yaml"), Path(".gitignore")
 _HERE = Path(__file__).parent
@@ -202,8 +203,12 @@ def _new_params(folder: Path, choices: Choices) -> str:
     preset = presets().get(choices.preset or "")
     values = parsed(preset.read_text(encoding="utf-8") if preset else _template(PARAMS.name))
     if choices.data is not None:
-        scheme, colon, path = choices.data.partition(":")
-        values["data"]["source"] = f"folder:{_moved(path, folder)}" if scheme == "folder" and colon else choices.data
+        values["data"]["source"] = _source(choices.data, folder)
+        if file_of(choices.data) is not None:  # the user's data sets do their own transforms and augmentation
+            values["data"].update(image_size=None, channels=None, storage="auto")
+            for stage in ("supernet", "retrain"):
+                augment = values[stage]["augment"]
+                augment.update({name: _off(value) for name, value in augment.items()})
     if choices.model is not None:
         path, _, attribute = choices.model.rpartition(":")
         values["model"]["name"] = f"{_moved(path, folder)}:{attribute}" if path.endswith(".py") else choices.model
@@ -220,6 +225,21 @@ def _new_params(folder: Path, choices: Choices) -> str:
         for name, value in _budget(choices.budget, str(values["resource"])).items():
             values[name] = value
     return dumped(values)
+
+
+def _source(data: str, folder: Path) -> str:
+    """Returns ``data.source`` with a path relative to ``folder``."""
+    if (file := file_of(data)) is not None:
+        return f"{_moved(file, folder)}:{data.rpartition(':')[2]}"
+    scheme, colon, path = data.partition(":")
+    return f"{scheme}:{_moved(path, folder)}" if scheme == "folder" and colon else data
+
+
+def _off(value: Any) -> Any:
+    """Returns the value that switches a transform off: false, 0 or null."""
+    if isinstance(value, bool):
+        return False
+    return 0.0 if isinstance(value, float) else 0 if isinstance(value, int) else None
 
 
 def _empty() -> CommentedMap:
@@ -270,7 +290,13 @@ def _pipeline(params: Params) -> str:
     for file in own_files(params):
         for name in file.readers:
             stage = values["stages"][name]
-            stage.get("do", stage)["deps"].append(file.path)
+            stage = stage.get("do", stage)
+            if "deps" not in stage:
+                deps = CommentedSeq()
+                deps.fa.set_flow_style()
+                stage.insert(list(stage).index("cmd") + 1, "deps", deps)
+            if file.path not in stage["deps"]:
+                stage["deps"].append(file.path)
     return dumped(values)
 
 

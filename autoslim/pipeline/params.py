@@ -12,6 +12,7 @@ from autoslim.pipeline.entry import InvalidParametersError
 from autoslim.pipeline.validation import validation_messages
 from autoslim.resources.budgets import Amount, Budget, parse_budgets
 from autoslim.search.methods import check_method as check_method
+from autoslim.user_code import file_of
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
@@ -44,7 +45,8 @@ class Section(BaseModel):
 
 class Data(Section):
     source: str = Field(
-        description="Data set: `digits`, `torchvision:NAME`, or `folder:PATH` with folders train/ and val/ or test/."
+        description="Data set: `digits`, `torchvision:NAME`, `folder:PATH` with folders train/ and val/ or test/, or "
+        "`path/to/file.py:function`, a function that returns data sets of your own."
     )
     image_size: Positive | list[Positive] | None = Field(
         description="Height and width of the network's input in pixels, or [height, width]; null: as in the source."
@@ -67,6 +69,21 @@ class Data(Section):
         if isinstance(self.image_size, list) and len(self.image_size) != 2:
             raise ValueError(f"image_size is {self.image_size}; set it to one number or to [height, width]")
         return self
+
+    @model_validator(mode="after")
+    def _check_own(self) -> "Data":
+        for name, value in (("image_size", None), ("channels", None), ("storage", "auto")):
+            if self.own_file is not None and (given := getattr(self, name)) != value:
+                raise ValueError(
+                    f"{name} is {given}, but it has no effect on the data sets of {self.source}, which do their own "
+                    f"transforms; set it to {value or 'null'}"
+                )
+        return self
+
+    @property
+    def own_file(self) -> str | None:
+        """The path of the Python file that ``source`` names; None for other sources."""
+        return file_of(self.source)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -113,6 +130,11 @@ class Augment(Section):
         if self.area is not None and not 0 < self.area[0] <= self.area[1]:
             raise ValueError(f"area is {list(self.area)}; set it to [low, high] with 0 < low <= high, or null")
         return self
+
+    @property
+    def active(self) -> dict[str, Any]:
+        """The transforms that are on, with their values."""
+        return {name: value for name, value in self if value}
 
 
 class Optimiser(Section):
@@ -382,6 +404,17 @@ class Params(Section):
             raise ValueError(f"methods contains duplicates: {', '.join(self.methods)}; list each method once")
         for method in self.methods:
             check_method(method)
+        return self
+
+    @model_validator(mode="after")
+    def _check_augment(self) -> "Params":
+        for stage, training in (("supernet", self.supernet), ("retrain", self.retrain)):
+            if self.data.own_file is not None and (active := training.augment.active):
+                shown = ", ".join(f"{name}: {value}" for name, value in active.items())
+                raise ValueError(
+                    f"{stage}.augment has {shown}, but it has no effect on the data sets of {self.data.source}, which "
+                    f"do their own augmentation; set {', '.join(active)} to 0, false or null"
+                )
         return self
 
     @model_validator(mode="after")

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from autoslim.data.prepare import check_source, prepare
-from autoslim.pipeline.checks import check_model, check_pipeline
+from autoslim.data.batches import worker_count
+from autoslim.data.prepare import prepare
+from autoslim.pipeline.checks import check_data, check_model, check_pipeline
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, repository_root
 from autoslim.pipeline.tracking import tracked_stage
@@ -19,7 +20,7 @@ def run() -> None:
     params = load_params()
     data = params.data
     root = repository_root()
-    check_source(data.source, relative_to=root)
+    check_data(data, relative_to=root)
     check_model(params.model)
     with tracked_stage(params, "prepare", run_name=f"prepare {data.source}", sections=["data"]) as tracker:
         info = prepare(
@@ -34,6 +35,7 @@ def run() -> None:
             storage=data.storage,
             raw=Path("data/raw"),
             relative_to=root,
+            workers=worker_count(params.runtime.workers),
             progress=progress_over,
         )
         tracker.metrics({f"{split}_images": count for split, count in info.counts.items()})

@@ -1,7 +1,6 @@
 """The run context: device, memory layout, precision and random number generators."""
 
 import contextlib
-import os
 import random
 import resource
 import sys
@@ -88,14 +87,6 @@ def memory_errors(device: torch.device, parameter: str, images: int) -> Iterator
             f"memory ran out on {'cpu' if cpu else device} ({use}: {first_line(error)}); lower {parameter}, which is "
             f"{images} and needs a new start, or free memory and run again to continue from the last checkpoint"
         ) from error
-
-
-def worker_count(number: int | Literal["auto"], world: World = SINGLE) -> int:
-    """Returns the number of processes that decode images; ``auto`` is the cores per rank minus one, at most 16."""
-    if number == "auto":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return min(16, max(1, cores // world.local_world_size - 1))
-    return number
 
 
 def autocast(device: torch.device, precision: Precision) -> Callable[[], torch.autocast]:

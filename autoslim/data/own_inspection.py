@@ -1,0 +1,290 @@
+"""Inspects the user's data sets before anything is trained on them: structures, class numbers and identical samples."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
+
+from autoslim.data.own import ASIDE, OwnData, Reading, Sample, Samples, Structures, check_structures, loader
+from autoslim.data.structure import collated, is_class_number, on_tensors
+from autoslim.errors import UserError
+
+_log = logging.getLogger(__name__)
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+READ = 10_000  # samples of each data set that are read; all of them if the class numbers are found in no attribute
+_BATCH = 32
+_PROBES = 4  # samples that are read again with other and with the same random numbers
+_LABELS = ("targets", "labels", "_labels", "y")  # attributes in which data sets store their class numbers
+_PAIRS = ("samples", "_samples", "imgs")  # attributes with lists of (path, class number)
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What the samples say about the data.
+
+    Attributes:
+        structures: of a sample's input and target.
+        numbered: whether the targets are class numbers.
+        classes: the names of the classes; () if there are none.
+        labels: part -> class numbers, int64 (N,); zeros if the targets are not class numbers.
+        contents: part -> index -> a digest of the input, for the samples that were read.
+        digest: of the class numbers and of the inputs that were read.
+    """
+
+    structures: Structures
+    numbered: bool
+    classes: tuple[str, ...]
+    labels: Mapping[str, np.ndarray]
+    contents: Mapping[str, Mapping[int, bytes]]
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A sample as a worker returns it: without the sample."""
+
+    index: int
+    label: int | None
+    content: bytes
+
+
+def inspect_own(own: OwnData, task: str, workers: int, progress: Progress) -> Inspected:
+    """Reads samples of each data set: all up to ``READ``, or else as many, drawn at random.
+
+    Targets are class numbers if they are single integers, and ``task`` is "classification" or the train data set has
+    an attribute ``classes`` with their names.
+
+    Raises:
+        UserError: a sample cannot be read, samples differ in structure, class numbers are out of range, or data sets
+            have the same samples.
+    """
+    _check_distinct(own)
+    firsts = {part: _first(own, part, workers) for part in own.parts}
+    structures = check_structures(own.named("train"), firsts["train"])
+    for part, sample in firsts.items():
+        check_structures(own.named(part), sample, structures)
+    training = _read(own, "train", [np.array([0])], Reading(True, 0, 0), workers)
+    check_structures(f"{own.named('train')}, after train_transforms,", next(training)[0], structures)
+    names = class_names(own.parts["train"], own.source)
+    numbered = is_class_number(structures[1]) and (task == "classification" or names is not None)
+    labels: dict[str, np.ndarray] = {}
+    contents: dict[str, dict[int, bytes]] = {}
+    for part, count in own.sizes.items():
+        chosen = np.arange(count)
+        if count > READ:
+            chosen = np.sort(np.random.default_rng(0).choice(chosen, READ, replace=False))
+        found = {read.index: read for read in _inspected(own, part, chosen, structures, workers, progress)}
+        contents[part] = {index: read.content for index, read in found.items()}
+        labels[part] = np.zeros(count, np.int64)
+        if numbered:
+            known = {index: read.label for index, read in found.items()}
+            stored = stored_labels(own.parts[part])
+            if stored is None or any(stored[index] != label for index, label in known.items()):
+                rest = np.setdiff1d(np.arange(count), chosen)
+                known |= {read.index: read.label for read in _inspected(own, part, rest, structures, workers, progress)}
+                stored = np.array([known[index] for index in range(count)])
+            labels[part] = stored.astype(np.int64)
+    _check_copies(own, contents)
+    _warn_of_randomness(own, contents["train"], structures, workers)
+    classes = _classes(own, labels, names) if numbered else names or ()
+    digest = hashlib.sha256()
+    for part in own.parts:
+        digest.update(labels[part].tobytes())
+        digest.update(b"".join(contents[part][index] for index in sorted(contents[part])))
+    return Inspected(structures, numbered, classes, labels, contents, digest.hexdigest())
+
+
+def _check_distinct(own: OwnData) -> None:
+    """Raises ``UserError`` if two parts are one data set, or subsets of one that share samples."""
+    parts = list(own.parts)
+    for at, part in enumerate(parts):
+        for other in parts[:at]:
+            (base, indices), (other_base, others) = (_base(own.parts[name]) for name in (part, other))
+            shared = len(np.intersect1d(indices, others)) if base is other_base else 0
+            if shared:
+                raise UserError(
+                    f"{shared} samples of {own.named(part)} are also in its {other} data set; return data sets without "
+                    "common samples"
+                )
+
+
+def _check_copies(own: OwnData, contents: Mapping[str, Mapping[int, bytes]]) -> None:
+    """Raises ``UserError`` if most inputs of one data set are also in another one."""
+    for part, other in (("test", "train"), ("search", "train"), ("test", "search")):
+        if part in contents and other in contents:
+            inputs, others = contents[part].values(), set(contents[other].values())
+            shared = sum(content in others for content in inputs)
+            if 2 * shared > len(inputs):
+                raise UserError(
+                    f"{shared} of the {len(inputs)} inputs that were read from {own.named(part)} are also in its "
+                    f"{other} data set; return data sets without common samples"
+                )
+
+
+def _base(dataset: Any) -> tuple[Any, np.ndarray]:
+    """Returns the data set that a subset of any depth belongs to, and the indices in it."""
+    if isinstance(dataset, Subset):
+        base, indices = _base(dataset.dataset)
+        return base, indices[np.asarray(dataset.indices, dtype=np.int64)]
+    return dataset, np.arange(len(dataset))
+
+
+def _first(own: OwnData, part: str, workers: int) -> Sample:
+    return next(_read(own, part, [np.array([0])], ASIDE, min(workers, 1)))[0]
+
+
+def _raw(samples: Sequence[Sample | UserError]) -> list[Sample] | UserError:
+    found = []
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        found.append(sample)
+    return found
+
+
+def _read(
+    own: OwnData, part: str, batches: Sequence[np.ndarray], reading: Reading, workers: int
+) -> Iterator[list[Sample]]:
+    yield from loader(Samples(own, part, reading), batches, _raw, workers)
+
+
+def _inspected(
+    own: OwnData, part: str, indices: np.ndarray, structures: Structures, workers: int, progress: Progress
+) -> Iterator[_Read]:
+    batches = [indices[start : start + _BATCH] for start in range(0, len(indices), _BATCH)]
+    collate = partial(_summarised, own.named(part), structures)
+    summaries = (read for batch in loader(Samples(own, part, ASIDE), batches, collate, workers) for read in batch)
+    yield from progress(summaries, f"reading {part}", len(indices)) if len(indices) else ()
+
+
+def _summarised(name: str, structures: Structures, samples: Sequence[Sample | UserError]) -> list[_Read] | UserError:
+    """Checks samples, and returns what is kept of them; used as ``collate_fn``."""
+    found = []
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+        try:
+            check_structures(name, sample, structures)
+        except UserError as error:
+            return error
+        label = int(sample[2]) if is_class_number(structures[1]) else None
+        found.append(_Read(sample[0], label, content_of(sample[1])))
+    return found
+
+
+def content_of(value: Any) -> bytes:
+    """Returns a digest of the tensors of an input: 16 bytes."""
+    digest = hashlib.sha256()
+
+    def update(tensor: Tensor) -> Tensor:
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return tensor
+
+    on_tensors(collated([value]), update)
+    return digest.digest()[:16]
+
+
+def stored_labels(dataset: Any) -> np.ndarray | None:
+    """Returns the class numbers (N,) in an attribute of a data set, through subsets and concatenations; else None.
+
+    They may differ from the targets of the samples, which ``target_transform`` changes, for example.
+    """
+    if isinstance(dataset, Subset):
+        whole = stored_labels(dataset.dataset)
+        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [stored_labels(part) for part in dataset.datasets]
+        return None if any(part is None for part in parts) else np.concatenate([p for p in parts if p is not None])
+    candidates = [getattr(dataset, name, None) for name in _LABELS]
+    for name in _PAIRS:
+        pairs = getattr(dataset, name, None)
+        if isinstance(pairs, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+            candidates.append([pair[1] for pair in pairs])
+    for values in candidates:
+        try:
+            labels = np.asarray(values)
+        except (TypeError, ValueError, RuntimeError):  # such as a ragged list, or a tensor on another device
+            continue
+        if labels.shape == (len(dataset),) and labels.dtype.kind in "iu":
+            return labels
+    return None
+
+
+def class_names(dataset: Any, source: str) -> tuple[str, ...] | None:
+    """Returns the names in the attribute ``classes`` of a data set, or of the one that it is a subset of; else None.
+
+    Raises:
+        UserError: the attribute is not a list of at least two names.
+    """
+    names = getattr(_base(dataset)[0], "classes", None)
+    if names is None:
+        return None
+    if not isinstance(names, list | tuple) or len(names) < 2:
+        raise UserError(
+            f"the attribute classes of the train data set of {source} is {names!r}; make it a list of two or more names"
+        )
+    return tuple(", ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in names)
+
+
+def _classes(own: OwnData, labels: Mapping[str, np.ndarray], names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Returns the names of the classes, by default their numbers, after checking the class numbers.
+
+    Raises:
+        UserError: a class number is out of range, or there is only one class.
+    """
+    count = int(labels["train"].max()) + 1 if names is None else len(names)
+    rule = "the largest class number of the train data set" if names is None else "from the attribute classes"
+    for part, numbers in labels.items():
+        wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
+        if len(wrong):
+            raise UserError(
+                f"the target of sample {wrong[0]} of {own.named(part)} is {numbers[wrong[0]]}, and {len(wrong)} of its "
+                f"{len(numbers)} targets are out of range; class numbers are from 0 to {count - 1} ({rule}): correct "
+                "the targets"
+            )
+    present = np.bincount(labels["train"], minlength=count) > 0
+    if present.sum() < 2:
+        raise UserError(f"{own.named('train')} has only one class; at least two are required")
+    classes = names or tuple(map(str, range(count)))
+    if missing := [classes[index] for index in np.flatnonzero(~present)]:
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        _log.warning("%s has no samples of %d of its %d classes: %s", own.named("train"), len(missing), count, shown)
+    return classes
+
+
+def _warn_of_randomness(own: OwnData, contents: Mapping[int, bytes], structures: Structures, workers: int) -> None:
+    """Warns if samples depend on random numbers that are not keyed, or if the search split would be augmented."""
+    probes = np.array(sorted(contents)[:_PROBES])[::-1]  # in another order than before
+
+    def read(reading: Reading) -> list[bytes]:
+        [batch] = loader(
+            Samples(own, "train", reading),
+            [probes],
+            partial(_summarised, own.named("train"), structures),
+            min(1, workers),
+        )
+        return [sample.content for sample in batch]
+
+    first = [contents[int(index)] for index in probes]
+    if read(ASIDE) != first:
+        _log.warning(
+            "%s returns other samples each time: its random numbers are not those of the global generators of torch, "
+            "numpy or random, so that a resumed run is not the same as an undisturbed one",
+            own.named("train"),
+        )
+    elif "search" not in own.parts and read(replace(ASIDE, seed=1)) != first:
+        _log.warning(
+            "%s augments its samples, and the search split is held out of it: return a search data set, or move the "
+            "augmentation into train_transforms",
+            own.named("train"),
+        )
