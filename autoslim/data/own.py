@@ -108,7 +108,7 @@ def build_own(source: str, relative_to: Path = Path()) -> OwnData:
     if isinstance(built, tuple | list) and len(built) == 2:
         built = {"train": built[0], "test": built[1]}
     if not isinstance(built, Mapping):
-        raise UserError(f"data.source {source} returned a {type(built).__name__}; {_RETURNS}")
+        raise UserError(f"data.source {source} returned an object of type {type(built).__name__}; {_RETURNS}")
     unknown = [key for key in built if key not in (*PARTS, *TRANSFORMS)]
     missing = [key for key in ("train", "test") if built.get(key) is None]
     if unknown or missing:
@@ -125,7 +125,9 @@ def build_own(source: str, relative_to: Path = Path()) -> OwnData:
         _check_map_style(own.named(part), dataset)
     for name, transform in own.transforms.items():
         if not callable(transform):
-            raise UserError(f"{name} of {source} is a {type(transform).__name__}, not a function of (input, target)")
+            raise UserError(
+                f"{name} of {source} is of type {type(transform).__name__}; return a function of (input, target)"
+            )
     return own
 
 
@@ -134,14 +136,14 @@ def _check_map_style(name: str, dataset: Any) -> None:
         raise UserError(f"{name} is a DataLoader; return its data set: the pipeline makes the batches")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
         raise UserError(
-            f"{name} is a {type(dataset).__name__} without access by index; return a map-style data set with "
+            f"{name}, of type {type(dataset).__name__}, has no access by index; return a map-style data set with "
             "__getitem__ and __len__"
         )
     try:
         length = len(dataset)
     except Exception as error:
         raise UserError(
-            f"{name} is a {type(dataset).__name__} without a length ({first_line(error)}); give it a __len__ that "
+            f"{name}, of type {type(dataset).__name__}, has no length ({first_line(error)}); give it a __len__ that "
             "returns the number of samples"
         ) from error
     if length == 0:
@@ -209,11 +211,11 @@ class Samples(Dataset[Any]):
         try:
             sample = own.parts[self.part][index]
             if not _is_pair(sample):
-                return UserError(f"{name} is {_kind(sample)}; return a pair (input, target) from __getitem__")
+                return UserError(f"{name} is {_kind(sample)}; return a pair (input, target)")
             if transform is not None:
                 sample = transform(*sample)
                 if not _is_pair(sample):
-                    return UserError(f"the transforms made {_kind(sample)} of {name}; return a pair (input, target)")
+                    return UserError(f"{name} is {_kind(sample)} after its transforms; return a pair (input, target)")
         except Exception as error:  # the user's code may raise anything
             return UserError(f"{name} cannot be read: {_described(error, own.source)}; correct the data set")
         return index, sample[0], sample[1]
@@ -224,8 +226,8 @@ def _is_pair(sample: Any) -> bool:
 
 
 def _kind(sample: Any) -> str:
-    size = f" of length {len(sample)}" if isinstance(sample, tuple | list) else ""
-    return f"a {type(sample).__name__}{size}"
+    size = f" and length {len(sample)}" if isinstance(sample, tuple | list) else ""
+    return f"of type {type(sample).__name__}{size}"
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def collated(samples: Sequence[Any]) -> Any:
     except (TypeError, RuntimeError) as error:
         if isinstance(first, Tensor):
             raise StructureError(first_line(error)) from error
-        raise StructureError(f"a {type(first).__name__} is not a tensor, an array or a number") from error
+        raise StructureError(f"{type(first).__name__} is not a tensor, an array, a number or text") from error
     return batch.float() if isinstance(batch, Tensor) and batch.dtype == torch.float64 else batch
 
 

@@ -1,17 +1,21 @@
 """Data of the user's own: splits, batches, random numbers and errors."""
 
-import contextlib
 import json
 import logging
 import pickle
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from failures import KilledError
+from small_data import recipe, run_context
+from torch import nn
 
 from autoslim.data import own, own_inspection
 from autoslim.data.augmentation import Augmentation
@@ -19,6 +23,8 @@ from autoslim.data.batches import eval_batches, search_chunks, train_batches
 from autoslim.data.prepare import check_source, prepare
 from autoslim.data.prepared import DataInfo, PreparedData
 from autoslim.errors import UserError
+from autoslim.training.checkpoints import Checkpoints
+from autoslim.training.loop import Row, train
 
 HEAD = """
 import random
@@ -181,43 +187,29 @@ def test_the_task_decides_whether_integers_are_classes(
     assert info.outputs == (3 if classes else 1)
 
 
-def test_the_class_numbers_of_a_large_data_set_come_from_an_attribute_if_they_agree(
-    written: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", ["index % 3", "(index + 1) % 3"])
+def test_class_numbers_in_an_attribute_are_used_if_they_are_those_of_the_samples(
+    number: str, written: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_inspection, "READ", 20)
-    code = """
-COUNTER = []
-
-
-class Counted(Samples):
-    def __getitem__(self, index):
-        COUNTER.append(index)
-        return super().__getitem__(index)
-
-
+    code = f"""
 def build():
-    whole = Counted(240, targets=[{number} for index in range(240)])
+    whole = Samples(240, targets=[{number} for index in range(240)])
     return Subset(ConcatDataset([whole]), range(0, 200, 2)), Subset(whole, range(201, 240))
-
-
-def reads():
-    return COUNTER
 """
-    read: dict[str, int] = {}
-    for number in ("index % 3", "(index + 1) % 3"):
-        source = written(code.format(number=number))
-        built = own.build_own(source)
-        monkeypatch.setattr("autoslim.data.prepare.build_own", lambda *_, built=built: built)
-        info = run(source)
-        read[number] = len(built.parts["test"].dataset.count and _counter(built))
-        assert np.bincount(np.load("prepared/search.labels.npy")).tolist() == [10, 10, 10]
-        assert info.counts["train"] == 70
-    assert read["index % 3"] < 60 < 139 <= read["(index + 1) % 3"]
+    read: list[int] = []
+    sample = own.Samples._sample
 
+    def counted(self: own.Samples, *arguments: Any) -> Any:
+        read.append(0)
+        return sample(self, *arguments)
 
-def _counter(built: own.OwnData) -> list[int]:
-    counter: list[int] = type(built.parts["test"].dataset).__getitem__.__globals__["COUNTER"]
-    return counter
+    monkeypatch.setattr(own.Samples, "_sample", counted)
+    monkeypatch.setattr(own_inspection, "READ", 20)
+    data = opened(written(code))
+    few = 20 + 20 + 3 + 4 + 4  # samples of both data sets, the first of each (with other transforms, too), and probes
+    assert len(read) == (few if number == "index % 3" else few + 80 + 19)
+    assert (data.labels("train") == 2 * data.indices("train") % 3).all()
+    assert np.bincount(data.labels("search")).tolist() == [10, 10, 10]
 
 
 def test_small_classes_are_warned_of(written: Callable[[str], str], caplog: pytest.LogCaptureFixture) -> None:
@@ -330,55 +322,84 @@ def test_workers_that_are_not_forked_build_the_data_sets_again(written: Callable
 # Errors
 
 
-ERRORS = {
-    "def build():\n    raise OSError('no such disk')\n": r"data.source my_data.py:build raised OSError: no such disk "
-    r"\(my_data.py, line \d+\); correct the function",
-    "def build():\n    return 5\n": "data.source my_data.py:build returned a int; return .train, test.",
-    "def build():\n    return {'train': Samples(9)}\n": "returned a mapping with no test",
-    "def build():\n    return {'train': Samples(9), 'test': Samples(9), 'val': 1}\n": "with unknown keys 'val'",
-    "def build():\n    return Samples(0), Samples(9)\n": "the train data set of my_data.py:build is empty",
-    "def build():\n    return Samples(9), iter([])\n": "test data set of my_data.py:build is a list_iterator without access",
-    "class Endless(Dataset):\n    pass\n\n\ndef build():\n    return Endless(), Samples(9)\n": "is a Endless without a length",
-    "def build():\n    return {'train': Samples(9), 'test': Samples(9, 99), 'eval_transforms': 1}\n": "eval_transforms of "
-    "my_data.py:build is a int, not a function",
-    "def build():\n    whole = Samples(9)\n    return whole, whole\n": "9 samples of the test data set of "
-    "my_data.py:build are also in its train data set",
-    "def build():\n    whole = Samples(99)\n    return Subset(whole, range(50)), Subset(whole, range(40, 99))\n": "10 samples "
-    "of the test data set",
-    "def build():\n    return Samples(120), Samples(30, 90)\n": "30 of the 30 inputs that were read from the test data set",
-    "def build():\n    return Noisy(120), Noisy(30)\n": "30 of the 30 inputs that were read from the test data set",
-    "def build():\n    return Samples(120, classes='abc'), Samples(30, 1000)\n": "attribute classes .* is 'abc'",
-    "def build():\n    return Samples(120, classes=['a', 'b']), Samples(30, 1000)\n": "the target of sample 2 of the train "
-    "data set of my_data.py:build is 2, and 40 of its 120 targets are out of range; class numbers are from 0 to 1 .from the "
-    "attribute classes.",
-}
-ITEMS = {
-    "return self.image(index)": "sample 0 of the train data set of my_data.py:build is a Tensor; return a pair",
-    "return self.image(index), 1, 2": "is a tuple of length 3; return a pair",
-    "return self.image(index), None": "the target of sample 0 .* a NoneType is not a tensor",
-    "return [[1], 'x', None], 1": "the input of sample 0 .* a NoneType is not a tensor",
-    "return self.image(index)[: 3 - (index == 7)], 1": "the input of sample 7 of the train data set of my_data.py:build is "
-    "2x8x8, but others are 3x8x8; all samples need the same shapes and dtypes",
-    "return self.image(index), [0, index / 2][index % 2]": "the target of sample 1 .* is float32, but others are int64",
-    "return self.image(index), 1 / (index - 5)": r"sample 5 of the train data set of my_data.py:build cannot be read: "
-    r"ZeroDivisionError: division by zero \(my_data.py, line \d+\)",
-    "return self.image(index), -1": "the target of sample 0 .* is -1, and 40 of its 40 targets are out of range",
-    "return self.image(index), 0": "has only one class",
-    "return self.image(index), index % (3 if self.start == 0 else 5)": "the target of sample 3 of the test data set .* is "
-    "3, .* class numbers are from 0 to 2 .the largest class number of the train data set.",
-}
-ERRORS |= {
-    f"class Wrong(Samples):\n    def __getitem__(self, index):\n        {body}\n\n\n"
-    "def build():\n    return Wrong(40), Wrong(20, 100)\n": message
-    for body, message in ITEMS.items()
-}
+ERRORS = [
+    (
+        "raise OSError('no disk')",
+        f"data.source my_data.py:build raised OSError: no disk (my_data.py, line {HEAD.count(chr(10)) + 2}); correct",
+    ),
+    ("return 5", "data.source my_data.py:build returned an object of type int; return (train, test)"),
+    ("return {'train': Samples(9)}", "returned a mapping with no test; return (train, test)"),
+    ("return {'train': Samples(9), 'test': Samples(9), 'val': 1}", "with unknown keys 'val'"),
+    ("return Samples(0), Samples(9)", "the train data set of my_data.py:build is empty"),
+    ("return Samples(9), iter([])", "of my_data.py:build, of type list_iterator, has no access by index"),
+    ("return torch.utils.data.DataLoader(Samples(9)), Samples(9)", "is a DataLoader; return its data set"),
+    ("return Dataset(), Samples(9)", "the train data set of my_data.py:build, of type Dataset, has no length"),
+    (
+        "return {'train': Samples(9), 'test': Samples(9, 99), 'eval_transforms': 1}",
+        "eval_transforms of my_data.py:build is of type int; return a function of (input, target)",
+    ),
+    ("return [Samples(9)] * 2", "9 samples of the test data set of my_data.py:build are also in its train data set"),
+    (
+        "whole = Samples(99)\n    return Subset(whole, range(50)), Subset(whole, range(40, 99))",
+        "10 samples of the test data set of my_data.py:build are also in its train data set",
+    ),
+    ("return Samples(120), Samples(30, 90)", "30 of the 30 inputs that were read from the test data set"),
+    ("return Noisy(120), Noisy(30)", "30 of the 30 inputs that were read from the test data set"),
+    (
+        "return Samples(120, classes='abc'), Samples(30, 1000)",
+        "classes of the train data set of my_data.py:build is 'abc'",
+    ),
+    (
+        "return Samples(120, classes=['a', 'b']), Samples(30, 1000)",
+        "the target of sample 2 of the train data set of my_data.py:build is 2, and 40 of its 120 targets are out of "
+        "range; class numbers are from 0 to 1 (from the attribute classes): correct the targets",
+    ),
+]
+ITEMS = [
+    ("image", "sample 0 of the train data set of my_data.py:build is of type Tensor; return a pair (input, target)"),
+    ("image, 1, 2", "is of type tuple and length 3; return a pair (input, target)"),
+    ("image, None", "the target of sample 0 of the train data set of my_data.py:build cannot be part of a batch"),
+    ("[[1], 'x', None], 1", "NoneType is not a tensor, an array, a number or text; return tensors, arrays and numbers"),
+    (
+        "image[: 3 - (index == 7)], 1",
+        "the input of sample 7 of the train data set of my_data.py:build is 2x8x8, but others are 3x8x8; all samples",
+    ),
+    (
+        "image, [0, index / 2][index % 2]",
+        "my_data.py:build is float32, but others are int64; all samples need the same",
+    ),
+    (
+        "image, 1 / (index - 5)",
+        "sample 5 of the train data set of my_data.py:build cannot be read: ZeroDivisionError: division by zero "
+        f"(my_data.py, line {HEAD.count(chr(10)) + 4}); correct the data set",
+    ),
+    ("image, -1", "my_data.py:build is -1, and 40 of its 40 targets are out of range"),
+    ("image, 0", "the train data set of my_data.py:build has only one class"),
+    (
+        "image, index % (3 if self.start == 0 else 5)",
+        "the target of sample 3 of the test data set of my_data.py:build is 3, and 8 of its 20 targets are out of "
+        "range; class numbers are from 0 to 2 (the largest class number of the train data set)",
+    ),
+]
+CASES = [(f"def build():\n    {body}\n", message) for body, message in ERRORS]
+CASES += [
+    (
+        "class Wrong(Samples):\n    def __getitem__(self, index):\n        image = self.image(index)\n"
+        f"        return {item}\n\n\ndef build():\n    return Wrong(40), Wrong(20, 100)\n",
+        message,
+    )
+    for item, message in ITEMS
+]
 
 
-@pytest.mark.parametrize("code", ERRORS, ids=range(len(ERRORS)))
+@pytest.mark.parametrize(("code", "message"), CASES, ids=range(len(CASES)))
 @pytest.mark.parametrize("workers", [0, 1])
-def test_each_error_names_the_file_and_the_remedy(code: str, workers: int, written: Callable[[str], str]) -> None:
-    with pytest.raises(UserError, match=ERRORS[code]) as raised:
+def test_each_error_names_the_file_and_the_remedy(
+    code: str, message: str, workers: int, written: Callable[[str], str]
+) -> None:
+    with pytest.raises(UserError) as raised:
         run(written(code), search_images=10, workers=workers)
+    assert message in str(raised.value)
     assert "my_data.py" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not Path("prepared").exists()
@@ -408,7 +429,7 @@ def test_data_that_changed_after_they_were_prepared(written: Callable[[str], str
     run(source)
     with Path("my_data.py").open("a") as file:
         file.write("# changed\n")
-    with pytest.raises(UserError, match="my_data.py changed after the data were prepared; run `dvc repro prepare`"):
+    with pytest.raises(UserError, match=r"my_data\.py changed after the data were prepared; run `dvc repro prepare`"):
         PreparedData.open(Path("prepared"))
     run(source)
     Path("sizes").write_text("five!")
@@ -441,3 +462,49 @@ def test_the_file_may_import_its_neighbours_at_any_time(written: Callable[[str],
     data = opened("sub/my_data.py:build")
     [(images, _)] = eval_batches(data, "test", batch_size=30, device="cpu")
     assert torch.equal(images[0], 2 * torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(1000)))
+
+
+# Training
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_training_on_random_samples_equals_an_undisturbed_one(
+    workers: int, written: Callable[[str], str], tmp_path: Path
+) -> None:
+    data = opened(written(AUGMENTED))
+
+    def run_training(name: str, workers: int, kill_at: int | None = None) -> tuple[list[Row], dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 3))
+        settings = recipe(augmentation=OFF, epochs=2)
+        context = replace(run_context(checkpoint_every_s=0), workers=workers)
+        plan = settings.plan(data, context)
+
+        def step(inputs: torch.Tensor, targets: torch.Tensor, number: int) -> torch.Tensor:
+            if number == kill_at:
+                raise KilledError
+            loss = F.cross_entropy(network(inputs), targets)
+            loss.backward()
+            return loss.detach()
+
+        rows = train(
+            network,
+            settings.optimiser(network),
+            plan,
+            step=step,
+            batches=settings.batches(data, 0, context),
+            learning_rate=settings.rate(plan),
+            validate=lambda: {"draw": float(torch.rand(()))},
+            observe=lambda row: None,
+            checkpoints=Checkpoints(tmp_path / "checkpoints", name, "key"),
+            name="run",
+            label="test",
+        )
+        return rows, network.state_dict()
+
+    rows, weights = run_training("whole", 0)
+    with pytest.raises(KilledError):
+        run_training("torn", 2 - workers, kill_at=6)
+    again, same_weights = run_training("torn", workers)
+    assert again == rows
+    assert all(torch.equal(same_weights[name], weight) for name, weight in weights.items())

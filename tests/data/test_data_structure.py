@@ -54,8 +54,8 @@ def test_a_batch_has_the_values_of_torchs_collation_and_the_shapes_of_the_descri
         ([np.ones(2), torch.ones(2)], "different types: Tensor, ndarray"),
         ([(1, 2), (1,)], r"different lengths: \[1, 2\]"),
         ([{"a": 1}, {"b": 1}], "different keys"),
-        ([None], "a NoneType is not a tensor, an array or a number"),
-        ([Image.new("RGB", (2, 2))], "an? Image is not a tensor, an array or a number"),
+        ([None], "NoneType is not a tensor, an array, a number or text"),
+        ([Image.new("RGB", (2, 2))], "Image is not a tensor, an array, a number or text"),
     ],
 )
 def test_samples_that_make_no_batch(samples: list[Any], message: str) -> None:
