@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from autoslim.data.augmentation import AREA, Augmentation, augment, crop_boxes, shuffle, uniforms
-from autoslim.data.images import area_pixels, evaluation_pixels, open_image
+from autoslim.data.images import area_pixels, evaluation_pixels
 from autoslim.data.own import ASIDE, EVALUATION, Reading, own_batches
 from autoslim.data.prepared import DataInfo, PreparedData
 from autoslim.errors import UserError
@@ -25,13 +24,13 @@ class _Files(Dataset[Any]):
     """Decoded images of a split, uint8 (C, H, W), after the evaluation transform or, with ``area``, a random crop."""
 
     def __init__(self, data: PreparedData, split: str, area: AreaKey | None) -> None:
-        self.paths, self.labels, self.root = data.paths(split), data.labels(split), data.root
+        self.paths, self.labels, self.open = data.paths(split), data.labels(split), data.opener()
         self.info, self.area = data.info, area
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | UserError:
         # An error is returned, because the loader would replace one raised in a worker by an error with a traceback.
         try:
-            image = open_image(self.root / Path(os.fsdecode(self.paths[index])), self.info.channels, self.info.bits)
+            image = self.open(os.fsdecode(self.paths[index]))
         except UserError as error:
             return error
         info = self.info

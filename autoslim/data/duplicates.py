@@ -39,7 +39,7 @@ def file_contents(
     root: Path,
     progress: Callable[[Iterable[Any], str, int], Iterable[Any]],
 ) -> dict[str, list[bytes]]:
-    """Returns a digest of the content of each file by split; equal files have equal digests, and only they.
+    """Returns a digest of the content of each image by split; equal files have equal digests, and only they.
 
     The sizes and last 4 KiB of all files are compared first. Only files that agree in both with a file of another split
     are read as a whole.
@@ -49,11 +49,13 @@ def file_contents(
 
         def end_of(index: int, part: Part = part) -> bytes:
             assert part.paths is not None
-            return _end(root / part.paths[index])
+            return _end(root / part.paths[index]) if part.content is None else part.content(index)
 
         keys[split] = list(progress(over_images(end_of, part, indices), f"comparing {split}", len(indices)))
     whole = {split: list(values) for split, values in keys.items()}
     for split, (part, indices) in chosen.items():
+        if part.content is not None:
+            continue
         assert part.paths is not None
         others = {key for other, values in keys.items() if other != split for key in values}
         for position in _indices(keys[split], others):

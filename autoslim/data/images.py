@@ -47,8 +47,19 @@ def unreadable(path: Path | str, error: Exception) -> UserError:
     return UserError(f"{path} is not a readable image ({reason}); repair or remove the file and prepare the data again")
 
 
+def decoded(image: Image.Image, channels: int | None, bits: int = DEEP_BITS) -> Image.Image:
+    """Decodes an opened image to grey (1 channel), RGB (3) or its own mode (None). For ``bits`` see ``with_channels``.
+
+    Raises an error of any class if the image cannot be decoded.
+    """
+    image.load()
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range: save it with 8 bits")
+    return image if channels is None else with_channels(image, channels, bits)
+
+
 def open_image(path: Path, channels: int | None, bits: int = DEEP_BITS) -> Image.Image:
-    """Decodes a file to grey (1 channel), RGB (3) or its own mode (None). For ``bits`` see ``with_channels``.
+    """Decodes a file, see ``decoded``.
 
     Raises:
         UserError: the file cannot be decoded. The message contains its path.
@@ -57,10 +68,7 @@ def open_image(path: Path, channels: int | None, bits: int = DEEP_BITS) -> Image
         if not path.is_file():  # opening a named pipe would wait for ever
             raise ValueError("it is not a file" if path.exists() else "it does not exist")
         with Image.open(path) as image:
-            image.load()
-            if image.mode == "F":
-                raise ValueError("floating-point pixels have no known range: save it with 8 bits")
-            return image if channels is None else with_channels(image, channels, bits)
+            return decoded(image, channels, bits)
     except Exception as error:  # such as OSError, SyntaxError, zlib.error, struct.error, DecompressionBombError
         raise unreadable(path, error) from error
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from autoslim.data.duplicates import describe_shared, file_contents, shared_images
+from autoslim.data.hugging_face import check_hugging_face, load_hugging_face_source
 from autoslim.data.images import DEEP_BITS, Size, evaluation_pixels, is_deep, is_grey, shorter_side_for, used_bits
 from autoslim.data.own import OwnData, build_own, check_own
 from autoslim.data.own_inspection import Inspected, inspect_own
@@ -400,7 +401,10 @@ def choose_balanced(
     return chosen
 
 
-_FORMS = "expected digits, torchvision:NAME (for example torchvision:CIFAR10), folder:PATH or path/to/file.py:function"
+_FORMS = (
+    "expected digits, torchvision:NAME (for example torchvision:CIFAR10), folder:PATH, hf:PATH, or "
+    "path/to/file.py:function"
+)
 
 
 def check_source(source: str, *, relative_to: Path = Path()) -> None:
@@ -419,6 +423,8 @@ def check_source(source: str, *, relative_to: Path = Path()) -> None:
         from autoslim.data.torchvision_sets import check_torchvision  # imports torchvision
 
         check_torchvision(rest)
+    elif scheme == "hf":
+        check_hugging_face(source, relative_to)
     elif scheme == "folder":
         check_folder(located(rest, relative_to))
 
@@ -434,6 +440,8 @@ def load_source(source: str, *, raw: Path, relative_to: Path = Path()) -> Source
         from autoslim.data.torchvision_sets import load_torchvision_source
 
         return load_torchvision_source(rest, raw, relative_to)
+    if scheme == "hf":
+        return load_hugging_face_source(source, relative_to)
     if scheme == "folder":
         return load_folder_source(rest, located(rest, relative_to))
     return load_digits_source()
@@ -441,7 +449,7 @@ def load_source(source: str, *, raw: Path, relative_to: Path = Path()) -> Source
 
 def _parse(source: str) -> tuple[str, str]:
     scheme, colon, rest = source.partition(":")
-    known = (scheme == "digits" and not colon) or (scheme in ("torchvision", "folder") and rest)
+    known = (scheme == "digits" and not colon) or (scheme in ("torchvision", "folder", "hf") and rest)
     if not known:
         raise UserError(f"data source {source!r} is unknown; {_FORMS}")
     return scheme, rest

@@ -10,14 +10,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from autoslim.data.images import DEEP_BITS, Size, evaluation_pixels
+from autoslim.data.hugging_face import HuggingFaceImages, is_hugging_face
+from autoslim.data.images import DEEP_BITS, Size, evaluation_pixels, open_image
 from autoslim.data.own import OwnData, build_own
 from autoslim.data.sources import Part, located
 from autoslim.data.structure import Structure, in_words, is_tensor, tensor_structure, zeros
@@ -428,6 +431,15 @@ class PreparedData:
         self.labels(split)
         return self._paths[split]
 
+    def opener(self) -> Callable[[str], Image.Image]:
+        """Returns a function that decodes the image with a path of the manifest; it can be pickled.
+
+        The function raises ``UserError`` if the image cannot be decoded.
+        """
+        if is_hugging_face(self.info.source):
+            return HuggingFaceImages(self.info.source, self.root, self.info.channels, self.info.bits)
+        return partial(_open_file, self.root, self.info.channels, self.info.bits)
+
     def resident(self, split: str, device: torch.device) -> Tensor:
         """Returns the images of a split (uint8) on ``device``, moved once, or on the host above ``RESIDENT_LIMIT``."""
         images = self.images(split)
@@ -436,6 +448,10 @@ class PreparedData:
         if (split, device) not in self._resident:
             self._resident[split, device] = torch.from_numpy(images).to(device)
         return self._resident[split, device]
+
+
+def _open_file(root: Path, channels: int, bits: int, path: str) -> Image.Image:
+    return open_image(root / path, channels, bits)
 
 
 def _rebuilt(info: DataInfo, relative_to: Path) -> OwnData:

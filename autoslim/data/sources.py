@@ -30,12 +30,14 @@ class Part:
 
     ``labels`` (int64, (N,)) index the classes of the source. ``read`` decodes one image without conversion and raises
     ``UserError`` with the path if that fails. ``paths`` are relative to the root of the source and use "/". They are
-    None if the images are not files.
+    None if the images are not files. ``content`` returns a digest of the encoded image; None stands for that of the
+    file.
     """
 
     labels: np.ndarray
     read: Callable[[int], Image.Image]
     paths: Sequence[str] | None
+    content: Callable[[int], bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -231,8 +231,11 @@ def _source(data: str, folder: Path) -> str:
     """Returns ``data.source`` with a path relative to ``folder``."""
     if (file := file_of(data)) is not None:
         return f"{_moved(file, folder)}:{data.rpartition(':')[2]}"
-    scheme, colon, path = data.partition(":")
-    return f"{scheme}:{_moved(path, folder)}" if scheme == "folder" and colon else data
+    scheme, _, rest = data.partition(":")
+    if scheme not in ("folder", "hf"):
+        return data
+    path, query, columns = rest.partition("?" if scheme == "hf" else "\0")
+    return f"{scheme}:{_moved(path, folder)}{query}{columns}"
 
 
 def _off(value: Any) -> Any:
