@@ -10,17 +10,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import typer
 from dvc.cli.parser import get_main_parser
 from paths import ROOT
+from PIL import Image
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 from torch import nn
 from typer.testing import CliRunner
 
 from autoslim.cli.main import app
+from autoslim.data.augmentation import Augmentation
+from autoslim.data.batches import train_batches
+from autoslim.data.prepare import prepare
+from autoslim.data.prepared import PreparedData
 from autoslim.pipeline.params import Params, check_params, load_params, read_yaml
 
 CHANGELOG = "CHANGELOG.md"  # it also contains former names
@@ -238,6 +244,27 @@ def test_the_network_of_the_main_road_can_be_slimmed(tmp_path: Path, monkeypatch
     [code] = python_blocks("docs/guide/own-repository.md")
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     assert profiled(code, "64", tmp_path, monkeypatch) == {"0": ["0"], "3": ["3"], "6": ["6"]}
+
+
+def test_the_data_sets_of_the_guide_can_be_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [code] = python_blocks("docs/guide/data.md")
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for seed, (table, count) in enumerate({"train": 40, "test": 10}.items()):
+        rows = ["file,class"]
+        for index in range(count):
+            pixels = np.random.default_rng((seed, index)).integers(0, 256, (40, 36, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(f"photos/{table}{index}.png")
+            rows.append(f"{table}{index}.png,{'cat' if index % 2 else 'dog'}")
+        Path(f"photos/{table}.csv").write_text("\n".join(rows))
+    Path("my_data.py").write_text(code)
+    run: dict[str, Any] = {"image_size": None, "channels": None, "search_images": 10, "seed": 0}
+    info = prepare("my_data.py:build", Path("prepared"), **run)
+    assert (info.classes, info.counts) == (("cat", "dog"), {"train": 30, "search": 10, "test": 10})
+    data, epoch = PreparedData.open(Path("prepared")), {"batch_size": 15, "seed": 0, "epoch": 0, "device": "cpu"}
+    batches = [list(train_batches(data, augmentation=Augmentation(), workers=workers, **epoch)) for workers in (0, 1)]
+    assert [images.shape for images, _ in batches[0]] == [(15, 3, 32, 32)] * 2
+    assert all(torch.equal(first, second) for (first, _), (second, _) in zip(*batches, strict=True))
 
 
 def profiled(code: str, size: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
