@@ -155,7 +155,7 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
         ("images", f"{'x'.join(map(str, graph.input_shape))}, {len(info.classes)} classes; {splits}"),
         ("measured", "with full batches" if batch is None else f"with batches of at most {batch}, scaled linearly"),
     ]
-    if root is not None and info.storage == "files":
+    if root is not None and info.storage != "arrays":
         facts.append(("loading", _loading(dry_run, root, measured[0], seconds)))
     print_facts(facts)
     print()

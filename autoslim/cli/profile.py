@@ -250,8 +250,8 @@ def _network_of_params(
     if example is None or classes is None:
         info = read_info(PREPARED)
         if example is None:
-            example = example_inputs(["x".join(map(str, info.input_shape))], None)
-        classes = classes or len(info.classes)
+            example = info.example()
+        classes = classes or info.outputs
     arguments = model.kwargs | keyword_values(kwargs)
     network, graph = _named_network(model.name, example, classes, arguments, [*model.leaves, *leaves], part)
     return model.name, network, graph, grid_spec(params.supernet)

@@ -171,6 +171,7 @@ def _draw(headers: Sequence[str], cells: Sequence[Sequence[str]], title: str, fl
 def prepared_info(params: "Params") -> "DataInfo | None":
     """Returns the description of the prepared data; None if there are none, or if they do not match ``params.data``."""
     from autoslim.data.prepared import FILE_NAME, read_info
+    from autoslim.files import sha256
     from autoslim.pipeline.project import PREPARED
 
     if not (PREPARED / FILE_NAME).is_file():
@@ -181,6 +182,8 @@ def prepared_info(params: "Params") -> "DataInfo | None":
     counts = info.counts
     held_out = data.search_images if info.search_limit is None else min(data.search_images, info.search_limit)
     same = expected == (info.source, info.image_size, info.channels) and held_out == counts["search"]
+    if (own := data.own_file) is not None:
+        same = same and Path(own).is_file() and info.origin.get("file") == sha256(Path(own))
     more = counts["train"] > (data.train_images or math.inf) or counts.get("test", 0) > (data.test_images or math.inf)
     return info if same and not more else None
 

@@ -239,10 +239,10 @@ def keyed_generators() -> Iterator[Callable[[int, int, int], None]]:
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
 
     def seed(*key: int) -> None:
-        words = np.random.SeedSequence(key).generate_state(4)
-        torch.default_generator.manual_seed(int.from_bytes(words.tobytes()[:8], "little"))
-        np.random.seed(words)
-        random.seed(words.tobytes())
+        first, second, third = np.random.SeedSequence(key).generate_state(3).tolist()
+        torch.default_generator.manual_seed(first)
+        np.random.seed(second)
+        random.seed(third)
 
     try:
         yield seed
@@ -272,14 +272,17 @@ class Batching:
             batch = collated([sample[1] for sample in pairs]), collated([sample[2] for sample in pairs])
             if structures_of(*batch) == self.expected:
                 return batch
-        except StructureError:
-            pass
+            problem = "they differ in structure"
+        except StructureError as error:
+            problem = str(error)
         for sample in pairs:
             try:
                 check_structures(self.name, sample, self.expected)
             except UserError as error:
                 return error
-        raise AssertionError("each sample has the expected structure, but the batch has not")
+        return UserError(
+            f"samples of {self.name} cannot be made a batch: {problem}; return equal types for all samples"
+        )
 
 
 def structures_of(inputs: Any, targets: Any) -> Structures:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import ConcatDataset, Subset
 
 from autoslim.data.own import ASIDE, OwnData, Reading, Sample, Samples, Structures, check_structures, loader
-from autoslim.data.structure import collated, is_class_number, on_tensors
+from autoslim.data.structure import collated, is_class_number
 from autoslim.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -69,12 +70,12 @@ def inspect_own(own: OwnData, task: str, workers: int, progress: Progress) -> In
             have the same samples.
     """
     _check_distinct(own)
-    firsts = {part: _first(own, part, workers) for part in own.parts}
+    firsts = {part: _first(own, part, ASIDE, workers) for part in own.parts}
     structures = check_structures(own.named("train"), firsts["train"])
     for part, sample in firsts.items():
         check_structures(own.named(part), sample, structures)
-    training = _read(own, "train", [np.array([0])], Reading(True, 0, 0), workers)
-    check_structures(f"{own.named('train')}, after train_transforms,", next(training)[0], structures)
+    training = _first(own, "train", Reading(True, 0, 0), workers)
+    check_structures(f"{own.named('train')}, after train_transforms,", training, structures)
     names = class_names(own.parts["train"], own.source)
     numbered = is_class_number(structures[1]) and (task == "classification" or names is not None)
     labels: dict[str, np.ndarray] = {}
@@ -139,23 +140,15 @@ def _base(dataset: Any) -> tuple[Any, np.ndarray]:
     return dataset, np.arange(len(dataset))
 
 
-def _first(own: OwnData, part: str, workers: int) -> Sample:
-    return next(_read(own, part, [np.array([0])], ASIDE, min(workers, 1)))[0]
-
-
-def _raw(samples: Sequence[Sample | UserError]) -> list[Sample] | UserError:
-    found = []
-    for sample in samples:
-        if isinstance(sample, UserError):
-            return sample
-        found.append(sample)
+def _first(own: OwnData, part: str, reading: Reading, workers: int) -> Sample:
+    """Returns the first sample of a data set."""
+    [sample] = loader(Samples(own, part, reading), [np.array([0])], _only, min(workers, 1))
+    found: Sample = sample
     return found
 
 
-def _read(
-    own: OwnData, part: str, batches: Sequence[np.ndarray], reading: Reading, workers: int
-) -> Iterator[list[Sample]]:
-    yield from loader(Samples(own, part, reading), batches, _raw, workers)
+def _only(samples: Sequence[Sample | UserError]) -> Sample | UserError:
+    return samples[0]
 
 
 def _inspected(
@@ -183,14 +176,11 @@ def _summarised(name: str, structures: Structures, samples: Sequence[Sample | Us
 
 
 def content_of(value: Any) -> bytes:
-    """Returns a digest of the tensors of an input: 16 bytes."""
+    """Returns a digest of the tensors and texts of an input: 16 bytes."""
     digest = hashlib.sha256()
-
-    def update(tensor: Tensor) -> Tensor:
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return tensor
-
-    on_tensors(collated([value]), update)
+    for leaf in tree_leaves(collated([value])):
+        tensor = isinstance(leaf, Tensor)
+        digest.update(leaf.contiguous().reshape(-1).view(torch.uint8).numpy() if tensor else repr(leaf).encode())
     return digest.digest()[:16]
 
 
@@ -247,10 +237,11 @@ def _classes(own: OwnData, labels: Mapping[str, np.ndarray], names: tuple[str, .
     for part, numbers in labels.items():
         wrong = np.flatnonzero((numbers < 0) | (numbers >= count))
         if len(wrong):
+            number = int(numbers[wrong[0]])
+            span = "start at 0" if number < 0 else f"are from 0 to {count - 1} ({rule})"
             raise UserError(
-                f"the target of sample {wrong[0]} of {own.named(part)} is {numbers[wrong[0]]}, and {len(wrong)} of its "
-                f"{len(numbers)} targets are out of range; class numbers are from 0 to {count - 1} ({rule}): correct "
-                "the targets"
+                f"the target of sample {wrong[0]} of {own.named(part)} is {number}, and {len(wrong)} of its "
+                f"{len(numbers)} targets are out of range; class numbers {span}: correct the targets"
             )
     present = np.bincount(labels["train"], minlength=count) > 0
     if present.sum() < 2:

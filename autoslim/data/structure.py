@@ -32,17 +32,18 @@ def collated(samples: Sequence[Any]) -> Any:
     """Returns a batch of ``samples``: each tensor gets a first dimension, and each text becomes a list of texts.
 
     The leaves are those of torch's ``default_collate``, except that float64, which Python's numbers become, is
-    converted to float32, the dtype of networks. Containers keep their kind, because a tuple of inputs is several
-    arguments of a network, and a list is one.
+    converted to float32, the dtype of networks. Containers become tuples, lists or dicts, because a tuple of inputs is
+    several arguments of a network, and a list is one.
 
     Raises:
         StructureError: the samples differ in structure or shape, or contain something that is not a tensor, an array, a
             number or text.
     """
     first = samples[0]
-    if any(type(sample) is not type(first) for sample in samples):
-        kinds = sorted({type(sample).__name__ for sample in samples})
-        raise StructureError(f"samples are of different types: {', '.join(kinds)}")
+    for kind in (Mapping, tuple, list):
+        if len({isinstance(sample, kind) for sample in samples}) > 1:
+            kinds = sorted({type(sample).__name__ for sample in samples})
+            raise StructureError(f"samples are of different types: {', '.join(kinds)}")
     if isinstance(first, Mapping):
         if any(sample.keys() != first.keys() for sample in samples):
             raise StructureError("samples have different keys")
@@ -51,10 +52,8 @@ def collated(samples: Sequence[Any]) -> Any:
         if any(len(sample) != len(first) for sample in samples):
             raise StructureError(f"samples have different lengths: {sorted({len(sample) for sample in samples})}")
         parts = [collated(column) for column in zip(*samples, strict=True)]
-        if isinstance(first, list):
-            return parts
-        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
-    if isinstance(first, Tensor) or hasattr(first, "shape"):
+        return parts if isinstance(first, list) else tuple(parts)
+    if all(hasattr(sample, "shape") for sample in samples):
         shapes = sorted({tuple(sample.shape) for sample in samples})
         if len(shapes) > 1:
             raise StructureError(f"samples have different shapes: {', '.join(map(str, shapes[:3]))}")
@@ -142,6 +141,5 @@ def on_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(batch, list):
         return [on_tensors(value, change) for value in batch]
     if isinstance(batch, tuple):
-        parts = [on_tensors(value, change) for value in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+        return tuple(on_tensors(value, change) for value in batch)
     return change(batch) if isinstance(batch, Tensor) else batch

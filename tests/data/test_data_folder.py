@@ -26,7 +26,8 @@ def test_unknown_sources(source: str) -> None:
         check_source(source)
     assert str(caught.value) == (
         f"data source {source!r} is unknown; "
-        "expected digits, torchvision:NAME (for example torchvision:CIFAR10) or folder:PATH"
+        "expected digits, torchvision:NAME (for example torchvision:CIFAR10), folder:PATH, hf:PATH, or "
+        "path/to/file.py:function"
     )
 
 
