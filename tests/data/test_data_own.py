@@ -446,6 +446,18 @@ def test_data_that_changed_after_they_were_prepared(written: Callable[[str], str
         PreparedData.open(Path("prepared"))
 
 
+@pytest.mark.parametrize("name", ["train.indices.npy", "search.labels.npy"])
+def test_damaged_and_missing_files(name: str, written: Callable[[str], str]) -> None:
+    run(written(PLAIN))
+    path = Path("prepared") / name
+    np.save(path, np.load(path)[::-1])
+    with pytest.raises(UserError, match=f"prepared is damaged .{name} does not match its digest"):
+        PreparedData.open(Path("prepared"))
+    path.unlink()
+    with pytest.raises(UserError, match=r"prepared is incomplete .*; run the prepare stage again"):
+        PreparedData.open(Path("prepared"))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_that_changes_its_shape_later_is_an_error_in_training(
     workers: int, written: Callable[[str], str]
