@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from autoslim.supernet.sandwich import random_subnet as random_subnet
     from autoslim.supernet.sandwich import sandwich_step as sandwich_step
     from autoslim.supernet.supernet import Supernet as Supernet
+    from autoslim.tasks.measure import Measure as Measure
+    from autoslim.tasks.task import Task as Task
     from autoslim.tracing import trace as trace
 
 _MODULES = {
@@ -43,9 +45,11 @@ _MODULES = {
     "GridSpec": "autoslim.channels.grid",
     "GroupLimits": "autoslim.channels.limits",
     "LatencyTable": "autoslim.resources.latency.table",
+    "Measure": "autoslim.tasks.measure",
     "SearchProgress": "autoslim.slimming.search",
     "Slimmed": "autoslim.slimming.slim",
     "Supernet": "autoslim.supernet.supernet",
+    "Task": "autoslim.tasks.task",
     "Trajectory": "autoslim.slimming.search",
     "TrajectoryPoint": "autoslim.slimming.search",
     "UserError": "autoslim.errors",
@@ -74,9 +78,11 @@ __all__ = [
     "GridSpec",
     "GroupLimits",
     "LatencyTable",
+    "Measure",
     "SearchProgress",
     "Slimmed",
     "Supernet",
+    "Task",
     "Trajectory",
     "TrajectoryPoint",
     "UserError",

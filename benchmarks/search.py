@@ -210,11 +210,11 @@ def _compare(folder: Path, rows: list[dict[str, Any]], budgets: list[str]) -> No
             channels = row["found"][budget]
             outcome = concatenated([run_chunk(channels, {})[CURRENT] for run_chunk in runners])
             first = first or outcome
-            difference = 100 * (first.wrong - outcome.wrong)
+            difference = 100 * (first.errors - outcome.errors)
             row.setdefault("fresh", {})[budget] = {
                 "macs": supernet.graph.macs(channels),
-                "top1": 100 * (1 - float(outcome.wrong.mean())),
-                "cross_entropy": float(outcome.nats.mean()),
+                "top1": 100 * (1 - float(outcome.errors.mean())),
+                "cross_entropy": float(outcome.losses.mean()),
                 "gain": float(difference.mean()),
                 "gain_se": float(difference.std()) / len(difference) ** 0.5,
             }

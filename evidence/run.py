@@ -45,10 +45,11 @@ from autoslim.resources.latency.measure import processor
 from autoslim.search.methods import allocate
 from autoslim.supernet.extract import load_supernet
 from autoslim.supernet.recalibration import recalibrate
-from autoslim.tasks.classification import evaluate
+from autoslim.tasks.classification import Classification
+from autoslim.tasks.evaluation import evaluate
 from autoslim.training.device import RunContext, autocast
 from autoslim.training.loop import write_rows
-from autoslim.training.retrain import retrained_top1
+from autoslim.training.retrain import evaluate_retrained
 
 HERE = Path(__file__).parent
 HOST = RunContext(torch.device("cpu"), 1, 300.0)
@@ -291,11 +292,11 @@ def _trained(cache: StageCache, params: Params, files: Files, seed: int) -> Row:
         network, graph = traced_network(checked.model, data.info)
         channels = read(folder / "outputs/channels/autoslim.json")["channels"]
         weights = folder / "outputs/retrain/autoslim/weights"
-        top1 = retrained_top1(
+        found = evaluate_retrained(
             network, graph, channels, data, recipe(checked.retrain), HOST, seeds=[seed], folder=weights
         )
         search_top1 = read(folder / "outputs/retrain/autoslim/metrics.json")["search_top1"]["mean"]
-        write_json(file, {"search_top1": round(search_top1, 5), "top1": round(top1[seed], 5)})
+        write_json(file, {"search_top1": round(search_top1, 5), "top1": round(found[seed]["top1"], 5)})
     values: Row = read(file) | read(folder / "done.json")
     return values
 
@@ -369,8 +370,8 @@ def _scorer(cache: StageCache, params: Params, images: Sequence[int]) -> Callabl
         supernet.select(channels)
         for count in images:
             for statistics, scored in (("batch", supernet), ("running", plain)):
-                result = evaluate(scored, chunks[count], cast)
-                values = {"top1": round(1 - result.error, 5), "nats": round(result.cross_entropy, 4)}
+                result = evaluate(Classification(), scored, chunks[count], cast)
+                values = {"top1": round(1 - result.error, 5), "nats": round(result.loss, 4)}
                 yield {"images": count, "statistics": statistics, **values}
 
     return score

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoslim.cli.terminal import ParamsFile, amounts, known_table, prepared_info, print_facts
+from autoslim.cli.terminal import ParamsFile, amounts, data_in_words, known_table, prepared_info, print_facts
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project_with
 from autoslim.resources.budgets import TITLES, format_amount, format_named_amount
@@ -48,7 +48,7 @@ def check(path: Path, root: Path) -> None:
 
     params = load_params(path)  # before importing torch, so that most errors are reported at once
     from autoslim.pipeline.assembly import run_context
-    from autoslim.pipeline.checks import check_data, check_model, check_table
+    from autoslim.pipeline.checks import check_data, check_model, check_table, check_task_source
     from autoslim.pipeline.code_lock import check_lock
     from autoslim.pipeline.costs import latency_target
     from autoslim.pipeline.launch import rank_count
@@ -56,6 +56,7 @@ def check(path: Path, root: Path) -> None:
     check_lock()
     check_data(params.data, relative_to=root)
     check_model(params.model)
+    check_task_source(params.task)
     if params.latency.table is not None:
         check_table(params.latency.table)
     target = latency_target(params.latency)
@@ -72,12 +73,14 @@ def check(path: Path, root: Path) -> None:
 def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list[tuple[str, str]]:
     from autoslim.models.pretrained import weights_file
     from autoslim.pipeline.assembly import initial_network, traced_network
-    from autoslim.pipeline.checks import check_reach, check_runs, check_smoothing, size_notes
+    from autoslim.pipeline.checks import check_reach, check_runs, check_task, size_notes
     from autoslim.resources.costs import Costs
     from autoslim.resources.latency.kernels import find_kernels
+    from autoslim.tasks.building import find_task
 
-    check_smoothing(params, info)
-    network, graph = traced_network(params.model, info)
+    task = find_task(params.task)
+    check_task(params, info, task)
+    network, graph = traced_network(params.model, info, task)
     if weights_file(params.model.weights):  # named weights would be downloaded
         initial_network(params.model, params.supernet, network, graph)
     check_runs(network, graph, target)
@@ -89,7 +92,7 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
     spans = (f"{format_amount(r.narrowest, r.resource)} to {r.amount(r.widest)}" for r in reaches)
     facts = [
         *(("note", note) for note in size_notes(params, info)),
-        ("images", f"{'x'.join(map(str, info.input_shape))}, {len(info.classes)} classes; {counts}"),
+        ("images", f"{data_in_words(info)}; {counts}"),
         ("latency", table.summary() if table else f"not measured yet; it will be measured on {target}"),
         ("network", f"{params.model.name}, {len(graph.groups)} groups, {amounts(costs.all(graph.default))}"),
         ("supernet", f"from {', '.join(spans)}" if reaches else NOT_MEASURED),

@@ -11,6 +11,7 @@ from autoslim.cli.terminal import (
     Classes,
     ParamsFile,
     amounts,
+    data_in_words,
     described_data,
     known_table,
     prepared_info,
@@ -138,21 +139,22 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     from autoslim.pipeline.dry_run import DryRun
     from autoslim.pipeline.estimate import Sizes, plan
     from autoslim.resources.costs import Costs
+    from autoslim.tasks.building import find_task
 
-    network, graph = traced_network(params.model, info)
+    network, graph = traced_network(params.model, info, find_task(params.task))
     costs = Costs(graph, known_table(params, network, graph))
     check_reach(params, graph, costs.table)
     grid = graph.grid(grid_spec(params.supernet))
     counts = info.counts
     works = plan(params, costs, grid, Sizes(counts["train"], counts["search"], counts.get("test")))
-    dry_run = DryRun(params, network, graph, grid, len(info.classes), run_context(params.runtime))
+    dry_run = DryRun(params, network, graph, grid, info, run_context(params.runtime))
     measured = _measured(dry_run, works, batch, seconds)
     splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())
     facts = [
         ("device", _named(dry_run.context.device)),
         ("network", f"{params.model.name}, {amounts(costs.all(graph.default))}"),
         ("budget", format_budgets(params.budgets) + _latency_note(params, costs)),
-        ("images", f"{'x'.join(map(str, graph.input_shape))}, {len(info.classes)} classes; {splits}"),
+        ("images", f"{data_in_words(info)}; {splits}"),
         ("measured", "with full batches" if batch is None else f"with batches of at most {batch}, scaled linearly"),
     ]
     if root is not None and info.storage != "arrays":

@@ -1,14 +1,15 @@
-"""``autoslim evaluate``: computes the accuracy of retrained networks again."""
+"""``autoslim evaluate``: computes the measures of retrained networks again."""
 
 from enum import StrEnum
 from statistics import fmean, stdev
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from autoslim.cli.terminal import Method, percent, print_table
+from autoslim.cli.terminal import Method, print_table
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project
+from autoslim.tasks.measure import Measure
 
 
 class Split(StrEnum):
@@ -32,14 +33,24 @@ def evaluate_cli(
     """
     enter_project()
     from autoslim.pipeline.params import load_params
-    from autoslim.pipeline.retrain import load_retrained, score, seeds_of
+    from autoslim.pipeline.retrain import evaluate, load_retrained, seeds_of
+    from autoslim.tasks.building import find_task
 
     params = load_params()
-    rows, accuracies = [], []
+    task = find_task(params.task)
+    rows: list[list[Any]] = []
+    all_values: list[list[float]] = []
+    measures: list[Measure] = []
     for number in [seed] if seed is not None else seeds_of(method):
-        result = score(load_retrained(params, method, number), params, split)
-        accuracies.append(1 - result.error)
-        rows.append([number, percent(1 - result.error), f"{result.cross_entropy:.4f}"])
+        retrained = load_retrained(params, method, number)
+        found = evaluate(retrained, params, split)
+        measures = measures or task.measures(retrained.info)
+        all_values.append([found.values[measure.name] for measure in measures])
+        numbers = [measure.number(value) for measure, value in zip(measures, all_values[-1], strict=True)]
+        rows.append([number, *numbers, f"{found.score.loss:.4f}"])
     if len(rows) > 1:
-        rows.append(["all", f"{percent(fmean(accuracies))} ± {percent(stdev(accuracies))}", ""])
-    print_table(["seed", f"top-1 on {split} (%)", "cross-entropy"], rows, title=f"method {method}")
+        columns = zip(measures, zip(*all_values, strict=True), strict=True)
+        spread = [f"{measure.number(fmean(each))} ± {measure.number(stdev(each))}" for measure, each in columns]
+        rows.append(["all", *spread, ""])
+    titles = [measure.header(f"{measure.title} on {split}") for measure in measures]
+    print_table(["seed", *titles, task.loss_name.replace("_", "-")], rows, title=f"method {method}")

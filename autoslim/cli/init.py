@@ -30,6 +30,12 @@ def init_cli(
         str | None,
         typer.Option("--weights", help="model.weights: a file with your trained weights, or `DEFAULT` of torchvision."),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task", help="task: classification, multilabel, segmentation, regression or `my_task.py:MyTask`."
+        ),
+    ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="305M, 20MB, 4.5ms, 50%, or `{macs: 305M, params: 3.5M}`.")
     ] = None,
@@ -59,7 +65,7 @@ def init_cli(
     """
     from autoslim.pipeline.own_project import Choices
 
-    choices = Choices(data, model, weights, budget, preset)
+    choices = Choices(data, model, weights, task, budget, preset)
     if not upgrade:
         create(folder, choices)
         return

@@ -171,9 +171,10 @@ def measure(params: "Params", info: "DataInfo", to: Path) -> "LatencyTable":
     from autoslim.pipeline.assembly import traced_network
     from autoslim.pipeline.checks import check_groups
     from autoslim.pipeline.costs import latency_target, measured_table
+    from autoslim.tasks.building import find_task
 
     latency_target(params.latency)  # checks the device before the network is built
-    network, graph = traced_network(params.model, info)
+    network, graph = traced_network(params.model, info, find_task(params.task))
     check_groups(params.model.name, graph)
     table = measured_table(params, network, graph, anew=True)
     write_sealed(to, table.to_dict())

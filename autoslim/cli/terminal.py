@@ -188,6 +188,14 @@ def prepared_info(params: "Params") -> "DataInfo | None":
     return info if same and not more else None
 
 
+def data_in_words(info: "DataInfo") -> str:
+    """Returns a description of the inputs, and the number of classes or the targets."""
+    from autoslim.data.structure import in_words
+
+    targets = f"{len(info.classes)} classes" if info.classes else f"targets {in_words(info.targets)}"
+    return f"{in_words(info.inputs)}, {targets}"
+
+
 def described_data(
     params: "Params",
     *,

@@ -11,6 +11,7 @@ from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import SEARCH, check_trajectory_format, enter_project, read_output
 from autoslim.resources.budgets import TITLES, UNITS, format_amount, format_named_amount, parse_budgets
+from autoslim.tasks.measure import named_scores
 
 
 @with_clear_errors
@@ -34,8 +35,8 @@ def trajectory_cli(
     """Show the steps of the search or, with --budget, the channels within budgets. One search serves all budgets.
 
     A budget can limit any resource, because each step records all resources (latency only if there was a latency
-    table). The top-1 accuracy is measured on the search split with the supernet's weights. It serves to rank the
-    networks; their accuracy after retraining differs.
+    table). The score, such as top-1, is measured on the search split with the supernet's weights. It serves to rank
+    the networks; their scores after retraining differ.
 
     Examples:
 
@@ -59,8 +60,9 @@ def trajectory_cli(
         return
     chosen = {text: within(trajectory, text, resource or trajectory["resource"]) for text in budget}
     if as_json:
-        keys = ("step", *recorded(trajectory), "channels")
-        print(json.dumps({t: {k: s[k] for k in keys} | {"top1": 1 - s["error"]} for t, s in chosen.items()}, indent=1))
+        keys, score = ("step", *recorded(trajectory), "channels"), named_scores(trajectory)[0]
+        shown = {t: {k: s[k] for k in keys} | {score.name: score.of_error(s["error"])} for t, s in chosen.items()}
+        print(json.dumps(shown, indent=1))
     else:
         print_budgets(trajectory, chosen)
 
@@ -136,7 +138,7 @@ def _check_reached(trajectory: Mapping[str, Any], text: str, limits: Mapping[str
 
 
 def print_steps(trajectory: dict[str, Any]) -> None:
-    steps = trajectory["steps"]
+    steps, score = trajectory["steps"], named_scores(trajectory)[0]
     several = bool(trajectory.get("limits"))  # the cost is then the largest share of a limit
     default = 1.0 if several else trajectory["default"][trajectory["resource"]]
     shown = recorded(trajectory)
@@ -144,7 +146,7 @@ def print_steps(trajectory: dict[str, Any]) -> None:
     for before, step in zip([None, *steps], steps, strict=False):
         costs = [format_amount(step[resource], resource) for resource in shown]
         share = percent(step["cost" if several else trajectory["resource"]] / default, 1)
-        cells = [step["step"], *costs, share, percent(1 - step["error"])]
+        cells = [step["step"], *costs, share, score.number(score.of_error(step["error"]))]
         if not before:
             rows.append([*cells, "(widest)", ""])
         for group in step["slimmed"]:
@@ -152,7 +154,7 @@ def print_steps(trajectory: dict[str, Any]) -> None:
             cells = [""] * len(cells)
     titles = [TITLES[resource] for resource in shown]
     share = "% of the limits" if several else f"{TITLES[trajectory['resource']]} (% of default)"
-    print_table(["step", *titles, share, "top-1 (%)", "slimmed", "channels"], rows, left=["slimmed", "channels"])
+    print_table(["step", *titles, share, score.header(), "slimmed", "channels"], rows, left=["slimmed", "channels"])
     if several:
         limits = ", ".join(format_named_amount(limit, resource) for resource, limit in trajectory["limits"].items())
         print(f"\nlimits: {limits}; the share is that of the binding limit")
@@ -160,14 +162,11 @@ def print_steps(trajectory: dict[str, Any]) -> None:
 
 
 def print_budgets(trajectory: dict[str, Any], chosen: dict[str, dict[str, Any]]) -> None:
-    default = trajectory["default"]
-    facts = [
-        (
-            f"budget {text}",
-            f"step {step['step']}: {amounts(step)}, top-1 {percent(1 - step['error'])} % in the supernet",
-        )
-        for text, step in chosen.items()
-    ]
+    default, score = trajectory["default"], named_scores(trajectory)[0]
+    facts = []
+    for text, step in chosen.items():
+        value = f"{score.title} {score.number(score.of_error(step['error']))} {score.unit}".rstrip()
+        facts.append((f"budget {text}", f"step {step['step']}: {amounts(step)}, {value} in the supernet"))
     print_facts([("default", amounts(default)), *facts])
     print()
     rows = [

@@ -9,8 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoslim.channels.batches import batch_arguments
 from autoslim.channels.copying import named_tensors, on_meta
+from autoslim.channels.inputs import Arguments
+from autoslim.data.prepared import DataInfo
+from autoslim.data.structure import in_words, is_tensor
 from autoslim.errors import UserError, first_line
+from autoslim.tasks.task import Task
 from autoslim.user_code import find_callable, importing_from
 
 _FORMATS = "write package.module:callable (torchvision.models:resnet50), timm:NAME or path/to/file.py:callable"
@@ -59,43 +64,47 @@ def _call(constructor: Callable[..., Any], kwargs: Mapping[str, Any], classes: i
     return constructor(**kwargs)  # the callable that receives **kwargs does not accept num_classes
 
 
-def check_network(network: nn.Module, name: str, input_shape: tuple[int, ...], classes: int) -> None:
-    """Checks that a network accepts the data's images and returns one logit for each class.
+def check_network(network: nn.Module, name: str, info: DataInfo, task: Task) -> Any:
+    """Checks that a network accepts the data's inputs and returns outputs that fit the task.
 
     A copy of the network runs on the meta device, without computing values, or on the network's device if its control
     flow depends on data.
 
+    Returns:
+        The output in evaluation mode for two samples of zeros, possibly on the meta device.
+
     Raises:
-        UserError: the network does not accept images of ``input_shape`` (C, H, W), or returns other outputs.
+        UserError: the network does not accept the inputs, or returns other outputs.
     """
+    example = batch_arguments(info.example(2))
     required = _required_parameters(network)
-    if len(required) > 1:
+    if len(required) > len(example.args) + len(example.kwargs):
+        inputs = "a batch of images as the only input" if is_tensor(info.inputs) else f"inputs {in_words(info.inputs)}"
         raise UserError(
-            f"model {name!r} has the inputs {', '.join(required)}, but the pipeline trains classifiers with a batch of "
-            "images as the only input; give the other inputs a default value in forward"
+            f"model {name!r} has the inputs {', '.join(required)}, but the data have {inputs}; give the other inputs a "
+            "default value in forward"
         )
     try:
         try:
-            outputs = [_output(on_meta(network), input_shape, mode) for mode in (False, True)]
+            outputs = [_output(on_meta(network), example, mode) for mode in (False, True)]
         except Exception:  # the control flow may depend on data
-            outputs = [_output(copy.deepcopy(network), input_shape, mode) for mode in (False, True)]
+            outputs = [_output(copy.deepcopy(network), example, mode) for mode in (False, True)]
     except Exception as error:
+        own = info.storage == "own"
+        remedy = "the data set" if own else "data.channels and data.image_size"
         raise UserError(
-            f"model {name!r} does not accept images of {'x'.join(map(str, input_shape))}: {first_line(error)}; "
-            "set data.channels and data.image_size, or model.kwargs, to what the network expects"
+            f"model {name!r} does not accept {'inputs' if own else 'images'} of {in_words(info.inputs)}: "
+            f"{first_line(error)}; set {remedy}, or model.kwargs, to what the network expects"
         ) from error
     output, in_training = outputs
     if isinstance(output, torch.Tensor) and not isinstance(in_training, torch.Tensor):
         raise UserError(
-            f"model {name!r} returns {type(in_training).__name__} in training, not one tensor of logits; switch "
+            f"model {name!r} returns {type(in_training).__name__} in training, not one tensor as in evaluation; switch "
             "auxiliary heads off (for torchvision's networks, set model.kwargs.aux_logits: false)"
         )
-    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-    if shape != (2, classes):
-        raise UserError(
-            f"model {name!r} returns {shape[1] if isinstance(shape, tuple) and len(shape) == 2 else shape} outputs "
-            f"for {classes} classes of data; set model.kwargs.num_classes: {classes}"
-        )
+    if misfit := task.misfit(info, output) or task.misfit(info, in_training):
+        raise UserError(f"model {name!r} {misfit}")
+    return output
 
 
 def _required_parameters(network: nn.Module) -> list[str]:
@@ -108,11 +117,11 @@ def _required_parameters(network: nn.Module) -> list[str]:
     return [p.name for p in parameters if p.default is inspect.Parameter.empty and p.kind not in variadic]
 
 
-def _output(network: nn.Module, input_shape: tuple[int, ...], training: bool) -> Any:
-    """Returns the network's output for two black images, in training or evaluation mode."""
+def _output(network: nn.Module, example: Arguments, training: bool) -> Any:
+    """Returns the network's output for an example, in training or evaluation mode."""
     device = next((tensor.device for tensor in named_tensors(network).values()), torch.device("cpu"))
     with torch.no_grad(), device:
-        return network.train(training)(torch.zeros((2, *input_shape)))
+        return example.map(lambda tensor: tensor.to(device)).run(network.train(training))
 
 
 def find_constructor(name: str) -> Callable[..., Any]:

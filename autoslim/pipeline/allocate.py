@@ -24,6 +24,8 @@ from autoslim.search.search import SearchSettings
 from autoslim.search.trajectory import read_trajectory
 from autoslim.supernet.extract import SupernetFile, load_supernet, subnet_extractor
 from autoslim.supernet.supernet import Supernet
+from autoslim.tasks.building import find_task
+from autoslim.tasks.task import Task
 from autoslim.training.checkpoints import Checkpoints, has_weights, load_weights
 from autoslim.training.device import to_device
 
@@ -36,7 +38,8 @@ def run() -> None:
     """
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
-    network, graph = traced_network(params.model, data.info)
+    task = find_task(params.task)
+    network, graph = traced_network(params.model, data.info, task)
     costs = load_costs(graph)
     check_measured_here(params, costs.table)
     check_reach(params, graph, costs.table)
@@ -57,7 +60,7 @@ def run() -> None:
         supernet, file = load_supernet(SUPERNET, network, graph)
     if refines:
         state = _checkpoints(params, limits)
-        refinement = _refined(params, supernet, file, data, costs, chosen["autoslim"], limits, ranges, state)
+        refinement = _refined(params, task, supernet, file, data, costs, chosen["autoslim"], limits, ranges, state)
         write_json(CHANNELS / "refinement.json", refinement)
         chosen["autoslim"] = refinement["after"]["channels"]
     else:
@@ -97,11 +100,12 @@ def _default_start(graph: ChannelGraph, file: SupernetFile) -> Start:
 def _checkpoints(params: Params, limits: Mapping[str, float]) -> Checkpoints:
     return checkpoints(
         "allocate",
-        *inputs(params.model, PREPARED),
+        *inputs(params.model, PREPARED, params.task),
         SUPERNET / "weights.safetensors",
         SUPERNET / "supernet.json",
         SEARCH / "trajectory.json",
         RESOURCES / "latency.json",
+        task=params.task,
         search=params.search.model_dump(),
         limits=dict(limits),
         grid=params.supernet.grid.model_dump(),
@@ -110,6 +114,7 @@ def _checkpoints(params: Params, limits: Mapping[str, float]) -> Checkpoints:
 
 def _refined(
     params: Params,
+    task: Task,
     supernet: Supernet,
     file: SupernetFile,
     data: PreparedData,
@@ -119,7 +124,7 @@ def _refined(
     ranges: Mapping[str, GroupRange],
     state: Checkpoints,
 ) -> dict[str, Any]:
-    """Refines ``channels``, and prints the costs and the accuracy before and after."""
+    """Refines ``channels``, and prints the costs and the score before and after."""
     context = run_context(params.runtime)
     with state.lock():
         to_device(supernet, context.device, channels_last=True)
@@ -136,11 +141,15 @@ def _refined(
             seed=params.data.seed,
             checkpoints=state,
             ranges=ranges,
+            task=task,
         )
     before, after = refinement["before"], refinement["after"]
     costs_of = [[format_amount(end[resource], resource) for resource in limits] for end in (before, after)]
     amounts = ", ".join(f"{old} -> {new}" for old, new in zip(*costs_of, strict=True))
-    top1 = f"{1 - before['error']:.1%} -> {1 - after['error']:.1%}"
+    scores = " -> ".join(task.score.short(task.value(end["error"])) for end in (before, after))
     changes = len(refinement["changes"])
-    print(f"allocate: autoslim: {changes} changes ({amounts}), top-1 on search images {top1}", file=sys.stderr)
+    print(
+        f"allocate: autoslim: {changes} changes ({amounts}), {task.score.title} on search images {scores}",
+        file=sys.stderr,
+    )
     return refinement

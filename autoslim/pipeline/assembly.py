@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from autoslim.channels.batches import batch_arguments
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.grid import GridSpec
 from autoslim.channels.limits import GroupLimits
@@ -24,16 +25,24 @@ from autoslim.pipeline import params as P
 from autoslim.pipeline.checkpoint_keys import KeyedCheckpoints, code_digest, imported_modules
 from autoslim.pipeline.project import repository_root
 from autoslim.pipeline.tracking import flattened
+from autoslim.tasks.building import try_task
+from autoslim.tasks.classification import CLASSIFICATION
+from autoslim.tasks.task import Task
 from autoslim.tracing import trace
 from autoslim.training.device import RunContext, select_device
 from autoslim.training.recipe import Recipe
 
 
-def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGraph]:
-    """Builds, checks and traces the default network for the data.
+def traced_network(
+    model: P.Model,
+    info: DataInfo,
+    task: Task = CLASSIFICATION,
+) -> tuple[nn.Module, ChannelGraph]:
+    """Builds, checks and traces the default network for the data and the task.
 
     Raises:
-        UserError: the network cannot be built or traced, does not fit the data, or lacks a module of ``model.leaves``.
+        UserError: the network cannot be built or traced, does not fit the data or the task, or lacks a module of
+            ``model.leaves``.
     """
     for argument in ("weights", "pretrained"):
         if model.kwargs.get(argument):
@@ -43,10 +52,11 @@ def traced_network(model: P.Model, info: DataInfo) -> tuple[nn.Module, ChannelGr
             )
     # Parameters that keep the constructor's initialisation (see initialise) are then the same in every run.
     torch.manual_seed(0)
-    network = build_network(model.name, model.kwargs, len(info.classes))
+    network = build_network(model.name, model.kwargs, task.outputs(info))
     check_leaves(network, model.name, model.leaves)
-    check_network(network, model.name, info.input_shape, len(info.classes))
-    return network, trace(network, torch.empty(1, *info.input_shape), leaves=model.leaves)
+    output = check_network(network, model.name, info, task)
+    try_task(task, info, output)
+    return network, trace(network, batch_arguments(info.example()), leaves=model.leaves)
 
 
 def initial_network(
@@ -115,18 +125,18 @@ def run_context(runtime: P.Runtime, world: World = SINGLE) -> RunContext:
     return RunContext(device, workers, runtime.checkpoint_minutes * 60, world)
 
 
-def inputs(model: P.Model, prepared: Path) -> list[Path]:
-    """Returns the input files of a run, besides earlier outputs: the prepared data and the user's network.
+def inputs(model: P.Model, prepared: Path, task: str = CLASSIFICATION.name) -> list[Path]:
+    """Returns the input files of a run, besides earlier outputs: the prepared data, the user's network and task.
 
     ``data.json`` contains the digests of the other prepared files, which are compared with them when they are read.
     """
-    return [prepared / FILE_NAME, *model_files(model)]
+    return [prepared / FILE_NAME, *own_python_files(model.name, task)]
 
 
-def model_files(model: P.Model) -> list[Path]:
-    """Returns the user's Python file that defines the network, if there is one."""
-    path = Path(model.name.rpartition(":")[0])
-    return [path] if path.suffix == ".py" else []
+def own_python_files(*names: str) -> list[Path]:
+    """Returns the user's Python files among import paths, such as ``net.py`` of ``net.py:build``."""
+    paths = [Path(name.rpartition(":")[0]) for name in names]
+    return [path for path in dict.fromkeys(paths) if path.suffix == ".py"]
 
 
 def checkpoints(stage: str, *files: Path, code: Iterable[str] | None = None, **parameters: object) -> KeyedCheckpoints:

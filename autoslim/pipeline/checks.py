@@ -26,6 +26,9 @@ from autoslim.resources.costs import Costs
 from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import find_kernels
 from autoslim.resources.latency.table import LatencyTable, Target
+from autoslim.tasks.building import find_task, has_distillation
+from autoslim.tasks.task import Task
+from autoslim.user_code import file_of
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,9 @@ class OwnFile:
 
 def check_pipeline(params: Params, info: DataInfo) -> None:
     """Raises ``UserError`` if the network does not fit the data, the budget or the trained weights."""
-    check_smoothing(params, info)
-    network, graph = traced_network(params.model, info)
+    task = find_task(params.task)
+    check_task(params, info, task)
+    network, graph = traced_network(params.model, info, task)
     check_reach(params, graph)
     initial_network(params.model, params.supernet, network, graph)
 
@@ -113,16 +117,46 @@ def search_note(search: Search, info: DataInfo) -> str:
     return f"search.chunk is {search.chunk}, but {count} images are scored: they are one chunk"
 
 
-def check_smoothing(params: Params, info: DataInfo) -> None:
-    """Raises ``UserError`` if label smoothing gives another class a higher probability than the label."""
-    maximum = 1 - 1 / len(info.classes)
+def check_task(params: Params, info: DataInfo, task: Task) -> None:
+    """Checks that the parameters have a meaning for the task.
+
+    Raises:
+        UserError: the score or the losses are none of the task's, or label smoothing gives another class a higher
+            probability than the label.
+    """
+    if params.search.score not in ("error", "loss", task.loss_name):
+        raise UserError(
+            f"search.score is {params.search.score}, but the scores of task {params.task} are error "
+            f"({task.score.title}) and loss ({task.loss_name}); set search.score to one of these"
+        )
+    if params.supernet.distillation and not has_distillation(task):
+        raise UserError(
+            f"supernet.distillation is true, but task {params.task} has no distillation loss; define its method "
+            "distillation, or set supernet.distillation to false"
+        )
+    if task.smooths_labels:
+        _check_smoothing(params, info)
+        return
+    for stage, smoothing in (
+        ("supernet", params.supernet.label_smoothing),
+        ("retrain", params.retrain.label_smoothing),
+    ):
+        if smoothing:
+            raise UserError(
+                f"{stage}.label_smoothing is {smoothing}, which has no meaning for task {params.task}; set it to 0.0"
+            )
+
+
+def _check_smoothing(params: Params, info: DataInfo) -> None:
+    classes = info.outputs or len(info.classes)
+    maximum = 1 - 1 / classes
     for stage, smoothing in (
         ("supernet", params.supernet.label_smoothing),
         ("retrain", params.retrain.label_smoothing),
     ):
         if smoothing > maximum:
             raise UserError(
-                f"{stage}.label_smoothing is {smoothing}, but with {len(info.classes)} classes it must be at most "
+                f"{stage}.label_smoothing is {smoothing}, but with {classes} classes it must be at most "
                 f"{maximum:.3g}, so that the label stays the most likely class; lower it"
             )
 
@@ -135,6 +169,17 @@ def check_data(data: Data, *, relative_to: Path = Path()) -> None:
     """
     check_source(data.source, relative_to=relative_to)
     for own in _data_files(data):
+        _check_tracked(own)
+
+
+def check_task_source(task: str) -> None:
+    """Checks that the task exists, and that DVC tracks the file of a class of the user's. This needs no data.
+
+    Raises:
+        UserError: there is no such task, or the deps of a stage lack the file.
+    """
+    find_task(task)
+    for own in _task_files(task):
         _check_tracked(own)
 
 
@@ -326,7 +371,7 @@ def check_groups(name: str, graph: ChannelGraph) -> None:
 def own_files(params: Params) -> list[OwnFile]:
     """Returns the files that the parameters name and that DVC has to track."""
     tables = [] if params.latency.table is None else [_table_file(params.latency.table)]
-    return [*_data_files(params.data), *_model_files(params.model), *tables]
+    return [*_data_files(params.data), *_model_files(params.model), *_task_files(params.task), *tables]
 
 
 def _data_files(data: Data) -> list[OwnFile]:
@@ -340,6 +385,11 @@ def _model_files(model: Model) -> list[OwnFile]:
     if model.weights is not None and weights_file(model.weights):
         files.append(OwnFile("model.weights", model.weights, ("supernet",)))
     return files
+
+
+def _task_files(task: str) -> list[OwnFile]:
+    file = file_of(task)
+    return [] if file is None else [OwnFile("task", file, STAGES[1:])]
 
 
 def _table_file(table: str) -> OwnFile:

@@ -10,7 +10,7 @@ from torch import nn
 from autoslim.channels.graph import ChannelGraph
 from autoslim.errors import UserError, first_line
 from autoslim.files import read_json, unsealed, write_sealed
-from autoslim.pipeline.assembly import checkpoints, grid_spec, model_files
+from autoslim.pipeline.assembly import checkpoints, grid_spec, own_python_files
 from autoslim.pipeline.params import Latency, Params
 from autoslim.pipeline.project import RESOURCES
 from autoslim.resources.costs import Costs, Objective
@@ -113,7 +113,7 @@ def measured_table(params: Params, network: nn.Module, graph: ChannelGraph, *, a
     grid = graph.grid(grid_spec(params.supernet))
     state = checkpoints(
         "latency",
-        *model_files(params.model),
+        *own_python_files(params.model.name),
         code=MEASURING_CODE,
         model=params.model.model_dump(),
         target=dataclasses.asdict(target),

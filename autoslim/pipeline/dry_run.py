@@ -7,31 +7,37 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from autoslim.channels.batches import call, first_tensor
+from autoslim.channels.batches import to_device as batch_to_device
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.grid import Grid
 from autoslim.channels.resize import initialise, resize
-from autoslim.data.prepared import PreparedData
+from autoslim.data.prepared import DataInfo, PreparedData
+from autoslim.data.structure import on_tensors, zeros
 from autoslim.errors import UserError
 from autoslim.pipeline import assembly
 from autoslim.pipeline.estimate import TRAINING, Work
 from autoslim.pipeline.params import Params
 from autoslim.pipeline.supernet import sandwich
 from autoslim.resources.budgets import format_amount
-from autoslim.supernet.sandwich import sandwich_rule
+from autoslim.supernet.sandwich import Loss, sandwich_rule
 from autoslim.supernet.supernet import Supernet
 from autoslim.supernet.train import initial_supernet, subnet_scorer
-from autoslim.tasks.classification import evaluate, smoothed_cross_entropy
+from autoslim.tasks.building import find_task
+from autoslim.tasks.evaluation import evaluate
+from autoslim.tasks.task import Task
 from autoslim.training.device import RunContext, autocast, to_device
 from autoslim.training.loop import Step, label_step
 from autoslim.training.recipe import Recipe
 
-Pass = Callable[[Tensor, Tensor], object]
+Pass = Callable[[Any, Any], object]
 MAX_REPEATS = 25
 LOADING_BATCH = 32  # images
 
@@ -53,7 +59,7 @@ class DryRun:
     network: nn.Module
     graph: ChannelGraph
     grid: Grid
-    classes: int
+    info: DataInfo
     context: RunContext
 
     def measure(self, work: Work, images: int, limit_s: float) -> PassTiming:
@@ -82,7 +88,8 @@ class DryRun:
         supernet = work.kind == "supernet"
         recipe = assembly.recipe(self.params.supernet if supernet else self.params.retrain)
         network = self._supernet(recipe.channels_last) if supernet else self._plain(work, recipe)
-        two, four = (saved_bytes(network, recipe.autocast(self.context), *self._batch(count)) for count in (2, 4))
+        precision = recipe.autocast(self.context)
+        two, four = (saved_bytes(network, precision, *self._batch(count), self._task.loss) for count in (2, 4))
         per_image = (four - two) // 2
         weights = sum(parameter.nbytes for parameter in network.parameters())
         return 3 * weights + two + (images - 2) * per_image
@@ -111,22 +118,30 @@ class DryRun:
                     shared,
                     self.grid,
                     sandwich(self.params.supernet),
+                    task=self._task,
                     label_smoothing=supernet.label_smoothing,
                     autocast=supernet.autocast(self.context),
                 )
                 return _stepping(shared, supernet, rule)
             case "validation":
-                return _scoring(self._supernet(supernet.channels_last), work, supernet.autocast(self.context))
+                return _scoring(
+                    self._supernet(supernet.channels_last), work, supernet.autocast(self.context), self._task
+                )
             case "search":
                 precision = autocast(self.context.device, self.params.search.precision)
-                return _scoring(self._supernet(channels_last=True), work, precision)
+                return _scoring(self._supernet(channels_last=True), work, precision, self._task)
             case "retrain":
                 plain = self._plain(work, retrain)
-                loss = partial(smoothed_cross_entropy, smoothing=retrain.label_smoothing)
+
+                def loss(output: Any, targets: Any) -> Tensor:
+                    return self._task.smoothed_loss(output, targets, retrain.label_smoothing)
+
                 return _stepping(plain, retrain, label_step(plain, loss, retrain.autocast(self.context)))
             case "evaluation":
                 plain = self._plain(work, retrain)
-                return lambda images, labels: evaluate(plain, [(images, labels)], retrain.autocast(self.context))
+                return lambda inputs, targets: evaluate(
+                    self._task, plain, [(inputs, targets)], retrain.autocast(self.context)
+                )
 
     def _supernet(self, channels_last: bool) -> Supernet:
         supernet = initial_supernet(
@@ -140,10 +155,14 @@ class DryRun:
         initialise(plain, self.params.retrain.seeds[0])
         return to_device(plain, self.context.device, recipe.channels_last)
 
-    def _batch(self, count: int) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _task(self) -> Task:
+        return find_task(self.params.task)
+
+    def _batch(self, count: int) -> tuple[Any, Any]:
+        inputs = on_tensors(self.info.example(count), lambda t: torch.randn_like(t) if t.is_floating_point() else t)
         device = self.context.device
-        images = torch.randn(count, *self.graph.input_shape, device=device)  # (n, C, S, S)
-        return images, torch.arange(count, device=device) % self.classes
+        return batch_to_device(inputs, device), batch_to_device(zeros(self.info.targets, count), device)
 
 
 def _stepping(network: nn.Module, recipe: Recipe, step: Step) -> Pass:
@@ -151,8 +170,8 @@ def _stepping(network: nn.Module, recipe: Recipe, step: Step) -> Pass:
     optimiser = replace(recipe, learning_rate=0.0).optimiser(network)
     numbers = itertools.count()
 
-    def run(images: Tensor, labels: Tensor) -> None:
-        step(images, labels, next(numbers))
+    def run(inputs: Any, targets: Any) -> None:
+        step(inputs, targets, next(numbers))
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 
@@ -160,9 +179,9 @@ def _stepping(network: nn.Module, recipe: Recipe, step: Step) -> Pass:
     return run
 
 
-def _scoring(supernet: Supernet, work: Work, precision: Callable[[], torch.autocast]) -> Pass:
-    def run(images: Tensor, labels: Tensor) -> None:
-        score = subnet_scorer(supernet, [(images, labels)], precision)
+def _scoring(supernet: Supernet, work: Work, precision: Callable[[], torch.autocast], task: Task) -> Pass:
+    def run(inputs: Any, targets: Any) -> None:
+        score = subnet_scorer(supernet, [(inputs, targets)], precision, task)
         for channels in work.configurations:
             score(channels)
 
@@ -172,8 +191,8 @@ def _scoring(supernet: Supernet, work: Work, precision: Callable[[], torch.autoc
 def loading_rate(data: PreparedData, recipe: Recipe, context: RunContext, limit_s: float) -> float:
     """Returns the rate in images/s at which augmented training images reach the device, including worker start-up."""
     started, count = time.perf_counter(), 0
-    for images, _ in replace(recipe, batch_size=LOADING_BATCH).batches(data, 0, context)(0, 0):
-        count += len(images)
+    for inputs, _ in replace(recipe, batch_size=LOADING_BATCH).batches(data, 0, context)(0, 0):
+        count += len(first_tensor(inputs))
         if time.perf_counter() - started > limit_s:
             break
     return count / (time.perf_counter() - started)
@@ -195,7 +214,9 @@ def _out_of_memory(work: Work, images: int, reason: str) -> UserError:
     )
 
 
-def saved_bytes(network: nn.Module, precision: Callable[[], torch.autocast], images: Tensor, labels: Tensor) -> int:
+def saved_bytes(
+    network: nn.Module, precision: Callable[[], torch.autocast], inputs: Any, targets: Any, loss: Loss
+) -> int:
     """Returns the bytes that autograd saves for the backward pass of this batch, without weights."""
     saved: dict[int, int] = {}
 
@@ -206,9 +227,9 @@ def saved_bytes(network: nn.Module, precision: Callable[[], torch.autocast], ima
 
     network.train()
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor), precision():
-        loss = smoothed_cross_entropy(network(images), labels, 0.0)
+        value = loss(call(network, inputs), targets)
     weights = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    assert loss.requires_grad  # the graph still holds all saved tensors, so no address was used twice
+    assert value.requires_grad  # the graph still holds all saved tensors, so no address was used twice
     return sum(size for address, size in saved.items() if address not in weights)
 
 

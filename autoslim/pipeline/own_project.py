@@ -27,6 +27,8 @@ from autoslim.pipeline.params import Params, check_params, read_yaml
 from autoslim.pipeline.project import LOCK
 from autoslim.pipeline.yaml_edits import dumped, parsed, update_pipeline, with_missing_parameters
 from autoslim.search.methods import DEFAULT
+from autoslim.tasks.building import find_task
+from autoslim.tasks.measure import TOP1, Measure
 from autoslim.user_code import file_of
 
 PARAMS, PIPELINE, IGNORED = Path("params.yaml"), Path("dvc.yaml"), Path(".gitignore")
@@ -41,6 +43,7 @@ class Choices:
     data: str | None = None
     model: str | None = None
     weights: str | None = None
+    task: str | None = None
     budget: str | None = None
     preset: str | None = None
 
@@ -221,6 +224,12 @@ def _new_params(folder: Path, choices: Choices) -> str:
             values["methods"].insert(0, DEFAULT)  # it is not retrained, and shows what the other methods lose
         values["supernet"]["width"] = min(1.0, values["supernet"]["width"])
         values["supernet"]["sort"] = "l1"
+    if choices.task is not None:
+        values["task"] = choices.task if file_of(choices.task) is None else _source(choices.task, folder)
+        if choices.task != "classification":
+            values["search"]["score"] = "loss"
+            for stage in ("supernet", "retrain"):
+                values[stage]["label_smoothing"] = 0.0
     if choices.budget is not None:
         for name, value in _budget(choices.budget, str(values["resource"])).items():
             values[name] = value
@@ -228,7 +237,7 @@ def _new_params(folder: Path, choices: Choices) -> str:
 
 
 def _source(data: str, folder: Path) -> str:
-    """Returns ``data.source`` with a path relative to ``folder``."""
+    """Returns ``data.source`` or ``task`` with a path relative to ``folder``."""
     if (file := file_of(data)) is not None:
         return f"{_moved(file, folder)}:{data.rpartition(':')[2]}"
     scheme, _, rest = data.partition(":")
@@ -282,6 +291,7 @@ def _is_amount(budget: Any, resource: str) -> bool:
 
 def _check_choices(params: Params) -> None:
     check_source(params.data.source)
+    find_task(params.task)
     find_constructor(params.model.name)
     if params.model.weights is not None:
         check_weights(params.model.name, params.model.weights)
@@ -290,6 +300,9 @@ def _check_choices(params: Params) -> None:
 def _pipeline(params: Params) -> str:
     """Returns a ``dvc.yaml`` with the files that ``params`` name among the deps of the stages that read them."""
     values = parsed(_template("pipeline.yaml"))
+    for plot in values["plots"]:
+        for curves in plot.values():
+            _name_score(curves, find_task(params.task).score)
     for file in own_files(params):
         for name in file.readers:
             stage = values["stages"][name]
@@ -301,6 +314,13 @@ def _pipeline(params: Params) -> str:
             if file.path not in stage["deps"]:
                 stage["deps"].append(file.path)
     return dumped(values)
+
+
+def _name_score(curves: CommentedMap, score: Measure) -> None:
+    """Changes a plot of top-1 to one of the task's score."""
+    curves["title"] = curves["title"].replace(TOP1.title, score.title)
+    for number, column in enumerate(curves["y"]):
+        curves["y"][number] = column.replace(TOP1.name, score.name)
 
 
 def _init_dvc(git: Path) -> list[str]:

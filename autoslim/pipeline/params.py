@@ -265,8 +265,9 @@ class Search(Section):
         description="Number of images that share their batch statistics; at least 256 is recommended. If fewer images "
         "are scored, they are one chunk."
     )
-    score: Literal["error", "cross_entropy"] = Field(
-        description="The score that ranks the options; the other one breaks ties."
+    score: Literal["error", "loss", "cross_entropy"] = Field(
+        description="The score that ranks the options; the other one breaks ties. error: the task's error (top-1, "
+        "wrong pixels, ...); loss: its loss, also called cross_entropy for classification and segmentation."
     )
     per_cost: bool = Field(description="Rank by the increase of the score per unit of cost saved.")
     step: Annotated[float, Field(ge=0, lt=0.5)] = Field(
@@ -376,6 +377,10 @@ class Params(Section):
         description="Methods to compare: default (the network as it is, whatever the budget), uniform (the largest "
         "width multiplier within the budget), autoslim, released/NAME (channels released by the paper's authors, at "
         "their own budget)."
+    )
+    task: str = Field(
+        description="What networks are trained for: classification, multilabel, segmentation, regression, or "
+        "`path/to/file.py:Class` for a class derived from `autoslim.Task`."
     )
     data: Data
     model: Model

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from autoslim.data.batches import worker_count
 from autoslim.data.prepare import prepare
-from autoslim.pipeline.checks import check_data, check_model, check_pipeline
+from autoslim.pipeline.checks import check_data, check_model, check_pipeline, check_task_source
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, repository_root
 from autoslim.pipeline.tracking import tracked_stage
+from autoslim.tasks.building import find_task
 from autoslim.training.progress import progress_over
 
 
@@ -22,6 +23,7 @@ def run() -> None:
     root = repository_root()
     check_data(data, relative_to=root)
     check_model(params.model)
+    check_task_source(params.task)
     with tracked_stage(params, "prepare", run_name=f"prepare {data.source}", sections=["data"]) as tracker:
         info = prepare(
             data.source,
@@ -33,6 +35,7 @@ def run() -> None:
             train_images=data.train_images,
             test_images=data.test_images,
             storage=data.storage,
+            task=find_task(params.task).name,
             raw=Path("data/raw"),
             relative_to=root,
             workers=worker_count(params.runtime.workers),

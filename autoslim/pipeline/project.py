@@ -8,6 +8,7 @@ from typing import Any
 
 from autoslim.errors import UserError
 from autoslim.files import unsealed
+from autoslim.tasks.measure import named_scores
 
 STAGES = ("prepare", "resources", "supernet", "search", "allocate", "retrain", "report")
 
@@ -35,7 +36,7 @@ _STEP = {
     **_CONFIGURATION,
     "step": int,
     "slimmed": list,
-    **dict.fromkeys(("cost", "error", "cross_entropy"), (int, float)),
+    **dict.fromkeys(("cost", "error"), (int, float)),
     "options": dict,
     "taken": list,
 }
@@ -51,10 +52,11 @@ def check_trajectory_format(trajectory: dict[str, Any]) -> None:
     if trajectory.get("format") != 2:
         raise UserError(f"{path} was written by another version of autoslim; run `dvc repro search`")
     problem = _problem(trajectory, _TRAJECTORY, "it")
+    kinds = {**_STEP, named_scores(trajectory)[1]: (int, float)}
     for which in ("default", "widest", "narrowest"):
         problem = problem or _problem(trajectory[which], _CONFIGURATION, which)
     for number, step in enumerate(() if problem else trajectory["steps"]):
-        problem = problem or _problem(step, _STEP, f"step {number}")
+        problem = problem or _problem(step, kinds, f"step {number}")
     if not problem and not trajectory["steps"]:
         problem = "it has no steps"
     if problem:

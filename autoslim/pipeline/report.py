@@ -33,8 +33,10 @@ from autoslim.resources.measure import measure_network
 from autoslim.search.methods import DEFAULT
 from autoslim.search.scoring import chosen_by_noise
 from autoslim.search.trajectory import read_trajectory, step_from_dict
-from autoslim.tasks.classification import Score, chance_top1, is_chance
-from autoslim.training.retrain import retrained_top1
+from autoslim.tasks.building import find_task
+from autoslim.tasks.classification import is_chance
+from autoslim.tasks.task import Score, Task
+from autoslim.training.retrain import evaluate_retrained
 
 
 def run() -> None:
@@ -45,7 +47,8 @@ def run() -> None:
     """
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
-    network, graph = traced_network(params.model, data.info)
+    task = find_task(params.task)
+    network, graph = traced_network(params.model, data.info, task)
     context = run_context(params.runtime)
     trajectory = read_trajectory(SEARCH / "trajectory.json")
     check_trajectory_format(trajectory)
@@ -53,10 +56,11 @@ def run() -> None:
     costs = load_costs(graph)
     target = report_target(params.latency, costs.table)
     curves = {method: read_curves(RETRAIN / method / "curves.csv") for method in params.methods}
+    measures = task.measures(data.info)
     results = []
     for method, allocation in allocations.items():
         channels, kept = allocation.channels, allocation.start == "trained"
-        top1 = retrained_top1(
+        found = evaluate_retrained(
             network,
             graph,
             channels,
@@ -65,10 +69,13 @@ def run() -> None:
             context,
             seeds=params.retrain.seeds[:1] if kept else params.retrain.seeds,
             folder=RETRAIN / method / "weights",
+            task=task,
         )
+        values = {m.name: {seed: each[m.name] for seed, each in found.items()} for m in measures}
+        top1 = values.pop(measures[0].name)
         measured = measure_network(resize(network, graph, channels, seed=None), graph.inputs, target)
-        search_top1 = last_by_seed(curves[method], "search_top1")
-        results.append(Result(method, costs.all(channels), top1, measured, search_top1, allocation.start))
+        search_top1 = last_by_seed(curves[method], f"search_{measures[0].name}")
+        results.append(Result(method, costs.all(channels), top1, measured, search_top1, allocation.start, values))
     limits = budget_limits(params, costs)
     other_target = "" if costs.table is None or costs.table.target == target else str(costs.table.target)
     comparison = compare(
@@ -78,7 +85,8 @@ def run() -> None:
         limits=limits,
         predicted_on=other_target,
         from_supernet=params.retrain.start == "supernet",
-        warning=_warning(trajectory, results, data),
+        warning=_warning(trajectory, results, data, task),
+        measures=tuple(measures),
     )
     dpi, resource = params.report.figure_dpi, params.resource
     REPORT.mkdir(parents=True, exist_ok=True)
@@ -87,7 +95,7 @@ def run() -> None:
     configurations = {method: each.channels for method, each in allocations.items() if method != DEFAULT}
     channels_figure(REPORT / "channels.png", graph.default, configurations, dpi)
     resources_figure(REPORT / "resources.png", results, costs.table, target, dpi)
-    curves_figure(REPORT / "curves.png", read_curves(SUPERNET / "curves.csv"), curves, dpi)
+    curves_figure(REPORT / "curves.png", read_curves(SUPERNET / "curves.csv"), curves, dpi, task.score)
     write_bytes(REPORT / "comparison.csv", csv_table(comparison).encode())
     write_bytes(REPORT / "table.md", markdown_table(comparison).encode())
     figures = metrics(comparison)
@@ -111,14 +119,16 @@ def run() -> None:
         print("Best network on the search split: autoslim export {} --seed {} --to network.pt2".format(*choice))
 
 
-def _warning(trajectory: dict[str, Any], results: Sequence[Result], data: PreparedData) -> str:
+def _warning(trajectory: dict[str, Any], results: Sequence[Result], data: PreparedData, task: Task) -> str:
     """Returns a warning if the search, or the user's trained network, is not better than chance; "" if both are."""
-    labels = data.labels("search")
-    chance = chance_top1(labels)
-    messages = [chosen_by_noise([step_from_dict(step).score for step in trajectory["steps"]], chance)]
+    chance = task.chance(data)
+    if chance is None:
+        return ""
+    steps = [step_from_dict(step, task.loss_name) for step in trajectory["steps"]]
+    messages = [chosen_by_noise([step.score for step in steps], chance)]
     for result in results:
         error = 1 - fmean(result.search_top1.values())
-        if result.start == "trained" and is_chance(Score(error, 0.0, len(labels)), chance):
+        if result.start == "trained" and is_chance(Score(error, 0.0, data.info.counts["search"]), chance):
             messages.append(
                 f"the network of model.weights has a top-1 of {1 - error:.1%} on the search split, not above chance, "
                 f"which is {chance:.1%}; its classes or its images may differ from the data's in order or scale"

@@ -11,6 +11,7 @@ from autoslim.pipeline.costs import latency_target, measured_table, objective, r
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, RESOURCES
 from autoslim.resources.costs import Costs
+from autoslim.tasks.building import find_task
 
 
 def run() -> None:
@@ -20,7 +21,7 @@ def run() -> None:
         UserError: a parameter is wrong, the budget cannot be reached, or the latency table is not reliable.
     """
     params = load_params()
-    network, graph = traced_network(params.model, read_info(PREPARED))
+    network, graph = traced_network(params.model, read_info(PREPARED), find_task(params.task))
     check_reach(params, graph)
     target = latency_target(params.latency)  # the report measures latency, whichever resources the budget limits
     table = None

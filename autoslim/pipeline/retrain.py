@@ -13,16 +13,17 @@ from autoslim.errors import UserError
 from autoslim.files import write_json
 from autoslim.pipeline.artifacts import Allocation, RequestedBudget, initial_weights_file
 from autoslim.pipeline.assembly import checkpoints, inputs, recipe, run_context, traced_network
-from autoslim.pipeline.checks import batch_note, check_allocation, check_smoothing
+from autoslim.pipeline.checks import batch_note, check_allocation, check_task
 from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import Params, check_method, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
 from autoslim.pipeline.tracking import lineage, numbers, tracked_stage
-from autoslim.tasks.classification import Score
+from autoslim.tasks.building import find_task
+from autoslim.tasks.evaluation import Evaluation
 from autoslim.training.checkpoints import load_weights
 from autoslim.training.device import memory_errors, to_device
 from autoslim.training.loop import write_rows
-from autoslim.training.retrain import keep, over_seeds, retrain, split_score
+from autoslim.training.retrain import evaluate_split, keep, over_seeds, retrain
 
 
 def run(method: str) -> None:
@@ -34,9 +35,10 @@ def run(method: str) -> None:
     check_method(method)
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
-    network, graph = traced_network(params.model, data.info)
+    task = find_task(params.task)
+    network, graph = traced_network(params.model, data.info, task)
     allocation, requested = Allocation.read(CHANNELS, method), RequestedBudget.read(CHANNELS, method)
-    check_smoothing(params, data.info)
+    check_task(params, data.info, task)
     check_allocation(allocation, params, graph)
     kept = allocation.start == "trained"
     if not kept and launch(params.runtime, "retrain", method):
@@ -53,8 +55,9 @@ def run(method: str) -> None:
             print(f"retrain {method}: {note}", file=sys.stderr)
     state = checkpoints(
         f"retrain-{method.replace('/', '-')}",
-        *inputs(params.model, PREPARED),
+        *inputs(params.model, PREPARED, params.task),
         start,
+        task=params.task,
         model=params.model.model_dump(),
         channels=allocation.channels,
         start=allocation.start,
@@ -78,7 +81,7 @@ def run(method: str) -> None:
     ):
         common = (network, graph, allocation.channels, data, recipe(training), context)
         if kept:
-            rows = keep(*common, seed=training.seeds[0], start=start, folder=folder / "weights")
+            rows = keep(*common, seed=training.seeds[0], start=start, folder=folder / "weights", task=task)
         else:
             rows = retrain(
                 *common,
@@ -91,6 +94,7 @@ def run(method: str) -> None:
                     {f"seed_{seed}.{name}": value for name, value in row.items() if name != "epoch"},
                     step=int(row["epoch"]),
                 ),
+                task=task,
             )
         if not context.world.is_rank_zero:
             return
@@ -103,7 +107,7 @@ def run(method: str) -> None:
             plain = resize(network, graph, allocation.channels, seed=None)
             load_weights(plain, folder / "weights" / f"seed-{training.seeds[0]}.safetensors")
             images, _ = next(iter(eval_batches(data, "search", batch_size=4, device=context.device)))
-            tracker.network(plain, images.cpu())
+            tracker.network(plain, images)
         state.clear()
 
 
@@ -147,7 +151,7 @@ def load_retrained(params: Params, method: str, seed: int) -> Retrained:
             "of these, or add it to retrain.seeds and run `dvc repro`"
         )
     info = read_info(PREPARED)
-    network, graph = traced_network(params.model, info)
+    network, graph = traced_network(params.model, info, find_task(params.task))
     allocation = Allocation.read(CHANNELS, method)
     check_allocation(allocation, params, graph)
     plain = resize(network, graph, allocation.channels, seed=None)
@@ -155,9 +159,9 @@ def load_retrained(params: Params, method: str, seed: int) -> Retrained:
     return Retrained(seed, plain.eval(), allocation, RequestedBudget.read(CHANNELS, method), info)
 
 
-def score(retrained: Retrained, params: Params, split: str) -> Score:
-    """Returns the top-1 error and cross-entropy on a split, on the device and in the precision of ``params``."""
+def evaluate(retrained: Retrained, params: Params, split: str) -> Evaluation:
+    """Returns the scores and measures on a split, on the device and in the precision of ``params``."""
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     context, training = run_context(params.runtime), recipe(params.retrain)
     to_device(retrained.network, context.device, training.channels_last)
-    return split_score(retrained.network, data, split, training, context)
+    return evaluate_split(retrained.network, data, split, training, context, find_task(params.task))

@@ -13,9 +13,10 @@ from autoslim.pipeline.project import PREPARED, RESOURCES, SEARCH, SUPERNET, rep
 from autoslim.pipeline.tracking import fingerprint, tracked_stage
 from autoslim.search.search import SearchSettings, search
 from autoslim.supernet.extract import load_supernet
+from autoslim.tasks.building import find_task
 from autoslim.training.device import memory_errors, to_device
 
-TRACKED = ("macs", "params", "memory", "latency", "error", "cross_entropy")
+TRACKED = ("macs", "params", "memory", "latency", "error")
 
 
 def run() -> None:
@@ -26,7 +27,8 @@ def run() -> None:
     """
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
-    network, graph = traced_network(params.model, data.info)
+    task = find_task(params.task)
+    network, graph = traced_network(params.model, data.info, task)
     costs = load_costs(graph)
     check_measured_here(params, costs.table)
     check_reach(params, graph, costs.table)
@@ -40,10 +42,11 @@ def run() -> None:
     target = {"resource": objective.resource, "limits": dict(objective.limits)}
     state = checkpoints(
         "search",
-        *inputs(params.model, PREPARED),
+        *inputs(params.model, PREPARED, params.task),
         weights,
         SUPERNET / "supernet.json",
         RESOURCES / "latency.json",
+        task=params.task,
         search=params.search.model_dump(),
         **target,
     )
@@ -73,11 +76,12 @@ def run() -> None:
             seed=params.data.seed,
             folder=SEARCH,
             checkpoints=state,
+            task=task,
         )
         if not context.world.is_rank_zero:
             return
         for step in trajectory["steps"]:
-            tracker.metrics({name: step[name] for name in TRACKED if name in step}, step["step"])
+            tracker.metrics({name: step[name] for name in (*TRACKED, task.loss_name) if name in step}, step["step"])
         tracker.metrics({f"scored_{name}": trajectory[name] for name in ("images", "chunk")})
         tracker.artifact(SEARCH / "trajectory.json")
         state.clear()

@@ -15,14 +15,14 @@ from autoslim.pipeline.assembly import (
     recipe,
     traced_network,
 )
-from autoslim.pipeline.checks import batch_note, check_model, check_reach, check_smoothing
+from autoslim.pipeline.checks import batch_note, check_model, check_reach, check_task
 from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import SupernetParams, load_params
 from autoslim.pipeline.project import PREPARED, SUPERNET, TRAINED, repository_root
 from autoslim.pipeline.tracking import fingerprint, tracked_stage
 from autoslim.supernet.sandwich import Sandwich
 from autoslim.supernet.train import guessing_subnets, train_supernet
-from autoslim.tasks.classification import chance_top1
+from autoslim.tasks.building import find_task
 from autoslim.training.checkpoints import save_weights
 from autoslim.training.device import memory_errors
 from autoslim.training.loop import write_rows
@@ -37,8 +37,9 @@ def run() -> None:
     params = load_params()
     check_model(params.model)
     data = PreparedData.open(PREPARED, relative_to=repository_root())
-    network, graph = traced_network(params.model, data.info)
-    check_smoothing(params, data.info)
+    task = find_task(params.task)
+    network, graph = traced_network(params.model, data.info, task)
+    check_task(params, data.info, task)
     check_reach(params, graph)
     if launch(params.runtime, "supernet"):
         return
@@ -50,8 +51,9 @@ def run() -> None:
     used = {"images_per_step": min(params.supernet.batch_size, data.info.counts["train"])}
     state = checkpoints(
         "supernet",
-        *inputs(params.model, PREPARED),
+        *inputs(params.model, PREPARED, params.task),
         *([trained] if trained else []),
+        task=params.task,
         model=params.model.model_dump(),
         supernet=params.supernet.model_dump(),
     )
@@ -84,16 +86,18 @@ def run() -> None:
             observe=lambda row: tracker.metrics(
                 {name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
             ),
+            task=task,
         )
         if not context.world.is_rank_zero:
             return
         save_weights(own, SUPERNET / TRAINED)
         write_rows(SUPERNET / "curves.csv", rows)
         figures = {
-            which: {"top1": 1 - score.error, "cross_entropy": score.cross_entropy} for which, score in scores.items()
+            which: {task.score.name: task.value(score.error), task.loss_name: score.loss}
+            for which, score in scores.items()
         }
         write_json(SUPERNET / "metrics.json", {**figures, **used})
-        if warning := guessing_subnets(scores, chance_top1(data.labels("search"))):
+        if warning := guessing_subnets(scores, task.chance(data)):
             print(f"supernet: {warning}", file=sys.stderr)
         tracker.metrics({f"{which}.{name}": value for which, f in figures.items() for name, value in f.items()})
         tracker.tag("supernet", fingerprint(SUPERNET / "weights.safetensors"))

@@ -17,6 +17,7 @@ from autoslim.errors import UserError, first_line
 from autoslim.files import write_atomically
 from autoslim.report.table import Result
 from autoslim.resources.budgets import TITLES, format_amount, format_named_amount
+from autoslim.tasks.measure import TOP1, Measure, named_scores
 
 _STYLE_OF = {"autoslim": ("#D55E00", "o"), "uniform": ("#0072B2", "s"), "default": ("#000000", "*")}
 _OTHER_STYLES = (("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#56B4E9", "P"))
@@ -122,7 +123,9 @@ def trajectory_figure(
     budgets: Mapping[str, float],
     dpi: int = 150,
 ) -> Path:
-    """Plots top-1 against a resource, for subnets on the search split and retrained networks on the test split.
+    """Plots the score, such as top-1, against a resource: of subnets on the search split, and of retrained networks.
+
+    The score is the one of the search, on the test split for retrained networks. They are left out without it.
 
     Args:
         trajectory: the contents of ``trajectory.json``.
@@ -131,21 +134,23 @@ def trajectory_figure(
     """
     steps = trajectory["steps"]
     default = trajectory["default"][resource]
+    score, _ = named_scores(trajectory)
 
     def draw() -> Figure:
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = figure.subplots()
         amounts = [step[resource] for step in steps]
-        accuracies = [100 * (1 - step["error"]) for step in steps]
+        scores = [score.factor * score.of_error(step["error"]) for step in steps]
         marker = "." if len(steps) <= 80 else ""
-        axes.plot(amounts, accuracies, marker=marker, color="#555555", label="subnets of the supernet (search split)")
+        axes.plot(amounts, scores, marker=marker, color="#555555", label="subnets of the supernet (search split)")
         styles = method_styles([result.method for result in results])
         for result in results:
             colour, marker = styles[result.method]
+            mean, std = result.summary(score)
             axes.errorbar(
                 result.costs[resource],
-                100 * result.mean,
-                yerr=None if result.std is None else 100 * result.std,
+                score.factor * mean,
+                yerr=None if std is None else score.factor * std,
                 fmt=marker,
                 color=colour,
                 markersize=7,
@@ -156,7 +161,7 @@ def trajectory_figure(
             )
         axes.set_xlim(left=0)
         axes.set_xlabel(TITLES[resource])
-        axes.set_ylabel("top-1 (%)")
+        axes.set_ylabel(score.header())
         axes.xaxis.set_major_formatter(
             FuncFormatter(lambda amount, _: format_amount(amount, resource) if amount else "0")
         )
@@ -210,34 +215,38 @@ def channels_figure(
     return write_figure(path, draw, dpi)
 
 
-def curves_figure(path: Path, supernet: Columns, retrained: Mapping[str, Columns], dpi: int = 150) -> Path:
-    """Plots top-1 on the search split by epoch, for three subnets of the supernet and for the retrained networks.
+def curves_figure(
+    path: Path, supernet: Columns, retrained: Mapping[str, Columns], dpi: int = 150, score: Measure = TOP1
+) -> Path:
+    """Plots the score on the search split by epoch, for three subnets of the supernet and for the retrained networks.
 
     Args:
         supernet: columns of the supernet's ``curves.csv``. The widest, default and narrowest subnet are drawn.
         retrained: method -> columns of its ``curves.csv``. The mean over seeds is drawn, with the range as a band.
+        score: what the columns contain.
     """
+
+    def written(values: Sequence[float]) -> list[float]:
+        return [score.factor * value for value in values]
 
     def draw() -> Figure:
         figure = Figure(figsize=(8.5, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         for name, line in (("widest", "-"), ("default", "--"), ("narrowest", ":")):
-            band = band_over_seeds(supernet, f"{name}_top1")
-            left.plot(band.epochs, _percent(band.mean), line, color="#555555", label=name)
+            band = band_over_seeds(supernet, f"{name}_{score.name}")
+            left.plot(band.epochs, written(band.mean), line, color="#555555", label=name)
         for method, (colour, marker) in method_styles(list(retrained)).items():
-            band = band_over_seeds(retrained[method], "search_top1")
+            band = band_over_seeds(retrained[method], f"search_{score.name}")
             points = marker if len(band.epochs) == 1 else ""  # a line of one epoch cannot be seen
-            right.plot(band.epochs, _percent(band.mean), marker=points, color=colour, label=method)
-            right.fill_between(
-                band.epochs, _percent(band.low), _percent(band.high), color=colour, alpha=0.2, linewidth=0
-            )
+            right.plot(band.epochs, written(band.mean), marker=points, color=colour, label=method)
+            right.fill_between(band.epochs, written(band.low), written(band.high), color=colour, alpha=0.2, linewidth=0)
         left.set_title("supernet")
         seeds = {seed for columns in retrained.values() for seed in columns["seed"]}
         spread = f": mean and range over {len(seeds)} seeds" if len(seeds) > 1 else ""
         right.set_title(f"retrained networks{spread}")
         for axes in (left, right):
             axes.set_xlabel("epoch")
-            axes.set_ylabel("top-1 on the search split (%)")
+            axes.set_ylabel(score.header(f"{score.title} on the search split"))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
             axes.legend(loc="best")
         return figure
@@ -282,10 +291,6 @@ def _column(axes: Axes, end: float, name: str, values: Iterable[int], colour: st
         axes.annotate(str(value), *position, textcoords="offset points", ha="right", va="center", color=colour)
     axes.annotate(name, (1, 1), (end, 2), "axes fraction", "offset points", ha="right", va="bottom", color=colour)
     return end
-
-
-def _percent(fractions: Sequence[float]) -> list[float]:
-    return [100 * fraction for fraction in fractions]
 
 
 def _spread(result: Result) -> str:

@@ -18,6 +18,7 @@ from autoslim.models.released import released_method
 from autoslim.resources.budgets import TITLES, Budget, format_amount, format_budgets, format_named_amount
 from autoslim.resources.measure import MeasuredCosts
 from autoslim.search.methods import DEFAULT, is_within_budget
+from autoslim.tasks.measure import TOP1, Measure
 
 BASELINE = "uniform"
 SAME_COST = 0.05
@@ -33,10 +34,11 @@ class Result:
 
     Attributes:
         costs: resource -> amount. Latency is the predicted one and missing without a latency table.
-        top1: seed -> top-1 on the test split, a fraction in [0, 1].
+        top1: seed -> the task's main measure on the test split, such as top-1, a fraction in [0, 1].
         measured: measured latency and memory.
-        search_top1: seed -> top-1 on the search split.
+        search_top1: seed -> the same on the search split.
         start: what the training started from; ``trained``: the network was evaluated as it is, under one seed.
+        others: name of each other measure -> seed -> its value on the test split.
     """
 
     method: str
@@ -45,6 +47,12 @@ class Result:
     measured: MeasuredCosts | None = None
     search_top1: Mapping[int, float] = field(default_factory=dict)
     start: str = "scratch"
+    others: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+
+    def summary(self, measure: Measure) -> tuple[float, float | None]:
+        """Returns mean and standard deviation (see ``std``) of a measure on the test split."""
+        values = [*self.others.get(measure.name, self.top1).values()]
+        return fmean(values), stdev(values) if len(values) > 1 else None
 
     @property
     def mean(self) -> float:
@@ -58,7 +66,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Gain:
-    """Difference in top-1 from a method (a fraction), with its 95 % confidence interval if the seeds allow one."""
+    """By how much a method is better than another, with its 95 % confidence interval if the seeds allow one.
+
+    ``top1`` is the difference in the main measure, such as top-1 (a fraction). It is positive if the method is better.
+    """
 
     top1: float
     interval: tuple[float, float] | None
@@ -75,8 +86,9 @@ class Comparison:
         gains: method -> gain over the baseline, for comparable methods.
         predicted_on: the target that latency was predicted for, if it is not the one that latency was measured on.
         from_supernet: whether all networks were fine-tuned from the supernet's weights, if this was possible.
-        differences: method -> difference in top-1 from the default network, if that is among the methods.
+        differences: method -> difference in the main measure from the default network, if that is among the methods.
         warning: text that is shown above the table; "" for none.
+        measures: the task's measures, the main one first.
     """
 
     budgets: Mapping[str, Budget]
@@ -88,6 +100,12 @@ class Comparison:
     from_supernet: bool = False
     differences: Mapping[str, Gain] = field(default_factory=dict)
     warning: str = ""
+    measures: Sequence[Measure] = (TOP1,)
+
+    @property
+    def measure(self) -> Measure:
+        """The main measure."""
+        return self.measures[0]
 
     @property
     def default(self) -> Result | None:
@@ -95,7 +113,7 @@ class Comparison:
 
     @property
     def choice(self) -> tuple[str, int] | None:
-        """The method with the highest mean top-1 on the search split, and its best seed on that split.
+        """The method with the best mean of the main measure on the search split, and its best seed on that split.
 
         The choice does not use the test split, and its gain over the baseline may be negative. Released lists have
         their own budgets; they are considered only if they are comparable, or if there are no other methods. The
@@ -106,8 +124,9 @@ class Comparison:
         candidates = comparable or scored
         if not candidates:
             return None
-        best = max(candidates, key=lambda result: fmean(result.search_top1.values()))
-        return best.method, max(best.search_top1, key=best.search_top1.__getitem__)
+        choose = max if self.measure.higher_is_better else min
+        best = choose(candidates, key=lambda result: fmean(result.search_top1.values()))
+        return best.method, choose(best.search_top1, key=best.search_top1.__getitem__)
 
 
 def compare(
@@ -119,6 +138,7 @@ def compare(
     predicted_on: str = "",
     from_supernet: bool = False,
     warning: str = "",
+    measures: Sequence[Measure] = (TOP1,),
 ) -> Comparison:
     """Compares ``results`` with the baseline and with the default network, if these are among them.
 
@@ -132,14 +152,14 @@ def compare(
             raise UserError(f"method {result.method} has no retrained seed; set retrain.seeds to at least one seed")
     baseline = next((result for result in results if result.method == BASELINE), None)
     gains = {
-        r.method: gain(r, baseline)
+        r.method: gain(r, baseline, measures[0])
         for r in results
         if baseline is not None and r is not baseline and _comparable(r, baseline, resource)
     }
     default = next((result for result in results if result.method == DEFAULT), None)
-    differences = {r.method: gain(r, default) for r in results if default is not None and r is not default}
+    differences = {r.method: gain(r, default, measures[0]) for r in results if default is not None and r is not default}
     return Comparison(
-        budgets, resource, limits, tuple(results), gains, predicted_on, from_supernet, differences, warning
+        budgets, resource, limits, tuple(results), gains, predicted_on, from_supernet, differences, warning, measures
     )
 
 
@@ -148,7 +168,15 @@ def _comparable(result: Result, baseline: Result, resource: str) -> bool:
     return is_within_budget(result.method) or (result.method != DEFAULT and difference <= SAME_COST)
 
 
-def gain(result: Result, baseline: Result) -> Gain:
+def gain(result: Result, baseline: Result, measure: Measure = TOP1) -> Gain:
+    """Returns by how much ``result`` is better than ``baseline`` (see ``_difference``)."""
+    found = _difference(result, baseline)
+    if measure.higher_is_better:
+        return found
+    return Gain(-found.top1, None if found.interval is None else (-found.interval[1], -found.interval[0]))
+
+
+def _difference(result: Result, baseline: Result) -> Gain:
     """Returns the difference of the means with Welch's 95 % confidence interval over the seeds.
 
     The samples are not paired although both methods use the same seeds: networks of different shapes draw different
@@ -221,45 +249,52 @@ def markdown_table(comparison: Comparison) -> str:
 def csv_table(comparison: Comparison) -> str:
     """Returns one row per method, with unscaled values (fractions, MACs). Cells without a value are empty."""
     costs = ["macs", "params", "memory", "latency", *(f"measured_{field.name}" for field in fields(MeasuredCosts))]
-    header = ["method", *costs, "top1", "top1_std", "seeds"]
+    names = [name for measure in comparison.measures for name in (measure.name, f"{measure.name}_std")]
+    header = ["method", *costs, *names, "seeds"]
     header += [f"{name}{end}" for name in ("gain", "difference") for end in ("", "_low", "_high")]
     text = io.StringIO()
     writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
     for result in comparison.results:
-        row: dict[str, Any] = {"method": result.method, "seeds": len(result.top1), **_numbers(result)}
+        row: dict[str, Any] = {"method": result.method, "seeds": len(result.top1), **_numbers(result, comparison)}
         for name, gains in (("gain", comparison.gains), ("difference", comparison.differences)):
             if difference := gains.get(result.method):
-                row |= {name + key.removeprefix("top1"): value for key, value in _gain_numbers(difference).items()}
+                row |= _gain_numbers(difference, name)
         writer.writerow(row)
     return text.getvalue()
 
 
 def metrics(comparison: Comparison) -> dict[str, Any]:
     """Returns the budget, each method's numbers, gains and differences from the default, without missing values."""
-    differences = {method: _gain_numbers(difference) for method, difference in comparison.differences.items()}
+    name = comparison.measure.name
+    differences = {method: _gain_numbers(difference, name) for method, difference in comparison.differences.items()}
     return {
         "budget": format_budgets(comparison.budgets),
         **{f"budget_{resource}": limit for resource, limit in comparison.limits.items()},
-        **{result.method: _numbers(result) for result in comparison.results},
-        "gain": {method: _gain_numbers(difference) for method, difference in comparison.gains.items()},
+        **{result.method: _numbers(result, comparison) for result in comparison.results},
+        "gain": {method: _gain_numbers(difference, name) for method, difference in comparison.gains.items()},
         **({"difference": differences} if differences else {}),
+        **({} if comparison.measures == (TOP1,) else {"measures": [asdict(each) for each in comparison.measures]}),
         **({"choice": dict(zip(("method", "seed"), choice, strict=True))} if (choice := comparison.choice) else {}),
     }
 
 
-def _numbers(result: Result) -> dict[str, Any]:
+def _numbers(result: Result, comparison: Comparison) -> dict[str, Any]:
     numbers: dict[str, Any] = dict(result.costs)
     if result.measured is not None:
         numbers |= {f"measured_{name}": value for name, value in asdict(result.measured).items()}
-    numbers["top1"] = result.mean
-    return numbers if result.std is None else {**numbers, "top1_std": result.std}
+    for measure in comparison.measures:
+        mean, std = result.summary(measure)
+        numbers[measure.name] = mean
+        if std is not None:
+            numbers[f"{measure.name}_std"] = std
+    return numbers
 
 
-def _gain_numbers(difference: Gain) -> dict[str, float]:
+def _gain_numbers(difference: Gain, name: str) -> dict[str, float]:
     if difference.interval is None:
-        return {"top1": difference.top1}
-    return {"top1": difference.top1, "top1_low": difference.interval[0], "top1_high": difference.interval[1]}
+        return {name: difference.top1}
+    return {name: difference.top1, f"{name}_low": difference.interval[0], f"{name}_high": difference.interval[1]}
 
 
 def _header(comparison: Comparison) -> list[str]:
@@ -268,8 +303,16 @@ def _header(comparison: Comparison) -> list[str]:
         costs.append("latency\npredicted")
     if _measured(comparison):
         costs.append("latency\nmeasured")
-    gains = [f"difference from {DEFAULT}\n(points)"] if comparison.differences else []
-    return ["method", *costs, "top-1 on test\n(%)", *gains, f"gain over {BASELINE}\n(points)"]
+    main, *others = comparison.measures
+    titles = [_two_lines(measure.header(f"{measure.title} on test")) for measure in (main, *others)]
+    unit = f"\n({main.unit_of_differences})" if main.unit_of_differences else ""
+    gains = [f"difference from {DEFAULT}{unit}"] if comparison.differences else []
+    return ["method", *costs, titles[0], *gains, f"gain over {BASELINE}{unit}", *titles[1:]]
+
+
+def _two_lines(header: str) -> str:
+    """Returns a header with its unit on a second line."""
+    return header.replace(" (", "\n(")
 
 
 def _predicted(comparison: Comparison) -> bool:
@@ -283,32 +326,40 @@ def _measured(comparison: Comparison) -> bool:
 def _rows(comparison: Comparison) -> list[list[str]]:
     rows = []
     for result in comparison.results:
-        spread = "" if result.std is None else f" ± {100 * result.std:.2f}"
+        values = []
+        for measure in comparison.measures:
+            mean, std = result.summary(measure)
+            values.append(measure.number(mean) + ("" if std is None else f" ± {measure.number(std)}"))
         costs = [format_amount(result.costs[resource], resource) for resource in ("macs", "params", "memory")]
         if _predicted(comparison):
             costs.append(format_amount(result.costs["latency"], "latency"))
         if _measured(comparison):
             costs.append(_latency(result.measured))
-        gains = [_points(each.get(result.method)) for each in (comparison.differences, comparison.gains)]
+        gains = [
+            _points(each.get(result.method), comparison.measure) for each in (comparison.differences, comparison.gains)
+        ]
         if not comparison.differences:
             del gains[0]
-        rows.append([result.method, *costs, f"{100 * result.mean:.2f}{spread}", *gains])
+        rows.append([result.method, *costs, values[0], *gains, *values[1:]])
     return rows
 
 
-def _points(difference: Gain | None) -> str:
+def _points(difference: Gain | None, measure: Measure) -> str:
     if difference is None:
         return ""
-    text = f"{100 * difference.top1:+.2f}"
+    text = measure.number(difference.top1, "+")
     if difference.interval is not None:
-        text += "  [{:+.2f}, {:+.2f}]".format(*(100 * end for end in difference.interval))
+        low, high = (measure.number(end, "+") for end in difference.interval)
+        text += f"  [{low}, {high}]"
     return text
 
 
 def _differences(comparison: Comparison) -> list[str]:
     """Returns a sentence with the differences from the default network, if it is among the methods."""
-    listed = ", ".join(f"{method} {_points(d)}".replace("  ", " ") for method, d in comparison.differences.items())
-    return [f"Difference from {DEFAULT} in points: {listed}."] if listed else []
+    texts = {method: _points(difference, comparison.measure) for method, difference in comparison.differences.items()}
+    listed = ", ".join(f"{method} {text}".replace("  ", " ") for method, text in texts.items())
+    unit = comparison.measure.unit_of_differences
+    return [f"Difference from {DEFAULT}{f' in {unit}' if unit else ''}: {listed}."] if listed else []
 
 
 def _latency(measured: MeasuredCosts | None) -> str:
@@ -372,9 +423,11 @@ def _caption(comparison: Comparison) -> str:
             sentences.append(f"{DEFAULT} was trained from scratch, because the supernet has fewer channels.")
     if choice := comparison.choice:
         scores = {r.method: fmean(r.search_top1.values()) for r in comparison.results if r.search_top1}
-        listed = ", ".join(f"{method} {100 * score:.2f}" for method, score in scores.items())
+        measure = comparison.measure
+        listed = ", ".join(f"{method} {measure.number(score)}" for method, score in scores.items())
+        title = measure.title[0].upper() + measure.title[1:]
         sentences.append(
-            f"Top-1 on the search split: {listed}. By this split, the choice is {choice[0]}, seed {choice[1]}."
+            f"{title} on the search split: {listed}. By this split, the choice is {choice[0]}, seed {choice[1]}."
         )
     if _measured(comparison):
         sentences.append("Latency is the median ± half the interquartile range.")

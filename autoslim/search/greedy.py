@@ -8,7 +8,7 @@ from functools import partial
 from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
 from autoslim.search.scoring import By, Increase, increase, rank
-from autoslim.tasks.classification import Score
+from autoslim.tasks.task import Score
 
 Cost = Callable[[Mapping[str, int]], float]
 """Returns the cost of a configuration in the resource's unit."""

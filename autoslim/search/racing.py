@@ -19,16 +19,17 @@ from autoslim.errors import UserError
 from autoslim.resources.budgets import format_amount
 from autoslim.search.greedy import Choose, Evaluation, Option, SelectionRule
 from autoslim.search.incremental import IncrementalEvaluator, verified_evaluator
-from autoslim.search.scoring import CURRENT, By, Increase, Outcome, increase, losses_by_image, mean_score
+from autoslim.search.scoring import CURRENT, By, Increase, Outcome, increase, mean_score
 from autoslim.supernet.supernet import Supernet
 from autoslim.supernet.train import check_finite
-from autoslim.tasks.classification import Score
+from autoslim.tasks.classification import CLASSIFICATION
+from autoslim.tasks.task import Score
 
 VERIFICATION_IMAGES = 8
 
 
-Losses = Callable[[Any, Any], Tensor]
-"""(output, targets) -> both losses of each image, (2, N); see ``losses_by_image``."""
+SampleScores = Callable[[Any, Any], Tensor]
+"""(output, targets) -> the error and the loss of each image, (2, N); see ``Task.sample_scores``."""
 
 ChunkRunner = Callable[[Channels, Mapping[str, int]], Mapping[str, Outcome]]
 """(configuration, changes) -> outcomes on one chunk: of the configuration, under ``CURRENT``, and, for each group in
@@ -112,10 +113,10 @@ class _Race:
         Args:
             taken: the options that would be taken now.
         """
-        losses = {name: self._increases_by_image(name) for name in (*self.taken, *self.undecided)}
+        increases = {name: self._increases_by_image(name) for name in (*self.taken, *self.undecided)}
 
         def worse(name: str, other: str) -> bool:
-            return self._is_worse(name, losses[name], other, losses[other], z)
+            return self._is_worse(name, increases[name], other, increases[other], z)
 
         rivals = [name for name in self.undecided if name not in taken]
         rivals = [name for name in rivals if not all(worse(name, chosen) for chosen in taken)]
@@ -139,10 +140,10 @@ class _Race:
         return float(excess.mean()) > z * error
 
     def _increases_by_image(self, name: str) -> Tensor:
-        """Returns (N,), the option's loss minus that of the current configuration on each image it was run on."""
+        """Returns (N,), the option's score minus that of the current configuration on each image it was run on."""
         outcomes = [self.outcomes[which][: len(self.outcomes[name])] for which in (name, CURRENT)]
-        losses = [torch.cat([outcome.losses(self.by) for outcome in chunks]) for chunks in outcomes]
-        return losses[0] - losses[1]
+        scores = [torch.cat([outcome.scores(self.by) for outcome in chunks]) for chunks in outcomes]
+        return scores[0] - scores[1]
 
 
 def chunk_runners(
@@ -153,7 +154,7 @@ def chunk_runners(
     incremental: bool,
     report: Callable[[str], None],
     world: World = SINGLE,
-    losses: Losses = losses_by_image,
+    scores: SampleScores = CLASSIFICATION.sample_scores,
     check: Callable[[float, str], None] = check_finite,
 ) -> list[ChunkRunner]:
     """Returns one runner for each chunk (inputs, targets) of images. A chunk's images share their batch statistics.
@@ -165,7 +166,7 @@ def chunk_runners(
         incremental: evaluate only the part that a candidate changes (see ``IncrementalEvaluator``). This is verified
             first; a network that does not support it is evaluated as a whole.
         report: called with a message if the network is evaluated as a whole.
-        losses: computes both losses of each image from the network's output and the targets.
+        scores: computes the error and the loss of each image from the network's output and the targets.
         check: raises an error for (a mean score, the description of a subnet) that is not finite.
     """
     evaluator = None
@@ -175,7 +176,7 @@ def chunk_runners(
             evaluator, reason = verified_evaluator(supernet, few)
         if evaluator is None:
             report(f"search: each candidate is evaluated as a whole, because the network cannot be split: {reason}")
-    return [_chunk_runner(supernet, evaluator, chunk, autocast, world, losses, check) for chunk in chunks]
+    return [_chunk_runner(supernet, evaluator, chunk, autocast, world, scores, check) for chunk in chunks]
 
 
 def _chunk_runner(
@@ -184,7 +185,7 @@ def _chunk_runner(
     chunk: tuple[Any, Any],
     autocast: Callable[[], AbstractContextManager[object]],
     world: World,
-    losses: Losses,
+    scores: SampleScores,
     check: Callable[[float, str], None],
 ) -> ChunkRunner:
     inputs, targets = chunk
@@ -196,7 +197,7 @@ def _chunk_runner(
         table = torch.zeros(len(names), 2, len(samples), device=samples.device)
         with inference_mode(supernet), autocast():
             for name, output in _runs(supernet, evaluator, inputs, channels, changes, share):
-                rows = losses(output, targets)
+                rows = scores(output, targets)
                 if rows.shape != table.shape[1:]:
                     raise UserError(
                         f"score must return one number for each of the {len(samples)} samples of a batch, but it "
@@ -204,11 +205,11 @@ def _chunk_runner(
                     )
                 table[names.index(name)] = rows
         table = world.add(table).cpu().double()  # rows of other ranks are zero; the host synchronises once per chunk
-        for name, (_, nats) in zip(names, table, strict=True):
-            if not bool(nats.isfinite().all()):
+        for name, (_, losses) in zip(names, table, strict=True):
+            if not bool(losses.isfinite().all()):
                 changed = f" with {changes[name]} channels of {name}" if name != CURRENT else ""
                 macs = format_amount(supernet.graph.macs(channels))
-                check(float(nats.mean()), f"the subnet of {macs} MACs{changed}")
+                check(float(losses.mean()), f"the subnet of {macs} MACs{changed}")
         return {name: Outcome(*rows.unbind()) for name, rows in zip(names, table, strict=True)}
 
     return run_chunk

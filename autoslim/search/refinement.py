@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from autoslim.channels.grid import Grid
@@ -13,7 +13,10 @@ from autoslim.files import append_line, read_lines
 from autoslim.resources.costs import Costs
 from autoslim.search.scoring import CURRENT, By, Outcome, concatenated, mean_score
 from autoslim.search.search import SearchSettings, scoring_runners
+from autoslim.search.trajectory import score_to_dict
 from autoslim.supernet.supernet import Supernet
+from autoslim.tasks.classification import CLASSIFICATION
+from autoslim.tasks.task import Task
 from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.device import RunContext
 from autoslim.training.progress import Progress
@@ -150,7 +153,7 @@ class _Refinement:
         changes = []
         for _, pair in sorted(pairs, key=lambda ranked: -ranked[0])[:EXCHANGES]:
             improved = {**channels, **pair}
-            decrease = (self._outcome(channels) - self._outcome(improved)).losses(self.by)
+            decrease = (self._outcome(channels) - self._outcome(improved)).scores(self.by)
             if float(decrease.mean()) > float(decrease.std()) / math.sqrt(len(decrease)):
                 changes.append(Change(pair, improved, float(decrease.mean())))
         return max(changes, key=lambda change: change.improvement, default=None)
@@ -178,7 +181,7 @@ class _Refinement:
                 self.outcomes[tuple(changed.values())] = outcome
         for name, before, after in steps:
             decrease = self._outcome(channels) - self._outcome({**channels, name: after})
-            means = float(decrease.wrong.mean()), float(decrease.nats.mean())
+            means = float(decrease.errors.mean()), float(decrease.losses.mean())
             self.improvements[name, before, after] = means if self.by == "error" else means[::-1]
         return set(steps)
 
@@ -203,6 +206,7 @@ def refine_within(
     seed: int,
     checkpoints: Checkpoints,
     ranges: Mapping[str, GroupRange] | None = None,
+    task: Task = CLASSIFICATION,
 ) -> dict[str, Any]:
     """Refines a configuration of a trajectory within ``limits`` (see ``refine``), with the scores of the search.
 
@@ -217,11 +221,12 @@ def refine_within(
             latency groups have only those.
         seed: seed of the order of the search images, as in the search.
         ranges: limits of groups (see ``fine_numbers``).
+        task: computes the scores.
 
     Returns:
         The changes, and the configuration, its costs and its score before and after them.
     """
-    runners, _ = scoring_runners(supernet, data, context, settings, seed)
+    runners, _ = scoring_runners(supernet, data, context, settings, seed, task)
     numbers = grid if "latency" in limits else fine_numbers(grid, supernet.graph.groups, divisor, ranges)
 
     def evaluate(chosen: Channels, changes: Mapping[str, int]) -> dict[str, Outcome]:
@@ -244,7 +249,7 @@ def refine_within(
             progress.expect(len(made))
             progress.advance()
     ends = {
-        which: {"channels": c, **costs.all(c), **asdict(mean_score([evaluate(c, {})[CURRENT]]))}
+        which: {"channels": c, **costs.all(c), **score_to_dict(mean_score([evaluate(c, {})[CURRENT]]), task.loss_name)}
         for which, c in (("before", channels), ("after", refined))
     }
     return {**ends, "changes": made}

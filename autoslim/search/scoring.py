@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from autoslim.tasks.classification import TRAIN_BETTER, Score, is_chance
+from autoslim.tasks.classification import TRAIN_BETTER, is_chance
+from autoslim.tasks.task import Score
 
-By = Literal["error", "cross_entropy"]
-"""The score that options are ranked by; the other one breaks ties."""
+By = str
+"""The score that options are ranked by; the other one breaks ties: ``error``, or ``loss`` or the task's name of it."""
 
 CURRENT = ""
 """The key of the current configuration among the groups."""
@@ -19,58 +19,52 @@ CURRENT = ""
 
 @dataclass(frozen=True)
 class Outcome:
-    """The losses of a configuration on each image: ``wrong`` (top-1, 0 or 1), and ``nats`` (cross-entropy).
+    """The error and the loss of a configuration on each image (see ``Task.sample_scores``).
 
     Both are (N,), float64, on the CPU.
     """
 
-    wrong: Tensor
-    nats: Tensor
+    errors: Tensor
+    losses: Tensor
 
     def __sub__(self, other: "Outcome") -> "Outcome":
-        """Returns the differences of the losses on each image."""
-        return Outcome(self.wrong - other.wrong, self.nats - other.nats)
+        """Returns the differences on each image."""
+        return Outcome(self.errors - other.errors, self.losses - other.losses)
 
-    def losses(self, by: By) -> Tensor:
-        """Returns the losses that belong to a score."""
-        return self.wrong if by == "error" else self.nats
+    def scores(self, by: By) -> Tensor:
+        """Returns the numbers of which a score is the mean."""
+        return self.errors if by == "error" else self.losses
 
 
 class Increase(NamedTuple):
     """The increase of both scores from one configuration to another, on the same images."""
 
     error: float
-    cross_entropy: float
+    loss: float
 
 
 def increase(old: Score, new: Score) -> Increase:
     """Returns the increase of both scores from ``old`` to ``new``."""
-    return Increase(new.error - old.error, new.cross_entropy - old.cross_entropy)
-
-
-def losses_by_image(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns for each image whether top-1 is wrong, and the cross-entropy in nats: (N, classes), (N,) -> (2, N)."""
-    logits = logits.float()
-    return torch.stack([(logits.argmax(1) != labels).float(), F.cross_entropy(logits, labels, reduction="none")])
+    return Increase(new.error - old.error, new.loss - old.loss)
 
 
 def concatenated(outcomes: Sequence[Outcome]) -> Outcome:
     """Returns the outcome on the images of all ``outcomes``, one for each chunk."""
-    return Outcome(torch.cat([part.wrong for part in outcomes]), torch.cat([part.nats for part in outcomes]))
+    return Outcome(torch.cat([part.errors for part in outcomes]), torch.cat([part.losses for part in outcomes]))
 
 
 def mean_score(outcomes: Sequence[Outcome]) -> Score:
     """Returns the means over all images of ``outcomes``, one outcome for each chunk."""
     whole = concatenated(outcomes)
-    return Score(float(whole.wrong.mean()), float(whole.nats.mean()), len(whole.wrong))
+    return Score(float(whole.errors.mean()), float(whole.losses.mean()), len(whole.errors))
 
 
-def chosen_by_noise(scores: Sequence[Score], chance: float) -> str:
-    """Returns a message if scores of a trajectory are not better than ``chance`` (see ``chance_top1``), else "".
+def chosen_by_noise(scores: Sequence[Score], chance: float | None) -> str:
+    """Returns a message if scores of a trajectory are not better than ``chance`` (see ``Task.chance``), else "".
 
     The differences between the options of such a step are those between guesses.
     """
-    guesses = [score for score in scores if is_chance(score, chance)]
+    guesses = [] if chance is None else [score for score in scores if is_chance(score, chance)]
     if not guesses:
         return ""
     best = 1 - min(score.error for score in guesses)
@@ -90,10 +84,10 @@ def rank(increase: Increase, saved: float, by: By, per_cost: bool) -> tuple[floa
         by: the score that is compared first.
         per_cost: whether to compare the increase of the score per unit of cost saved.
     """
-    error, entropy = increase
+    error, loss = increase
     if per_cost:
-        error, entropy = _rate(error, saved), _rate(entropy, saved)
-    return (error, entropy, -saved) if by == "error" else (entropy, error, -saved)
+        error, loss = _rate(error, saved), _rate(loss, saved)
+    return (error, loss, -saved) if by == "error" else (loss, error, -saved)
 
 
 def _rate(increase: float, saved: float) -> float:

@@ -4,11 +4,12 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from autoslim.channels.batches import first_tensor
 from autoslim.channels.grid import Grid
 from autoslim.data.batches import search_chunks
 from autoslim.data.prepared import PreparedData
@@ -19,9 +20,11 @@ from autoslim.resources.costs import Objective
 from autoslim.search.greedy import SlimmingStep, greedy_slim
 from autoslim.search.racing import ChunkRunner, chunk_runners, racing_rule
 from autoslim.search.scoring import CURRENT, By, chosen_by_noise, mean_score
-from autoslim.search.trajectory import step_from_dict, step_to_dict
+from autoslim.search.trajectory import score_to_dict, step_from_dict, step_to_dict
 from autoslim.supernet.supernet import Supernet
-from autoslim.tasks.classification import Score, chance_top1
+from autoslim.tasks.classification import CLASSIFICATION
+from autoslim.tasks.measure import TOP1, Measure, scores_entry
+from autoslim.tasks.task import Score, Task
 from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.device import Precision, RunContext, autocast
 from autoslim.training.progress import Progress
@@ -67,6 +70,7 @@ def search(
     seed: int,
     folder: Path,
     checkpoints: Checkpoints,
+    task: Task = CLASSIFICATION,
 ) -> dict[str, Any]:
     """Slims from the widest configuration down to ``settings.stop`` times the default network's cost (AutoSlim).
 
@@ -79,21 +83,22 @@ def search(
         objective: the cost. With several limits the search continues until all of them are satisfied.
         seed: seed of the order of the search images.
         folder: the folder to which ``trajectory.json`` and ``metrics.json`` are written.
+        task: computes the scores.
 
     Returns:
         The contents of ``trajectory.json``.
 
     Raises:
-        UserError: there are fewer than two search images, or a subnet's cross-entropy is not finite.
+        UserError: there are fewer than two search images, or a subnet's loss is not finite.
     """
     graph, costs = supernet.graph, objective.costs
     started = time.monotonic()
     world = context.world
-    runners, images = scoring_runners(supernet, data, context, settings, seed)
+    runners, images = scoring_runners(supernet, data, context, settings, seed, task)
     limit = objective.stop(settings.stop, graph.default)
     log = checkpoints.folder / "steps.jsonl"
     recorded = world.on_rank_zero(lambda: read_lines(log))
-    steps: list[SlimmingStep] = [step_from_dict(step) for step in recorded]
+    steps: list[SlimmingStep] = [step_from_dict(step, task.loss_name) for step in recorded]
     seconds_before = float(recorded[-1]["seconds"]) if recorded else 0.0  # of interrupted runs
     rule = racing_rule(runners, images, settings.score, settings.per_cost, settings.risk, seed)
     with Progress("search", grid.steps, done=max(0, len(steps) - 1)) as progress:
@@ -115,12 +120,12 @@ def search(
                     progress.expect(math.ceil((len(steps) - 1) / min(1.0, part)))
                 progress.advance()
             progress.show(
-                top1=1 - step.score.error,
+                **{task.score.name: task.score.short(task.value(step.score.error))},
                 cost=f"{objective.written(step.cost)}, down to {objective.written(limit)}",
             )
             if world.is_rank_zero:
                 seconds = round(seconds_before + time.monotonic() - started, 1)
-                append_line(log, step_to_dict(step, costs) | {"seconds": seconds})
+                append_line(log, step_to_dict(step, costs, task.loss_name) | {"seconds": seconds})
         progress.expect(len(steps) - 1)
     if steps[-1].cost > limit:
         progress.write(
@@ -128,9 +133,9 @@ def search(
             f"more than search.stop allows ({objective.written(limit)})"
         )
     narrowest = mean_score([run_chunk(grid.narrowest, {})[CURRENT] for run_chunk in runners])
-    if message := unevenly_trained(steps, objective.cost(grid.narrowest), narrowest):
+    if message := unevenly_trained(steps, objective.cost(grid.narrowest), narrowest, task.score):
         report(world, message)
-    if message := chosen_by_noise([step.score for step in steps], chance_top1(data.labels("search"))):
+    if message := chosen_by_noise([step.score for step in steps], task.chance(data)):
         report(world, f"search: warning: {message}")
     configurations = {"default": graph.default, "widest": grid.widest, "narrowest": grid.narrowest}
     trajectory = {
@@ -138,14 +143,15 @@ def search(
         "resource": objective.resource,
         "limits": dict(objective.limits),
         **{which: {"channels": c, **costs.all(c)} for which, c in configurations.items()},
-        "narrowest_score": asdict(narrowest),
+        "narrowest_score": score_to_dict(narrowest, task.loss_name),
         "images": images,
         "chunk": images // len(runners),
         "score": settings.score,
         "per_cost": settings.per_cost,
         "step": settings.step,
         "risk": settings.risk,
-        "steps": [{"step": number, **step_to_dict(step, costs)} for number, step in enumerate(steps)],
+        **scores_entry(task.score, task.loss_name),
+        "steps": [{"step": number, **step_to_dict(step, costs, task.loss_name)} for number, step in enumerate(steps)],
     }
     if not world.is_rank_zero:
         return trajectory
@@ -170,7 +176,7 @@ def part_done(first: float, current: float, last: float, *, shares: bool) -> flo
     return (first - current) / (first - last)
 
 
-def unevenly_trained(steps: Sequence[SlimmingStep], cost: float, narrowest: Score) -> str:
+def unevenly_trained(steps: Sequence[SlimmingStep], cost: float, narrowest: Score, measure: Measure = TOP1) -> str:
     """Returns a message if a configuration of the trajectory is clearly worse than the narrowest one, which costs less.
 
     Slimming should cost accuracy. If the narrowest subnet is better than wider ones, the supernet has trained it better
@@ -179,22 +185,25 @@ def unevenly_trained(steps: Sequence[SlimmingStep], cost: float, narrowest: Scor
     Args:
         cost: the cost of the narrowest configuration.
         narrowest: its score on the images of the search.
+        measure: what the errors measure. If lower is better, they have no bound, and nothing is checked.
 
     Returns:
         "" if no error is more than two standard errors above that of the narrowest configuration.
     """
     costlier = [step for step in steps if step.cost > cost]
     worst = max(costlier, key=lambda step: step.score.error, default=None)
-    if worst is None:
+    if worst is None or not measure.higher_is_better:
         return ""
     error = worst.score.error
+    # The largest variance that errors between 0 and 1 can have at their mean.
     variance = (error * (1 - error) + narrowest.error * (1 - narrowest.error)) / narrowest.images
     if error - narrowest.error <= 2 * math.sqrt(variance):
         return ""
     return (
-        f"search: step {steps.index(worst)} has a top-1 of {1 - error:.1%}, but the narrowest subnet, "
-        f"which costs less, has {1 - narrowest.error:.1%}; the supernet is trained unevenly, and networks that are "
-        "found in it may be worse than uniform ones: train it longer, or set supernet.random_widths_per to both"
+        f"search: step {steps.index(worst)} has a {measure.title} of {measure.short(measure.of_error(error))}, but the "
+        f"narrowest subnet, which costs less, has {measure.short(measure.of_error(narrowest.error))}; the supernet is "
+        "trained unevenly, and networks that are found in it may be worse than uniform ones: train it longer, or set "
+        "supernet.random_widths_per to both"
     )
 
 
@@ -205,7 +214,7 @@ def report(world: World, message: str) -> None:
 
 
 def scoring_runners(
-    supernet: Supernet, data: PreparedData, context: RunContext, settings: SearchSettings, seed: int
+    supernet: Supernet, data: PreparedData, context: RunContext, settings: SearchSettings, seed: int, task: Task
 ) -> tuple[list[ChunkRunner], int]:
     """Returns a runner for each chunk of search images, and the number of images.
 
@@ -234,5 +243,6 @@ def scoring_runners(
         incremental=settings.incremental,
         report=partial(report, context.world),
         world=context.world,
+        scores=task.sample_scores,
     )
-    return runners, sum(len(labels) for _, labels in chunks)
+    return runners, sum(len(first_tensor(inputs)) for inputs, _ in chunks)

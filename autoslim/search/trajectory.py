@@ -9,32 +9,41 @@ from autoslim.errors import UserError
 from autoslim.files import read_json
 from autoslim.resources.costs import Costs
 from autoslim.search.greedy import Option, SlimmingStep
-from autoslim.tasks.classification import Score
+from autoslim.tasks.measure import CROSS_ENTROPY
+from autoslim.tasks.task import Score
 
 
-def step_to_dict(step: SlimmingStep, costs: Costs) -> dict[str, Any]:
+def score_to_dict(score: Score, loss_name: str) -> dict[str, Any]:
+    """Converts a score to its entries in a file, in which the loss has the task's name."""
+    return {"error": score.error, loss_name: score.loss, "images": score.images}
+
+
+def step_to_dict(step: SlimmingStep, costs: Costs, loss_name: str = CROSS_ENTROPY) -> dict[str, Any]:
     """Converts a step to its entry in ``trajectory.json``: all resources, and as ``cost`` the search's objective."""
+    options = {
+        name: asdict(option) | score_to_dict(step.scores[name], loss_name) for name, option in step.options.items()
+    }
     return {
         "slimmed": list(step.slimmed),
         "channels": step.channels,
         "cost": step.cost,
         **costs.all(step.channels),
-        **asdict(step.score),
-        "options": {name: asdict(option) | asdict(step.scores[name]) for name, option in step.options.items()},
+        **score_to_dict(step.score, loss_name),
+        "options": options,
         "taken": list(step.taken),
     }
 
 
-def step_from_dict(values: Mapping[str, Any]) -> SlimmingStep:
+def step_from_dict(values: Mapping[str, Any], loss_name: str = CROSS_ENTROPY) -> SlimmingStep:
     """Inverts ``step_to_dict``."""
     options = values["options"]
     return SlimmingStep(
         tuple(values["slimmed"]),
         values["channels"],
         values["cost"],
-        _score(values),
+        _score(values, loss_name),
         {name: Option(option["channels"], option["cost"], option["saved"]) for name, option in options.items()},
-        {name: _score(option) for name, option in options.items()},
+        {name: _score(option, loss_name) for name, option in options.items()},
         tuple(values["taken"]),
     )
 
@@ -53,5 +62,5 @@ def read_trajectory(path: Path) -> dict[str, Any]:
     return values
 
 
-def _score(values: Mapping[str, Any]) -> Score:
-    return Score(values["error"], values["cross_entropy"], values["images"])
+def _score(values: Mapping[str, Any], loss_name: str) -> Score:
+    return Score(values["error"], values[loss_name], values["images"])

@@ -34,6 +34,7 @@ from autoslim.search.search import part_done
 from autoslim.search.trajectory import step_from_dict, step_to_dict
 from autoslim.supernet.supernet import Supernet
 from autoslim.tasks.classification import check_logits
+from autoslim.tasks.task import Task
 from autoslim.training.progress import Progress
 
 FORMAT = 1
@@ -134,6 +135,7 @@ def search_channels(
     table: LatencyTable | None = None,
     stop: float = 0.2,
     score: SampleScore | None = None,
+    task: Task | None = None,
     step: float = 0.05,
     per_cost: bool = True,
     risk: float | None = 0.2,
@@ -161,6 +163,7 @@ def search_channels(
         table: the latency table, if latency is limited.
         stop: the search ends at this fraction of the traced network's cost, or at the narrowest configuration.
         score: the score of each sample. By default, it is the cross-entropy, averaged over positions if there are any.
+        task: a task whose loss of each sample takes the place of ``score``.
         step: share of the cost that each step removes, and twice as much above the traced network's cost; 0: each step
             slims one group.
         per_cost: rank by the increase of the score per unit of cost saved.
@@ -181,7 +184,9 @@ def search_channels(
     cost, default = objective.cost, supernet.graph.default
     if not grid.steps:
         raise UserError("no group of the grid can be slimmed; see graph.not_prunable, or lower narrowest")
-    runners, samples = scoring_runners(supernet, batches, score, incremental=incremental, autocast=autocast)
+    runners, samples = scoring_runners(
+        supernet, batches, _score(score, task), incremental=incremental, autocast=autocast
+    )
     end = objective.stop(stop, default)
     steps: list[SlimmingStep] = []
     if file is not None:
@@ -239,6 +244,7 @@ def refine_channels(
     resource: str = "macs",
     table: LatencyTable | None = None,
     score: SampleScore | None = None,
+    task: Task | None = None,
     incremental: bool = True,
     autocast: Autocast = nullcontext,
 ) -> Channels:
@@ -263,7 +269,7 @@ def refine_channels(
                 f"channels have {format_named_amount(amount, name)}, more than the budget of "
                 f"{format_named_amount(limit, name)}; pass a configuration within the budget"
             )
-    runners, _ = scoring_runners(supernet, batches, score, incremental=incremental, autocast=autocast)
+    runners, _ = scoring_runners(supernet, batches, _score(score, task), incremental=incremental, autocast=autocast)
     levels = fine_levels(grid, limits)
 
     def evaluate(chosen: Channels, changes: Mapping[str, int]) -> dict[str, Outcome]:
@@ -327,6 +333,12 @@ def cross_entropy_by_sample(output: Tensor, targets: Tensor) -> Tensor:
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
 
+def _score(score: SampleScore | None, task: Task | None) -> SampleScore | None:
+    if task is None:
+        return score
+    return lambda output, targets: task.sample_scores(output, targets)[1]
+
+
 def scoring_runners(
     supernet: Supernet,
     batches: Iterable[Batch],
@@ -349,7 +361,7 @@ def scoring_runners(
     if sizes[0] < 2:
         raise UserError("the batches for scoring have one sample each, but samples share batch statistics; use more")
 
-    def losses(output: Any, targets: Any) -> Tensor:
+    def scores(output: Any, targets: Any) -> Tensor:
         values = (score or cross_entropy_by_sample)(output, targets)
         if not isinstance(values, Tensor):
             raise UserError(f"score must return a tensor with a number for each sample, not {type(values).__name__}")
@@ -360,7 +372,7 @@ def scoring_runners(
             raise UserError(f"{subnet} has a score of {mean}; score in fp32, or train with a lower learning rate")
 
     runners = chunk_runners(
-        supernet, chunks, autocast, incremental=incremental, report=_print, losses=losses, check=check
+        supernet, chunks, autocast, incremental=incremental, report=_print, scores=scores, check=check
     )
     return runners, sum(sizes)
 

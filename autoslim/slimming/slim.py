@@ -30,6 +30,7 @@ from autoslim.slimming.search import (
 )
 from autoslim.supernet.sandwich import Loss, random_subnet, sandwich_step
 from autoslim.supernet.supernet import Supernet
+from autoslim.tasks.task import Task
 from autoslim.tracing import trace
 from autoslim.training.progress import Progress
 
@@ -74,6 +75,7 @@ def slim(
     loss: Loss | None = None,
     distillation: Loss | bool = True,
     score: SampleScore | None = None,
+    task: Task | None = None,
     spec: GridSpec = GridSpec(),  # noqa: B008
     sort: Importance | None = "l1",
     random_subnets: int = 2,
@@ -101,6 +103,7 @@ def slim(
         loss: see ``sandwich_step``.
         distillation: see ``sandwich_step``.
         score: see ``search_channels``.
+        task: a task, such as ``Segmentation()``, in place of ``loss``, ``score`` and functions for ``distillation``.
         spec: the grid of channels, and limits of groups.
         sort: sort the channels by this importance first (see ``sort_channels``); None: keep their order.
         random_subnets: number of random configurations in each training step.
@@ -123,6 +126,7 @@ def slim(
     make = optimiser or (lambda p: optim.SGD(p, 0.01, momentum=0.9, nesterov=True, weight_decay=1e-4))
     optimizer = make(supernet.parameters())
     schedule = optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    losses: dict[str, Any] = {"loss": loss, "distillation": distillation, "task": task}
     number = 0
     value = torch.zeros(())
     with Progress("supernet", epochs, "epoch") as progress:
@@ -130,9 +134,8 @@ def slim(
             before = number
             for batch in on_device(training, device_of(supernet)):
                 drawn = [random_subnet(grid, seed, number, index) for index in range(random_subnets)]
-                value = sandwich_step(
-                    supernet, batch, [grid.narrowest, *drawn], loss=loss, distillation=distillation, autocast=autocast
-                )
+                subnets = [grid.narrowest, *drawn]
+                value = sandwich_step(supernet, batch, subnets, **losses, autocast=autocast)
                 optimizer.step()
                 optimizer.zero_grad()
                 number += 1
@@ -144,7 +147,7 @@ def slim(
             progress.show(loss=float(value))
             progress.advance()
     scored = list(scoring)
-    shared: dict[str, Any] = {"resource": resource, "table": table, "score": score, "autocast": autocast}
+    shared: dict[str, Any] = {"resource": resource, "table": table, "score": score, "task": task, "autocast": autocast}
     stop = min(limit / costs.of(graph.default, name) for name, limit in limits.items()) * (1 - 1e-9)  # for rounding
     several = budget if isinstance(budget, Mapping) and len(budget) > 1 else None
     trajectory = search_channels(supernet, grid, scored, stop=stop, budgets=several, seed=seed, **shared)

@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,7 +16,8 @@ from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
 from autoslim.errors import UserError
 from autoslim.supernet.supernet import Supernet
-from autoslim.tasks.classification import check_logits, smoothed_cross_entropy, soft_cross_entropy
+from autoslim.tasks.classification import CLASSIFICATION, check_logits, soft_cross_entropy
+from autoslim.tasks.task import Task
 from autoslim.training.loop import Step
 
 Loss = Callable[[Any, Any], Tensor]
@@ -55,6 +55,7 @@ def sandwich_step(
     *,
     loss: Loss | None = None,
     distillation: Loss | bool = True,
+    task: Task | None = None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     backward: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
@@ -75,6 +76,7 @@ def sandwich_step(
         distillation: how subnets learn. A function returns a scalar for (output, detached output of the widest
             network). True stands for the cross-entropy with the softmax of the widest network if ``loss`` is the
             default, and otherwise for no distillation, because no function fits every output. False: from the targets.
+        task: a task whose losses take the place of ``loss`` and of the functions for ``distillation``.
         autocast: returns a context for a forward pass and its loss. Backward passes run outside it, as torch advises.
         backward: computes the gradients of a loss, by default ``Tensor.backward``. With a gradient scaler, pass
             ``lambda loss: scaler.scale(loss).backward()``.
@@ -86,6 +88,8 @@ def sandwich_step(
         UserError: the batch is not a pair, a loss is not a scalar, or the default loss does not fit the output.
     """
     inputs, targets = split_batch(batch)
+    if task is not None:
+        loss, distillation = task.loss, task.distillation if distillation is True else distillation
     distil: Loss | None = soft_cross_entropy if distillation and loss is None else None
     distil = distillation if callable(distillation) else distil
     target_loss = loss or _cross_entropy
@@ -162,6 +166,7 @@ def sandwich_rule(
     label_smoothing: float,
     autocast: Callable[[], torch.autocast],
     rank: int = 0,
+    task: Task = CLASSIFICATION,
 ) -> Step:
     """Returns the step function of supernet training, which trains the widest, the narrowest and random subnets."""
     draws = {"group": [random_subnet], "network": [random_width], "both": [random_subnet, random_width]}
@@ -170,15 +175,17 @@ def sandwich_rule(
     seed = random_width_seed(sandwich.seed, rank) if sandwich.widths_by_rank else sandwich.seed
     narrowest = grid.narrowest
 
-    loss = partial(smoothed_cross_entropy, smoothing=label_smoothing)
-    distillation: Loss | bool = soft_cross_entropy if sandwich.distillation else False
+    distillation: Loss | bool = task.distillation if sandwich.distillation else False
 
-    def step(images: Tensor, labels: Tensor, number: int) -> Tensor:
+    def loss(output: Any, targets: Any) -> Tensor:
+        return task.smoothed_loss(output, targets, label_smoothing)
+
+    def step(inputs: Any, targets: Any, number: int) -> Tensor:
         choices = [draw[(number * count + index) % len(draw)] for index in range(count)]
         drawn = [choice(grid, seed, number, index) for index, choice in enumerate(choices)]
         subnets = [narrowest, *drawn]
         return sandwich_step(
-            supernet, (images, labels), subnets, loss=loss, distillation=distillation, autocast=autocast
+            supernet, (inputs, targets), subnets, loss=loss, distillation=distillation, autocast=autocast
         )
 
     return step

@@ -19,7 +19,9 @@ from autoslim.models.pretrained import check_covered
 from autoslim.supernet.extract import SupernetFile
 from autoslim.supernet.sandwich import Sandwich, sandwich_rule
 from autoslim.supernet.supernet import Supernet
-from autoslim.tasks.classification import TRAIN_BETTER, Chunk, Score, evaluate, is_chance
+from autoslim.tasks.classification import CLASSIFICATION, TRAIN_BETTER, is_chance
+from autoslim.tasks.evaluation import Chunk, evaluate
+from autoslim.tasks.task import Score, Task
 from autoslim.training.checkpoints import Checkpoints, save_weights
 from autoslim.training.device import RunContext, seed_everything, to_device
 from autoslim.training.loop import Row, train
@@ -43,6 +45,7 @@ def train_supernet(
     folder: Path,
     checkpoints: Checkpoints,
     observe: Callable[[Row], None],
+    task: Task = CLASSIFICATION,
 ) -> tuple[list[Row], dict[str, Score]]:
     """Trains the supernet of ``network`` by the sandwich rule (US-Nets; AutoSlim) and writes it to ``folder``.
 
@@ -54,6 +57,7 @@ def train_supernet(
         trained: whether training starts from the weights of ``network``. Otherwise it starts from scratch.
         name: name of the network, recorded in ``supernet.json``.
         observe: called with the row of each epoch. A resumed run calls it again with the earlier rows.
+        task: computes the losses and scores.
 
     Returns:
         One row of metrics for each epoch, and the final scores of the widest, default and narrowest configurations on
@@ -73,15 +77,16 @@ def train_supernet(
         device=context.device,
         workers=context.workers,
     )
-    score = subnet_scorer(supernet, chunks, recipe.autocast(context))
+    score = subnet_scorer(supernet, chunks, recipe.autocast(context), task)
 
     def validate() -> Row:
-        return {f"{which}_top1": 1 - score(channels).error for which, channels in validated.items()}
+        return {f"{which}_{task.score.name}": task.value(score(c).error) for which, c in validated.items()}
 
     step = sandwich_rule(
         supernet,
         grid,
         sandwich,
+        task=task,
         label_smoothing=recipe.label_smoothing,
         autocast=recipe.autocast(context),
         rank=context.world.rank,
@@ -100,6 +105,7 @@ def train_supernet(
         label="supernet",
         world=context.world,
         synchronise_batch_norm=not sandwich.widths_by_rank,
+        measures=[task.score],
     )
     supernet.select(supernet.widest)
     if context.world.is_rank_zero:
@@ -138,20 +144,20 @@ def validated_subnets(graph: ChannelGraph, grid: Grid) -> dict[str, Channels]:
 
 
 def subnet_scorer(
-    supernet: Supernet, chunks: Sequence[Chunk], autocast: Callable[[], torch.autocast]
+    supernet: Supernet, chunks: Sequence[Chunk], autocast: Callable[[], torch.autocast], task: Task
 ) -> Callable[[Mapping[str, int]], Score]:
     """Returns a function that scores a configuration on ``chunks``, under the batch statistics of each chunk."""
 
     def score(channels: Mapping[str, int]) -> Score:
         supernet.select(channels)
-        return evaluate(supernet, chunks, autocast)
+        return evaluate(task, supernet, chunks, autocast)
 
     return score
 
 
-def guessing_subnets(scores: Mapping[str, Score], chance: float) -> str:
-    """Returns a warning if subnets are not better than ``chance`` (see ``chance_top1``), else ""."""
-    guessing = {which: score for which, score in scores.items() if is_chance(score, chance)}
+def guessing_subnets(scores: Mapping[str, Score], chance: float | None) -> str:
+    """Returns a warning if subnets are not better than ``chance`` (see ``Task.chance``), else ""."""
+    guessing = {} if chance is None else {which: score for which, score in scores.items() if is_chance(score, chance)}
     if not guessing:
         return ""
     listed = ", ".join(f"{which} {1 - score.error:.1%}" for which, score in guessing.items())
@@ -161,10 +167,10 @@ def guessing_subnets(scores: Mapping[str, Score], chance: float) -> str:
     )
 
 
-def check_finite(cross_entropy: float, subnet: str) -> None:
-    """Raises ``UserError`` if the cross-entropy of ``subnet`` (a description) is not finite."""
-    if not math.isfinite(cross_entropy):
+def check_finite(loss: float, subnet: str) -> None:
+    """Raises ``UserError`` if the loss of ``subnet`` (a description) is not finite."""
+    if not math.isfinite(loss):
         raise UserError(
-            f"{subnet} has a cross-entropy of {cross_entropy}; set search.precision to fp32, or lower the supernet's "
+            f"{subnet} has a loss of {loss}; set search.precision to fp32, or lower the supernet's "
             "learning_rate and train it again"
         )

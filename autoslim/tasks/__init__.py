@@ -1,1 +1,1 @@
-"""Tasks: losses and scores."""
+"""Tasks: what networks are trained for. Losses, scores and metrics."""

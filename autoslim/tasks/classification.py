@@ -1,23 +1,25 @@
-"""Image classification: losses and scores."""
+"""Classification: one class for each sample, as a number or as probabilities of the classes (soft labels)."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from autoslim.channels.copying import inference_mode
+from autoslim.data.prepared import DataInfo, PreparedData
+from autoslim.data.structure import is_class_number, is_tensor
 from autoslim.errors import UserError
+from autoslim.tasks.measure import CROSS_ENTROPY, TOP1
+from autoslim.tasks.task import Score, Task, wrong_targets
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     """Returns the mean cross-entropy with target probability 1 - s of the label and s / (K - 1) of each *other* class.
 
     This is the authors' definition, with s = ``smoothing`` and K classes. torch spreads ``label_smoothing`` over all K
-    classes, including the label; multiplying it by K / (K - 1) makes the two definitions equal.
+    classes, including the label; multiplying it by K / (K - 1) makes the two definitions equal. ``labels`` may also be
+    probabilities (N, K), which are smoothed in the same way.
     """
     classes = logits.shape[1]
     return F.cross_entropy(logits, labels, label_smoothing=smoothing * classes / (classes - 1) if smoothing else 0.0)
@@ -49,13 +51,58 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor) -> Tensor:
     return F.cross_entropy(logits, teacher.softmax(1, dtype=torch.promote_types(teacher.dtype, torch.float32)))
 
 
-@dataclass(frozen=True)
-class Score:
-    """The top-1 error (a fraction) and the mean cross-entropy in nats over ``images`` images."""
+class Classification(Task):
+    """Classification: logits (N, K), and as targets class numbers (N,) or probabilities of the K classes (N, K)."""
 
-    error: float
-    cross_entropy: float
-    images: int = 0
+    name = "classification"
+    score = TOP1
+    loss_name = CROSS_ENTROPY
+    smooths_labels = True
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target)
+
+    def smoothed_loss(self, output: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+        return smoothed_cross_entropy(output, target, label_smoothing)
+
+    def distillation(self, output: Tensor, teacher: Tensor) -> Tensor:
+        return soft_cross_entropy(output, teacher)
+
+    def sample_scores(self, output: Tensor, target: Tensor) -> Tensor:
+        """Returns whether top-1 is wrong, and the cross-entropy in nats. The label of probabilities is the largest."""
+        output = output.float()
+        wrong = output.argmax(1) != _labels(target)
+        return torch.stack([wrong.float(), F.cross_entropy(output, target, reduction="none")])
+
+    def summed_scores(self, output: Tensor, target: Tensor) -> Tensor:
+        # torch's sum of cross-entropies is rounded otherwise than the sum of sample_scores; this was the first one.
+        output = output.float()
+        wrong = output.argmax(1) != _labels(target)
+        return torch.stack([wrong.sum().float(), F.cross_entropy(output, target, reduction="sum")])
+
+    def predictions(self, output: Tensor) -> Tensor:
+        """Returns the probabilities of the classes."""
+        return output.float().softmax(1)
+
+    def metric_arguments(self, output: Tensor, target: Tensor) -> tuple[Any, ...]:
+        return self.predictions(output), _labels(target)
+
+    def misfit(self, info: DataInfo, output: Any) -> str:
+        if not is_class_number(info.targets) and not (is_tensor(info.targets) and len(info.targets["shape"]) == 1):
+            return wrong_targets(self, info, "a class number (an integer), or a probability for each class")
+        classes = info.outputs
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        if shape != (2, classes):
+            returned = shape[1] if isinstance(shape, tuple) and len(shape) == 2 else shape
+            return f"returns {returned} outputs for {classes} classes of data; set model.kwargs.num_classes: {classes}"
+        return ""
+
+    def chance(self, data: PreparedData) -> float | None:
+        return chance_top1(data.labels("search")) if is_class_number(data.info.targets) else None
+
+
+CLASSIFICATION = Classification()
+"""The task of functions that are called without one."""
 
 
 TRAIN_BETTER = "train the supernet for more epochs, or correct its learning rate, its weights or the labels"
@@ -78,27 +125,5 @@ def is_chance(score: Score, chance: float, level: float = 0.01) -> bool:
     return bool(binom.sf(correct - 1, score.images, chance) > level)
 
 
-Chunk = tuple[Tensor, Tensor]
-"""Images (N, C, H, W) and labels (N,) on the device."""
-
-
-def evaluate(network: nn.Module, chunks: Iterable[Chunk], autocast: Callable[[], torch.autocast]) -> Score:
-    """Returns the top-1 error and mean cross-entropy of ``network`` over all images, in evaluation mode.
-
-    A supernet uses the batch statistics of each chunk, a plain network its running statistics. The host synchronises
-    with the device once, at the end. The mode of every module is restored.
-    """
-    errors: list[Tensor] = []
-    entropies: list[Tensor] = []
-    count = 0
-    with inference_mode(network):
-        for images, labels in chunks:
-            with autocast():
-                logits = network(images)  # (N, classes)
-            logits = logits.float()
-            errors.append((logits.argmax(1) != labels).sum())
-            entropies.append(F.cross_entropy(logits, labels, reduction="sum"))
-            count += len(labels)
-        error = int(torch.stack(errors).sum())
-        nats = float(torch.stack(entropies).cpu().double().sum())  # on the host, because not every device has float64
-    return Score(error / count, nats / count, count)
+def _labels(target: Tensor) -> Tensor:
+    return target.argmax(1) if target.dim() > 1 else target

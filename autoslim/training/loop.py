@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoslim.channels.batches import call, first_tensor
 from autoslim.distributed.ranks import SINGLE, World
 from autoslim.distributed.sync import GradientSynchronizer, synchronised_batch_norm
 from autoslim.errors import UserError
 from autoslim.files import write_atomically
+from autoslim.tasks.measure import Measure
 from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.device import rng_state, seed_step, set_rng_state
 from autoslim.training.progress import Progress
 
-Step = Callable[[Tensor, Tensor, int], Tensor]
-"""(images, labels, number of the step) -> loss. It adds the gradients of a batch."""
+Step = Callable[[Any, Any, int], Tensor]
+"""(inputs, targets, number of the step) -> loss. It adds the gradients of a batch."""
 
-Batches = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]
+Batches = Callable[[int, int], Iterator[tuple[Any, Any]]]
 Row = dict[str, float]
 
 SYNC_EVERY = 25  # steps between checks of the loss; each check synchronises the host with the device
@@ -57,6 +59,7 @@ def train(
     label: str,
     world: World = SINGLE,
     synchronise_batch_norm: bool = True,
+    measures: Sequence[Measure] = (),
 ) -> list[Row]:
     """Trains ``network`` in place, continuing from its last checkpoint, and returns one row of metrics per epoch.
 
@@ -77,6 +80,7 @@ def train(
         label: name of the run in the progress display.
         synchronise_batch_norm: compute batch statistics over the images of all ranks, which must then run the same
             layers in each step. Otherwise each rank uses the statistics of its images.
+        measures: how the progress display formats metrics of ``validate``, whose names end in ``_`` and a measure's.
 
     Raises:
         UserError: the loss or a weight is no longer finite. The last checkpoint contains the last finite weights.
@@ -117,15 +121,15 @@ def train(
     with Progress(label, plan.steps, done=number) as progress:
         for epoch in range(len(rows), plan.epochs):
             network.train()
-            for images, labels in batches(epoch, number - epoch * plan.steps_per_epoch):
+            for inputs, targets in batches(epoch, number - epoch * plan.steps_per_epoch):
                 rate = learning_rate(number)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
                 if not world.is_single:
                     seed_step(root, number, world.rank)
                 with synchronised_batch_norm(world if synchronise_batch_norm else SINGLE):
-                    loss = step(images, labels, number)
-                losses.append(gradients.share(loss, len(images)))
+                    loss = step(inputs, targets, number)
+                losses.append(gradients.share(loss, len(first_tensor(inputs))))
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
                 number += 1
@@ -141,10 +145,7 @@ def train(
             row: Row = {"epoch": epoch + 1, "learning_rate": learning_rate(number - 1), "loss": mean, **metrics}
             rows.append(row)
             losses = []
-            progress.show(
-                epoch=f"{epoch + 1}/{plan.epochs}",
-                **{k: v for k, v in row.items() if k not in ("epoch", "learning_rate")},
-            )
+            progress.show(epoch=f"{epoch + 1}/{plan.epochs}", loss=mean, **_written(metrics, measures))
             save()
             saved_at = time.monotonic()
             observe(row)
@@ -172,6 +173,15 @@ def _restored(
         set_rng_state(before[2])
         raise
     return rows, list(losses.to(next(network.parameters()).device).unbind()), number
+
+
+def _written(metrics: Row, measures: Sequence[Measure]) -> dict[str, float | str]:
+    """Returns the metrics, formatted as their measures are."""
+    written: dict[str, float | str] = {}
+    for name, value in metrics.items():
+        fitting = [measure for measure in measures if name.endswith(f"_{measure.name}")]
+        written[name] = fitting[0].short(value) if fitting else value
+    return written
 
 
 def _digest(network: nn.Module) -> str:
@@ -208,14 +218,12 @@ class _Divergence:
         )
 
 
-def label_step(
-    network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], autocast: Callable[[], torch.autocast]
-) -> Step:
-    """Returns the step function of ordinary training, which computes the loss from the labels."""
+def label_step(network: nn.Module, loss: Callable[[Any, Any], Tensor], autocast: Callable[[], torch.autocast]) -> Step:
+    """Returns the step function of ordinary training, which computes the loss from the targets."""
 
-    def step(images: Tensor, labels: Tensor, _: int) -> Tensor:
+    def step(inputs: Any, targets: Any, _: int) -> Tensor:
         with autocast():
-            value = loss(network(images), labels)
+            value = loss(call(network, inputs), targets)
         value.backward()
         return value.detach()
 

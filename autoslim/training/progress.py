@@ -38,12 +38,10 @@ class Progress:
             self._line()
 
     def show(self, **metrics: float | str) -> None:
-        """Sets the metrics to show. Fractions whose names end in ``top1`` are shown in percent."""
+        """Sets the metrics to show."""
         for name, value in metrics.items():
             if isinstance(value, str):
-                self._metrics[name] = value
-            elif name.endswith("top1"):
-                self._metrics[name.replace("_", " ")] = f"{value:.1%}"
+                self._metrics[name.replace("_", " ")] = value
             else:
                 self._metrics[name.replace("_", " ")] = f"{value:.4g}"
         if self._bar is not None:

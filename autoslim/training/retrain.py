@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,9 @@ from autoslim.channels.groups import Channels
 from autoslim.channels.resize import initialise, resize
 from autoslim.data.batches import eval_batches
 from autoslim.data.prepared import PreparedData
-from autoslim.tasks.classification import Score, evaluate, smoothed_cross_entropy
+from autoslim.tasks.classification import CLASSIFICATION
+from autoslim.tasks.evaluation import Evaluation, evaluate_measures
+from autoslim.tasks.task import Task
 from autoslim.training.checkpoints import Checkpoints, load_weights, save_weights
 from autoslim.training.device import RunContext, seed_everything, to_device
 from autoslim.training.loop import Row, label_step, train
@@ -35,10 +38,11 @@ def retrain(
     folder: Path,
     checkpoints: Checkpoints,
     observe: Callable[[int, Row], None],
+    task: Task = CLASSIFICATION,
 ) -> dict[int, list[Row]]:
     """Trains ``network`` resized to ``channels`` once for each seed, and writes ``seed-N.safetensors`` to ``folder``.
 
-    The rows contain the accuracy on the search split after each epoch. The test split is not used.
+    The rows contain the task's measures on the search split after each epoch. The test split is not used.
 
     Args:
         network: the default network. It is not changed.
@@ -47,13 +51,14 @@ def retrain(
         start: file with the weights that every seed starts from. By default, each seed trains from scratch.
         label: name of the network in the progress display.
         observe: called with the seed and the row of each epoch. A resumed run calls it again with the earlier rows.
+        task: computes the loss and the measures.
 
     Returns:
         The rows of each seed, one per epoch.
     """
 
-    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return smoothed_cross_entropy(logits, labels, recipe.label_smoothing)
+    def loss(output: Any, targets: Any) -> torch.Tensor:
+        return task.smoothed_loss(output, targets, recipe.label_smoothing)
 
     def train_once(seed: int) -> list[Row]:
         plain = resize(network, graph, channels, seed=None)
@@ -71,12 +76,16 @@ def retrain(
             step=label_step(plain, loss, recipe.autocast(context)),
             batches=recipe.batches(data, seed, context),
             learning_rate=recipe.rate(plan),
-            validate=lambda: {"search_top1": 1 - split_score(plain, data, "search", recipe, context).error},
+            validate=lambda: {
+                f"search_{name}": value
+                for name, value in evaluate_split(plain, data, "search", recipe, context, task).values.items()
+            },
             observe=lambda row: observe(seed, row),
             checkpoints=checkpoints,
             name=f"seed-{seed}",
             label=f"retrain {label}, seed {seed}",
             world=context.world,
+            measures=task.measures(data.info),
         )
         if context.world.is_rank_zero:
             save_weights(plain, folder / f"seed-{seed}.safetensors")
@@ -96,18 +105,20 @@ def keep(
     seed: int,
     start: Path,
     folder: Path,
+    task: Task = CLASSIFICATION,
 ) -> dict[int, list[Row]]:
     """Writes the weights in ``start`` to ``seed-N.safetensors`` as ``retrain`` would, without training them.
 
     Returns:
-        One row for ``seed``, with epoch 0 and the accuracy on the search split.
+        One row for ``seed``, with epoch 0 and the task's measures on the search split.
     """
     plain = resize(network, graph, channels, seed=None)
     load_weights(plain, start)
     if context.world.is_rank_zero:
         save_weights(plain, folder / f"seed-{seed}.safetensors")
     to_device(plain, context.device, recipe.channels_last)
-    return {seed: [{"epoch": 0, "search_top1": 1 - split_score(plain, data, "search", recipe, context).error}]}
+    values = evaluate_split(plain, data, "search", recipe, context, task).values
+    return {seed: [{"epoch": 0, **{f"search_{name}": value for name, value in values.items()}}]}
 
 
 def over_seeds(rows: Mapping[int, Sequence[Row]]) -> dict[str, dict[str, float]]:
@@ -117,7 +128,7 @@ def over_seeds(rows: Mapping[int, Sequence[Row]]) -> dict[str, dict[str, float]]
     """
     last = [epochs[-1] for epochs in rows.values()]
     figures: dict[str, dict[str, float]] = {}
-    for name in ("search_top1", "loss"):
+    for name in (*(name for name in last[0] if name.startswith("search_")), "loss"):
         if name not in last[0]:
             continue
         values = [row[name] for row in last]
@@ -125,13 +136,15 @@ def over_seeds(rows: Mapping[int, Sequence[Row]]) -> dict[str, dict[str, float]]
     return figures
 
 
-def split_score(network: nn.Module, data: PreparedData, split: str, recipe: Recipe, context: RunContext) -> Score:
-    """Returns the top-1 error and cross-entropy of a plain network on a split, in the recipe's precision."""
+def evaluate_split(
+    network: nn.Module, data: PreparedData, split: str, recipe: Recipe, context: RunContext, task: Task
+) -> Evaluation:
+    """Returns the score and the task's measures of a plain network on a split, in the recipe's precision."""
     chunks = eval_batches(data, split, batch_size=EVALUATION_BATCH, device=context.device, workers=context.workers)
-    return evaluate(network, chunks, recipe.autocast(context))
+    return evaluate_measures(task, data.info, network, chunks, recipe.autocast(context))
 
 
-def retrained_top1(
+def evaluate_retrained(
     network: nn.Module,
     graph: ChannelGraph,
     channels: Channels,
@@ -141,12 +154,13 @@ def retrained_top1(
     *,
     seeds: Sequence[int],
     folder: Path,
-) -> dict[int, float]:
-    """Returns seed -> top-1 accuracy (a fraction) on the *test* split of the networks that ``retrain`` wrote."""
-    accuracies = {}
+    task: Task = CLASSIFICATION,
+) -> dict[int, dict[str, float]]:
+    """Returns seed -> the task's measures, by name, on the *test* split, of the networks that ``retrain`` wrote."""
+    values = {}
     for seed in seeds:
         plain = resize(network, graph, channels, seed=None)
         load_weights(plain, folder / f"seed-{seed}.safetensors")
         to_device(plain, context.device, recipe.channels_last)
-        accuracies[seed] = 1 - split_score(plain, data, "test", recipe, context).error
-    return accuracies
+        values[seed] = evaluate_split(plain, data, "test", recipe, context, task).values
+    return values

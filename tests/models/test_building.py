@@ -12,7 +12,9 @@ from paths import ROOT
 from torch import Tensor, nn
 from torchvision.models import ResNet
 
+from autoslim.data.prepared import DataInfo
 from autoslim.models.building import build_network, check_network
+from autoslim.tasks.classification import CLASSIFICATION
 
 FILE = '''
 """A user's network."""
@@ -150,10 +152,15 @@ def test_the_error_without_timm_names_the_command_that_installs_it(monkeypatch: 
 # Input and output
 
 
+def images(channels: int, height: int, width: int, classes: int = 10) -> DataInfo:
+    names = tuple(map(str, range(classes)))
+    return DataInfo("digits", names, channels, (height, width), (), (), {}, storage="arrays")
+
+
 def test_checking_a_network_does_not_change_it() -> None:
     network = build_network("torchvision.models:resnet18", {}, classes=10).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    check_network(network, "resnet18", (3, 32, 32), 10)
+    check_network(network, "resnet18", images(3, 32, 32), CLASSIFICATION)
     assert all(module.training for module in network.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
@@ -167,7 +174,9 @@ def test_checking_a_network_does_not_change_it() -> None:
 )
 def test_a_network_that_does_not_fit(shape: tuple[int, int, int], classes: int, expected: str) -> None:
     network = build_network("torchvision.models:resnet18", {}, classes=10)
-    assert expected in message_of(lambda: check_network(network, "net", shape, classes))
+    assert expected in message_of(
+        lambda: check_network(network, "net", images(*shape, classes=classes), CLASSIFICATION)
+    )
 
 
 class Two(nn.Module):
@@ -176,9 +185,9 @@ class Two(nn.Module):
 
 
 def test_a_network_with_two_inputs_is_not_told_to_change_the_image_size() -> None:
-    message = message_of(lambda: check_network(Two(), "net", (3, 8, 8), 10))
+    message = message_of(lambda: check_network(Two(), "net", images(3, 8, 8), CLASSIFICATION))
     assert message.startswith(
-        "model 'net' has the inputs image, depth, but the pipeline trains classifiers with a batch"
+        "model 'net' has the inputs image, depth, but the data have a batch of images as the only input"
     )
 
 
@@ -189,10 +198,10 @@ class Several(nn.Module):
 
 def test_outputs_that_are_not_logits() -> None:
     assert "model 'net' returns dict outputs for 10 classes" in message_of(
-        lambda: check_network(Several(), "net", (3, 8, 8), 10)
+        lambda: check_network(Several(), "net", images(3, 8, 8), CLASSIFICATION)
     )
     assert "returns (2, 3, 8, 8) outputs for 10 classes" in message_of(
-        lambda: check_network(nn.Identity(), "net", (3, 8, 8), 10)
+        lambda: check_network(nn.Identity(), "net", images(3, 8, 8), CLASSIFICATION)
     )
 
 
@@ -208,8 +217,10 @@ class DataDependent(nn.Module):
 
 
 def test_a_network_with_data_dependent_control_flow_is_run_on_its_device() -> None:
-    check_network(DataDependent(), "net", (3, 8, 8), 10)
-    assert "returns 10 outputs for 4 classes" in message_of(lambda: check_network(DataDependent(), "net", (3, 8, 8), 4))
+    check_network(DataDependent(), "net", images(3, 8, 8), CLASSIFICATION)
+    assert "returns 10 outputs for 4 classes" in message_of(
+        lambda: check_network(DataDependent(), "net", images(3, 8, 8, classes=4), CLASSIFICATION)
+    )
 
 
 # Start-up

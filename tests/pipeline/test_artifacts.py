@@ -19,7 +19,7 @@ from autoslim.resources.costs import Costs
 from autoslim.search.greedy import Option, SlimmingStep
 from autoslim.search.trajectory import read_trajectory, step_from_dict, step_to_dict
 from autoslim.supernet.extract import SupernetFile, load_supernet
-from autoslim.tasks.classification import Score
+from autoslim.tasks.task import Score
 from autoslim.training.checkpoints import load_weights, save_weights
 
 

@@ -79,7 +79,7 @@ def problems(values: Any) -> tuple[str, ...]:
         ("retrain.optimiser.learning_rate", float("nan"), "finite number"),
         ("retrain.label_smoothing", 1.0, "less than 1"),
         ("search.per_cost", "yes", "boolean"),
-        ("search.score", "loss", "'error' or 'cross_entropy'"),
+        ("search.score", "losses", "'error', 'loss' or 'cross_entropy'"),
         ("resource", "flops", "'macs', 'params', 'memory' or 'latency'"),
         ("data.channels", 2, "1 or 3"),
         ("data.image_size", "large", "integer or a valid list"),
@@ -472,7 +472,7 @@ def test_auxiliary_heads_are_reported(done: Path) -> None:
     kwargs = {"aux_logits": True, "init_weights": False}
     data = {"channels": 3, "image_size": 96}
     change_params(done, {"data": data, "model": {"name": "torchvision.models:googlenet", "kwargs": kwargs}})
-    assert "in training, not one tensor of logits; switch auxiliary heads off" in error_of("prepare")
+    assert "in training, not one tensor as in evaluation; switch auxiliary heads off" in error_of("prepare")
 
 
 # Data

@@ -21,6 +21,7 @@ from torch import nn
 from autoslim import trace
 from autoslim.channels.copying import on_meta
 from autoslim.channels.graph import ChannelGraph
+from autoslim.data.prepared import DataInfo
 from autoslim.models.building import build_network
 from autoslim.models.released import FAMILIES, released, released_lists
 from autoslim.pipeline import assembly
@@ -209,7 +210,8 @@ def small_dry_run(**changes: Any) -> tuple[DryRun, Work]:
     params = check_params(tiny_params(changes), "test")
     network = Small(10)
     graph = trace(network, torch.empty(1, 1, 8, 8))
-    dry_run = DryRun(params, network, graph, graph.grid(SPAN), 10, run_context())
+    info = DataInfo("digits", tuple("0123456789"), 1, (8, 8), (), (), {}, storage="arrays")
+    dry_run = DryRun(params, network, graph, graph.grid(SPAN), info, run_context())
     return dry_run, Work("retrain", "retrain", 1, 64, 64, 0, 1.0, (graph.default,))
 
 

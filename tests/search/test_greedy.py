@@ -9,7 +9,7 @@ import pytest
 
 from autoslim.channels import grid as grids
 from autoslim.search.greedy import Option, SlimmingStep, exhaustive_rule, greedy_slim, slimming_options
-from autoslim.tasks.classification import Score
+from autoslim.tasks.task import Score
 
 Grid = dict[str, tuple[int, ...]]
 GRID: Grid = {"a": (8, 6, 4, 2), "b": (10, 5), "c": (9, 6, 3), "d": (7,), "e": (4, 3, 2, 1)}
@@ -52,7 +52,7 @@ def reference(
                 increases[name] = (
                     slimmer[name],
                     after.error - before.error,
-                    after.cross_entropy - before.cross_entropy,
+                    after.loss - before.loss,
                 )
         if not increases:
             break

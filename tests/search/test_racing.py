@@ -10,7 +10,7 @@ from autoslim.channels.groups import Channels
 from autoslim.search.greedy import Choose, Evaluation, Option, exhaustive_rule
 from autoslim.search.racing import ChunkRunner, racing_rule
 from autoslim.search.scoring import CURRENT, By, Increase, Outcome, rank
-from autoslim.tasks.classification import Score
+from autoslim.tasks.task import Score
 
 CHUNKS, CHUNK = 8, 64
 IMAGES = CHUNKS * CHUNK
@@ -107,9 +107,7 @@ def test_without_risk_every_option_is_scored_on_every_image(by: By, per_cost: bo
         assert result.taken == field.exhaustive(by, per_cost, count)
         for name, score in {CURRENT: result.score, **result.scores}.items():
             assert score.images == IMAGES
-            assert (score.error, score.cross_entropy) == pytest.approx(
-                (field.score(name).error, field.score(name).cross_entropy)
-            )
+            assert (score.error, score.loss) == pytest.approx((field.score(name).error, field.score(name).loss))
 
 
 @pytest.mark.parametrize("count", COUNTS)

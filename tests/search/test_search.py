@@ -24,7 +24,8 @@ from autoslim.search.racing import ChunkRunner
 from autoslim.search.scoring import chosen_by_noise
 from autoslim.search.search import search, unevenly_trained
 from autoslim.search.trajectory import read_trajectory
-from autoslim.tasks.classification import Score, chance_top1, is_chance
+from autoslim.tasks.classification import chance_top1, is_chance
+from autoslim.tasks.task import Score
 from autoslim.training.checkpoints import Checkpoints
 
 

@@ -29,12 +29,13 @@ from autoslim.pipeline.artifacts import initial_weights_file, write_initial_weig
 from autoslim.supernet.extract import subnet_extractor
 from autoslim.supernet.sandwich import Sandwich
 from autoslim.supernet.train import initial_supernet, train_supernet
-from autoslim.tasks.classification import evaluate
+from autoslim.tasks.classification import Classification
+from autoslim.tasks.evaluation import evaluate
 from autoslim.training.checkpoints import Checkpoints, load_weights
 from autoslim.training.device import autocast
 from autoslim.training.loop import Plan, Row, label_step, train, write_rows
 from autoslim.training.recipe import learning_rate_at, sgd
-from autoslim.training.retrain import retrain, retrained_top1
+from autoslim.training.retrain import evaluate_retrained, retrain
 
 STEPS = 8  # per epoch
 
@@ -390,14 +391,14 @@ def test_test_accuracy_is_that_of_the_files_written(tmp_path: Path, data: Prepar
         checkpoints=Checkpoints(tmp_path, "run", "key"),
         observe=lambda seed, row: None,
     )
-    top1 = retrained_top1(network, graph, channels, data, recipe(), run_context(), seeds=[5], folder=tmp_path)
+    found = evaluate_retrained(network, graph, channels, data, recipe(), run_context(), seeds=[5], folder=tmp_path)
     plain = resize(network, graph, channels).eval()
     load_weights(plain, tmp_path / "seed-5.safetensors")
     pixels = torch.from_numpy(np.array(data.images("test"))).float() / 255
     images = (pixels - torch.tensor(data.info.mean)[:, None, None]) / torch.tensor(data.info.std)[:, None, None]
     with torch.no_grad():
         right = plain(images).argmax(1).numpy() == data.labels("test")
-    assert top1 == {5: pytest.approx(right.mean())}
+    assert found == {5: {"top1": pytest.approx(right.mean())}}
 
 
 # Starting from the supernet
@@ -526,11 +527,11 @@ def test_scores_over_chunks_are_those_over_all_images() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(12, 4)).train()
     images, labels = torch.randn(50, 3, 2, 2, generator=generator), torch.randint(4, (50,), generator=generator)
     chunks = list(zip(images.split([20, 20, 10]), labels.split([20, 20, 10]), strict=True))
-    score = evaluate(network, chunks, autocast(torch.device("cpu"), "fp32"))
+    score = evaluate(Classification(), network, chunks, autocast(torch.device("cpu"), "fp32"))
     logits = (images.flatten(1) @ network[2].weight.T + network[2].bias).detach().double().numpy()
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert score.error == (logits.argmax(1) != labels.numpy()).mean()
-    assert score.cross_entropy == pytest.approx(-np.log(probabilities[range(50), labels]).mean(), rel=1e-5)
+    assert score.loss == pytest.approx(-np.log(probabilities[range(50), labels]).mean(), rel=1e-5)
     assert network.training
 
 
@@ -538,7 +539,8 @@ def test_evaluation_restores_the_mode_of_each_module() -> None:
     """A batch norm that the user has frozen remains frozen."""
     network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
     network[1].eval()
-    evaluate(network, [(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1]))], autocast(torch.device("cpu"), "fp32"))
+    chunk = torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1])
+    evaluate(Classification(), network, [chunk], autocast(torch.device("cpu"), "fp32"))
     assert [module.training for module in network.modules()] == [True, True, False, True]
 
 
