@@ -1,13 +1,15 @@
 """Training augmentation, vectorised over a batch on its device, with random numbers keyed by (seed, epoch, image).
 
-torchvision's transforms are not used, because they draw from global generators: the random numbers would depend on the
-numbers of workers and ranks, and on where a run was resumed.
+torchvision's transforms draw from global generators: the random numbers would depend on the numbers of workers and
+ranks, and on where a run was resumed. ``data.random_transforms`` runs those that are worth it with seeds of their own.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -38,15 +40,29 @@ def uniforms(seed: int, epoch: int, indices: np.ndarray, columns: slice = slice(
     They are the numbers of SplitMix64 (Steele, Lea and Flood 2014) at positions ``index * COLUMNS + column`` of the
     stream of (seed, epoch). It is counter-based, so the numbers of an image do not require those of earlier images.
     """
-    key = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)
     column = np.arange(columns.start, columns.stop, dtype=np.uint64)
     position = indices.astype(np.uint64)[:, None] * np.uint64(COLUMNS) + column  # (n, columns)
-    mixed = key + (position + np.uint64(1)) * _GAMMA  # overflow is intended
+    mixed = _splitmix64(np.random.SeedSequence((seed, epoch)), position)
+    drawn: np.ndarray = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return drawn
+
+
+def draw_seeds(seed: int, epoch: int, purpose: int, positions: np.ndarray) -> np.ndarray:
+    """Returns a seed for each position, which depends only on (seed, epoch, purpose, position): uint64 (positions,).
+
+    They are independent of the numbers of ``uniforms``. ``purpose`` separates the uses of seeds; a position is that of
+    an image in its split or of a batch in its epoch.
+    """
+    return _splitmix64(np.random.SeedSequence((seed, epoch), spawn_key=(purpose,)), positions.astype(np.uint64))
+
+
+def _splitmix64(key: np.random.SeedSequence, position: np.ndarray) -> np.ndarray:
+    """Returns the numbers at ``position`` (uint64) of the stream of ``key``: uint64, of the same shape."""
+    mixed: np.ndarray = key.generate_state(1, np.uint64) + (position + np.uint64(1)) * _GAMMA  # overflow is intended
     mixed = (mixed ^ (mixed >> _SHIFTS[0])) * _MIX[0]
     mixed = (mixed ^ (mixed >> _SHIFTS[1])) * _MIX[1]
     mixed ^= mixed >> _SHIFTS[2]
-    drawn: np.ndarray = (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return drawn
+    return mixed
 
 
 def crop_boxes(
@@ -81,23 +97,45 @@ def crop_boxes(
 
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601, as in torchvision's rgb_to_grayscale
 HALF = 0.5
+MAX_MAGNITUDE = 30  # of torchvision's RandAugment, which has 31 levels
+
+Policy = Literal["trivial_augment", "rand_augment"]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The transforms of training images. They are applied in this order: ``area``, ``pad``, ``flip``, ``jitter``.
+    """The transforms of training images. They are applied in this order: ``area``, ``policy``, ``pad``, ``flip``,
+    ``jitter``, normalisation, ``erase``, ``mixup`` or ``cutmix``.
 
     All are off by default. ``area`` crops a random part of the image, with a fraction of its area in this range
     (ImageNet: (0.25, 1)) and an aspect ratio in 3/4 .. 4/3, and resizes it to the image size. ``pad`` crops at random
     after zero padding by this number of pixels on each side. ``flip`` mirrors half of the images horizontally.
     ``jitter`` scales brightness, contrast and saturation, in this order, each by a factor uniform in [1 - jitter,
     1 + jitter] (never below 0).
+
+    The others are torchvision's: ``policy`` is TrivialAugment (Müller and Hutter, arXiv 2103.10158) or RandAugment
+    (Cubuk et al., arXiv 1909.13719) with ``operations`` transforms per image of strength ``magnitude``. ``erase`` is
+    the probability that a random rectangle of an image is set to the mean of the training pixels (Zhong et al., arXiv
+    1708.04896). ``mixup`` (Zhang et al., arXiv 1710.09412) and ``cutmix`` (Yun et al., arXiv 1905.04899) mix each image
+    of a batch with the one before, and their labels, in a proportion drawn from Beta(alpha, alpha) for each batch, with
+    these alphas; if both are on, each batch gets one of the two with equal probability.
     """
 
     pad: int = 0
     flip: bool = False
     area: tuple[float, float] | None = None
     jitter: float = 0.0
+    policy: Policy | None = None
+    operations: int = 2
+    magnitude: int = 9
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images and labels of a batch are mixed. Labels are then probabilities of the classes."""
+        return self.mixup > 0 or self.cutmix > 0
 
     def __post_init__(self) -> None:
         """Raises ``UserError`` for values out of range."""
@@ -107,19 +145,40 @@ class Augmentation:
             raise UserError(f"augmentation jitter {self.jitter} is not possible; use a number from 0 (none) to 1")
         if self.area is not None and not (len(self.area) == 2 and 0 < self.area[0] <= self.area[1] <= 1):
             raise UserError(f"augmentation area {self.area} is not possible; use two shares with 0 < low <= high <= 1")
+        if self.policy not in (None, *get_args(Policy)):
+            raise UserError(f"augmentation policy {self.policy!r} does not exist; use {' or '.join(get_args(Policy))}")
+        if self.operations < 1 or not 0 <= self.magnitude <= MAX_MAGNITUDE:
+            raise UserError(
+                f"augmentation operations {self.operations} with magnitude {self.magnitude} are not possible; use at "
+                f"least 1 operation, and a magnitude from 0 to {MAX_MAGNITUDE}"
+            )
+        if not 0 <= self.erase <= 1:
+            raise UserError(f"augmentation erase {self.erase} is not possible; use a probability from 0 to 1")
+        for name in ("mixup", "cutmix"):
+            if not (math.isfinite(alpha := getattr(self, name)) and alpha >= 0):
+                raise UserError(f"augmentation {name} {alpha} is not possible; use an alpha above 0, or 0 for none")
 
 
-def augment(images: Tensor, drawn: np.ndarray, augmentation: Augmentation, *, cropped: bool) -> Tensor:
+def augment(
+    images: Tensor,
+    drawn: np.ndarray,
+    augmentation: Augmentation,
+    *,
+    cropped: bool,
+    policy: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     """Augments images by the random numbers ``drawn`` (n, COLUMNS): uint8 (n, C, H, W) -> float32 in [0, 1].
 
     ``cropped`` states that the area crop was already applied. Images in files are cropped when they are decoded, at
-    full resolution.
+    full resolution. ``policy`` transforms the cropped images, uint8 (n, C, H, W).
     """
     if augmentation.area is not None and not cropped:
         height, width = images.shape[-2:]
         images = resized_boxes(
             images, crop_boxes(drawn[:, AREA], height, width, augmentation.area, aspect=width / height)
         )
+    if policy is not None:
+        images = policy(images if images.dtype == torch.uint8 else images.round().to(torch.uint8))
     if augmentation.pad or augmentation.flip:
         offsets = np.floor(drawn[:, SHIFT] * (2 * augmentation.pad + 1)).astype(np.int64)
         flips = (drawn[:, FLIP.start] < HALF) & augmentation.flip

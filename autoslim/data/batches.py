@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -11,21 +12,35 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from autoslim.data.augmentation import AREA, Augmentation, augment, crop_boxes, shuffle, uniforms
+from autoslim.data.augmentation import AREA, Augmentation, augment, crop_boxes, draw_seeds, shuffle, uniforms
 from autoslim.data.images import area_pixels, evaluation_pixels
 from autoslim.data.own import ASIDE, EVALUATION, Reading, own_batches
 from autoslim.data.prepared import DataInfo, PreparedData
+from autoslim.data.random_transforms import (
+    ERASE,
+    POLICY,
+    check_mixing,
+    each_image,
+    erasing_transform,
+    mixing_transform,
+    policy_transform,
+    whole_batch,
+)
 from autoslim.errors import UserError
 
-AreaKey = tuple[tuple[float, float], int, int]  # area range, seed, epoch
+Draws = tuple[Augmentation, int, int]  # augmentation, seed, epoch
 
 
 class _Files(Dataset[Any]):
-    """Decoded images of a split, uint8 (C, H, W), after the evaluation transform or, with ``area``, a random crop."""
+    """Decoded images of a split, uint8 (C, H, W), after the evaluation transform.
 
-    def __init__(self, data: PreparedData, split: str, area: AreaKey | None) -> None:
+    With ``draws``, a random area crop replaces the transform's crop, and the policy follows.
+    """
+
+    def __init__(self, data: PreparedData, split: str, draws: Draws | None) -> None:
         self.paths, self.labels, self.open = data.paths(split), data.labels(split), data.opener()
-        self.info, self.area = data.info, area
+        self.info, self.draws = data.info, draws
+        self.policy = None if draws is None else policy_transform(draws[0])
 
     def __getitem__(self, index: int) -> tuple[Tensor, int] | UserError:
         # An error is returned, because the loader would replace one raised in a worker by an error with a traceback.
@@ -34,15 +49,18 @@ class _Files(Dataset[Any]):
         except UserError as error:
             return error
         info = self.info
-        if self.area is None:
+        augmentation, seed, epoch = self.draws or (Augmentation(), 0, 0)
+        if (area := augmentation.area) is None:
             pixels = evaluation_pixels(image, info.channels, info.shorter_side, info.image_size)
         else:
-            area, seed, epoch = self.area
             drawn = uniforms(seed, epoch, np.array([index]), AREA)
             aspect = info.image_size[1] / info.image_size[0]
             top, left, height, width = crop_boxes(drawn, image.height, image.width, area, aspect)[0].tolist()
             pixels = area_pixels(image, info.channels, (top, left, height, width), info.image_size)
-        return torch.from_numpy(np.array(pixels)), int(self.labels[index])
+        decoded = torch.from_numpy(np.array(pixels))
+        if self.policy is not None:
+            decoded = each_image(self.policy, decoded[None], draw_seeds(seed, epoch, POLICY, np.array([index])))[0]
+        return decoded, int(self.labels[index])
 
 
 def _collate(items: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Tensor] | UserError:
@@ -56,7 +74,7 @@ def _collate(items: list[tuple[Tensor, int] | UserError]) -> tuple[Tensor, Tenso
 
 
 def decoded_batches(
-    data: PreparedData, split: str, batches: Sequence[np.ndarray], *, area: AreaKey | None, workers: int, pin: bool
+    data: PreparedData, split: str, batches: Sequence[np.ndarray], *, draws: Draws | None, workers: int, pin: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields uint8 images (n, C, H, W) and int64 labels (n,) on the host, for each array of positions in ``batches``.
 
@@ -66,7 +84,7 @@ def decoded_batches(
         UserError: an image cannot be decoded. The message contains its path.
     """
     loader: DataLoader[Any] = DataLoader(
-        _Files(data, split, area),
+        _Files(data, split, draws),
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=_collate,
@@ -115,7 +133,8 @@ def train_batches(
     """Yields one epoch of the train split: normalised float32 images (n, C, H, W) and int64 labels (n,) on ``device``.
 
     Own data are inputs and targets of any structure, as the user's data sets and transforms return them;
-    ``augmentation`` has no effect on them.
+    ``augmentation`` has no effect on them. If the augmentation mixes images, the labels are probabilities of the
+    classes, float32 (n, classes).
 
     The order depends on (seed, epoch). An incomplete last batch is dropped, but a split smaller than a batch is one
     batch. ``batch_size`` counts the images of all ranks; each rank gets its slice of the batch that a single process
@@ -123,8 +142,10 @@ def train_batches(
     the others do not change. ``workers`` processes decode images in files and read own data; arrays need none.
 
     Raises:
-        UserError: the batch is smaller than the number of ranks, or a sample cannot be read.
+        UserError: the batch is smaller than the number of ranks, there are no classes to mix, or a sample cannot be
+            read.
     """
+    check_mixing(augmentation, len(data.info.classes), "augmentation")
     size = min(batch_size, data.count("train"))
     if size < world_size:
         raise UserError(
@@ -135,7 +156,13 @@ def train_batches(
     order = shuffle(data.count("train"), seed, epoch)
     whole = [order[step * batch_size : (step + 1) * batch_size] for step in range(skip, count)]
     batches = [np.array_split(batch, world_size)[rank] for batch in whole]
-    return _training(data, batches, augmentation, seed, epoch, torch.device(device), workers)
+    if augmentation.mixes and world_size > 1:
+        # Each image is mixed with the one before it, and that of the first of this rank's images is another rank's.
+        before = [np.array_split(np.roll(batch, 1), world_size)[rank][:1] for batch in whole]
+        batches = [np.concatenate(parts) for parts in zip(before, batches, strict=True)]
+        mixed = _training(data, batches, augmentation, seed, epoch, torch.device(device), workers, skip)
+        return ((images[1:], labels[1:]) for images, labels in mixed)
+    return _training(data, batches, augmentation, seed, epoch, torch.device(device), workers, skip)
 
 
 def eval_batches(
@@ -175,7 +202,9 @@ def _training(
     epoch: int,
     device: torch.device,
     workers: int,
+    first: int,
 ) -> Batches:
+    """Yields augmented ``batches``, the first of which is batch ``first`` of the epoch."""
     if data.own is not None:
         yield from _own(data, "train", batches, device, workers, Reading(True, seed, epoch))
         return
@@ -183,11 +212,18 @@ def _training(
     if arrays:
         loaded = _stored(data, "train", batches, device)
     else:
-        area = None if augmentation.area is None else (augmentation.area, seed, epoch)
-        loaded = _decoded(data, "train", batches, device, workers, area)
-    for indices, (images, labels) in zip(batches, loaded, strict=True):
+        loaded = _decoded(data, "train", batches, device, workers, (augmentation, seed, epoch))
+    policy = policy_transform(augmentation) if arrays else None
+    erasing, mixing = erasing_transform(augmentation), mixing_transform(augmentation, len(data.info.classes))
+    for number, (indices, (images, labels)) in enumerate(zip(batches, loaded, strict=True), first):
         drawn = uniforms(seed, epoch, indices)
-        yield normalised(augment(images, drawn, augmentation, cropped=not arrays), data.info), labels
+        seeded = policy and partial(each_image, policy, seeds=draw_seeds(seed, epoch, POLICY, indices))
+        images = normalised(augment(images, drawn, augmentation, cropped=not arrays, policy=seeded), data.info)
+        if erasing is not None:
+            images = each_image(erasing, images, draw_seeds(seed, epoch, ERASE, indices))
+        if mixing is not None:
+            images, labels = whole_batch(mixing, images, labels, seed, epoch, number)
+        yield images, labels
 
 
 def _evaluation(
@@ -231,10 +267,10 @@ def _decoded(
     batches: list[np.ndarray],
     device: torch.device,
     workers: int,
-    area: AreaKey | None,
+    draws: Draws | None,
 ) -> Batches:
     pin = device.type == "cuda"
-    for images, labels in decoded_batches(data, split, batches, area=area, workers=workers, pin=pin):
+    for images, labels in decoded_batches(data, split, batches, draws=draws, workers=workers, pin=pin):
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
