@@ -106,6 +106,8 @@ def train_supernet(
         world=context.world,
         synchronise_batch_norm=not sandwich.widths_by_rank,
         measures=[task.score],
+        clip_norm=recipe.clip_norm,
+        ema=recipe.ema,
     )
     supernet.select(supernet.widest)
     if context.world.is_rank_zero:

@@ -144,13 +144,15 @@ class Checkpoints:
             return result
         return None
 
-    def check_space(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    def check_space(self, network: nn.Module, optimiser: torch.optim.Optimizer, averaged: bool = False) -> None:
         """Raises ``UserError`` if the disk has no room for three checkpoints: the last, the one before and the next.
 
-        A checkpoint is estimated as the tensors of the network and one more of each trained parameter (momentum).
+        A checkpoint is estimated as the tensors of the network, once more if they are ``averaged``, and one more of
+        each trained parameter (momentum; two for AdamW).
         """
-        tensors = sum(tensor.nbytes for tensor in network.state_dict().values())
+        tensors = (1 + averaged) * sum(tensor.nbytes for tensor in network.state_dict().values())
         momentum = sum(parameter.nbytes for group in optimiser.param_groups for parameter in group["params"])
+        momentum *= 2 if isinstance(optimiser, torch.optim.AdamW) else 1
         existing = sum(path.stat().st_size for path in self.folder.glob("*.pt") if path.is_file())
         check_space(self.folder, max(0, 3 * (tensors + momentum) - existing), "the checkpoints of this training")
 

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from autoslim.distributed.sync import GradientSynchronizer, synchronised_batch_n
 from autoslim.errors import UserError
 from autoslim.files import write_atomically
 from autoslim.tasks.measure import Measure
+from autoslim.training.averaging import AveragedWeights
 from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.device import rng_state, seed_step, set_rng_state
 from autoslim.training.progress import Progress
@@ -60,6 +62,8 @@ def train(
     world: World = SINGLE,
     synchronise_batch_norm: bool = True,
     measures: Sequence[Measure] = (),
+    clip_norm: float | None = None,
+    ema: float | None = None,
 ) -> list[Row]:
     """Trains ``network`` in place, continuing from its last checkpoint, and returns one row of metrics per epoch.
 
@@ -81,6 +85,9 @@ def train(
         synchronise_batch_norm: compute batch statistics over the images of all ranks, which must then run the same
             layers in each step. Otherwise each rank uses the statistics of its images.
         measures: how the progress display formats metrics of ``validate``, whose names end in ``_`` and a measure's.
+        clip_norm: gradients of a step whose norm over all parameters is larger are scaled to this norm.
+        ema: decay of an exponential moving average of the weights (see ``AveragedWeights``). ``network`` has the
+            averaged weights when it is validated and at the end.
 
     Raises:
         UserError: the loss or a weight is no longer finite. The last checkpoint contains the last finite weights.
@@ -89,12 +96,13 @@ def train(
     rows: list[Row] = []
     losses: list[Tensor] = []  # of the current epoch, on the device
     number = 0
-    if state := checkpoints.restore(name, lambda state: _restored(state, network, optimiser, plan)):
+    average = None if ema is None else AveragedWeights(network, ema)
+    if state := checkpoints.restore(name, lambda state: _restored(state, network, optimiser, average, plan)):
         rows, losses, number = state
         for earlier in rows:
             observe(earlier)
     if world.is_rank_zero:
-        checkpoints.check_space(network, optimiser)
+        checkpoints.check_space(network, optimiser, averaged=average is not None)
 
     if not world.is_single:
         world.agree(f"step {number}, weights {_digest(network)}", "state")
@@ -114,8 +122,13 @@ def train(
                 "step": number,
                 "losses": torch.stack(losses).cpu() if losses else torch.empty(0),
                 "rng": rng_state(),
-            },
+            }
+            | ({} if average is None else {"average": average.state()}),
         )
+
+    def validate_average() -> Row:
+        with nullcontext() if average is None else average.applied(network):
+            return validate()
 
     saved_at = time.monotonic()
     with Progress(label, plan.steps, done=number) as progress:
@@ -130,8 +143,12 @@ def train(
                 with synchronised_batch_norm(world if synchronise_batch_norm else SINGLE):
                     loss = step(inputs, targets, number)
                 losses.append(gradients.share(loss, len(first_tensor(inputs))))
+                if clip_norm is not None:
+                    nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
+                if average is not None:
+                    average.update(network)
                 number += 1
                 if len(losses) % SYNC_EVERY == 0:
                     progress.show(loss=divergence.mean(losses, number))
@@ -141,7 +158,7 @@ def train(
                     saved_at = time.monotonic()
                 progress.advance()
             mean = divergence.mean(losses, number)
-            metrics = world.on_rank_zero(validate)
+            metrics = world.on_rank_zero(validate_average)
             row: Row = {"epoch": epoch + 1, "learning_rate": learning_rate(number - 1), "loss": mean, **metrics}
             rows.append(row)
             losses = []
@@ -149,13 +166,21 @@ def train(
             save()
             saved_at = time.monotonic()
             observe(row)
+    if average is not None:
+        average.copy_to(network)
     return rows
 
 
 def _restored(
-    state: dict[str, Any], network: nn.Module, optimiser: torch.optim.Optimizer, plan: Plan
+    state: dict[str, Any],
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    average: AveragedWeights | None,
+    plan: Plan,
 ) -> tuple[list[Row], list[Tensor], int]:
-    """Loads a checkpoint into the network, the optimiser and the generators; returns rows, losses and the step.
+    """Loads a checkpoint into the network, the optimiser, the average and the generators.
+
+    Returns rows, losses and the step.
 
     Raises an error of any class if ``state`` is not a checkpoint of this run, and then changes nothing.
     """
@@ -167,6 +192,8 @@ def _restored(
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         set_rng_state(state["rng"])
+        if average is not None:
+            average.load(state["average"])
     except Exception:
         network.load_state_dict(before[0])
         optimiser.load_state_dict(before[1])

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -11,29 +11,44 @@ from torch import nn
 from autoslim.data.augmentation import Augmentation
 from autoslim.data.batches import batches_per_epoch, train_batches
 from autoslim.data.prepared import PreparedData
+from autoslim.errors import UserError
+from autoslim.training.averaging import check_decay
 from autoslim.training.device import Precision, RunContext, autocast
 from autoslim.training.loop import Batches, Plan
 
 Schedule = Literal["linear", "cosine", "multistep"]
+OptimiserName = Literal["sgd", "adamw"]
 
 
 def sgd(
     network: nn.Module, *, learning_rate: float, momentum: float, nesterov: bool, weight_decay: float
 ) -> torch.optim.SGD:
-    """Returns SGD with weight decay only on the weights of dense convolutions and linear layers, as the authors do.
+    """Returns SGD with weight decay on the weights that ``decay_groups`` names."""
+    groups = decay_groups(network, weight_decay)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, fused=True)
 
-    Depthwise convolutions, biases and normalisation layers are not decayed. A supernet must be at its widest
-    configuration, because ``select`` changes the ``groups`` of its depthwise convolutions.
+
+def adamw(
+    network: nn.Module, *, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.AdamW:
+    """Returns AdamW (Loshchilov and Hutter, arXiv 1711.05101) with weight decay on the weights of ``decay_groups``."""
+    return torch.optim.AdamW(decay_groups(network, weight_decay), lr=learning_rate, betas=betas, eps=eps, fused=True)
+
+
+def decay_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Returns groups of parameters of which only the weights of dense convolutions and linear layers are decayed.
+
+    Depthwise convolutions, biases and normalisation layers are not decayed, as in the authors' training. A supernet
+    must be at its widest configuration, because ``select`` changes the ``groups`` of its depthwise convolutions.
     """
     decays: dict[nn.Parameter, bool] = {}  # in the order of network.parameters()
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             decays[parameter] = decays.get(parameter, True) and _is_decayed(module, name, parameter)
-    groups = [
+    return [
         {"params": [p for p, decay in decays.items() if decay], "weight_decay": weight_decay},
         {"params": [p for p, decay in decays.items() if not decay], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, fused=True)
 
 
 def _is_decayed(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
@@ -65,7 +80,10 @@ def learning_rate_at(
 
 @dataclass(frozen=True)
 class Recipe:
-    """The training parameters. ``pipeline.params.Training`` describes the fields."""
+    """The training parameters. ``pipeline.params.Training`` describes the fields.
+
+    ``momentum`` and ``nesterov`` belong to the optimiser ``sgd``, ``betas`` and ``eps`` to ``adamw``.
+    """
 
     epochs: int
     batch_size: int
@@ -80,11 +98,35 @@ class Recipe:
     weight_decay: float
     precision: Precision
     channels_last: bool
+    optimiser_name: OptimiserName = "sgd"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float | None = None
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ``UserError`` for values out of range."""
+        if self.optimiser_name not in get_args(OptimiserName):
+            raise UserError(
+                f"optimiser_name {self.optimiser_name!r} does not exist; use {' or '.join(get_args(OptimiserName))}"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UserError(f"clip_norm {self.clip_norm} is not possible; use a norm above 0, or None for no clipping")
+        if self.ema is not None:
+            check_decay(self.ema)
 
     def plan(self, data: PreparedData, context: RunContext) -> Plan:
         return Plan(self.epochs, batches_per_epoch(data, self.batch_size), context.checkpoint_every_s)
 
     def optimiser(self, network: nn.Module) -> torch.optim.Optimizer:
+        if self.optimiser_name == "adamw":
+            return adamw(
+                network,
+                learning_rate=self.learning_rate,
+                betas=self.betas,
+                eps=self.eps,
+                weight_decay=self.weight_decay,
+            )
         return sgd(
             network,
             learning_rate=self.learning_rate,

@@ -18,6 +18,7 @@ from autoslim.tasks.evaluation import Evaluation, evaluate_measures
 from autoslim.tasks.task import Task
 from autoslim.training.checkpoints import Checkpoints, load_weights, save_weights
 from autoslim.training.device import RunContext, seed_everything, to_device
+from autoslim.training.distillation import Teacher, taught_step
 from autoslim.training.loop import Row, label_step, train
 from autoslim.training.recipe import Recipe
 
@@ -34,6 +35,7 @@ def retrain(
     *,
     seeds: Sequence[int],
     start: Path | None = None,
+    teacher: Teacher | None = None,
     label: str,
     folder: Path,
     checkpoints: Checkpoints,
@@ -49,6 +51,7 @@ def retrain(
         graph: ``trace`` of it.
         seeds: seeds of the random weights and of the data order.
         start: file with the weights that every seed starts from. By default, each seed trains from scratch.
+        teacher: a trained network that takes part in the loss. It is moved to the device.
         label: name of the network in the progress display.
         observe: called with the seed and the row of each epoch. A resumed run calls it again with the earlier rows.
         task: computes the loss and the measures.
@@ -68,12 +71,17 @@ def retrain(
             load_weights(plain, start)
         seed_everything(seed)
         to_device(plain, context.device, recipe.channels_last)
+        if teacher is None:
+            step = label_step(plain, loss, recipe.autocast(context))
+        else:
+            to_device(teacher.network, context.device, recipe.channels_last)
+            step = taught_step(plain, loss, teacher, recipe.autocast(context), task.distillation)
         plan = recipe.plan(data, context)
         rows = train(
             plain,
             recipe.optimiser(plain),
             plan,
-            step=label_step(plain, loss, recipe.autocast(context)),
+            step=step,
             batches=recipe.batches(data, seed, context),
             learning_rate=recipe.rate(plan),
             validate=lambda: {
@@ -86,6 +94,8 @@ def retrain(
             label=f"retrain {label}, seed {seed}",
             world=context.world,
             measures=task.measures(data.info),
+            clip_norm=recipe.clip_norm,
+            ema=recipe.ema,
         )
         if context.world.is_rank_zero:
             save_weights(plain, folder / f"seed-{seed}.safetensors")

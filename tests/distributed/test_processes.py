@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure, record
 
 from autoslim import Supernet, resize
+from autoslim.data.augmentation import Augmentation
 from autoslim.data.prepared import PreparedData
 from autoslim.distributed.ranks import SINGLE, LostRankError, World, current_world, world_from_environment
 from autoslim.distributed.sync import GradientSynchronizer
@@ -44,6 +45,7 @@ from autoslim.training.recipe import sgd
 from autoslim.training.retrain import retrain
 
 SIZE = 2
+MIXED = Augmentation(1, policy="trivial_augment", erase=0.3, mixup=0.4, cutmix=1.0)
 STEPS, EPOCHS = 3, 2
 SEARCHES: dict[str, dict[str, Any]] = {
     "plain": {"score": "error", "per_cost": False, "step": 0.0, "incremental": False, "risk": None},
@@ -75,8 +77,10 @@ def everything(world: World, folder: Path, prepared: Path) -> dict[str, Any]:
         "supernet, odd batches": double_supernet(world, folder / "odd", 13),
         "plain network, even batches": double_network(world, folder / "plain-even", 12),
         "plain network, odd batches": double_network(world, folder / "plain-odd", 13),
+        "plain network, averaged": double_network(world, folder / "averaged", 13, clip_norm=0.5, ema=0.9),
         "widths by rank": widths_by_rank(world, folder / "by-rank"),
         "digits": digits(context, data, folder / "digits"),
+        "digits mixed": digits(context, data, folder / "digits-mixed", augmentation=MIXED, optimiser_name="adamw"),
         "digits by rank": digits(context, data, folder / "digits-by-rank", widths_by_rank=True),
         "searches": searches(context, data, folder / "searches"),
         "whole run": mortal_run(world, folder / "whole", None),
@@ -108,6 +112,7 @@ def run(
     batch: int,
     label: str = "run",
     synchronise_batch_norm: bool = True,
+    **options: float,
 ) -> dict[str, Any]:
     """Trains in double precision on random images, and returns weights, running statistics and rows."""
 
@@ -135,6 +140,7 @@ def run(
         label=label,
         world=world,
         synchronise_batch_norm=synchronise_batch_norm,
+        **options,
     )
     return {"state": network.state_dict(), "rows": rows}
 
@@ -178,15 +184,17 @@ def widths_by_rank(world: World, folder: Path) -> dict[str, Any]:
     return run(world, supernet, step, folder, 12, synchronise_batch_norm=False)
 
 
-def double_network(world: World, folder: Path, batch: int) -> dict[str, Any]:
+def double_network(world: World, folder: Path, batch: int, **options: float) -> dict[str, Any]:
     network, graph = small_network()
     plain = resize(network, graph, graph.default)
     shuffle_weights(plain)
     step = label_step(plain.double(), F.cross_entropy, autocast(torch.device("cpu"), "fp32"))
-    return run(world, plain, step, folder, batch)
+    return run(world, plain, step, folder, batch, **options)
 
 
-def digits(context: RunContext, data: PreparedData, folder: Path, widths_by_rank: bool = False) -> dict[str, Any]:
+def digits(
+    context: RunContext, data: PreparedData, folder: Path, widths_by_rank: bool = False, **changes: Any
+) -> dict[str, Any]:
     """Trains a supernet and retrains networks as the stages do, in single precision."""
     network, graph = small_network()
     rows, scores = train_supernet(
@@ -194,7 +202,7 @@ def digits(context: RunContext, data: PreparedData, folder: Path, widths_by_rank
         graph,
         data,
         SPAN,
-        recipe(epochs=1),
+        recipe(epochs=1, **changes),
         context,
         sandwich=Sandwich(random_widths=1, widths_by_rank=widths_by_rank),
         name="net",
@@ -207,7 +215,7 @@ def digits(context: RunContext, data: PreparedData, folder: Path, widths_by_rank
         graph,
         graph.default,
         data,
-        recipe(epochs=1),
+        recipe(epochs=1, **changes),
         context,
         seeds=[0],
         label="net",
@@ -338,6 +346,7 @@ def alone(prepared: Path, alone_in: Path) -> dict[str, Any]:
         "supernet, odd batches",
         "plain network, even batches",
         "plain network, odd batches",
+        "plain network, averaged",
         "widths by rank",
     ],
 )
@@ -368,8 +377,9 @@ def test_the_stages_trainings_on_several_processes(
     """Metrics and files agree in single precision on digits."""
     for rank in ranks:
         for training in ("supernet", "retrain"):
-            for row, wanted in zip(rank["digits"][training], alone["digits"][training], strict=True):
-                assert row == pytest.approx(wanted, rel=1e-4)
+            for job in ("digits", "digits mixed"):
+                for row, wanted in zip(rank[job][training], alone[job][training], strict=True):
+                    assert row == pytest.approx(wanted, rel=1e-4)
         assert rank["digits"]["scores"] == alone["digits"]["scores"]
         assert rank["digits by rank"]["supernet"][0]["loss"] != pytest.approx(
             alone["digits"]["supernet"][0]["loss"], rel=1e-4
