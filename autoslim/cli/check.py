@@ -48,7 +48,7 @@ def check(path: Path, root: Path) -> None:
 
     params = load_params(path)  # before importing torch, so that most errors are reported at once
     from autoslim.pipeline.assembly import run_context
-    from autoslim.pipeline.checks import check_data, check_model, check_table, check_task_source
+    from autoslim.pipeline.checks import check_data, check_model, check_table, check_task_source, check_teacher_file
     from autoslim.pipeline.code_lock import check_lock
     from autoslim.pipeline.costs import latency_target
     from autoslim.pipeline.launch import rank_count
@@ -57,6 +57,7 @@ def check(path: Path, root: Path) -> None:
     check_data(params.data, relative_to=root)
     check_model(params.model)
     check_task_source(params.task)
+    check_teacher_file(params)
     if params.latency.table is not None:
         check_table(params.latency.table)
     target = latency_target(params.latency)
@@ -73,7 +74,7 @@ def check(path: Path, root: Path) -> None:
 def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list[tuple[str, str]]:
     from autoslim.models.pretrained import weights_file
     from autoslim.pipeline.assembly import initial_network, traced_network
-    from autoslim.pipeline.checks import check_reach, check_runs, check_task, size_notes
+    from autoslim.pipeline.checks import check_reach, check_runs, check_task, check_teacher, size_notes
     from autoslim.resources.costs import Costs
     from autoslim.resources.latency.kernels import find_kernels
     from autoslim.tasks.building import find_task
@@ -83,6 +84,7 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
     network, graph = traced_network(params.model, info, task)
     if weights_file(params.model.weights):  # named weights would be downloaded
         initial_network(params.model, params.supernet, network, graph)
+        check_teacher(params, network, graph)
     check_runs(network, graph, target)
     table = known_table(params, network, graph)
     if table is None and "latency" in params.budgets:

@@ -110,9 +110,33 @@ def group_limits(grid: P.Grid) -> dict[str, GroupLimits]:
 
 def recipe(training: P.Training) -> Recipe:
     shared = {field.name: getattr(training, field.name) for field in fields(Recipe) if hasattr(training, field.name)}
+    optimiser = training.optimiser.model_dump()
     return Recipe(
-        **shared, **training.optimiser.model_dump(), augmentation=Augmentation(**training.augment.model_dump())
+        **shared,
+        **{"optimiser_name" if name == "name" else name: value for name, value in optimiser.items()},
+        augmentation=Augmentation(**training.augment.model_dump()),
     )
+
+
+def teacher_network(params: P.Params, network: nn.Module, graph: ChannelGraph) -> nn.Module | None:
+    """Returns the trained network of ``retrain.teacher``; None if it is null.
+
+    Raises:
+        UserError: ``model.weights`` cannot be loaded, belong to another network, or are for other classes.
+    """
+    weights = params.model.weights
+    if params.retrain.teacher is None or weights is None:
+        return None
+    source = f"model.weights {weights!r}"
+    tensors = load_trained_tensors(network, params.model.name, params.model.kwargs, weights)
+    trained, new = insert_weights(network, graph, tensors, seed=0, source=source)
+    if new:
+        raise UserError(
+            f"retrain.teacher is {params.retrain.teacher}, but {source} are for other classes than the data: "
+            f"{', '.join(new)} would have random weights, which cannot teach; set retrain.teacher to null, or use "
+            "weights that were trained for these classes"
+        )
+    return trained
 
 
 def run_context(runtime: P.Runtime, world: World = SINGLE) -> RunContext:

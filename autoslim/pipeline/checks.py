@@ -12,12 +12,13 @@ from autoslim.channels.groups import Channels
 from autoslim.channels.resize import resize
 from autoslim.data.prepare import check_source
 from autoslim.data.prepared import DataInfo
+from autoslim.data.random_transforms import check_mixing
 from autoslim.errors import UserError
 from autoslim.models.building import find_constructor
 from autoslim.models.pretrained import check_covered, check_weights, weights_file
 from autoslim.models.released import released_method
 from autoslim.pipeline.artifacts import Allocation
-from autoslim.pipeline.assembly import grid_spec, initial_network, traced_network
+from autoslim.pipeline.assembly import grid_spec, initial_network, recipe, teacher_network, traced_network
 from autoslim.pipeline.costs import latency_target
 from autoslim.pipeline.params import Data, Model, Params, Search, Training, read_yaml
 from autoslim.pipeline.project import LOCK, RESOURCES, STAGES, check_trajectory_format
@@ -77,6 +78,7 @@ def check_pipeline(params: Params, info: DataInfo) -> None:
     network, graph = traced_network(params.model, info, task)
     check_reach(params, graph)
     initial_network(params.model, params.supernet, network, graph)
+    check_teacher(params, network, graph)
 
 
 def size_notes(params: Params, info: DataInfo) -> list[str]:
@@ -121,8 +123,8 @@ def check_task(params: Params, info: DataInfo, task: Task) -> None:
     """Checks that the parameters have a meaning for the task.
 
     Raises:
-        UserError: the score or the losses are none of the task's, or label smoothing gives another class a higher
-            probability than the label.
+        UserError: the score or the losses are none of the task's, the labels cannot be mixed, or label smoothing gives
+            another class a higher probability than the label.
     """
     if params.search.score not in ("error", "loss", task.loss_name):
         raise UserError(
@@ -134,6 +136,9 @@ def check_task(params: Params, info: DataInfo, task: Task) -> None:
             f"supernet.distillation is true, but task {params.task} has no distillation loss; define its method "
             "distillation, or set supernet.distillation to false"
         )
+    for stage, training in (("supernet", params.supernet), ("retrain", params.retrain)):
+        classes = len(info.classes) if task.smooths_labels else 0
+        check_mixing(recipe(training).augmentation, classes, f"{stage}.augment")
     if task.smooths_labels:
         _check_smoothing(params, info)
         return
@@ -193,6 +198,18 @@ def check_model(model: Model) -> None:
     if model.weights is not None:
         check_weights(model.name, model.weights)
     for own in _model_files(model):
+        _check_tracked(own)
+
+
+def check_teacher(params: Params, network: nn.Module, graph: ChannelGraph) -> None:
+    """Raises ``UserError`` if ``model.weights`` cannot teach, or if the deps of ``retrain`` lack their file."""
+    check_teacher_file(params)
+    teacher_network(params, network, graph)
+
+
+def check_teacher_file(params: Params) -> None:
+    """Raises ``UserError`` if the deps of ``retrain`` lack the file with the teacher's weights."""
+    for own in _teacher_files(params):
         _check_tracked(own)
 
 
@@ -371,7 +388,13 @@ def check_groups(name: str, graph: ChannelGraph) -> None:
 def own_files(params: Params) -> list[OwnFile]:
     """Returns the files that the parameters name and that DVC has to track."""
     tables = [] if params.latency.table is None else [_table_file(params.latency.table)]
-    return [*_data_files(params.data), *_model_files(params.model), *_task_files(params.task), *tables]
+    return [
+        *_data_files(params.data),
+        *_model_files(params.model),
+        *_task_files(params.task),
+        *_teacher_files(params),
+        *tables,
+    ]
 
 
 def _data_files(data: Data) -> list[OwnFile]:
@@ -390,6 +413,13 @@ def _model_files(model: Model) -> list[OwnFile]:
 def _task_files(task: str) -> list[OwnFile]:
     file = file_of(task)
     return [] if file is None else [OwnFile("task", file, STAGES[1:])]
+
+
+def _teacher_files(params: Params) -> list[OwnFile]:
+    weights = params.model.weights
+    if params.retrain.teacher is None or weights is None or not weights_file(weights):
+        return []
+    return [OwnFile("model.weights", weights, ("retrain",))]
 
 
 def _table_file(table: str) -> OwnFile:

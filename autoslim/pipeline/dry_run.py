@@ -33,7 +33,9 @@ from autoslim.supernet.train import initial_supernet, subnet_scorer
 from autoslim.tasks.building import find_task
 from autoslim.tasks.evaluation import evaluate
 from autoslim.tasks.task import Task
+from autoslim.training.averaging import AveragedWeights
 from autoslim.training.device import RunContext, autocast, to_device
+from autoslim.training.distillation import Teacher, taught_step
 from autoslim.training.loop import Step, label_step
 from autoslim.training.recipe import Recipe
 
@@ -132,11 +134,7 @@ class DryRun:
                 return _scoring(self._supernet(channels_last=True), work, precision, self._task)
             case "retrain":
                 plain = self._plain(work, retrain)
-
-                def loss(output: Any, targets: Any) -> Tensor:
-                    return self._task.smoothed_loss(output, targets, retrain.label_smoothing)
-
-                return _stepping(plain, retrain, label_step(plain, loss, retrain.autocast(self.context)))
+                return _stepping(plain, retrain, self._retrain_step(plain, retrain))
             case "evaluation":
                 plain = self._plain(work, retrain)
                 return lambda inputs, targets: evaluate(
@@ -159,6 +157,16 @@ class DryRun:
     def _task(self) -> Task:
         return find_task(self.params.task)
 
+    def _retrain_step(self, plain: nn.Module, recipe: Recipe) -> Step:
+        def loss(output: Any, targets: Any) -> Tensor:
+            return self._task.smoothed_loss(output, targets, recipe.label_smoothing)
+
+        if self.params.retrain.teacher is None:
+            return label_step(plain, loss, recipe.autocast(self.context))
+        default = resize(self.network, self.graph, self.graph.default, seed=None)
+        to_device(default, self.context.device, recipe.channels_last)
+        return taught_step(plain, loss, Teacher(default), recipe.autocast(self.context), self._task.distillation)
+
     def _batch(self, count: int) -> tuple[Any, Any]:
         inputs = on_tensors(self.info.example(count), lambda t: torch.randn_like(t) if t.is_floating_point() else t)
         device = self.context.device
@@ -168,12 +176,17 @@ class DryRun:
 def _stepping(network: nn.Module, recipe: Recipe, step: Step) -> Pass:
     """Returns a training step as in the training loop, with a learning rate of 0."""
     optimiser = replace(recipe, learning_rate=0.0).optimiser(network)
+    average = None if recipe.ema is None else AveragedWeights(network, recipe.ema)
     numbers = itertools.count()
 
     def run(inputs: Any, targets: Any) -> None:
         step(inputs, targets, next(numbers))
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+        if average is not None:
+            average.update(network)
 
     network.train()
     return run

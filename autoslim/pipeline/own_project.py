@@ -23,7 +23,7 @@ from autoslim.models.building import find_constructor
 from autoslim.models.pretrained import check_weights
 from autoslim.pipeline.checks import own_files
 from autoslim.pipeline.code_lock import lock_text
-from autoslim.pipeline.params import Params, check_params, read_yaml
+from autoslim.pipeline.params import POLICY_SETTINGS, Params, check_params, read_yaml
 from autoslim.pipeline.project import LOCK
 from autoslim.pipeline.yaml_edits import dumped, parsed, update_pipeline, with_missing_parameters
 from autoslim.search.methods import DEFAULT
@@ -211,7 +211,7 @@ def _new_params(folder: Path, choices: Choices) -> str:
             values["data"].update(image_size=None, channels=None, storage="auto")
             for stage in ("supernet", "retrain"):
                 augment = values[stage]["augment"]
-                augment.update({name: _off(value) for name, value in augment.items()})
+                augment.update({name: _off(augment[name]) for name in augment if name not in POLICY_SETTINGS})
     if choices.model is not None:
         path, _, attribute = choices.model.rpartition(":")
         values["model"]["name"] = f"{_moved(path, folder)}:{attribute}" if path.endswith(".py") else choices.model

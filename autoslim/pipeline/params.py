@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from autoslim.data.augmentation import MAX_MAGNITUDE
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import InvalidParametersError
 from autoslim.pipeline.validation import validation_messages
@@ -18,6 +19,8 @@ Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Seed = NotNegative
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Alpha = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|(cuda|xpu)(:[0-9]+)?)$")]
 Resource = Literal["macs", "params", "memory", "latency"]
 
@@ -116,6 +119,10 @@ class Model(Section):
         return self
 
 
+POLICY_SETTINGS = ("operations", "magnitude")
+"""The parameters of ``augment`` that are no transforms."""
+
+
 class Augment(Section):
     pad: NotNegative = Field(description="Zero padding in pixels before a random crop.")
     flip: bool = Field(description="Random horizontal flip with probability 0.5.")
@@ -125,6 +132,25 @@ class Augment(Section):
         strict=False,
     )
     jitter: Fraction = Field(description="Strength of the colour jitter (brightness, contrast and saturation).")
+    policy: Literal["trivial_augment", "rand_augment"] | None = Field(
+        description="Random transforms of torchvision: `trivial_augment` applies one of random strength to each image, "
+        "`rand_augment` several of one strength; null: none. Translations of trivial_augment are up to 32 pixels."
+    )
+    operations: Positive = Field(description="For rand_augment: number of transforms per image.")
+    magnitude: Annotated[int, Field(ge=0, le=MAX_MAGNITUDE)] = Field(
+        description="For rand_augment: strength of the transforms."
+    )
+    erase: Fraction = Field(
+        description="Probability that a random rectangle of an image is erased (random erasing); 0: off."
+    )
+    mixup: Alpha = Field(
+        description="Alpha of the Beta distribution from which the proportion of two mixed images and of their labels "
+        "is drawn (mixup); 0: off."
+    )
+    cutmix: Alpha = Field(
+        description="The same for a rectangle of another image (CutMix); 0: off. With mixup too, each batch gets one "
+        "of the two."
+    )
 
     @model_validator(mode="after")
     def _check_area(self) -> "Augment":
@@ -135,10 +161,11 @@ class Augment(Section):
     @property
     def active(self) -> dict[str, Any]:
         """The transforms that are on, with their values."""
-        return {name: value for name, value in self if value}
+        return {name: value for name, value in self if value and name not in POLICY_SETTINGS}
 
 
 class Optimiser(Section):
+    name: Literal["sgd", "adamw"] = Field(description="sgd: SGD with momentum; adamw: AdamW.")
     learning_rate: Annotated[float, Field(gt=0)] = Field(description="Peak learning rate.")
     schedule: Literal["linear", "cosine", "multistep"] = Field(
         description="Learning rate schedule, updated at every iteration."
@@ -147,16 +174,25 @@ class Optimiser(Section):
         description="For multistep: fractions of the training at which the learning rate is divided by 10."
     )
     warmup_epochs: Annotated[float, Field(ge=0)] = Field(description="Number of epochs of linear warm-up.")
-    momentum: Fraction = Field(description="Momentum of SGD.")
-    nesterov: bool = Field(description="Use Nesterov momentum.")
+    momentum: Fraction = Field(description="For sgd: momentum.")
+    nesterov: bool = Field(description="For sgd: use Nesterov momentum.")
+    betas: tuple[Beta, Beta] = Field(
+        description="For adamw: decays of the running averages of the gradient and of its square.", strict=False
+    )
+    eps: Annotated[float, Field(gt=0)] = Field(
+        description="For adamw: number added to the root of the squared gradient's average."
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         description="Weight decay of linear and convolution weights; not applied to depthwise convolutions, batch "
         "norms and biases."
     )
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        description="Largest norm of a step's gradient, to which longer ones are scaled; null: no clipping."
+    )
 
     @model_validator(mode="after")
     def _check_nesterov(self) -> "Optimiser":
-        if self.nesterov and self.momentum == 0:
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
             raise ValueError("nesterov is true, but momentum is 0; set nesterov to false or raise momentum")
         return self
 
@@ -171,6 +207,10 @@ class Training(Section):
     )
     augment: Augment
     optimiser: Optimiser
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        description="Decay of an exponential moving average of the weights, which is evaluated and saved in their "
+        "place, such as 0.999; at most (1 + n) / (10 + n) after step n; null: none."
+    )
     precision: Literal["fp32", "bf16"] = Field(description="Training precision; bf16: automatic mixed precision.")
     channels_last: bool = Field(description="Use torch's channels-last memory layout.")
 
@@ -293,6 +333,17 @@ class Retrain(Training):
     start: Literal["scratch", "supernet"] = Field(
         description="scratch: training starts from random initialisation, as in the paper; supernet: from the "
         "supernet's weights of these channels."
+    )
+    teacher: Literal["default"] | None = Field(
+        description="A network whose outputs the retrained networks learn too. default: the default network with "
+        "model.weights; null: none."
+    )
+    teacher_weight: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="Share of the teacher in the loss; the labels have the rest."
+    )
+    teacher_temperature: Annotated[float, Field(gt=0)] = Field(
+        description="Both networks' outputs are divided by this number in the teacher's part of the loss, which is "
+        "multiplied by its square."
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         description="Seeds of the weights and the data order; each network is trained once with each seed."
@@ -435,6 +486,11 @@ class Params(Section):
             raise ValueError(
                 f"supernet.sort is {supernet.sort}, but model.weights is null, and random weights cannot be sorted by "
                 "importance; set supernet.sort to null, or set model.weights"
+            )
+        if weights is None and self.retrain.teacher is not None:
+            raise ValueError(
+                f"retrain.teacher is {self.retrain.teacher}, the default network with model.weights, but model.weights "
+                "is null, and random weights cannot teach; set retrain.teacher to null, or set model.weights"
             )
         return self
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from autoslim.data.batches import worker_count
 from autoslim.data.prepare import prepare
-from autoslim.pipeline.checks import check_data, check_model, check_pipeline, check_task_source
+from autoslim.pipeline.checks import check_data, check_model, check_pipeline, check_task_source, check_teacher_file
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, repository_root
 from autoslim.pipeline.tracking import tracked_stage
@@ -24,6 +24,7 @@ def run() -> None:
     check_data(data, relative_to=root)
     check_model(params.model)
     check_task_source(params.task)
+    check_teacher_file(params)
     with tracked_stage(params, "prepare", run_name=f"prepare {data.source}", sections=["data"]) as tracker:
         info = prepare(
             data.source,

@@ -11,9 +11,10 @@ from autoslim.data.prepared import DataInfo, PreparedData, read_info
 from autoslim.distributed.ranks import current_world
 from autoslim.errors import UserError
 from autoslim.files import write_json
+from autoslim.models.pretrained import weights_file
 from autoslim.pipeline.artifacts import Allocation, RequestedBudget, initial_weights_file
-from autoslim.pipeline.assembly import checkpoints, inputs, recipe, run_context, traced_network
-from autoslim.pipeline.checks import batch_note, check_allocation, check_task
+from autoslim.pipeline.assembly import checkpoints, inputs, recipe, run_context, teacher_network, traced_network
+from autoslim.pipeline.checks import batch_note, check_allocation, check_task, check_teacher_file
 from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import Params, check_method, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
@@ -22,6 +23,7 @@ from autoslim.tasks.building import find_task
 from autoslim.tasks.evaluation import Evaluation
 from autoslim.training.checkpoints import load_weights
 from autoslim.training.device import memory_errors, to_device
+from autoslim.training.distillation import Teacher
 from autoslim.training.loop import write_rows
 from autoslim.training.retrain import evaluate_split, keep, over_seeds, retrain
 
@@ -41,6 +43,8 @@ def run(method: str) -> None:
     check_task(params, data.info, task)
     check_allocation(allocation, params, graph)
     kept = allocation.start == "trained"
+    check_teacher_file(params)
+    teaching = None if kept else teacher_network(params, network, graph)
     if not kept and launch(params.runtime, "retrain", method):
         return
     training = params.retrain
@@ -53,10 +57,13 @@ def run(method: str) -> None:
             note = "the network of model.weights is not retrained"
         if note:
             print(f"retrain {method}: {note}", file=sys.stderr)
+    teacher = None if teaching is None else Teacher(teaching, training.teacher_weight, training.teacher_temperature)
+    trained = weights_file(params.model.weights) if teacher else None
     state = checkpoints(
         f"retrain-{method.replace('/', '-')}",
         *inputs(params.model, PREPARED, params.task),
         start,
+        *([trained] if trained else []),
         task=params.task,
         model=params.model.model_dump(),
         channels=allocation.channels,
@@ -87,6 +94,7 @@ def run(method: str) -> None:
                 *common,
                 seeds=training.seeds,
                 start=start if allocation.start == "supernet" else None,
+                teacher=teacher,
                 label=f"{method} {requested.budget}",
                 folder=folder / "weights",
                 checkpoints=state,

@@ -15,7 +15,7 @@ from autoslim.pipeline.assembly import (
     recipe,
     traced_network,
 )
-from autoslim.pipeline.checks import batch_note, check_model, check_reach, check_task
+from autoslim.pipeline.checks import batch_note, check_model, check_reach, check_task, check_teacher
 from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import SupernetParams, load_params
 from autoslim.pipeline.project import PREPARED, SUPERNET, TRAINED, repository_root
@@ -41,6 +41,7 @@ def run() -> None:
     network, graph = traced_network(params.model, data.info, task)
     check_task(params, data.info, task)
     check_reach(params, graph)
+    check_teacher(params, network, graph)
     if launch(params.runtime, "supernet"):
         return
     start, own, note = initial_network(params.model, params.supernet, network, graph)

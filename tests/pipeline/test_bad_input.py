@@ -1,6 +1,7 @@
 """Each user error is reported on one line, with the value, the rule and the remedy, before any training."""
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from failures import message_of
 from PIL import Image
 from pydantic import BaseModel
 from small_project import change_params, error_of, finished_project, stage, start_project
@@ -22,11 +24,14 @@ from torch import Tensor, nn
 from autoslim.channels.resize import resize
 from autoslim.data.prepared import read_info
 from autoslim.errors import UserError
+from autoslim.models.building import build_network
 from autoslim.pipeline.assembly import grid_spec, traced_network
+from autoslim.pipeline.checks import check_task
 from autoslim.pipeline.entry import InvalidParametersError
 from autoslim.pipeline.params import MOVED_NETWORKS, RENAMED, Params, check_params, load_params
 from autoslim.pipeline.project import PREPARED
 from autoslim.resources.budgets import format_amount
+from autoslim.tasks.building import find_task
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +82,16 @@ def problems(values: Any) -> tuple[str, ...]:
         ("search.stop", "0.1", "number"),
         ("search.stop", 2, "less than or equal to 1"),
         ("retrain.optimiser.learning_rate", float("nan"), "finite number"),
+        ("retrain.optimiser.name", "adam", "'sgd' or 'adamw'"),
+        ("retrain.optimiser.clip_norm", 0, "greater than 0"),
+        ("retrain.augment.policy", "auto_augment", "'trivial_augment' or 'rand_augment'"),
+        ("retrain.augment.magnitude", 31, "less than or equal to 30"),
+        ("supernet.augment.mixup", -0.2, "greater than or equal to 0"),
+        ("supernet.ema", 1.0, "less than 1"),
+        ("retrain.ema", 0, "greater than 0"),
+        ("retrain.teacher", "widest", "'default'"),
+        ("retrain.teacher_weight", 0, "greater than 0"),
+        ("retrain.teacher_temperature", 0, "greater than 0"),
         ("retrain.label_smoothing", 1.0, "less than 1"),
         ("search.per_cost", "yes", "boolean"),
         ("search.score", "losses", "'error', 'loss' or 'cross_entropy'"),
@@ -117,6 +132,7 @@ def test_a_wrong_parameter_is_reported_once_with_its_value_and_valid_values(
         ("retrain.seeds", [0, "1"], 'retrain.seeds[1] is "1"', "integer"),
         ("retrain.augment.area", [0.5, 2], "retrain.augment.area[1] is 2", "less than or equal to 1"),
         ("retrain.augment.area", [0.5], "retrain.augment.area[1] is missing", "add it"),
+        ("retrain.optimiser.betas", [0.9, 1], "retrain.optimiser.betas[1] is 1", "less than 1"),
     ],
 )
 def test_a_wrong_item_of_a_list_is_reported_with_its_index(name: str, value: Any, item: str, expected: str) -> None:
@@ -748,9 +764,9 @@ def test_library_users_catch_a_value_error() -> None:
 # Trained weights
 
 
-def watch(file: str) -> None:
-    """Adds a file to the deps of the supernet stage, as documented for trained weights."""
-    dep = "autoslim/pipeline/supernet.py,"
+def watch(file: str, stage: str = "supernet") -> None:
+    """Adds a file to the deps of a stage, as documented for trained weights."""
+    dep = f"autoslim/pipeline/{stage}.py,"
     Path("dvc.yaml").write_text(Path("dvc.yaml").read_text().replace(dep, f"{dep} {file},"))
 
 
@@ -787,6 +803,72 @@ def test_trained_weights_that_cannot_be_used(empty: Path, changes: dict[str, Any
     message = error_of("prepare")
     assert all(part in message for part in parts), message
     assert not Path("data/prepared").exists()
+
+
+def test_a_teacher_without_weights(empty: Path) -> None:
+    change_params(empty, {"retrain": {"teacher": "default"}})
+    assert error_of("prepare") == (
+        "params.yaml: retrain.teacher is default, the default network with model.weights, but model.weights is null, "
+        "and random weights cannot teach; set retrain.teacher to null, or set model.weights"
+    )
+    assert not Path("data/prepared").exists()
+
+
+def teaching_project(folder: Path, network: nn.Module | None = None) -> None:
+    """Sets trained weights, whose file only the supernet stage watches, and a teacher with them."""
+    Path("weights").mkdir()
+    network = network or traced_network(load_params().model, read_info(PREPARED))[0]
+    torch.save(network.state_dict(), "weights/trained.pt")
+    watch("weights/trained.pt")
+    change_params(folder, TRAINED | {"retrain": {"teacher": "default"}})
+
+
+@pytest.mark.parametrize("stage", [("prepare",), ("supernet",), ("retrain", "uniform")])
+def test_a_teacher_whose_file_retraining_does_not_watch(done: Path, stage: tuple[str, ...]) -> None:
+    teaching_project(done)
+    assert error_of(*stage) == (
+        "model.weights is the file weights/trained.pt, which DVC does not track: changing it would not rerun "
+        "retrain; add weights/trained.pt to its deps in dvc.yaml"
+    )
+
+
+@pytest.mark.parametrize("stage", [("prepare",), ("supernet",), ("retrain", "uniform")])
+def test_a_teacher_for_other_classes(done: Path, stage: tuple[str, ...]) -> None:
+    model = load_params().model
+    teaching_project(done, build_network(model.name, model.kwargs, 7))
+    watch("weights/trained.pt", "retrain")
+    assert error_of(*stage) == (
+        "retrain.teacher is default, but model.weights 'weights/trained.pt' are for other classes than the data: "
+        "classifier.1 would have random weights, which cannot teach; set retrain.teacher to null, or use weights "
+        "that were trained for these classes"
+    )
+
+
+def test_a_teacher_trains_the_retrained_networks(done: Path) -> None:
+    """Without labels, its weights alone decide; they are a part of the key of checkpoints."""
+    teaching_project(done)
+    watch("weights/trained.pt", "retrain")
+    weights = Path("outputs/retrain/uniform/weights/seed-0.safetensors")
+    without = weights.read_bytes()
+    stage("retrain", "uniform")
+    first = weights.read_bytes()
+    stage("retrain", "uniform")
+    assert weights.read_bytes() == first != without
+    state = torch.load("weights/trained.pt")
+    torch.save({name: 2 * tensor for name, tensor in state.items()}, "weights/trained.pt")
+    stage("retrain", "uniform")
+    assert weights.read_bytes() != first
+
+
+def test_labels_of_data_without_classes_are_not_mixed(done: Path) -> None:
+    info, task = read_info(PREPARED), find_task("classification")
+    change_params(done, {"retrain": {"augment": {"cutmix": 1.0}}})
+    mixing = load_params()
+    check_task(mixing, info, task)
+    assert message_of(lambda: check_task(mixing, dataclasses.replace(info, classes=()), task)) == (
+        "retrain.augment.cutmix is 1, but labels can be mixed only if each image has one of several classes, and the "
+        "data have no classes; set it to 0"
+    )
 
 
 def test_trained_weights_that_dvc_does_not_track(empty: Path) -> None:

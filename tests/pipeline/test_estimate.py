@@ -30,6 +30,7 @@ from autoslim.pipeline.dry_run import DryRun
 from autoslim.pipeline.estimate import Sizes, Work, even_path, expected_macs, expected_search, plan, proxy_limits
 from autoslim.pipeline.params import Params, check_params, load_params
 from autoslim.resources.costs import Costs
+from autoslim.training.averaging import AveragedWeights
 
 IMAGENET = Sizes(train=1_281_167 - 50_000, search=50_000, test=50_000)
 
@@ -251,6 +252,31 @@ def test_dry_run_steps_do_not_change_the_weights(kind: Any, monkeypatch: pytest.
     monkeypatch.setattr(torch.optim.SGD, "step", step)
     dry_run.measure(Work(kind, kind, 1, 8, 8, 0, 1.0, work.configurations), 8, 0)
     assert stepped == [True, True]
+
+
+def test_a_dry_run_does_what_a_step_with_everything_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step also runs the teacher, clips the gradient, and averages the weights."""
+    calls: list[str] = []
+    retrain = {"teacher": "default", "ema": 0.9, "optimiser": {"name": "adamw", "clip_norm": 0.1}}
+    changes = {"model": {"weights": "trained.pt"}, "supernet": {"width": 1.0}, "retrain": retrain}
+    dry_run, work = small_dry_run(**changes)
+
+    def recorded(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, call)
+
+    recorded(Small, "forward")
+    recorded(nn.utils, "clip_grad_norm_")
+    recorded(torch.optim.AdamW, "step")
+    recorded(AveragedWeights, "update")
+    dry_run.measure(work, 64, 0)
+    steps = [calls[start:] for start, name in enumerate(calls) if name == "forward"]
+    assert steps[-2][:5] == ["forward", "forward", "clip_grad_norm_", "step", "update"]
 
 
 # The command
