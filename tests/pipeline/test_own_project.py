@@ -168,6 +168,17 @@ def test_init_from_a_preset(repository: Path) -> None:
     assert read_yaml(Path("params.yaml")) == expected
 
 
+def test_init_for_fine_tuning_watches_the_teachers_weights(repository: Path) -> None:
+    printed("init", "--preset", "finetune", *OWN)
+    expected = read_yaml(ROOT / "presets/finetune.yaml") | {"budget": "50%"}
+    expected["data"]["source"] = "folder:images"
+    expected["model"] |= {"name": "net.py:build", "weights": "trained.pt"}
+    assert read_yaml(Path("params.yaml")) == expected
+    stages = pipeline_stages()
+    assert [name for name in STAGES if "trained.pt" in stages[name].get("deps", [])] == ["supernet", "retrain"]
+    assert facts(printed("check"))["parameters"] == "params.yaml is complete"
+
+
 @pytest.mark.parametrize(
     ("budget", "resource", "value"),
     [
