@@ -29,7 +29,7 @@ def export_cli(
 
     autoslim export autoslim --seed 0 --to small.pt2
     """
-    from autoslim.export import FORMATS, export
+    from autoslim.export.formats import FORMATS, export
 
     target = to.absolute()
     if target.suffix not in FORMATS:

@@ -21,7 +21,7 @@ from small_project import change_params, error_of, finished_project
 from torch import nn
 
 from autoslim.data.prepared import PreparedData, read_info
-from autoslim.export import export
+from autoslim.export.formats import export
 from autoslim.files import append_line, read_json, read_lines, write_sealed
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.training.checkpoints import Checkpoints, load_weights, save_weights

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoslim.cli.check import check
 from autoslim.data.prepared import PreparedData
-from autoslim.export import description
+from autoslim.export.formats import description
 from autoslim.pipeline.assembly import traced_network
 from autoslim.pipeline.params import load_params
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from autoslim import Supernet, resize, trace
 from autoslim.errors import UserError
-from autoslim.export import exported_program
+from autoslim.export.formats import exported_program
 
 
 def supernet_of(name: str, width: float = 1.5, dtype: torch.dtype = torch.float32) -> Supernet:

@@ -1,0 +1,1 @@
+"""Files for deployment: a trained network in formats that load without autoslim."""
