@@ -15,6 +15,7 @@ from autoslim.cli.evaluate import evaluate_cli
 from autoslim.cli.export import export_cli
 from autoslim.cli.init import init_cli
 from autoslim.cli.latency import latency_app
+from autoslim.cli.predict import predict_cli
 from autoslim.cli.profile import profile_cli
 from autoslim.cli.stage import stage_cli
 from autoslim.cli.trajectory import trajectory_cli
@@ -35,6 +36,7 @@ for name, command in (
     ("compare", compare_cli),
     ("evaluate", evaluate_cli),
     ("export", export_cli),
+    ("predict", predict_cli),
     ("stage", stage_cli),
 ):
     app.command(name)(command)
@@ -56,7 +58,7 @@ def autoslim(
     """Choose the number of channels of each layer of a convolutional network for a budget.
 
     `autoslim init` makes a project and `dvc repro` runs it. The other commands profile networks, check parameters,
-    show results and export networks.
+    show results, export networks and classify images.
     See `autoslim COMMAND --help` for the options of a command.
     """
 

@@ -19,16 +19,16 @@ from autoslim.errors import UserError, first_line
 from autoslim.files import DIGEST, DamagedError, check_space, os_error, write_bytes
 
 
-def save_weights(network: nn.Module | None, path: Path) -> None:
+def save_weights(network: nn.Module | None, path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Writes parameters and buffers as contiguous safetensors with a digest; without a network, an empty file.
 
-    Shared tensors are written under each of their names.
+    Shared tensors are written under each of their names. ``metadata`` are further entries of the file's metadata.
     """
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in ({} if network is None else network.state_dict()).items()
     }
-    write_bytes(path, safetensors.torch.save(state, metadata={DIGEST: _tensors_digest(state)}))
+    write_bytes(path, safetensors.torch.save(state, metadata={**(metadata or {}), DIGEST: _tensors_digest(state)}))
 
 
 def _tensors_digest(state: Mapping[str, Tensor]) -> str:

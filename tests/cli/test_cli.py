@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torchvision
 from command_line import error_from, facts, printed, table
+from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_project import change_params, finished_project
 from typer.testing import CliRunner
@@ -69,7 +72,18 @@ print("imported:", [name for name in {large} if name in sys.modules])
 def test_help_names_the_commands() -> None:
     command = [str(Path(sys.executable).with_name("autoslim")), "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name in ("profile", "check", "trajectory", "compare", "evaluate", "export", "estimate", "stage", "latency"):
+    for name in (
+        "profile",
+        "check",
+        "trajectory",
+        "compare",
+        "evaluate",
+        "export",
+        "predict",
+        "estimate",
+        "stage",
+        "latency",
+    ):
         assert re.search(rf"\b{name}\b", shown)
 
 
@@ -82,6 +96,7 @@ def test_help_names_the_commands() -> None:
         "compare",
         "evaluate",
         "export",
+        "predict",
         "estimate",
         "stage",
         "latency measure",
@@ -541,8 +556,14 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
             ["evaluate", "uniform", "--seed", "7"],
             "method uniform has no network with seed 7; its seeds are 0, 1: choose one",
         ),
-        (["export", "uniform", "--to", "net.onnx"], "--to net.onnx does not end in .pt2 or .safetensors"),
+        (["export", "uniform", "--to", "net.h5"], "--to net.h5 does not end in .safetensors, .pt2, .onnx or .xml"),
         (["export", "uniform", "--to", "gone/net.pt2"], "--to gone/net.pt2: the folder "),
+        (["predict", "net.h5", "params.yaml"], "net.h5 is neither a method nor a file that can be run; name a .pt2,"),
+        (["predict", "net.pt2", "params.yaml"], "net.pt2 does not exist; write it with `autoslim export`"),
+        (["predict", "net.pt2", "params.yaml", "--seed", "1"], "--seed 1 selects one of a method's networks, but"),
+        (["predict", "uniform", "gone.png"], "gone.png does not exist or is not a file; name image files, or folders"),
+        (["predict", "uniform", "stages"], "stages contains no image ("),
+        (["predict", "uniform", "params.yaml"], "{project}/params.yaml is not a readable image ("),
         (["stage", "train"], "there is no stage 'train'; stages are prepare, resources, supernet, search"),
         (["stage", "retrain"], "stage retrain needs a method; write `autoslim stage retrain autoslim`"),
         (["stage", "search", "uniform"], "stage search does not accept a method, but 'uniform' was passed"),
@@ -550,7 +571,7 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
     ],
 )
 def test_errors_of_commands(project: Path, arguments: list[str], message: str) -> None:
-    assert error_from(*arguments).startswith(message)
+    assert error_from(*arguments).startswith(message.replace("{project}", str(project)))
 
 
 @pytest.mark.parametrize(
@@ -624,10 +645,66 @@ def test_exported_weights_include_what_is_needed_to_use_them(project: Path, tmp_
     assert about["classes"] == [str(digit) for digit in range(10)]
     (tmp_path / "net.safetensors").unlink()
     again = ("export", "autoslim", "--to", str(tmp_path / "net.safetensors"))
-    assert "net.json exists; choose another file with --to, or replace it with --force" in error_from(*again)
+    assert "net.json exists and describes another network; choose another file with --to" in error_from(*again)
     assert json.loads((tmp_path / "net.json").read_text()) == about
     printed(*again, "--force")
     assert json.loads((tmp_path / "net.json").read_text())["method"] == "autoslim"
+
+
+def test_files_of_one_network_share_its_description(project: Path, tmp_path: Path) -> None:
+    """Each file is compared with the network, and contains the description that is next to it."""
+    for suffix in (".pt2", ".safetensors", ".onnx"):
+        shown = printed("export", "uniform", "--to", str(tmp_path / f"net{suffix}"))
+        difference, largest = re.findall(r"on 32 search images: .* by up to (\S+) \(the largest is (\S+)\)", shown)[0]
+        assert float(difference) <= 1e-5 * float(largest)
+    about = json.loads((tmp_path / "net.json").read_text())
+    assert {key: about[key] for key in ("method", "seed", "budget", "resource")} == {
+        "method": "uniform",
+        "seed": 0,
+        "budget": "50%",
+        "resource": "macs",
+    }
+    extra = {"autoslim.json": ""}
+    torch.export.load(tmp_path / "net.pt2", extra_files=extra)
+    with safe_open(tmp_path / "net.safetensors", framework="pt") as file:
+        weights = file.metadata()["autoslim"]
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    for text in (extra["autoslim.json"], weights, session.get_modelmeta().custom_metadata_map["autoslim"]):
+        assert json.loads(text) == about
+    [images] = session.get_inputs()
+    assert images.shape[1:] == [1, 8, 8]
+    assert isinstance(images.shape[0], str)  # any batch size
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx", ""])
+def test_predictions_for_files_agree_with_evaluate(project: Path, tmp_path: Path, suffix: str) -> None:
+    network = "autoslim"
+    if suffix:
+        network = str(tmp_path / f"net{suffix}")
+        printed("export", "autoslim", "--seed", "1", "--no-verify", "--to", network)
+    pixels = np.load(project / "data/prepared/test.images.npy")
+    labels = np.load(project / "data/prepared/test.labels.npy")
+    (tmp_path / "images" / "more").mkdir(parents=True)
+    (tmp_path / "images" / "notes.txt").touch()
+    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        folder = tmp_path / "images" / ("more" if number % 2 else "")
+        Image.fromarray(image[0]).save(folder / f"{number:02d}-{label}.png")
+    options = [] if suffix else ["--seed", "1"]
+    found = json.loads(printed("predict", network, str(tmp_path / "images"), "--json", "--top", "10", *options))
+    assert len(found) == len(labels)
+    right = [prediction["class"] == Path(prediction["image"]).stem.partition("-")[2] for prediction in found]
+    (row,) = table(printed("evaluate", "autoslim", "--seed", "1", "--split", "test"), "seed")
+    assert float(row["top-1 on test (%)"]) == pytest.approx(100 * sum(right) / len(right), abs=0.0051)
+    for prediction in found:
+        shares = prediction["probabilities"]
+        assert sum(shares.values()) == pytest.approx(1)
+        assert list(shares.values()) == sorted(shares.values(), reverse=True)
+        assert shares[prediction["class"]] == prediction["probability"]
+    if not suffix:
+        one = table(printed("predict", network, found[0]["image"], "--top", "2", *options), "image")
+        (label, share), (second, _) = list(found[0]["probabilities"].items())[:2]
+        assert (one[0]["class"], one[0]["probability (%)"]) == (label, f"{100 * share:.1f}")
+        assert one[0]["next"].startswith(f"{second} (")
 
 
 # check and stage

@@ -95,7 +95,7 @@ def _onnxruntime_forward(network: nn.Module, inputs: Arguments, threads: int) ->
     import onnxruntime
 
     try:
-        with _without_output():
+        with without_output():
             program = torch.onnx.export(network, inputs.args, kwargs=inputs.kwargs, dynamo=True, verbose=False)
         assert program is not None
         options = onnxruntime.SessionOptions()
@@ -115,7 +115,7 @@ def _onnxruntime_forward(network: nn.Module, inputs: Arguments, threads: int) ->
 
 
 @contextlib.contextmanager
-def _without_output() -> Iterator[None]:
+def without_output() -> Iterator[None]:
     """Suppresses the exporter's warnings, log messages and prints."""
     import logging
     import warnings
