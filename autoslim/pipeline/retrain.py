@@ -115,7 +115,7 @@ def run(method: str) -> None:
             plain = resize(network, graph, allocation.channels, seed=None)
             load_weights(plain, folder / "weights" / f"seed-{training.seeds[0]}.safetensors")
             images, _ = next(iter(eval_batches(data, "search", batch_size=4, device=context.device)))
-            tracker.network(plain, images)
+            tracker.network(plain, images, data.info)
         state.clear()
 
 

@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from http.client import HTTPException
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from torch import Tensor, nn
 
+    from autoslim.data.prepared import DataInfo
     from autoslim.pipeline.params import Params
 
 
@@ -71,10 +73,16 @@ class Tracker(Protocol):
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Logs a copy of a file, or of the contents of a directory."""
 
-    def network(self, network: nn.Module, example: Tensor, name: str = "network") -> None:
-        """Logs a model that ``mlflow.pytorch.load_model`` loads without autoslim and without the network's code.
+    def network(self, network: nn.Module, example: Tensor, info: DataInfo, name: str = "network") -> None:
+        """Logs a model that classifies image files without autoslim and without the network's code.
 
-        ``example`` is a batch of inputs (N, C, H, W); the model accepts any batch size. ``network`` is not changed.
+        ``mlflow.pyfunc.load_model`` and ``mlflow models serve`` accept the bytes of image files and return classes with
+        their probabilities; ``mlflow.pytorch.load_model`` returns the network alone.
+
+        Args:
+            network: it is not changed.
+            example: a batch of its inputs (N, C, H, W); the model accepts any batch size.
+            info: description of the data that the network was trained on.
         """
 
 
@@ -92,7 +100,7 @@ class NullTracker:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         pass
 
-    def network(self, network: nn.Module, example: Tensor, name: str = "network") -> None:
+    def network(self, network: nn.Module, example: Tensor, info: DataInfo, name: str = "network") -> None:
         pass
 
 
@@ -130,13 +138,13 @@ class MlflowTracker:
 
         self._attempt(send)
 
-    def network(self, network: nn.Module, example: Tensor, name: str = "network") -> None:
+    def network(self, network: nn.Module, example: Tensor, info: DataInfo, name: str = "network") -> None:
         if self._lost:
             return
         try:  # a network that cannot be exported does not mean that the store failed
             with tempfile.TemporaryDirectory() as folder:
                 with _no_warnings(), redirect_stderr(io.StringIO()):  # torch.export prints the graph if it fails
-                    _save_network(network, example, Path(folder, "model"))
+                    _save_network(network, example, info, Path(folder, "model"))
                 self._attempt(lambda: self._send_model(Path(folder, "model"), name))
         except Exception as error:
             _warn(f"the network is not logged in MLflow, because it cannot be exported ({_in_one_line(error)})")
@@ -470,11 +478,57 @@ def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> st
     return str(experiment.experiment_id)
 
 
-def _save_network(network: nn.Module, example: Tensor, folder: Path) -> None:
-    """Writes ``network`` as an MLflow model: a graph of torch operators, in evaluation mode, on the CPU.
+def _save_network(network: nn.Module, example: Tensor, info: DataInfo, folder: Path) -> None:
+    """Writes ``network`` as an MLflow model of two flavors, for the CPU; one of the second only, without ``info.mean``.
 
-    A pickled model could only be loaded with the code of the network's class; an exported graph does not need it.
+    ``python_function`` classifies image files with the code that is copied into the model. ``pytorch`` is the network
+    alone, a graph of torch operators in evaluation mode: a pickled network could only be loaded with the code of its
+    class.
     """
+    import mlflow.pyfunc
+    import pandas as pd
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Map
+
+    from autoslim.export.formats import description
+    from autoslim.export.served import PACKAGE, copy_code
+
+    requirements = [f"{name}=={version(name)}" for name in ("torch", "numpy", "pandas", "pillow")]
+    requirements = [requirement.partition("+")[0] for requirement in requirements]  # of CPU-only torch
+    if not (info.mean and info.classes):  # data of the user's own, which are not image files or have no classes
+        _save_graph(network, example, folder, requirements)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        plain = Path(scratch, "plain")
+        _save_graph(network, example, plain, requirements)
+        (plain / "data" / "autoslim.json").write_text(json.dumps(description(info)), encoding="utf-8")
+        mlflow.pyfunc.save_model(
+            str(folder),
+            loader_module=f"{PACKAGE}.served",
+            data_path=str(plain / "data"),
+            code_paths=[str(copy_code(Path(scratch)))],
+            signature=ModelSignature(
+                Schema([ColSpec(DataType.binary, "image")]),
+                Schema(
+                    [
+                        ColSpec(DataType.string, "class"),
+                        ColSpec(DataType.double, "probability"),
+                        ColSpec(Map(DataType.double), "probabilities"),
+                    ]
+                ),
+                ParamSchema([ParamSpec("top", DataType.long, 5)]),
+            ),
+            input_example=pd.DataFrame({"image": [_png(example[0], info)]}),
+            pip_requirements=requirements,  # set, so that MLflow does not infer them
+        )
+        model, graph = Model.load(str(folder)), Model.load(str(plain)).flavors["pytorch"]
+        model.add_flavor("pytorch", **{**graph, "model_data": model.flavors["python_function"]["data"], "code": "code"})
+        model.save(str(folder / "MLmodel"))
+
+
+def _save_graph(network: nn.Module, example: Tensor, folder: Path, requirements: list[str]) -> None:
+    """Writes ``network`` as an MLflow model of the flavor ``pytorch``, in float32 and for any batch size."""
     import mlflow.pytorch
     import numpy as np
     import torch
@@ -482,27 +536,34 @@ def _save_network(network: nn.Module, example: Tensor, folder: Path) -> None:
     from mlflow.types import Schema, TensorSpec
 
     plain = copy.deepcopy(network).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
-    # Two images: torch.export treats a size of one as a constant. Sixteenths keep the model's JSON files short.
+    # Two images: torch.export treats a size of one as a constant.
     images = (example[:2] if len(example) > 1 else example.repeat(2, 1, 1, 1)).detach().to("cpu", torch.float32)
-    images = ((images * 16).round() / 16).contiguous()  # (N, C, H, W)
-    with torch.inference_mode():
-        logits = plain(images)  # (N, classes)
-    float32 = np.dtype(np.float32)
+    # Only the signature of the input makes the batch size dynamic.
+    signature = ModelSignature(Schema([TensorSpec(np.dtype(np.float32), (-1, *images.shape[1:]))]))
     mlflow.pytorch.save_model(
         plain,
         str(folder),
         serialization_format="pt2",
-        signature=ModelSignature(
-            Schema([TensorSpec(float32, (-1, *images.shape[1:]))]),
-            Schema([TensorSpec(float32, (-1, *logits.shape[1:]))]),
-        ),
-        input_example=images.numpy(),
-        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],  # set, so that MLflow does not infer them
+        signature=signature,
+        input_example=images.contiguous().numpy(),
+        pip_requirements=requirements,
     )
     model = Model.load(str(folder))
     # An exported graph cannot change its device. Without this setting MLflow would try to move it to CUDA, and fail.
     model.flavors["python_function"]["config"] = {"device": "cpu"}
     model.save(str(folder / "MLmodel"))
+
+
+def _png(image: Tensor, info: DataInfo) -> bytes:
+    """Returns a normalised image (C, H, W) as the contents of a PNG file."""
+    import numpy as np
+    from PIL import Image
+
+    mean, std = (np.array(values)[:, None, None] for values in (info.mean, info.std))
+    pixels = np.rint((image.detach().cpu().numpy() * std + mean) * 255).clip(0, 255).astype(np.uint8)  # (C, H, W)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @contextmanager

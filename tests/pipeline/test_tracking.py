@@ -13,11 +13,16 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+import mlflow
+import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
+from PIL import Image
 from torch import nn
 
+from autoslim.data.images import evaluation_pixels
+from autoslim.data.prepared import DataInfo
 from autoslim.pipeline import tracking
 from autoslim.pipeline.tracking import MlflowTracker, NullTracker, fingerprint, flattened, origin, tracked, tracking_uri
 
@@ -94,6 +99,9 @@ class Branched(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.norm(self.conv(images)).relu().mean((2, 3))  # (N, 3, H, W) -> (N, 8)
         return self.head(self.drop(features))  # (N, 8) -> (N, 5)
+
+
+INFO = DataInfo("digits", tuple("abcde"), 3, (8, 8), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), {}, "arrays", resize=9)
 
 
 class Unexportable(nn.Module):
@@ -192,7 +200,7 @@ def test_nothing_is_tracked_if_tracking_is_off(repository: Path, capfd: pytest.C
         assert isinstance(tracker, NullTracker)
         assert tracker.run_id is None
         tracker.metrics({"loss": 1.0}, 1)
-        tracker.network(Branched(), torch.zeros(1, 3, 8, 8))
+        tracker.network(Branched(), torch.zeros(1, 3, 8, 8), INFO)
     assert [file.name for file in repository.iterdir()] == ["dvc.yaml"]
     assert capfd.readouterr() == ("", "")
 
@@ -226,7 +234,7 @@ def test_a_store_that_cannot_be_used_causes_one_warning(
     result = None
     with run() as tracker:
         tracker.metrics({"loss": 1.0}, 1)
-        tracker.network(Branched(), torch.zeros(1, 3, 8, 8))
+        tracker.network(Branched(), torch.zeros(1, 3, 8, 8), INFO)
         result = 42
     assert result == 42
     assert tracker.run_id is None
@@ -254,7 +262,7 @@ def test_a_store_that_fails_later_causes_one_warning(
             tracker.metrics({"loss": 1.0}, 2)
         tracker.metrics({"loss": 0.5}, 3)  # the tracker does not retry, because each attempt may take long
         tracker.artifact(Path("dvc.yaml"))
-        tracker.network(Branched(), torch.zeros(1, 3, 8, 8))
+        tracker.network(Branched(), torch.zeros(1, 3, 8, 8), INFO)
     assert len(calls) == 1
     assert capfd.readouterr().err == "warning: MLflow failed; this run continues untracked (No space left on device)\n"
     found = store.get_run(tracker.run_id)
@@ -281,7 +289,7 @@ def test_a_network_that_cannot_be_exported_causes_only_a_warning(
     store: MlflowClient, capfd: pytest.CaptureFixture[str]
 ):
     with run() as tracker:
-        tracker.network(Unexportable(), torch.ones(1, 3, 8, 8))
+        tracker.network(Unexportable(), torch.ones(1, 3, 8, 8), INFO)
         tracker.metrics({"top1": 0.5})
     err = capfd.readouterr().err
     assert err.startswith("warning: the network is not logged in MLflow, because it cannot be exported (")
@@ -300,59 +308,99 @@ class Absent:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Absent())
-import json, mlflow, torch
+import base64, json, socket, threading, time, urllib.request
+import mlflow, pandas, torch, uvicorn
+from mlflow.pyfunc import scoring_server
 
-torch.cuda.is_available = lambda: True  # MLflow would then move the model to the GPU, which an exported one cannot
 mlflow.set_tracking_uri(sys.argv[1])
 uri = f"runs:/{sys.argv[2]}/network"
 images = torch.load(sys.argv[3], weights_only=True)
 network = mlflow.pytorch.load_model(uri)
 function = mlflow.pyfunc.load_model(uri)
+content = open(sys.argv[4], "rb").read()
+
+listening = socket.create_server(("127.0.0.1", 0))
+server = uvicorn.Server(uvicorn.Config(scoring_server.init(function), log_level="error"))
+threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True).start()
+body = {"dataframe_records": [{"image": base64.b64encode(content).decode()}] * 2, "params": {"top": 2}}
+request = urllib.request.Request(
+    f"http://127.0.0.1:{listening.getsockname()[1]}/invocations",
+    json.dumps(body).encode(),
+    {"Content-Type": "application/json"},
+)
 print(json.dumps({
     "plain": network(images).tolist(),
     "one": network(images[:1]).tolist(),
-    "pyfunc": function.predict(images.numpy()).tolist(),
+    "answer": function.predict(pandas.DataFrame({"image": [content]})).to_dict("records"),
+    "served": json.loads(urllib.request.urlopen(request, timeout=60).read())["predictions"],
     "keys": list(network.state_dict()),
-    "inputs": function.metadata.get_input_schema().to_dict(),
-    "outputs": function.metadata.get_output_schema().to_dict(),
-    "example": list(function.input_example.shape),
+    "example": function.predict(function.input_example)["class"].tolist(),
 }))
+server.should_exit = True
 """
 
 
-def test_the_logged_network_predicts_the_same_where_autoslim_is_not_installed(
+def test_the_logged_model_classifies_image_files_where_autoslim_is_not_installed(
     store: MlflowClient, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
+    """In Python, and on a real request to MLflow's server."""
     torch.manual_seed(0)
     network = Branched().to(memory_format=torch.channels_last).train()
     network(torch.randn(16, 3, 8, 8))  # changes the running statistics
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    images = torch.randn(7, 3, 8, 8)
     with run(method="autoslim") as tracker:
-        tracker.network(network, torch.zeros(1, 3, 8, 8))
+        tracker.network(network, images[:1], INFO)
     assert capfd.readouterr().err == ""
     assert network.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
-    images = torch.randn(7, 3, 8, 8)
     torch.save(images, tmp_path / "images.pt")
-    command = [sys.executable, "-I", "-c", LOAD_ELSEWHERE, tracking_uri(), tracker.run_id, str(tmp_path / "images.pt")]
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8))
+    photo.save(tmp_path / "photo.png")
+    files = [str(tmp_path / name) for name in ("images.pt", "photo.png")]
+    command = [sys.executable, "-I", "-c", LOAD_ELSEWHERE, tracking_uri(), tracker.run_id, *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     loaded = json.loads(done.stdout)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (INFO.mean, INFO.std))
+    pixels = torch.from_numpy(evaluation_pixels(photo, 3, 9, (8, 8)))
     with torch.inference_mode():
         logits = network.eval()(images)
+        shares = network(((pixels / 255 - mean) / std)[None]).softmax(1)[0]
+        example = ((images[:1] * std + mean).clamp(0, 1) * 255).round() / 255  # as the PNG file that is logged
+        of_example = INFO.classes[int(network((example - mean) / std).argmax())]
     torch.testing.assert_close(torch.tensor(loaded["plain"]), logits)
     torch.testing.assert_close(torch.tensor(loaded["one"]), logits[:1])
-    torch.testing.assert_close(torch.tensor(loaded["pyfunc"]), logits)
     assert loaded["keys"] == list(network.state_dict())
-    assert loaded["inputs"][0]["tensor-spec"] == {"dtype": "float32", "shape": [-1, 3, 8, 8]}
-    assert loaded["outputs"][0]["tensor-spec"] == {"dtype": "float32", "shape": [-1, 5]}
-    assert loaded["example"] == [2, 3, 8, 8]
+    best = INFO.classes[int(shares.argmax())]
+    [answer] = loaded["answer"]
+    assert answer["class"] == best
+    assert answer["probabilities"] == pytest.approx(dict(zip(INFO.classes, shares.tolist(), strict=True)))
+    assert answer["probability"] == answer["probabilities"][best]
+    assert len(loaded["served"]) == 2
+    for served in loaded["served"]:
+        assert served["class"] == best
+        assert served["probability"] == pytest.approx(answer["probability"])
+        assert served["probabilities"] == pytest.approx(dict(list(answer["probabilities"].items())[:2]))
+    assert loaded["example"] == [of_example]
 
     (model,) = store.search_logged_models(
         [store.get_run(tracker.run_id).info.experiment_id], f"source_run_id = '{tracker.run_id}'"
     )
     assert (model.name, model.status, model.tags["method"]) == ("network", "READY", "autoslim")
+
+
+def test_a_network_for_data_of_ones_own_is_logged_alone(store: MlflowClient, capfd: pytest.CaptureFixture[str]):
+    own = DataInfo("my.py:build", (), 3, (8, 8), (), (), {}, "own")
+    network, images = Branched().eval(), torch.randn(3, 3, 8, 8)
+    with run() as tracker:
+        tracker.network(network, images, own)
+    assert capfd.readouterr().err == ""
+    mlflow.set_tracking_uri(tracking_uri())
+    function = mlflow.pyfunc.load_model(f"runs:/{tracker.run_id}/network")
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.from_numpy(function.predict(images.numpy())), network(images))
 
 
 def test_processes_that_start_together_share_a_new_store(started: Started):
