@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoslim.cli.terminal import Method
+from autoslim.cli.terminal import Method, percent, print_table
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import PREPARED, enter_project, repository_root
@@ -16,9 +17,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from autoslim.data.prepared import PreparedData
+    from autoslim.export.formats import Agreement
+    from autoslim.pipeline.params import Params
+    from autoslim.pipeline.retrain import Retrained
 
 COMPARED = 64
-"""Number of images on which a file is compared with the network."""
+"""Number of search images on which a file is compared with the network."""
+CALIBRATION = 256
+"""Largest number of search images on which the ranges of activations are calibrated."""
 
 
 @with_clear_errors
@@ -28,6 +34,13 @@ def export_cli(
         Path, typer.Option("--to", metavar="FILE", help="File to write: .pt2, .onnx, .xml (OpenVINO) or .safetensors.")
     ],
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of the network. Default: the lowest seed.")] = None,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="Quantise the network (.onnx or .xml), calibrated on search images, and compare accuracy and latency.",
+        ),
+    ] = False,
     verify: Annotated[
         bool,
         typer.Option(
@@ -48,25 +61,38 @@ def export_cli(
     autoslim export autoslim --seed 0 --to small.pt2
 
     autoslim export autoslim --to small.onnx
+
+    autoslim export autoslim --to small-int8.onnx --int8
     """
     from autoslim.export.formats import description, export
     from autoslim.pipeline.params import load_params
     from autoslim.pipeline.retrain import load_retrained, seeds_of
 
     target = check_target(to, force)
+    if int8:
+        check_quantisable(to)
     enter_project()
     params = load_params()
     retrained = load_retrained(params, method, seeds_of(method)[0] if seed is None else seed)
-    details = {
+    details: dict[str, object] = {
         "seed": retrained.seed,
         **dataclasses.asdict(retrained.allocation),
         **dataclasses.asdict(retrained.requested),
     }
+    if int8:
+        calibrated_on = min(CALIBRATION, retrained.info.counts["search"])
+        details["quantisation"] = {"dtype": "int8", "calibration_images": calibrated_on}
     check_description(
         to.with_suffix(".json"), target.with_suffix(".json"), {**details, **description(retrained.info)}, force
     )
-    images = compared_images(prepared_data()) if verify else []
-    agreement = export(retrained.network, retrained.info, target, details, images=images)
+    data = prepared_data() if verify or int8 else None
+    images = search_images(data, COMPARED) if data and verify else []
+    table: list[list[str]] = []
+    if int8:
+        assert data is not None
+        agreement, table = quantised_export(retrained, target, details, images, data, params)
+    else:
+        agreement = export(retrained.network, retrained.info, target, details, images=images)
     print(
         f"wrote {to} and {to.with_suffix('.json')}: method {method}, seed {retrained.seed}, "
         f"budget {retrained.requested.budget}"
@@ -76,6 +102,10 @@ def export_cli(
             f"compared with the network on {agreement.images} search images: the outputs differ by up to "
             f"{agreement.difference:.2g} (the largest is {agreement.largest:.3g})"
         )
+    if table:
+        print()
+        measured_on = f"latency with threads {params.latency.threads}, batch {params.latency.batch}, measured in turns"
+        print_table(["network", "top-1 on test (%)", "latency", "quartiles", "size"], table, title=measured_on)
     if target.suffix == ".pt2":
         print(
             f'load it with torch.export.load("{to}").module(); the input is (N, C, H, W), scaled to [0, 1] and then '
@@ -124,9 +154,84 @@ def prepared_data() -> "PreparedData":
     return PreparedData.open(PREPARED, relative_to=repository_root())
 
 
-def compared_images(data: "PreparedData") -> "list[Tensor]":
-    """Returns batches of normalised images of the search split."""
+def search_images(data: "PreparedData", count: int) -> "list[Tensor]":
+    """Returns batches of at most ``count`` normalised images of the search split, with mixed classes."""
     from autoslim.data.batches import eval_batches
 
-    batches = eval_batches(data, "search", batch_size=32, device="cpu", limit=COMPARED, shuffled_by=0)
+    batches = eval_batches(data, "search", batch_size=32, device="cpu", limit=count, shuffled_by=0)
     return [images for images, _ in batches]
+
+
+def check_quantisable(to: Path) -> None:
+    """Raises ``UserError`` if a file of this suffix cannot be quantised, or a package for it is missing."""
+    from autoslim.export.quantise import QUANTISED
+    from autoslim.export.runtimes import check_installed
+
+    if to.suffix not in QUANTISED:
+        raise UserError(
+            f"--int8 needs a file that ends in {' or '.join(QUANTISED)}, not {to}; rename it, or omit --int8"
+        )
+    check_installed(to.suffix, *(["nncf"] if to.suffix == ".xml" else []))
+
+
+def quantised_export(
+    retrained: "Retrained",
+    target: Path,
+    details: dict[str, object],
+    images: "list[Tensor]",
+    data: "PreparedData",
+    params: "Params",
+) -> "tuple[Agreement, list[list[str]]]":
+    """Exports a quantised network.
+
+    Returns:
+        How it agrees with the network, and a table of its accuracy, latency and size before and after.
+    """
+    import shutil
+    from tempfile import TemporaryDirectory
+
+    from autoslim.export.formats import export
+    from autoslim.export.quantise import quantise_file
+
+    calibration = [batch.numpy() for batch in search_images(data, CALIBRATION)]
+    with TemporaryDirectory() as folder:
+
+        def quantise(file: Path, about: str) -> None:
+            shutil.copytree(file.parent, folder, dirs_exist_ok=True)
+            quantise_file(file, calibration, about)
+
+        agreement = export(retrained.network, retrained.info, target, details, images=images, quantise=quantise)
+        return agreement, before_and_after(Path(folder, target.name), target, data, params)
+
+
+def before_and_after(before: Path, after: Path, data: "PreparedData", params: "Params") -> list[list[str]]:
+    """Returns the accuracy on the test split, the latency in turns, and the size of a file before and after."""
+    import torch
+
+    from autoslim.data.batches import eval_batches, worker_count
+    from autoslim.export.formats import files_of
+    from autoslim.export.quantise import RuntimeNetwork, latencies_in_turns
+    from autoslim.export.runtimes import open_exported
+    from autoslim.files import format_bytes
+    from autoslim.pipeline.assembly import recipe
+    from autoslim.resources.budgets import format_amount
+    from autoslim.training.device import RunContext
+    from autoslim.training.retrain import split_score
+
+    context = RunContext(torch.device("cpu"), worker_count(params.runtime.workers))
+    files = before, after
+    runs = [open_exported(file, params.latency.threads).run for file in files]
+    scores = [split_score(RuntimeNetwork(run), data, "test", recipe(params.retrain), context) for run in runs]
+    example, _ = next(eval_batches(data, "test", batch_size=params.latency.batch, device="cpu"))
+    batch = example.repeat(-(-params.latency.batch // len(example)), 1, 1, 1)[: params.latency.batch].numpy()
+    latencies = latencies_in_turns([partial(run, batch) for run in runs])
+    return [
+        [
+            name,
+            percent(1 - score.error),
+            format_amount(latency.median, "latency"),
+            f"{format_amount(latency.low, 'latency')} to {format_amount(latency.high, 'latency')}",
+            format_bytes(sum(path.stat().st_size for path in files_of(file)[:-1])),
+        ]
+        for name, file, score, latency in zip(("float32", "int8"), files, scores, latencies, strict=True)
+    ]

@@ -26,8 +26,8 @@ FORMATS = (".safetensors", *RUNTIMES)
 TOLERANCE = 1e-3
 """The largest difference between the outputs of a file and the network, as a share of the largest output."""
 
-Quantise = Callable[[Path], None]
-"""Replaces the network in a file by a quantised one."""
+Quantise = Callable[[Path, str], None]
+"""Replaces the network in a file by a quantised one, given the description for its metadata."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def export(
         file = Path(folder, target.name)
         write_file(network, info, file, about)
         if quantise is not None:
-            quantise(file)
+            quantise(file, json.dumps(about))
         agreement = compare(network, lambda: _opened(network, file), images)
         if quantise is None and agreement.share > TOLERANCE:
             raise UserError(
@@ -157,8 +157,10 @@ def write_file(network: nn.Module, info: DataInfo, file: Path, about: Mapping[st
 
 
 def write_onnx(proto: Any, file: Path, about: str) -> None:
-    """Writes an ONNX model with the description in its metadata."""
-    del proto.metadata_props[:]
+    """Writes an ONNX model with the description in its metadata, and without the exporter's traces of source lines."""
+    graph = proto.graph
+    for described in (proto, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del described.metadata_props[:]
     proto.metadata_props.add(key=ABOUT, value=about)
     file.write_bytes(proto.SerializeToString())
 

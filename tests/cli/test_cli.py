@@ -28,6 +28,7 @@ from autoslim import trace
 from autoslim.channels.graph import ChannelGraph
 from autoslim.cli.main import app
 from autoslim.cli.trajectory import print_steps
+from autoslim.files import format_bytes
 from autoslim.models.building import build_network
 from autoslim.resources.budgets import format_amount, format_named_amount
 
@@ -558,6 +559,7 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
         ),
         (["export", "uniform", "--to", "net.h5"], "--to net.h5 does not end in .safetensors, .pt2, .onnx or .xml"),
         (["export", "uniform", "--to", "gone/net.pt2"], "--to gone/net.pt2: the folder "),
+        (["export", "uniform", "--to", "n.pt2", "--int8"], "--int8 needs a file that ends in .onnx or .xml, not n.pt2"),
         (["predict", "net.h5", "params.yaml"], "net.h5 is neither a method nor a file that can be run; name a .pt2,"),
         (["predict", "net.pt2", "params.yaml"], "net.pt2 does not exist; write it with `autoslim export`"),
         (["predict", "net.pt2", "params.yaml", "--seed", "1"], "--seed 1 selects one of a method's networks, but"),
@@ -674,6 +676,23 @@ def test_files_of_one_network_share_its_description(project: Path, tmp_path: Pat
     [images] = session.get_inputs()
     assert images.shape[1:] == [1, 8, 8]
     assert isinstance(images.shape[0], str)  # any batch size
+
+
+def test_an_int8_export_is_compared_with_the_float_network(project: Path, tmp_path: Path) -> None:
+    shown = printed("export", "uniform", "--to", str(tmp_path / "net.onnx"), "--int8")
+    before, after = table(shown, "network")
+    (row,) = table(printed("evaluate", "uniform", "--seed", "0", "--split", "test"), "seed")
+    column = "top-1 on test (%)"
+    assert (before["network"], before[column], after["network"]) == ("float32", row[column], "int8")
+    model = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    pixels = np.load(project / "data/prepared/test.images.npy")
+    labels = np.load(project / "data/prepared/test.labels.npy")
+    about = json.loads(model.get_modelmeta().custom_metadata_map["autoslim"])
+    assert about["quantisation"] == {"dtype": "int8", "calibration_images": 32}
+    mean, std = (np.array(about["input"][key], np.float32)[:, None, None] for key in ("mean", "std"))
+    (logits,) = model.run(None, {"images": (pixels.astype(np.float32) / 255 - mean) / std})
+    assert float(after[column]) == pytest.approx(100 * (logits.argmax(1) == labels).mean(), abs=0.0051)
+    assert after["size"] == format_bytes((tmp_path / "net.onnx").stat().st_size)
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx", ""])

@@ -103,6 +103,7 @@ def test_a_missing_package_is_named_with_its_extra(
 def test_files_of_other_programs_and_damaged_ones(tmp_path: Path) -> None:
     export(small_network(), INFO, tmp_path / "n.onnx", {})
     model = onnx.load(tmp_path / "n.onnx")
+    assert str(Path(__file__).parent) not in str(model)  # the exporter records the lines of the network's source
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(UserError, match=r"other\.onnx has no description of its input and classes"):

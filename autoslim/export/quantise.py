@@ -1,0 +1,115 @@
+"""Post-training quantisation of exported files to int8, and the latency of files measured in turns."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import quantiles
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoslim.errors import UserError, first_line
+from autoslim.export.formats import write_onnx, write_openvino
+from autoslim.export.runtimes import Run
+from autoslim.resources.latency.backends import without_output
+from autoslim.resources.latency.measure import Latency
+
+QUANTISED = (".onnx", ".xml")
+"""Suffixes of the files that can be quantised."""
+
+_TURNS = 20
+_SLICE_S = 0.02
+
+
+def quantise_file(file: Path, batches: Sequence[np.ndarray], about: str) -> None:
+    """Replaces the network in an exported file by one with int8 weights and activations.
+
+    The range of each activation is calibrated on images. Weights have a scale for each output channel. ``.onnx`` is
+    quantised by ONNX Runtime (QDQ format, the largest and smallest values as the range), and ``.xml`` by NNCF.
+
+    Args:
+        batches: normalised float32 images (N, C, H, W), of which there should be a few hundred.
+        about: the description (JSON), which becomes the metadata of the new file.
+
+    Raises:
+        UserError: the network cannot be quantised.
+    """
+    assert file.suffix in QUANTISED
+    try:
+        with without_output():
+            (_quantise_onnx if file.suffix == ".onnx" else _quantise_openvino)(file, batches, about)
+    except Exception as error:  # both libraries raise exceptions of many classes
+        raise UserError(f"the network cannot be quantised ({first_line(error)}); export it without --int8") from error
+
+
+def _quantise_onnx(file: Path, batches: Sequence[np.ndarray], about: str) -> None:
+    import onnx
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = iter(batches)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {"images": batch}
+
+    with TemporaryDirectory() as folder:
+        prepared, quantised = Path(folder, "prepared.onnx"), Path(folder, "quantised.onnx")
+        quant_pre_process(file, prepared)  # merges batch norms into convolutions
+        quantization.quantize_static(prepared, quantised, Images(), per_channel=True)
+        write_onnx(onnx.load(quantised), file, about)
+
+
+def _quantise_openvino(file: Path, batches: Sequence[np.ndarray], about: str) -> None:
+    import nncf
+    import openvino
+
+    nncf.set_log_level("ERROR")
+    model = openvino.Core().read_model(file)
+    quantised = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
+    for mapped in (file, file.with_suffix(".bin")):
+        mapped.unlink()  # the model reads its weights from the old file, which is mapped into memory
+    write_openvino(quantised, file, about)
+
+
+class RuntimeNetwork(nn.Module):
+    """An exported file as a torch network on the CPU, for code that evaluates networks."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(self._run(images.numpy()))
+
+
+def latencies_in_turns(runs: Sequence[Callable[[], Any]]) -> list[Latency]:
+    """Measures functions alternately, so that other processes slow down all of them alike.
+
+    Returns:
+        Median and quartiles of each function's milliseconds, over blocks of runs.
+    """
+    counts = []
+    for run in runs:
+        run()
+        start = time.perf_counter()
+        run()
+        counts.append(max(1, math.ceil(_SLICE_S / (time.perf_counter() - start))))
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(_TURNS):
+        for run, count, found in zip(runs, counts, times, strict=True):
+            start = time.perf_counter()
+            for _ in range(count):
+                run()
+            found.append(1e3 * (time.perf_counter() - start) / count)
+    result = []
+    for found in times:
+        low, middle, high = quantiles(found, method="inclusive")
+        result.append(Latency(middle, low, high))
+    return result
