@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autoslim.channels.resize import resize as resize
     from autoslim.channels.sort import sort_channels as sort_channels
     from autoslim.errors import UserError as UserError
+    from autoslim.export.elastic import load_elastic as load_elastic
     from autoslim.resources.costs import Costs as Costs
     from autoslim.resources.latency.table import LatencyTable as LatencyTable
     from autoslim.slimming.baselines import baseline_channels as baseline_channels
@@ -56,6 +57,7 @@ _MODULES = {
     "baseline_channels": "autoslim.slimming.baselines",
     "current_channels": "autoslim.channels.resize",
     "extract_network": "autoslim.slimming.networks",
+    "load_elastic": "autoslim.export.elastic",
     "load_latency_table": "autoslim.slimming.networks",
     "load_network": "autoslim.slimming.networks",
     "measure_latency_table": "autoslim.slimming.networks",
@@ -89,6 +91,7 @@ __all__ = [
     "baseline_channels",
     "current_channels",
     "extract_network",
+    "load_elastic",
     "load_latency_table",
     "load_network",
     "measure_latency_table",

@@ -41,6 +41,14 @@ def export_cli(
             help="Quantise the network (.onnx or .xml), calibrated on search images, and compare accuracy and latency.",
         ),
     ] = False,
+    elastic: Annotated[
+        str | None,
+        typer.Option(
+            "--elastic",
+            metavar="BUDGETS",
+            help="Write networks of several budgets, such as 25%,50%,100%, that share the supernet's weights.",
+        ),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option(
@@ -63,6 +71,8 @@ def export_cli(
     autoslim export autoslim --to small.onnx
 
     autoslim export autoslim --to small-int8.onnx --int8
+
+    autoslim export autoslim --to elastic.safetensors --elastic 25%,50%,100%
     """
     from autoslim.export.formats import description, export
     from autoslim.pipeline.params import load_params
@@ -71,6 +81,15 @@ def export_cli(
     target = check_target(to, force)
     if int8:
         check_quantisable(to)
+    if elastic is not None:
+        widths = elastic_widths(elastic, to, seed, int8)
+        if target.with_suffix(".json").exists() and not force:
+            raise UserError(
+                f"{to.with_suffix('.json')} exists; choose another file with --to, or replace it with --force"
+            )
+        enter_project()
+        write_elastic(load_params(), method, widths, to, target)
+        return
     enter_project()
     params = load_params()
     retrained = load_retrained(params, method, seeds_of(method)[0] if seed is None else seed)
@@ -98,10 +117,7 @@ def export_cli(
         f"budget {retrained.requested.budget}"
     )
     if agreement.images:
-        print(
-            f"compared with the network on {agreement.images} search images: the outputs differ by up to "
-            f"{agreement.difference:.2g} (the largest is {agreement.largest:.3g})"
-        )
+        print_agreement(agreement)
     if table:
         print()
         measured_on = f"latency with threads {params.latency.threads}, batch {params.latency.batch}, measured in turns"
@@ -132,6 +148,48 @@ def check_target(to: Path, force: bool) -> Path:
             raise UserError(f"{path} exists; choose another file with --to, or replace it with --force")
     check_installed(to.suffix)
     return target
+
+
+def elastic_widths(text: str, to: Path, seed: int | None, int8: bool) -> list[str]:
+    """Returns the budgets in ``--elastic``, and checks the options that do not go with it."""
+    widths = [width.strip() for width in text.split(",")]
+    if not all(widths) or len({*widths}) < len(widths):
+        raise UserError(f"--elastic {text!r} is not a list of different budgets; write it like 25%,50%,100%")
+    if to.suffix != ".safetensors":
+        raise UserError(f"--elastic needs a file that ends in .safetensors, not {to}; rename it")
+    if seed is not None or int8:
+        raise UserError(
+            f"--elastic exports the supernet, not a retrained network; omit {'--int8' if int8 else '--seed'}"
+        )
+    return widths
+
+
+def write_elastic(params: "Params", method: str, widths: list[str], to: Path, target: Path) -> None:
+    from autoslim.pipeline.elastic import export_elastic
+    from autoslim.resources.budgets import format_amount
+
+    written, agreement = export_elastic(params, method, widths, target, COMPARED)
+    print(f"wrote {to} and {to.with_suffix('.json')}: method {method}, {len(written)} widths with shared weights")
+    print_agreement(agreement, "networks")
+    print()
+    rows = [
+        [
+            name,
+            format_amount(width.costs["macs"], "macs"),
+            format_amount(width.costs["params"], "params"),
+            percent(width.top1),
+        ]
+        for name, width in written.items()
+    ]
+    print_table(["width", "MACs", "parameters", "top-1 on test (%)"], rows)
+    print(f'\nload it with autoslim.load_elastic(build, "{to}"), and choose a width with select("{widths[0]}")')
+
+
+def print_agreement(agreement: "Agreement", what: str = "network") -> None:
+    print(
+        f"compared with the {what} on {agreement.images} search images: the outputs differ by up to "
+        f"{agreement.difference:.2g} (the largest is {agreement.largest:.3g})"
+    )
 
 
 def check_description(shown: Path, path: Path, about: dict[str, object], force: bool) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from autoslim.data.prepared import DataInfo
 from autoslim.errors import UserError, first_line
 from autoslim.export.runtimes import ABOUT, RUNTIMES, Run, check_installed, network_run, open_exported
-from autoslim.files import write_atomically, write_json
+from autoslim.files import os_error, write_atomically, write_json
 from autoslim.resources.latency.backends import without_output
 from autoslim.training.checkpoints import load_weights, save_weights
 
@@ -43,6 +43,15 @@ class Agreement:
     def share(self) -> float:
         """The difference as a share of the largest output."""
         return self.difference / self.largest if self.largest else self.difference
+
+    def check(self, name: str) -> None:
+        """Raises ``UserError`` if the difference is more than a rounding error."""
+        if not self.share <= TOLERANCE:  # also if it is not a number
+            raise UserError(
+                f"{name} does not compute what the network computes: on {self.images} images the outputs differ by up "
+                f"to {self.difference:.2g}, and the largest is {self.largest:.2g}; it was not written: choose another "
+                "format"
+            )
 
 
 def export(
@@ -74,21 +83,20 @@ def export(
     check_installed(target.suffix)
     network = network.to("cpu").to(memory_format=torch.contiguous_format)
     about = {**details, **description(info)}
-    with TemporaryDirectory() as folder:
-        file = Path(folder, target.name)
-        write_file(network, info, file, about)
-        if quantise is not None:
-            quantise(file, json.dumps(about))
-        agreement = compare(network, lambda: _opened(network, file), images)
-        if quantise is None and agreement.share > TOLERANCE:
-            raise UserError(
-                f"{target.name} does not compute what the network computes: on {agreement.images} images the outputs "
-                f"differ by up to {agreement.difference:.2g}, and the largest is {agreement.largest:.2g}; it was not "
-                "written: choose another format"
-            )
-        for written in sorted(Path(folder).iterdir()):
-            size = written.stat().st_size
-            write_atomically(target.with_name(written.name), partial(shutil.copyfile, written), needed=size)
+    try:
+        with TemporaryDirectory() as folder:
+            file = Path(folder, target.name)
+            write_file(network, info, file, about)
+            if quantise is not None:
+                quantise(file, json.dumps(about))
+            agreement = compare(network, lambda: _opened(network, file), images)
+            if quantise is None:
+                agreement.check(target.name)
+            for written in sorted(Path(folder).iterdir()):
+                size = written.stat().st_size
+                write_atomically(target.with_name(written.name), partial(shutil.copyfile, written), needed=size)
+    except OSError as error:  # such as a full disk, on which the temporary files are too
+        raise os_error(error, target) or error from error
     write_json(target.with_suffix(".json"), about)
     return agreement
 
@@ -142,18 +150,19 @@ def write_file(network: nn.Module, info: DataInfo, file: Path, about: Mapping[st
                 return
             model = torch.onnx.export(program, input_names=["images"], output_names=["output"], verbose=False)
             assert model is not None
-            proto = model.model_proto
+            if file.suffix == ".onnx":
+                write_onnx(model.model_proto, file, text)
+            else:
+                import openvino
+
+                write_openvino(openvino.Core().read_model(model.model_proto.SerializeToString()), file, text)
+    except OSError:
+        raise  # such as a full disk
     except Exception as error:  # the exporters raise exceptions of many classes; the reason is in the cause
         reason = first_line(error.__cause__ or error)
         raise UserError(
             f"the network cannot be exported to {file.suffix} ({reason}); choose another of {', '.join(FORMATS)}"
         ) from error
-    if file.suffix == ".onnx":
-        write_onnx(proto, file, text)
-    else:
-        import openvino
-
-        write_openvino(openvino.Core().read_model(proto.SerializeToString()), file, text)
 
 
 def write_onnx(proto: Any, file: Path, about: str) -> None:
@@ -186,7 +195,7 @@ def compare(network: nn.Module, opened: Callable[[], Run], images: Iterable[Tens
         assert run is not None
         with torch.inference_mode():
             expected = network(batch).numpy()
-        difference = max(difference, float(np.abs(run(batch.numpy()) - expected).max()))
+        difference = float(np.maximum(difference, np.abs(run(batch.numpy()) - expected).max()))  # keeps nan
         largest = max(largest, float(np.abs(expected).max()))
     return Agreement(sum(map(len, batches)), difference, largest)
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from small_project import change_params, finished_project
+from test_docs import commands, python_blocks
 from typer.testing import CliRunner
 
-from autoslim import trace
+from autoslim import load_elastic, trace
 from autoslim.channels.graph import ChannelGraph
 from autoslim.cli.main import app
 from autoslim.cli.trajectory import print_steps
 from autoslim.files import format_bytes
 from autoslim.models.building import build_network
+from autoslim.pipeline.params import load_params
 from autoslim.resources.budgets import format_amount, format_named_amount
 
 MOBILENET = "torchvision.models:mobilenet_v2"
@@ -560,6 +563,26 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
         (["export", "uniform", "--to", "net.h5"], "--to net.h5 does not end in .safetensors, .pt2, .onnx or .xml"),
         (["export", "uniform", "--to", "gone/net.pt2"], "--to gone/net.pt2: the folder "),
         (["export", "uniform", "--to", "n.pt2", "--int8"], "--int8 needs a file that ends in .onnx or .xml, not n.pt2"),
+        (
+            ["export", "uniform", "--to", "n.onnx", "--elastic", "50%"],
+            "--elastic needs a file that ends in .safetensors,",
+        ),
+        (
+            ["export", "uniform", "--to", "n.safetensors", "--elastic", "50%,"],
+            "--elastic '50%,' is not a list of differe",
+        ),
+        (
+            ["export", "autoslim", "--to", "n.safetensors", "--elastic", "9%"],
+            "the trajectory has no configuration within",
+        ),
+        (
+            ["export", "autoslim", "--to", "n.safetensors", "--elastic", "50%,50.0%"],
+            "the widths 50% and 50.0% are the s",
+        ),
+        (
+            ["export", "autoslim", "--to", "n.safetensors", "--elastic", "50%", "--seed", "1"],
+            "--elastic exports the supernet, not a retrained network; omit --seed",
+        ),
         (["predict", "net.h5", "params.yaml"], "net.h5 is neither a method nor a file that can be run; name a .pt2,"),
         (["predict", "net.pt2", "params.yaml"], "net.pt2 does not exist; write it with `autoslim export`"),
         (["predict", "net.pt2", "params.yaml", "--seed", "1"], "--seed 1 selects one of a method's networks, but"),
@@ -724,6 +747,58 @@ def test_predictions_for_files_agree_with_evaluate(project: Path, tmp_path: Path
         (label, share), (second, _) = list(found[0]["probabilities"].items())[:2]
         assert (one[0]["class"], one[0]["probability (%)"]) == (label, f"{100 * share:.1f}")
         assert one[0]["next"].startswith(f"{second} (")
+
+
+def test_an_elastic_export_has_the_widths_of_the_trajectory(project: Path, tmp_path: Path) -> None:
+    file = tmp_path / "elastic.safetensors"
+    shown = printed("export", "autoslim", "--to", str(file), "--elastic", "45%,70%,100%")
+    [difference] = re.findall(r"with the networks on 32 search images: .* by up to (\S+) ", shown)
+    assert float(difference) < 1e-5
+    params, pixels = load_params(), np.load("data/prepared/test.images.npy")
+    labels = np.load("data/prepared/test.labels.npy")
+    build = partial(build_network, params.model.name, params.model.kwargs, 10)
+    elastic = load_elastic(build, file)
+    assert json.loads((tmp_path / "elastic.json").read_text()) == elastic.about
+    mean, std = (torch.tensor(elastic.about["input"][key])[:, None, None] for key in ("mean", "std"))
+    graph = trace(build(), torch.empty(1, 1, 8, 8))
+    for row, expected in zip(table(shown, "width"), ("45%", "70%", "100%"), strict=True):
+        assert row["width"] == expected
+        elastic.select(expected)
+        width = elastic.about["widths"][expected]
+        [step] = json.loads(printed("trajectory", "--budget", expected, "--json")).values()
+        assert width["channels"] == step["channels"]
+        assert row["MACs"] == format_amount(graph.macs(step["channels"]), "macs")
+        with torch.inference_mode():
+            right = elastic((torch.from_numpy(pixels) / 255 - mean) / std).argmax(1).numpy() == labels
+        assert width["top1"] == pytest.approx(right.mean())
+        assert float(row["top-1 on test (%)"]) == pytest.approx(100 * right.mean(), abs=0.0051)
+    again = ("export", "autoslim", "--to", str(file), "--elastic", "45%")
+    assert "elastic.safetensors exists; choose another file" in error_from(*again)
+
+
+def test_the_commands_and_examples_of_the_page_on_deployment_run(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = "docs/guide/deploy.md"
+    monkeypatch.chdir(shutil.copytree(project, tmp_path / "copy"))
+    Path("photos").mkdir()
+    for name in ("photo.jpg", "photos/a.png", "photos/b.png"):
+        Image.new("RGB", (20, 30), "red").save(name)
+    kwargs = load_params().model.kwargs
+    Path("net.py").write_text(
+        f"from autoslim.models.architectures import mobilenet_v2\n\ndef build():\n    return mobilenet_v2(**{kwargs})\n"
+    )
+    monkeypatch.syspath_prepend(Path.cwd())
+    reached = {"25%,50%,100%": "45%,50%,100%"}  # the search of this project ends at 40 %
+    ran = 0
+    for arguments in commands(page, "autoslim"):
+        if len(arguments) > 1:
+            printed(*(reached.get(argument, argument) for argument in arguments))
+            ran += 1
+    assert ran >= 6
+    for code in python_blocks(page):
+        exec(code.replace("25%", "45%"), {"__name__": "example"})
+    sys.modules.pop("net")
 
 
 # check and stage
