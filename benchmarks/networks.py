@@ -146,7 +146,7 @@ def traced(name: str) -> tuple[nn.Module, ChannelGraph]:
 
 
 def refusal(name: str) -> str:
-    """Returns the first sentence of the reason why a detector cannot be traced as a whole, without positions.
+    """Returns the reason why a detector cannot be traced as a whole, without positions and the remedy.
 
     Raises:
         ValueError: It can be traced.
@@ -154,7 +154,7 @@ def refusal(name: str) -> str:
     try:
         trace(detector(name), torch.zeros(1, *input_shape(name)))
     except UserError as error:
-        return _without_positions(str(error)).partition(". ")[0]
+        return _without_positions(str(error)).partition("; ")[0]
     raise ValueError(f"{name} can be traced as a whole; move it to another table")
 
 

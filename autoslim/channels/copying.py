@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from autoslim.errors import UserError
 
 
 @contextlib.contextmanager
@@ -22,13 +25,35 @@ def copy_with(network: nn.Module, replace: Callable[[str, Tensor], Tensor]) -> n
     This includes parameters, buffers and tensors that are plain attributes of a module; ``replace`` gets them detached.
     A tensor with several names is replaced once, under the first, and remains shared. Parameters remain parameters and
     keep ``requires_grad``.
+
+    Raises:
+        UserError: The network stores, in a list or a dictionary, a tensor that a run computed, which torch cannot copy.
     """
     memo: dict[int, Any] = {}
     for name, tensor in _all_tensors(network):
         if id(tensor) not in memo:
             data = replace(name, tensor.detach())
             memo[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
-    return copy.deepcopy(network, memo)
+    try:
+        return copy.deepcopy(network, memo)
+    except RuntimeError as error:
+        if not (stored := _stored_outputs(network)):
+            raise
+        raise UserError(
+            f"{type(network).__name__} cannot be copied, because {stored[0]!r} holds a tensor that a run computed; "
+            "delete or detach it before"
+        ) from error
+
+
+def _stored_outputs(network: nn.Module) -> list[str]:
+    """Returns the attributes of modules that contain tensors with a history of autograd, in lists or dictionaries."""
+    return [
+        f"{path}.{name}" if path else name
+        for path, module in network.named_modules()
+        for name, value in vars(module).items()
+        if name not in ("_parameters", "_buffers", "_modules")
+        and any(isinstance(leaf, Tensor) and not leaf.is_leaf for leaf in tree_leaves(value))
+    ]
 
 
 def on_meta(network: nn.Module) -> nn.Module:

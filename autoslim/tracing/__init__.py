@@ -10,7 +10,7 @@ from autoslim.channels.copying import float_dtype, named_tensors, on_meta, zeroe
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.inputs import Arguments, Inputs
 from autoslim.channels.wrappers import check_plain
-from autoslim.errors import UserError, first_line
+from autoslim.errors import UserError, first_sentence
 from autoslim.tracing.capture import Choices, seeded, shaped_graph, symbolic_graph
 from autoslim.tracing.comparison import ComparisonWithRun
 from autoslim.tracing.hooks import hooked_modules, warn_of_hooks
@@ -83,16 +83,22 @@ def trace(network: nn.Module, example: Any, *, leaves: Iterable[str] = (), part:
         prototype.train(mode)
         try:
             with for_shapes(device, recorded=True):
-                propagation = Propagation(prototype, graph, record, images)
+                propagation = Propagation(prototype, graph, record, images, at_one_size=choices is not None)
                 propagation.run(*images.tensors)
                 propagation.mark_choices_not_prunable(choices or {})
         except UserError:
             raise
+        except NotImplementedError as error:  # torch's reason if it cannot compute the shapes of an operation
+            raise UserError(
+                f"{type(network).__name__} does not run without real data, at {propagation.place()}: "
+                f"{first_sentence(error)}; name the module that contains this operation in model.leaves, so that it "
+                "keeps its size"
+            ) from error
         except Exception as error:
             shapes = f"an input of shape {(1, *inputs.tensors[0].shape)}" if inputs.is_single else f"inputs of {inputs}"
             hooked = hooked_modules(network)
             raise UserError(
-                f"{type(network).__name__} does not run on {shapes}: {first_line(error)}; "
+                f"{type(network).__name__} does not run on {shapes}: {first_sentence(error)}; "
                 "give the input size and channels that it expects"
                 + (f", and examples of its other inputs ({', '.join(others)})" if (others := inputs.omitted) else "")
                 + (f", or remove the forward hooks of {hooked[0]!r}, which get no data here" if hooked else "")

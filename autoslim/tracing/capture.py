@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.inputs import Arguments, Inputs
-from autoslim.errors import UserError, first_line
+from autoslim.errors import UserError, first_sentence
 from autoslim.tracing.attributes import SIZED, AttributeNumber, followed_attributes
 from autoslim.tracing.interpreter import GraphRunner, for_shapes
 from autoslim.tracing.operations import LEAVES, operation
@@ -102,6 +102,14 @@ for _name in (*_CHOICES, *_CONVERSIONS):
     setattr(Number, f"__{_name}__", _untracked(f"__{_name}__"))
 
 
+class _RandomChoiceError(Exception):
+    """Raised if random numbers may decide what ``forward`` does in evaluation mode."""
+
+
+class _AssignmentError(Exception):
+    """Raised if ``forward`` assigns to elements of a tensor."""
+
+
 def symbolic_graph(
     network: nn.Module, leaf_modules: frozenset[str], images: Arguments | Tensor | None = None
 ) -> fx.Graph:
@@ -129,15 +137,30 @@ def traced_by(tracer: "ModuleTracer", network: nn.Module) -> fx.Graph:
         with seeded() as drawn, _RandomChoices(), _restored(network):
             graph = tracer.trace(network)
             if "random" in drawn():
-                raise UserError("forward draws random numbers with Python's random module")
+                raise _RandomChoiceError("forward draws random numbers with Python's random module")
             return graph
     except Exception as error:  # the user's code may raise anything when it runs on proxies
-        where = error_line(error)
+        where, module, name = error_line(error), tracer.current_module, type(network).__name__
         raise UserError(
-            f"torch.fx cannot trace module {tracer.current_module or type(network).__name__!r} of "
-            f"{type(network).__name__}{f' ({where})' if where else ''}: {first_line(error)}; remove the branch "
-            "that depends on data from its forward, or name the module in model.leaves to keep its size"
+            f"torch.fx cannot trace module {module or name!r} of {name}{f' ({where})' if where else ''}: "
+            f"{first_sentence(error)}; {_remedy(error, module)}"
         ) from error
+
+
+def _remedy(error: Exception, module: str) -> str:
+    """Returns what to do about an error in tracing ``module``, which is "" for the network itself."""
+    as_leaf = (
+        "name the module in model.leaves to keep its size"
+        if module
+        else "move this code to a module inside the network and name that in model.leaves, so that it keeps its size"
+    )
+    if isinstance(error, _RandomChoiceError):
+        return f"choose at random in training mode only, or {as_leaf}"
+    if isinstance(error, _AssignmentError):
+        return f"use torch.where or torch.cat instead, or {as_leaf}"
+    if isinstance(error, fx.proxy.TraceError):
+        return f"{as_leaf}, or remove what depends on data from its forward"
+    return as_leaf
 
 
 @contextmanager
@@ -191,7 +214,7 @@ class _RandomChoices(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         is_random = any(id(argument) in self._drawn for argument in args)
         if is_random and name in ("item", "tolist", "__bool__", "__float__", "__int__"):
-            raise UserError("a random number decides what forward does")
+            raise _RandomChoiceError("a random number decides what forward does")
         result = func(*args, **(kwargs or {}))
         if type(result) is Tensor and (is_random or name in _RANDOM):
             self._drawn[id(result)] = result
@@ -342,6 +365,9 @@ class _TensorProxy(fx.Proxy):
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # isinstance asks for it after it has compared the type
         return type(self) if self.node in self.tracer.properties or _asked_by_torch() else Tensor
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        raise _AssignmentError("forward assigns to elements of a tensor")
 
     def __len__(self) -> int:  # list() asks for it
         pieces = _pieces(self.node)
@@ -495,6 +521,9 @@ class _Shaped(_TensorProxy):
 
     def _pieces(self, count: int) -> Iterator[Any]:
         return (self[index] for index in range(count))  # type: ignore[index]
+
+
+_TensorProxy.__name__ = _Shaped.__name__ = "Proxy"  # in Python's error messages
 
 
 def _rank(value: Any) -> int:

@@ -51,15 +51,18 @@ class ComparisonWithRun:
             (index for index, (one, other) in enumerate(pairs) if one != other),
             min(len(ran.operations), len(traced.operations)),
         )
+        difference, remedy = self._difference(ran, traced, index)
         raise UserError(
-            f"the trace of {type(self.network).__name__} differs from a run: {self._difference(ran, traced, index)}; "
-            "remove that branch from its forward, or name the module that contains it in model.leaves to keep its size"
+            f"the trace of {type(self.network).__name__} differs from a run: {difference}; {remedy}, or name the "
+            "module that contains it in model.leaves to keep its size"
         )
 
-    def _difference(self, run: Execution, traced: Execution, index: int) -> str:
+    def _difference(self, run: Execution, traced: Execution, index: int) -> tuple[str, str]:
+        """Returns what is different, and what to do about it."""
+        remove = "remove that branch from its forward"
         ran = run.operations
         if index == len(ran) == len(traced.operations):
-            return "the output of forward has another structure"
+            return "the output of forward has another structure", remove
         located, _ = self._executed(self._run, locate=index)
         line = user_line(located.stack)
         place = f" at {line}" if line else ""
@@ -68,10 +71,11 @@ class ComparisonWithRun:
         if executed == recorded:
             return (
                 f"operation {index}, {executed}{place}, reads other values, because an operation in place changed a "
-                "tensor that is used again"
+                "tensor that is used again",
+                "write to a copy of that tensor",
             )
         what = f"executes {executed}{place}" if executed else "has ended"
-        return f"as operation {index}, the run {what}, but the trace has {recorded or 'ended'}"
+        return f"as operation {index}, the run {what}, but the trace has {recorded or 'ended'}", remove
 
     def _run(self) -> Any:
         return self.images.run(self.network)

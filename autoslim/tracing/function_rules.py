@@ -133,7 +133,7 @@ def _record_sizes(carrier: Carrier, node: fx.Node, flow: Flow, outputs: Sequence
                 if size > 0:
                     _record_size(carrier, Source(name, "unflattened_size", index), output, first + index)
     arguments = [*node.args[1:], *node.kwargs.values()]
-    if name not in SIZED or not any(map(_source, node.all_input_nodes)):
+    if name not in SIZED or not arguments:
         return
     if name == "split":
         sizes = arguments[0]
@@ -152,6 +152,8 @@ def _record_sizes(carrier: Carrier, node: fx.Node, flow: Flow, outputs: Sequence
         for axis, size in enumerate(sizes):
             if source := _source(size):
                 _record_size(carrier, source, output, axis)
+            elif isinstance(size, int) and axis in output.varying() and not carrier.at_one_size:
+                carrier.record.written.append(output.labels())
 
 
 def _record_size(carrier: Carrier, source: Source, flow: Flow, axis: int) -> None:

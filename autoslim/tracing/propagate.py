@@ -33,13 +33,20 @@ STRICT: ContextVar[bool] = ContextVar("strict_rules", default=False)
 class Propagation(GraphRunner):
     """Runs a traced network and computes the labels of each operation's output."""
 
-    def __init__(self, network: nn.Module, graph: fx.Graph, record: Record, images: Arguments) -> None:
+    def __init__(
+        self, network: nn.Module, graph: fx.Graph, record: Record, images: Arguments, *, at_one_size: bool
+    ) -> None:
         super().__init__(network, graph, images.device)
-        self.carrier = Carrier(self.submodules, record, len(images))
+        self.carrier = Carrier(self.submodules, record, len(images), at_one_size)
         self.execution = Execution(network, images.tensors)
         check_statistics(graph, self.submodules)
 
+    def place(self) -> str:
+        """Returns the operation that is running, or ran last, and its line in the user's source."""
+        return describe(self.running, self.carrier.modules)
+
     def run_node(self, n: fx.Node) -> Any:
+        self.running = n
         self.execution.macs, self.execution.not_counted = 0, set()
         with self.execution:
             value = super().run_node(n)

@@ -94,6 +94,7 @@ class Record:
     not_counted: dict[str, str] = field(default_factory=dict)  # operation -> description
     flows: dict[str, Flow] = field(default_factory=dict)  # operation -> labels of its output
     sizes: dict[Source, Vector] = field(default_factory=dict)  # attribute of a module -> labels of the axis it sizes
+    written: list[Vector] = field(default_factory=list)  # labels of axes whose size is a number in the code
     operations: tuple[Operation, ...] = ()  # in evaluation mode, not yet with their axes
     outputs: dict[str, Flow | WeightFlow] = field(default_factory=dict)  # operation or part of its output -> labels
 
@@ -112,6 +113,10 @@ class Record:
         if first is not vector and len(first) == len(vector):
             self.labels.unite(first, vector, f"{source.name} of {source.module} is also the size of another axis")
 
+    def written_roots(self) -> set[int]:
+        """Returns the roots of the channels whose number is written in the code of ``forward``."""
+        return {root for vector in self.written for root in self.labels.roots(vector[vector != 0]).tolist()}
+
 
 class NoRuleError(Exception):
     """Raised by a rule if channels cannot be followed through this use of an operation. The message gives the reason.
@@ -127,8 +132,9 @@ class Carrier:
     of these if it is a container.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], record: Record, batch: int) -> None:
+    def __init__(self, modules: dict[str, nn.Module], record: Record, batch: int, at_one_size: bool) -> None:
         self.modules = modules
+        self.at_one_size = at_one_size  # whether the graph has all sizes as numbers, wherever they come from
         self.record = record
         self.batch = batch
         self.flows: dict[fx.Node, Any] = {}
@@ -219,6 +225,8 @@ def describe(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     """Returns an operation and its line in the user's source, as ``ConvTranspose2d `up` at net.py:12``."""
     if node.op == "call_module":
         what = f"{type(modules[str(node.target)]).__name__} `{node.target}`"
+    elif operation(node) == "getattr":
+        what = f"`.{node.args[1]}`"
     else:
         what = f"`{operation(node)}`"
     line = source_line(node)

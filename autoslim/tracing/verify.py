@@ -1,4 +1,4 @@
-"""Verifies a channel graph by running the resized network, which reveals sizes written as numbers in its code."""
+"""Verifies a channel graph by running the resized network, for example to find sizes written as numbers in its code."""
 
 import contextlib
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Channels, axis_size
 from autoslim.channels.inputs import Inputs
 from autoslim.channels.outputs import nested
-from autoslim.errors import UserError, first_line
+from autoslim.errors import UserError, first_sentence
 from autoslim.tracing.capture import error_line
 from autoslim.tracing.execution import Execution
 from autoslim.tracing.groups import build_graph
@@ -25,6 +25,8 @@ BATCH = 2  # batch norm in training mode requires more than one value per channe
 SLIMMED_EIGHTHS = ((4,), (4, 6, 2))
 """Eighths of their channels that the groups get in turn: first all the same, then different ones, because code that
 computes with sizes may confuse two groups of equal size."""
+
+_DOES_NOT_RUN = "the network does not run at another size"
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ def verified_graph(prototype: nn.Module, record: Record, inputs: Inputs, runs: V
         failing = next(filter(None, map(verification.failing, SLIMMED_EIGHTHS)), None)
         if failing is None:
             return replace(graph, not_widenable=verification.not_widenable())
+        written = record.written_roots()
         for name, reason in failing.items():
             for member in graph.groups[name].members:
-                record.labels.freeze(
-                    record.labels.sources[member], f"its size is written in the network's code: {reason}"
-                )
+                labels = record.labels.sources[member]
+                if not written.isdisjoint(record.labels.roots(labels).tolist()):
+                    reason = reason.replace(_DOES_NOT_RUN, "its size is written in the network's code")
+                record.labels.freeze(labels, reason)
 
 
 class _Verification:
@@ -68,8 +72,8 @@ class _Verification:
             self.expected = expected or self._run()
         except Exception as error:
             raise UserError(
-                f"{type(prototype).__name__} does not run without real data: {first_line(error)}; "
-                "remove what depends on data from its forward"
+                f"{type(prototype).__name__} does not run without real data: {first_sentence(error)}; "
+                "name the module that depends on data in model.leaves, or remove what depends on data from its forward"
             ) from error
         if self.expected.macs != graph.macs():
             raise UserError(
@@ -86,9 +90,7 @@ class _Verification:
         wider = self._configuration((12,))
         not_widenable: dict[str, str] = {}
         while failed := self._failing({name: count for name, count in wider.items() if name not in not_widenable}):
-            not_widenable |= {
-                name: f"its size is written in the network's code: {reason}" for name, reason in failed.items()
-            }
+            not_widenable |= failed
         return not_widenable
 
     def _configuration(self, eighths: Sequence[int]) -> Channels:
@@ -122,9 +124,10 @@ class _Verification:
             run = self._run(recorded)
         except Exception as error:  # the user's code may raise anything at another size
             where = error_line(error)
-            return f"{first_line(error)} ({where})" if where else first_line(error)
+            what = f"{_DOES_NOT_RUN}: {first_sentence(error)}"
+            return f"{what} ({where})" if where else what
         if run.shapes != self.expected.shapes:
-            return "the output changes its shape"
+            return "the network's output has another shape or value at another size"
         if recorded and (run.macs != self.graph.macs(channels) or run.names != self.expected.names):
             return "its code runs other operations at another size"
         return None

@@ -18,7 +18,7 @@ import torchvision.models as tv
 from specimens import MAIN, OTHERS, batch_statistics, random_channels, shuffle_weights, specimen
 from torch import Tensor, nn
 from torch.ao.nn import qat
-from torch.ao.quantization import get_default_qat_qconfig
+from torch.ao.quantization import get_default_qat_qconfig, quantize_dynamic
 from torch.nn.utils import parametrize
 from torch.testing import assert_close as assert_equal
 from torch.utils.checkpoint import checkpoint
@@ -953,7 +953,7 @@ NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "size in a view": (HardView, "stem", "its size is written in the network's code: "),
     "size in a view of features": (HardMaps, "fc", "its size is written in the network's code: "),
     "size in a slice": (HardSlice, "stem", "its channels are interleaved or split"),
-    "halves at a computed position": (Halves, "stem", "its size is written in the network's code: "),
+    "halves at a computed position": (Halves, "stem", "the network does not run at another size: Attempting"),
     "choice by channels": (ChoosesByChannels, "stem", "the code at test_tracing.py:"),
     "choice by other channels": (ChoosesByChannels, "wide", "the code at test_tracing.py:"),
     "loop by channels": (LoopsByChannels, "stem", "its code runs other operations at another size"),
@@ -961,7 +961,7 @@ NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "batch norm with constants": (
         HiddenConstants,
         "stem",
-        "in the network's code: batch norm for 16 channels got 8 channels (test_tracing.py:",
+        "the network does not run at another size: batch norm for 16 channels got 8 channels (test_tracing.py:",
     ),
     "convolution of two kernels": (MergedKernels, "stem", "`conv2d` at test_tracing.py:"),
     "attention": (Attention, "stem", "MultiheadAttention `attention` at test_tracing.py:"),
@@ -1090,6 +1090,17 @@ class Chooses(nn.Module):
         return -maps
 
 
+class Assigns(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        maps[:, :, 0] = 0
+        return maps
+
+
+class Counts(Body):
+    def between(self, maps: Tensor) -> Tensor:
+        return maps * float(maps.mean())
+
+
 class Loops(Body):
     def between(self, maps: Tensor) -> Tensor:
         for image in maps:
@@ -1098,11 +1109,21 @@ class Loops(Body):
 
 
 @pytest.mark.parametrize(
-    ("make", "module", "line"),
-    [(lambda: Body(nn.Sequential(Chooses())), "'middle.0'", "if maps.sum()"), (Loops, "'Loops'", "for image in maps")],
+    ("make", "module", "line", "remedy"),
+    [
+        (
+            lambda: Body(nn.Sequential(Chooses())),
+            "'middle.0'",
+            "if maps.sum()",
+            "name the module in model.leaves to keep its size, or remove what depends on data from its forward",
+        ),
+        (Loops, "'Loops'", "for image in maps", "move this code to a module inside the network and name that in"),
+        (Assigns, "'Assigns'", "maps[:, :, 0] = 0", "use torch.where or torch.cat instead, or move this code to"),
+        (Counts, "'Counts'", "return maps * float(maps", "move this code to a module inside"),
+    ],
 )
-def test_the_error_for_code_that_depends_on_data_names_module_and_line(
-    make: Callable[[], nn.Module], module: str, line: str
+def test_the_error_for_code_that_cannot_be_traced_names_module_and_line_and_the_remedy(
+    make: Callable[[], nn.Module], module: str, line: str, remedy: str
 ) -> None:
     number = 1 + next(n for n, text in enumerate(Path(__file__).read_text().splitlines()) if line in text)
     network = make()
@@ -1110,8 +1131,43 @@ def test_the_error_for_code_that_depends_on_data_names_module_and_line(
         trace(network, EXAMPLE)
     message = str(error.value)
     assert f"cannot trace module {module} of {type(network).__name__} (test_tracing.py:{number})" in message
-    assert "name the module in model.leaves" in message
+    assert remedy in message
+    assert "Shaped" not in message
     assert "\n" not in message
+
+
+def test_operations_that_cannot_run_without_data_are_named_with_their_line() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = Body(quantize_dynamic(nn.Sequential(nn.Linear(8, 8)), {nn.Linear}))
+    with pytest.raises(
+        UserError, match=r"Body does not run without real data, at Linear `middle.0` at .*:\d+: .*fake"
+    ) as e:
+        trace(network, EXAMPLE)
+    assert str(e.value).endswith(
+        "name the module that contains this operation in model.leaves, so that it keeps its size"
+    )
+    assert "`middle.0`" in trace(network, EXAMPLE, leaves=["middle.0"]).not_prunable["stem"]
+
+
+def test_a_network_that_stores_an_output_of_a_run() -> None:
+    class Stores(Body):
+        def __init__(self) -> None:
+            super().__init__()
+            self.outputs: dict[str, Tensor] = {}
+
+        def forward(self, images: Tensor) -> Any:
+            self.outputs["stem"] = self.stem(images)
+            return self.head(self.outputs["stem"].mean((2, 3)))
+
+    network = Stores()
+    network(EXAMPLE)
+    with pytest.raises(
+        UserError, match=r"Stores cannot be copied, because 'outputs' holds a tensor that a run computed"
+    ):
+        trace(network, EXAMPLE)
+    network.outputs.clear()
+    assert list(trace(network, EXAMPLE).groups) == ["stem"]
 
 
 def test_a_leaf_module_may_depend_on_data() -> None:
