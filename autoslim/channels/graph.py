@@ -98,6 +98,7 @@ class ChannelGraph:
         parameter_names: The parameters among ``tensors``; the rest are buffers.
         not_widenable: The groups that can be slimmed but not widened, with the reasons.
         not_counted: The operations that read parameters and whose multiply-adds are not known, with their names.
+        batch_norms: The calls of ``F.batch_norm`` on running statistics, with their lines. A ``Supernet`` refuses them.
         part: The path of the module that was traced, if it is a part of the network; the costs are those of the part.
     """
 
@@ -118,6 +119,7 @@ class ChannelGraph:
     weights: dict[str, int | None] = field(default_factory=dict, repr=False)
     not_counted: dict[str, str] = field(default_factory=dict)
     part: str = ""
+    batch_norms: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[Any, ...]:

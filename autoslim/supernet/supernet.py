@@ -28,10 +28,19 @@ class Supernet(nn.Module):
     Args:
         network: the network at its widest, as ``resize`` returns it. It is modified in place, not copied.
         graph: ``trace`` of the network, at any width.
+
+    Raises:
+        UserError: ``forward`` computes a batch norm with running statistics as a function, or ``network`` is not the
+            graph's network.
     """
 
     def __init__(self, network: nn.Module, graph: ChannelGraph) -> None:
         super().__init__()
+        if graph.batch_norms:
+            raise UserError(
+                f"forward passes running statistics to {graph.batch_norms[0]}, but a supernet has none, and those of "
+                "the extracted network could not be recalibrated; call a batch norm module there instead"
+            )
         self.network = network
         self.graph = graph
         self.widest: Channels = current_channels(network, graph)

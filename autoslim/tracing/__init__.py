@@ -20,6 +20,7 @@ from autoslim.tracing.propagate import Propagation
 from autoslim.tracing.record import Record
 from autoslim.tracing.storage import operations_of
 from autoslim.tracing.verify import BATCH, VerificationRuns, verified_graph
+from autoslim.tracing.weight_rules import functional_batch_norms
 
 
 def trace(network: nn.Module, example: Any, *, leaves: Iterable[str] = (), part: str = "") -> ChannelGraph:
@@ -77,7 +78,9 @@ def trace(network: nn.Module, example: Any, *, leaves: Iterable[str] = (), part:
     )
     inputs = Inputs.of(network, arguments)
     images = inputs.zeros(BATCH, device).to(float_dtype(prototype))
-    modes = _traced_modes(prototype, leaf_modules, images)
+    modes, training = _traced_modes(prototype, leaf_modules, images)
+    for graph in (modes[False][0], training):
+        record.batch_norms |= dict.fromkeys(functional_batch_norms(graph, dict(prototype.named_modules())))
     inference_calls = 0
     for mode, (graph, choices) in modes.items():
         prototype.train(mode)
@@ -115,17 +118,18 @@ def trace(network: nn.Module, example: Any, *, leaves: Iterable[str] = (), part:
 
 def _traced_modes(
     prototype: nn.Module, leaf_modules: frozenset[str], images: Arguments
-) -> dict[bool, tuple[fx.Graph, Choices | None]]:
-    """Returns the graph in evaluation mode (False) and, if it differs, in training mode (True).
+) -> tuple[dict[bool, tuple[fx.Graph, Choices | None]], fx.Graph]:
+    """Returns the graph in evaluation mode (False) and, if it differs, in training mode (True); and the latter alone.
 
-    The graph in training mode is left out if the code draws random numbers, because it may skip layers at random. Each
-    graph comes with the sizes that the code branches on, or with None if the graph is valid for all sizes.
+    The first result is without the graph in training mode if the code draws random numbers, because it may skip layers
+    at random. Each graph in it comes with the sizes that the code branches on, or with None if it is valid for all.
     """
     inference = _traced(prototype.eval(), leaf_modules, images)
     with seeded() as drawn:
         training = _traced(prototype.train(), leaf_modules, images)
         skips = bool(drawn())
-    return {False: inference} | ({True: training} if str(training[0]) != str(inference[0]) and not skips else {})
+    modes = {False: inference} | ({True: training} if str(training[0]) != str(inference[0]) and not skips else {})
+    return modes, training[0]
 
 
 def _traced(prototype: nn.Module, leaf_modules: frozenset[str], images: Arguments) -> tuple[fx.Graph, Choices | None]:

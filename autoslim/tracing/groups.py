@@ -192,6 +192,7 @@ def build_graph(network: nn.Module, record: Record, inputs: Inputs, leaves: froz
         ),
         parameter_names=frozenset(parameters) & frozenset(tensors),
         not_counted=record.not_counted,
+        batch_norms=tuple(record.batch_norms),
     )
 
 

@@ -95,6 +95,7 @@ class Record:
     flows: dict[str, Flow] = field(default_factory=dict)  # operation -> labels of its output
     sizes: dict[Source, Vector] = field(default_factory=dict)  # attribute of a module -> labels of the axis it sizes
     written: list[Vector] = field(default_factory=list)  # labels of axes whose size is a number in the code
+    batch_norms: dict[str, None] = field(default_factory=dict)  # calls of F.batch_norm that a supernet cannot run
     operations: tuple[Operation, ...] = ()  # in evaluation mode, not yet with their axes
     outputs: dict[str, Flow | WeightFlow] = field(default_factory=dict)  # operation or part of its output -> labels
 

@@ -59,6 +59,26 @@ def check_statistics(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
             )
 
 
+def functional_batch_norms(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Returns the calls of ``F.batch_norm`` that update running statistics, or that read those of a batch norm.
+
+    A supernet, which has no running statistics for each subnet, cannot run them. Calls that only read other tensors, as
+    frozen batch norms do, are left out: their statistics are constants.
+    """
+    found = []
+    for node in graph.nodes:
+        given = dict(zip(_BATCH_NORM, node.args, strict=False)) | node.kwargs
+        statistics = [s for name in _BATCH_NORM[1:3] if isinstance(s := given.get(name), fx.Node)]
+        owners = [modules.get(str(s.target).rpartition(".")[0]) for s in statistics if s.op == "get_attr"]
+        read = any(isinstance(owner, _BatchNorm) for owner in owners)
+        if operation(node) == "batch_norm" and statistics and (read or given.get("training")):
+            found.append(describe(node, dict(modules)))
+    return found
+
+
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training")
+
+
 def _follow_owner(carrier: Carrier, name: str, axes: Sequence[Vector]) -> None:
     """Records that the sizes of a layer that is not called are those of its weight."""
     path, _, attribute = name.rpartition(".")

@@ -376,3 +376,42 @@ def test_gradients_of_a_recurrent_layer_are_those_of_the_extracted_one() -> None
         supernet.network.parameters(), spread(sample.graph, cut, sample.graph.default), strict=True
     ):
         torch.testing.assert_close(wide.grad, narrow)
+
+
+class _FunctionalNorm(nn.Module):
+    """Normalises with ``F.batch_norm`` and the tensors of a batch norm, or of itself."""
+
+    def __init__(self, owner: str, training: bool | None) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Linear(8, 4)
+        self.register_buffer("running_mean", torch.zeros(8))
+        self.register_buffer("running_var", torch.ones(8))
+        self.owner, self.updates = owner, training
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm if self.owner == "norm" else self
+        updates = self.training if self.updates is None else self.updates
+        x = F.batch_norm(
+            self.stem(x), norm.running_mean, norm.running_var, self.norm.weight, bias=self.norm.bias, training=updates
+        )
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize(("owner", "training"), [("norm", None), ("norm", False), ("self", None), ("self", True)])
+def test_running_statistics_that_no_module_owns_are_refused(owner: str, training: bool | None) -> None:
+    network = _FunctionalNorm(owner, training)
+    graph = trace(network, torch.empty(1, 3, 4, 4))
+    assert list(graph.groups) == ["stem"]
+    with pytest.raises(UserError, match=r"running statistics to `batch_norm` at test_supernet.py:\d+, .*module there"):
+        Supernet(network, graph)
+
+
+def test_functional_batch_norms_with_constants_or_batch_statistics_are_not_refused() -> None:
+    network = _FunctionalNorm("self", False)
+    shuffle_weights(network)
+    graph = trace(network, torch.empty(1, 3, 4, 4))
+    supernet, images = Supernet(network, graph), torch.randn(2, 3, 4, 4)
+    for mode in (True, False):
+        supernet.train(mode).select({"stem": 5})
+        assert torch.equal(supernet(images), supernet.extract({"stem": 5})(images))
