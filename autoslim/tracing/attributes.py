@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import fx, nn
 
-SIZED = frozenset({"split", "getitem", "view", "reshape", "new_zeros", "new_ones", "new_full", "new_empty"})
+SIZED = frozenset(
+    {"split", "getitem", "view", "reshape", "expand", "repeat", "new_zeros", "new_ones", "new_full", "new_empty"}
+)
 """Operations whose sizes are followed to the attributes that they come from."""
 
 
@@ -74,17 +76,14 @@ class AttributeNumber(int):
 
 
 @contextmanager
-def followed_attributes(network: nn.Module, is_leaf: Callable[[nn.Module, str], bool]) -> Iterator[None]:
+def followed_attributes(network: nn.Module) -> Iterator[None]:
     """Replaces whole numbers in attributes of modules by ``AttributeNumber``, and restores them afterwards.
 
     Args:
         network: The network to be traced.
-        is_leaf: Returns whether a module, given with its path, is traced as one operation. These keep their attributes.
     """
     replaced: list[tuple[nn.Module, str, Any, Any]] = []
     for path, module in network.named_modules():
-        if path and is_leaf(module, path):
-            continue
         for name, value in list(vars(module).items()):
             if (numbers := _numbers(value, path, name)) is not None:
                 replaced.append((module, name, value, numbers))

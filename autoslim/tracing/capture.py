@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,7 +21,7 @@ from autoslim.channels.inputs import Arguments, Inputs
 from autoslim.errors import UserError, first_sentence
 from autoslim.tracing.attributes import SIZED, AttributeNumber, followed_attributes
 from autoslim.tracing.interpreter import GraphRunner, for_shapes
-from autoslim.tracing.operations import LEAVES, operation
+from autoslim.tracing.operations import FUNCTIONAL_CONVOLUTIONS, LEAVES, operation
 from autoslim.tracing.subclasses import computes_more
 
 _FRAME = re.compile(r'File "(.+)", line (\d+)')
@@ -124,7 +125,7 @@ def symbolic_graph(
         UserError: If ``forward`` depends on data or on shapes. The message names the module and the line.
     """
     tracer = ModuleTracer(leaf_modules, images)
-    with followed_attributes(network, tracer.is_leaf_module):
+    with followed_attributes(network):
         return traced_by(tracer, network)
 
 
@@ -243,6 +244,8 @@ class ModuleTracer(fx.Tracer):
         self.record_stack_traces = True
         self.properties: set[fx.Node] = set()  # operations that return sizes or other properties, not tensors
         self.is_sized = False  # whether an operation of ``SIZED`` is being created
+        self.values: dict[fx.Node, Any] = {}  # of operations that ran to get shapes
+        self.running = False
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -268,6 +271,8 @@ class ModuleTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):  # before torch.fx takes it for a tensor
             return a.node
+        if isinstance(a, fx.Node):
+            return a
         if isinstance(a, AttributeNumber):
             return a.node(self.graph) if self.is_sized else int(a)
         return super().create_arg(a)
@@ -315,24 +320,74 @@ class ModuleTracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         self.is_sized = kind in ("call_function", "call_method") and name in SIZED
+        if name in FUNCTIONAL_CONVOLUTIONS:
+            args, kwargs = self._with_groups(args, kwargs)
         try:
             return super().create_proxy(kind, target, args, kwargs, *rest, **options)
         finally:
             self.is_sized = False
 
+    def _with_groups(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Returns the arguments of a functional convolution with the attribute that its number of groups comes from."""
+
+        def read(groups: Any) -> Any:
+            return groups.node(self.graph) if isinstance(groups, AttributeNumber) else groups
+
+        return (*args[:6], *map(read, args[6:7]), *args[7:]), {
+            name: read(value) if name == "groups" else value for name, value in kwargs.items()
+        }
+
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
         """Called where the code iterates over an operation's output without unpacking it."""
-        pieces = _pieces(obj.node)
+        pieces = self.pieces(obj.node)
         return super().iter(obj) if pieces is None else (obj[index] for index in range(pieces))  # type: ignore[index]
+
+    def pieces(self, node: fx.Node) -> int | None:
+        """Returns the number of tensors that an operation returns, or of sizes, or None if it is not fixed."""
+        if node not in self.properties:
+            return _pieces(node)
+        for each in self.graph.nodes:  # the number of a tensor's sizes does not depend on their values
+            if each not in self.values:
+                self.values[each] = self._value(each)
+            if each is node:
+                break
+        value = self.values[node]
+        return len(value) if isinstance(value, tuple) else None
+
+    @functools.cached_property
+    def _runner(self) -> GraphRunner:  # the tracer has a root and a graph only once ``trace`` has begun
+        runner = GraphRunner(self.root, self.graph, self.images.device)
+        runner.args_iter = iter(self.images.tensors)
+        runner.env = self.values
+        return runner
+
+    def _value(self, node: fx.Node) -> Any:
+        for constant in node.all_input_nodes:  # torch.fx creates no proxies for constants
+            if constant not in self.values:
+                self.values[constant] = self._value(constant)
+        self.running = True
+        try:
+            with for_shapes(self.images.device):
+                return self._runner.run_node(node)
+        finally:
+            self.running = False
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name in self.leaf_modules:
             return True
         if isinstance(m, LEAVES):
             return m not in self._computing_more
+        if isinstance(m, ParametrizationList):
+            return False
         return super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Runs the module if this tracer called it to get shapes, because torch.fx intercepts all calls of modules."""
+        if self.running:
+            return forward(*args, **kwargs)
         outer, self.current_module = self.current_module, self.path_of_module(m)
         result = super().call_module(m, forward, args, kwargs)
         self.current_module = outer  # not restored after an error, so that it names the module that raised it
@@ -370,7 +425,7 @@ class _TensorProxy(fx.Proxy):
         raise _AssignmentError("forward assigns to elements of a tensor")
 
     def __len__(self) -> int:  # list() asks for it
-        pieces = _pieces(self.node)
+        pieces = self.tracer.pieces(self.node)
         return super().__len__() if pieces is None else pieces
 
 
@@ -427,8 +482,6 @@ class _ShapedTracer(ModuleTracer):
     def __init__(self, leaf_modules: frozenset[str], images: Arguments | Tensor) -> None:
         super().__init__(leaf_modules, images)
         self.choices: Choices = {}
-        self.values: dict[fx.Node, Any] = {}
-        self.running = False
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Shaped(node, self)
@@ -461,31 +514,6 @@ class _ShapedTracer(ModuleTracer):
         for origin in origins - self.choices.keys():
             stack = traceback.extract_stack()
             self.choices[origin] = user_line((frame.filename, frame.lineno or 0) for frame in stack)
-
-    @functools.cached_property
-    def _runner(self) -> GraphRunner:  # the tracer has a root and a graph only once ``trace`` has begun
-        runner = GraphRunner(self.root, self.graph, self.images.device)
-        runner.args_iter = iter(self.images.tensors)
-        runner.env = self.values
-        return runner
-
-    def _value(self, node: fx.Node) -> Any:
-        for constant in node.all_input_nodes:  # torch.fx creates no proxies for constants
-            if constant not in self.values:
-                self.values[constant] = self._value(constant)
-        self.running = True
-        try:
-            with for_shapes(self.images.device):
-                return self._runner.run_node(node)
-        finally:
-            self.running = False
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Runs the module if this tracer called it to get shapes, because torch.fx intercepts all calls of modules."""
-        return forward(*args, **kwargs) if self.running else super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 class _Shaped(_TensorProxy):

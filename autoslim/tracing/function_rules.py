@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from autoslim.tracing import operations
 from autoslim.tracing.attributes import SIZED, Source
-from autoslim.tracing.labels import Flow, Vector
+from autoslim.tracing.labels import Flow, Vector, flow_of_axes
 from autoslim.tracing.operations import operation
 from autoslim.tracing.record import Carrier, NoRuleError, Rule, blank, describe
 
@@ -40,11 +40,13 @@ def operation_rule(node: fx.Node) -> Rule | None:
     if name == "getattr" and node.args[1] in _FIELDS:
         return _field
     rules = (
+        (operations.CONVERSIONS, _conversion),
         (operations.ELEMENTWISE, elementwise),
         (frozenset({"pixel_shuffle"}), _pixel_shuffle),
         (operations.MOVEMENT, _movement),
         (operations.CREATIONS, _creation),
         (operations.SPATIAL, _spatial),
+        (operations.SELECTIONS, _selection),
         (operations.UNPOOLING, _unpooling),
         (operations.REDUCTIONS, _reduction),
         (operations.GATES, _gate),
@@ -71,6 +73,24 @@ def _field(carrier: Carrier, node: fx.Node, _value: Tensor) -> Flow:
     return flow
 
 
+def _conversion(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
+    """Handles ``to`` and ``type_as``, which may read the dtype of another tensor."""
+    flow = carrier.input_flow(node)
+    return flow.reshaped_like(value.shape) if not flow.is_mixed else flow
+
+
+def _selection(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
+    """Handles ``index_select``, which reads some positions of each channel."""
+    flow = carrier.input_flow(node)
+    given = dict(zip(("input", "dim", "index"), node.args, strict=False)) | node.kwargs
+    axis = given["dim"]
+    assert isinstance(axis, int)
+    axis %= len(flow.shape)
+    if flow.is_mixed or axis == flow.axis:
+        raise NoRuleError("it selects channels by an index tensor")
+    return flow.reshaped_like(value.shape)
+
+
 def _pixel_shuffle(carrier: Carrier, node: fx.Node, value: Tensor) -> Any:
     """Unites the r * r channels that a pixel shuffle combines into one: they can only be removed together."""
     flow = carrier.input_flow(node)
@@ -87,9 +107,16 @@ def _pixel_shuffle(carrier: Carrier, node: fx.Node, value: Tensor) -> Any:
 def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     """Handles operations that only move elements by running them on the labels."""
     flows = carrier.input_flows(node)
+    name = "" if node.op == "call_module" else operation(node)
+    if name in operations.EXPANSIONS and (vectors := expanded_axes(carrier, node, flows[0].shape, value.shape)):
+        axis = None if flows[0].axis is None else flows[0].axis + len(value.shape) - len(flows[0].shape)
+        if flows[0].is_mixed:
+            raise NoRuleError("its channels lie along several axes")
+        return flow_of_axes(value.shape, vectors if axis is None else vectors | {axis: flows[0].vector})
     if all(flow.is_constant for flow in flows):
         return blank(value)
-    name = operation(node)
+    if name == "stack" and (stacked := _stacked(carrier, node, flows, value)):
+        return stacked
     if name in operations.JOINS and isinstance(value, Tensor) and (joined := _joined(carrier, node, flows, value)):
         return joined
     moved = run_on_labels(carrier, node, lambda other: _labels_or_value(carrier, other))
@@ -102,6 +129,60 @@ def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     if name in operations.SPLITS:
         tie_pieces(carrier, pieces)
     return pieces
+
+
+def expanded_axes(carrier: Carrier, node: fx.Node, before: torch.Size, after: torch.Size) -> dict[int, Vector]:
+    """Returns the labels of the axes of size 1 that ``expand`` or ``repeat`` expands to a number of channels."""
+    arguments = node.args[1:] or tuple(node.kwargs.values())
+    sizes = arguments[0] if isinstance(arguments[0], list | tuple) else arguments
+    vectors = {}
+    for axis, size in enumerate(sizes):
+        own = axis - len(after) + len(before)
+        if own < 0 or before[own] == 1:
+            vector = _size_labels(carrier, f"forward:{node.name}", size, after[axis])
+            if vector is not None and vector.any():
+                vectors[axis] = vector
+    return vectors
+
+
+def _size_labels(carrier: Carrier, name: str, size: Any, count: int) -> Vector | None:
+    """Returns labels for an axis whose size is given by an attribute of a module, or is that of another axis.
+
+    ``name`` is that of new labels. Returns None if ``size`` is a number or is computed.
+    """
+    if source := _source(size):
+        vector = carrier.record.labels.produce(name, count)
+        carrier.record.size(source, vector)
+        return vector
+    if not isinstance(size, fx.Node) or operation(size) not in ("getitem", "size"):
+        return None
+    of, *index = size.args
+    if operation(size) == "getitem" and isinstance(of, fx.Node):
+        of = _of_shape(of)
+    flow = carrier.flows.get(of) if isinstance(of, fx.Node) else None
+    if not isinstance(flow, Flow) or len(index) != 1 or not isinstance(index[0], int):
+        return None
+    return flow.along(index[0])
+
+
+def _of_shape(node: fx.Node) -> Any:
+    """Returns the node of the tensor whose shape ``node`` is, or None."""
+    is_shape = (operation(node) == "size" and len(node.args) == 1) or node.args[1:] == ("shape",)
+    return node.args[0] if is_shape else None
+
+
+def _stacked(carrier: Carrier, node: fx.Node, flows: Sequence[Flow], value: Tensor) -> Flow | None:
+    """Unites the channels of stacked tensors, which have equal shapes. Returns None if they lie along other axes."""
+    first = next(flow for flow in flows if not flow.is_constant)
+    vectors = [flow.along(first.axis) for flow in flows] if first.axis is not None else []
+    if first.axis is None or any(vector is None for vector in vectors):
+        return None
+    for vector in vectors:
+        assert vector is not None
+        carrier.record.labels.unite(first.vector, vector, _combined_with_constant(carrier, node))
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    assert isinstance(dim, int)
+    return Flow(value.shape, first.axis + (dim % len(value.shape) <= first.axis), first.vector)
 
 
 def run_on_labels(carrier: Carrier, node: fx.Node, labels: Callable[[fx.Node], Any]) -> Any:
@@ -152,8 +233,9 @@ def _record_sizes(carrier: Carrier, node: fx.Node, flow: Flow, outputs: Sequence
         for axis, size in enumerate(sizes):
             if source := _source(size):
                 _record_size(carrier, source, output, axis)
-            elif isinstance(size, int) and axis in output.varying() and not carrier.at_one_size:
-                carrier.record.written.append(output.labels())
+        numbers = {axis for axis, size in enumerate(sizes) if isinstance(size, int) and size > 0}
+        if not carrier.at_one_size and (varying := output.varying()) and numbers.issuperset(varying):
+            carrier.record.written.append(output.labels())
 
 
 def _record_size(carrier: Carrier, source: Source, flow: Flow, axis: int) -> None:
@@ -208,16 +290,21 @@ def tie_pieces(carrier: Carrier, pieces: Sequence[Flow | None]) -> None:
 def _creation(carrier: Carrier, node: fx.Node, value: Tensor) -> Any:
     """Handles functions that create a new tensor of another's dtype and device.
 
-    It has channels along an axis whose size comes from an attribute of a module, as the state of a ConvLSTM does.
+    It has channels along an axis whose size comes from an attribute of a module, as the state of a ConvLSTM does, or is
+    the number of another tensor's channels.
     """
-    sizes = node.args[1] if len(node.args) > 1 and isinstance(node.args[1], list | tuple) else node.args[1:]
-    sized = [(axis, source) for axis, size in enumerate(sizes) if (source := _source(size))]
-    if len(sized) != 1 or operation(node) == "new_tensor":
+    if operation(node) == "new_tensor" or len(node.args) < 2:
         return blank(value)
-    [(axis, source)] = sized
-    vector = carrier.record.labels.produce(f"forward:{node.name}", value.shape[axis])
-    carrier.record.size(source, vector)
-    return Flow(value.shape, axis, vector)
+    of = _of_shape(node.args[1]) if isinstance(node.args[1], fx.Node) else None
+    if of is not None and isinstance(flow := carrier.flows[of], Flow) and not flow.is_mixed:
+        return flow.reshaped_like(value.shape)
+    sizes = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
+    vectors = {}
+    for axis, (size, count) in enumerate(zip(sizes, value.shape, strict=False)):
+        vector = _size_labels(carrier, f"forward:{node.name}", size, count)
+        if vector is not None and vector.any():
+            vectors[axis] = vector
+    return flow_of_axes(value.shape, vectors) if len(vectors) == 1 else blank(value)
 
 
 def _spatial(carrier: Carrier, node: fx.Node, value: Any) -> Any:
@@ -233,6 +320,8 @@ def _spatial(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     if value.shape[axis] != flow.shape[axis]:
         if flow.is_constant:
             return Flow(value.shape)
+        if operation(node) == "pad":
+            return _padded(node, flow, value)
         raise NoRuleError("it changes the number of channels")
     if _is_average_pool(carrier, node):
         vector = flow.along(axis)
@@ -240,6 +329,21 @@ def _spatial(carrier: Carrier, node: fx.Node, value: Any) -> Any:
         area, positions = int(np.prod(flow.shape[2:])), int(np.prod(value.shape[2:]))
         carrier.call(node, "avgpool", area, None, vector, positions)
     return flow.reshaped_like(value.shape)
+
+
+def _padded(node: fx.Node, flow: Flow, value: Tensor) -> Flow:
+    """Handles constant channels before and after the others, as in shortcuts without weights (ResNet's option A)."""
+    given = dict(zip(("input", "pad", "mode"), node.args, strict=False)) | node.kwargs
+    sizes, axis = given["pad"], flow.axis
+    assert axis is not None
+    assert isinstance(sizes, list | tuple)
+    before, after = sizes[2 * (len(flow.shape) - 1 - axis) :][:2]
+    if given.get("mode", "constant") != "constant" or not isinstance(before, int) or not isinstance(after, int):
+        raise NoRuleError("it adds channels that are not constants of a fixed number")
+    if min(before, after) < 0:
+        raise NoRuleError("it removes channels")
+    added = [np.zeros(count, np.int64) for count in (before, after)]
+    return Flow(value.shape, axis, np.concatenate([added[0], flow.vector, added[1]]))
 
 
 def _unpooling(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
@@ -281,7 +385,9 @@ def _reduction(carrier: Carrier, node: fx.Node, value: Any) -> Any:
         return Flow(value.shape)
     reduced = reduced_axes(node, len(flow.shape))
     if reduced is None:
-        raise NoRuleError("it reduces all axes")
+        raise NoRuleError("its axes are not numbers")
+    if len(varying := flow.varying()) > 1 and reduced.issuperset(varying):
+        return Flow(value.shape)
     if flow.axis is None:
         return _mixed_reduction(carrier, flow, reduced, value.shape)
     if flow.axis in reduced:
@@ -292,11 +398,13 @@ def _reduction(carrier: Carrier, node: fx.Node, value: Any) -> Any:
 
 
 def reduced_axes(node: fx.Node, rank: int) -> set[int] | None:
-    """Returns the axes over which a reduction of a tensor of ``rank`` axes is computed, or None for all of them."""
+    """Returns the axes over which a reduction of a tensor of ``rank`` axes is computed, or None if it is not known."""
     position = 2 if operation(node) == "norm" else 1  # the first argument of norm is its order
     dims = next((node.kwargs[name] for name in ("dim", "axis") if name in node.kwargs), None)
     if dims is None and len(node.args) > position:
         dims = node.args[position]
+    if dims is None:
+        return set(range(rank))
     if not isinstance(dims, int | tuple | list):
         return None
     return {int(dim) % rank for dim in ([dims] if isinstance(dims, int) else dims)}
@@ -316,11 +424,15 @@ def _mixed_reduction(carrier: Carrier, flow: Flow, reduced: set[int], shape: tor
 
 def elementwise(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     """Handles elementwise operations such as sums, products and activations, with broadcasting."""
-    flows = carrier.input_flows(node)
+    flows = [_unless_one_channel(carrier, node, flow, value.shape) for flow in carrier.input_flows(node)]
     shape = value.shape
     if any(flow.is_mixed for flow in flows):
         return _mixed(carrier, node, flows, shape)
-    leader = next((flow for flow in flows if flow.axis is not None), None)
+    leader = max(
+        (flow for flow in flows if flow.axis is not None),
+        key=lambda flow: (flow.shape == shape, len(flow.vector)),
+        default=None,
+    )
     if leader is None or leader.axis is None:
         return Flow(shape)
     axis = leader.axis - len(leader.shape) + len(shape)
@@ -328,20 +440,29 @@ def elementwise(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
         if flow is leader:
             continue
         own = axis - len(shape) + len(flow.shape)
-        size = flow.shape[own] if own >= 0 else 1
-        if size == len(leader.vector) and flow.axis in (None, own):
-            other = flow.along(own)
+        across = flow.axis not in (None, own)  # such as the weights of several branches
+        if across:
+            carrier.freeze([flow], f"{describe(node, carrier.modules)} broadcasts it against other channels")
+        if (flow.shape[own] if own >= 0 else 1) == len(leader.vector):
+            other = np.zeros_like(leader.vector) if across else flow.along(own)
             assert other is not None
             carrier.record.labels.unite(leader.vector, other, _combined_with_constant(carrier, node))
-        elif not flow.is_constant:
-            reason = f"{describe(node, carrier.modules)} broadcasts channels against channels"
-            carrier.freeze([leader, flow], reason)
     return Flow(shape, axis, leader.vector)
+
+
+def _unless_one_channel(carrier: Carrier, node: fx.Node, flow: Flow, shape: torch.Size) -> Flow:
+    """Returns a flow without channels instead of one of a single channel that is broadcast, which keeps its place."""
+    if not flow.is_mixed or flow.varying() or (flow.shape == shape and not operation(node).endswith("_like")):
+        return flow
+    if not operation(node).endswith("_like"):
+        carrier.freeze([flow], f"{describe(node, carrier.modules)} combines this channel with others")
+    return Flow(flow.shape)
 
 
 def _mixed(carrier: Carrier, node: fx.Node, flows: list[Flow], shape: torch.Size) -> Flow:
     """Unites the labels element by element if channels lie along several axes, as in a selective kernel."""
-    leader = next((flow for flow in flows if flow.is_mixed and flow.shape == shape), None)
+    whole = [flow for flow in flows if flow.shape == shape and not flow.is_constant]
+    leader = next((flow for flow in whole if flow.is_mixed), whole[0] if whole else None)
     if leader is None:
         raise NoRuleError("it broadcasts channels that lie along several axes")
     for flow in flows:

@@ -255,10 +255,11 @@ def _weights(network: nn.Module, record: Record, tensors: Mapping[str, tuple[Axi
     shapes = {name: tensor.shape for name, tensor in named_tensors(network).items()}
     for name in tensors:
         first = record.first_name[name]
-        if first in record.weights:
-            weights[name] = record.weights[first]
-            continue
         axes = record.tensors[first]
+        if first in record.weights:
+            along = record.weights[first]
+            weights[name] = None if _is_swapped(record, axes, along) else along
+            continue
         produces, reads = (
             [axis for axis, vector in axes.items() if not labels.isdisjoint(vector.tolist())]
             for labels in used.values()
@@ -268,6 +269,19 @@ def _weights(network: nn.Module, record: Record, tensors: Mapping[str, tuple[Axi
         if (produces or reads) and not is_scale:
             weights[name] = produces[0] if len(produces) == 1 and produces != reads else None
     return weights
+
+
+def _is_swapped(record: Record, axes: Mapping[int, Vector], produces: int | None) -> bool:
+    """Returns whether a function also uses the weight of a layer with the channels that it produces and reads swapped.
+
+    ``produces`` is the axis along which the layer itself produces channels.
+    """
+    if produces is None or not {produces, 1 - produces} <= axes.keys():
+        return False
+    return any(
+        np.array_equal(axes[1 - produces], produced) and np.array_equal(axes[produces], read)
+        for produced, read in record.weight_axes
+    )
 
 
 def _activations(grouping: Grouping, record: Record) -> Iterator[tuple[str, tuple[int, Axis]]]:

@@ -58,7 +58,11 @@ def _names(text: str) -> frozenset[str]:
 ELEMENTWISE = _names(
     # arithmetic
     "add sub mul div truediv iadd isub imul itruediv radd rsub rmul add_ sub_ mul_ div_ pow neg abs sign square sqrt "
-    "rsqrt exp log addcmul addcdiv lerp maximum minimum where clamp clamp_ clamp_min clamp_max clip normalize "
+    "rsqrt reciprocal exp expm1 log log2 log10 log1p sin cos tan atan erf floor ceil round trunc fmod remainder "
+    "addcmul addcdiv lerp maximum minimum fmax fmin where masked_fill masked_fill_ clamp clamp_ clamp_min clamp_max "
+    "clip normalize nan_to_num "
+    # comparisons
+    "eq ne lt le gt ge logical_not logical_and logical_or logical_xor invert and_ or_ xor isnan isinf isfinite "
     # activations
     "relu relu_ relu6 leaky_relu elu selu celu gelu silu silu_ mish hardtanh hardtanh_ hardswish hardsigmoid sigmoid "
     "sigmoid_ tanh softplus softsign logsigmoid softmax log_softmax "
@@ -66,19 +70,22 @@ ELEMENTWISE = _names(
     "dropout dropout_ dropout1d dropout2d dropout3d alpha_dropout feature_dropout stochastic_depth "
     "bernoulli bernoulli_ rand_like randn_like zeros_like ones_like empty_like full_like "
     # copies and conversions of dtype or device
-    "contiguous clone detach identity to float half bfloat16 double type_as"
+    "contiguous clone detach identity to float half bfloat16 double bool int long type_as"
 )
+CONVERSIONS = _names("to type_as")
+"""Operations that take only the dtype and the device from a second tensor."""
 MOVEMENT = _names(
     "view view_as reshape reshape_as flatten unflatten permute transpose swapaxes movedim t squeeze unsqueeze "
     "expand expand_as repeat repeat_interleave roll flip cat concat concatenate stack "
     "chunk split tensor_split unbind narrow select getitem channel_shuffle pixel_shuffle pixel_unshuffle"
 )
 PASSING = _names(
-    "contiguous detach identity to float half bfloat16 double type_as dropout dropout1d dropout2d dropout3d "
-    "alpha_dropout feature_dropout stochastic_depth"
+    "contiguous detach identity to float half bfloat16 double bool int long type_as "
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout stochastic_depth"
 )
 """Operations that may return their input unchanged."""
 CREATIONS = _names("new_empty new_zeros new_ones new_full new_tensor")
+EXPANSIONS = _names("expand repeat")
 JOINS = _names("cat concat concatenate")
 SPLITS = _names("chunk split tensor_split")
 SPATIAL = _names(
@@ -88,6 +95,7 @@ SPATIAL = _names(
     "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d lp_pool3d boolean_dispatch "
     "interpolate pad"
 )
+SELECTIONS = _names("index_select")
 UNPOOLING = _names("max_unpool1d max_unpool2d max_unpool3d")
 AVERAGING = _names("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d")
 REDUCTIONS = _names("mean sum amax amin max min std var std_mean var_mean norm logsumexp")
@@ -101,7 +109,7 @@ MATRIX_PRODUCTS = _names("matmul bmm")
 
 _MIXING_MODULES = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, *NOT_ELEMENTWISE)
 _MIXING = frozenset({"softmax", "log_softmax", "normalize"})
-_LOCAL = (ELEMENTWISE - _MIXING) | SPATIAL | MOVEMENT | REDUCTIONS
+_LOCAL = (ELEMENTWISE - _MIXING) | SPATIAL | SELECTIONS | MOVEMENT | REDUCTIONS
 _LOCAL_MODULES = (
     *NORMALISATIONS,  # batch norm and similar layers normalise each channel separately
     nn.PReLU,
@@ -110,7 +118,7 @@ _LOCAL_MODULES = (
 )
 # Of the operations above, these may return their input or a view of it.
 _PASSING = MOVEMENT | PASSING
-_COMPUTING = ELEMENTWISE | SPATIAL | UNPOOLING | REDUCTIONS | GATES | FUNCTIONAL_NORMS
+_COMPUTING = ELEMENTWISE | SPATIAL | SELECTIONS | UNPOOLING | REDUCTIONS | GATES | FUNCTIONAL_NORMS
 _KNOWN = _COMPUTING | _PASSING
 _FRESH = _COMPUTING - _PASSING
 

@@ -87,6 +87,7 @@ class Record:
     slimmed_within: set[str] = field(default_factory=set)  # grouped convolutions that keep the number of groups
     weights: dict[str, int | None] = field(default_factory=dict)  # weight -> axis along which it produces channels
     weight_uses: list[tuple[Vector, bool]] = field(default_factory=list)  # labels of a used weight's axis, if produced
+    weight_axes: list[tuple[Vector, Vector]] = field(default_factory=list)  # of a used weight: produced, and read
     combined: list[tuple[Vector, Vector]] = field(default_factory=list)  # labels of tensors that make up a weight
     feeds: dict[str, Vector] = field(default_factory=dict)  # dense 1x1 convolution -> labels of its input
     functional: set[str] = field(default_factory=set)  # layers written as functions

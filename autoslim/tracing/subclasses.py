@@ -1,7 +1,9 @@
-"""Tests whether a subclass of a convolution or a linear layer computes what the layer computes."""
+"""Tests whether a convolution or a linear layer computes only what the layer of torch.nn computes."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils.prune import BasePruningMethod
 
 from autoslim.channels.copying import named_tensors, on_meta
 from autoslim.tracing.execution import Execution
@@ -10,13 +12,19 @@ _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 def computes_more(module: nn.Module) -> bool:
-    """Returns whether a layer's class overrides its ``forward`` with a function that does not cost what the layer does.
+    """Returns whether a layer computes its tensors at each call, or overrides ``forward`` with another cost.
 
+    The first is the case if its weight or bias is pruned or parametrised by torch, except for the normalisations of
+    torch, which are a part of the layer.
     Such a layer adds channels to its input, convolves twice, or has a low-rank update beside its weight, for example.
     The layer runs on the meta device, on a small input. Overridden functions that cost the same and have
     no other weights than scales by output channel (as in weight standardisation) are equivalent for slimming.
     """
-    if not isinstance(module, _LAYERS) or not _is_overridden(type(module)):
+    if not isinstance(module, _LAYERS):
+        return False
+    if _computes_its_tensors(module):
+        return True
+    if not _is_overridden(type(module)):
         return False
     weight = module._parameters.get("weight")
     if weight is None or _has_other_weights(module):
@@ -30,6 +38,13 @@ def computes_more(module: nn.Module) -> bool:
         return True
     positions = inputs if isinstance(module, nn.modules.conv._ConvTransposeNd) else output
     return execution.macs != len(inputs) * positions[0, 0].numel() * weight.numel()
+
+
+def _computes_its_tensors(module: nn.Module) -> bool:
+    if any(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values()):
+        return True
+    steps = [step for parameters in getattr(module, "parametrizations", {}).values() for step in parameters]
+    return bool(steps) and not any(type(step).__module__ == parametrizations.__name__ for step in steps)
 
 
 def _is_overridden(kind: type) -> bool:

@@ -14,7 +14,14 @@ from torch.utils._pytree import tree_leaves
 
 from autoslim.errors import UserError
 from autoslim.tracing import operations
-from autoslim.tracing.function_rules import elementwise, passing_module_rule, reduced_axes, run_on_labels, tie_pieces
+from autoslim.tracing.function_rules import (
+    elementwise,
+    expanded_axes,
+    passing_module_rule,
+    reduced_axes,
+    run_on_labels,
+    tie_pieces,
+)
 from autoslim.tracing.labels import Flow, Vector, WeightFlow, flow_of_axes
 from autoslim.tracing.layer_rules import tie_groups
 from autoslim.tracing.operations import operation
@@ -81,7 +88,7 @@ _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "traini
 
 def _follow_owner(carrier: Carrier, name: str, axes: Sequence[Vector]) -> None:
     """Records that the sizes of a layer that is not called are those of its weight."""
-    path, _, attribute = name.rpartition(".")
+    path, attribute = _owner(name)
     module = carrier.modules.get(path)
     if attribute != "weight" or path in carrier.record.modules:
         return
@@ -91,6 +98,15 @@ def _follow_owner(carrier: Carrier, name: str, axes: Sequence[Vector]) -> None:
         carrier.record.modules[path] = (axes[1], axes[0])
     elif isinstance(module, (*operations.NORMALISATIONS, *operations.LAST_AXIS_NORMS)) and len(axes) == 1:
         carrier.record.modules[path] = (axes[0], None)
+
+
+def _owner(name: str) -> tuple[str, str]:
+    """Returns the module and the attribute that a tensor belongs to, also if it is pruned or parametrised by torch."""
+    path, parametrised, rest = name.partition(".parametrizations.")
+    if parametrised and rest.endswith(".original"):
+        return path, rest.removesuffix(".original")
+    path, _, attribute = name.rpartition(".")
+    return path, attribute.removesuffix("_orig")
 
 
 def functional_layer_rule(node: fx.Node) -> Rule | None:
@@ -107,10 +123,11 @@ def weight_rule(node: fx.Node, modules: Mapping[str, nn.Module]) -> Rule | None:
         return _combination if passing_module_rule(modules[str(node.target)]) is elementwise else None
     name = operation(node)
     rules: tuple[tuple[frozenset[str], Rule], ...] = (
+        (operations.CONVERSIONS, _conversion),
         (operations.ELEMENTWISE | {"_weight_norm", "expand_as"}, _combination),
         (operations.REDUCTIONS, _reduction),
         (operations.MOVEMENT, _movement),
-        (frozenset({"pad"}), _padding),
+        (frozenset({"pad", "interpolate"}), _padding),
         (frozenset({"batch_norm"}), _normalisation),
         (operations.MATRIX_PRODUCTS, _product),
     )
@@ -124,6 +141,11 @@ def _vector(flow: Flow | WeightFlow, axis: int) -> Vector:
     if flow.is_mixed:
         raise NoRuleError("its channels lie along several axes")
     return flow.vector if flow.axis == axis else np.zeros(flow.shape[axis], np.int64)
+
+
+def _conversion(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow | WeightFlow:
+    """Handles ``to`` and ``type_as``, which may read the dtype of another tensor."""
+    return carrier.all_flows(node)[0]
 
 
 def _combination(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow | WeightFlow:
@@ -167,7 +189,11 @@ def _movement(carrier: Carrier, node: fx.Node, value: Any) -> Any:
     axes = sorted({axis for flow in flows for axis in flow.varying()})
     moved = {axis: run_on_labels(carrier, node, _labels_of(carrier, axis)) for axis in axes}
     if isinstance(value, Tensor):
-        return _assembled(carrier, node, value.shape, moved)
+        flow = _assembled(carrier, node, value.shape, moved)
+        if operation(node) not in operations.EXPANSIONS:
+            return flow
+        expanded = expanded_axes(carrier, node, flows[0].shape, value.shape)
+        return flow_of_axes(value.shape, {axis: _vector(flow, axis) for axis in flow.varying()} | expanded)
     if operation(node) in operations.SPLITS:
         for pieces in moved.values():
             tie_pieces(carrier, [Flow.of(piece) for piece in pieces])
@@ -217,7 +243,10 @@ def _assembled(carrier: Carrier, node: fx.Node, shape: torch.Size, moved: Mappin
 
 
 def _padding(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow | WeightFlow:
-    """Handles padding, such as that of a 1x1 kernel to 3x3. Channels along the padded axes become not prunable."""
+    """Handles padding, such as that of a 1x1 kernel to 3x3, and interpolation, as of position embeddings.
+
+    Channels along the axes whose size changes become not prunable.
+    """
     [flow] = carrier.all_flows(node)
     vectors = {}
     for axis, size in enumerate(value.shape):
@@ -225,7 +254,7 @@ def _padding(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow | WeightFlo
         if size == flow.shape[axis]:
             vectors[axis] = vector
         else:
-            carrier.record.labels.freeze(vector, f"{describe(node, carrier.modules)} pads it")
+            carrier.record.labels.freeze(vector, f"{describe(node, carrier.modules)} changes its size")
     return flow_of_axes(value.shape, vectors)
 
 
@@ -242,8 +271,8 @@ def _normalisation(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow | Wei
 def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     """Handles a convolution, transposed or not, whose weight is any tensor."""
     flow, weight, bias = _arguments(carrier, node)
-    groups = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
-    groups = carrier.values[groups] if isinstance(groups, fx.Node) else groups
+    given = node.kwargs.get("groups", node.args[6] if len(node.args) > 6 else 1)
+    groups = carrier.values[given] if isinstance(given, fx.Node) else given
     transposed = "transpose" in operation(node)
     axis = len(flow.shape) - len(weight.shape) + 1
     carrier.gather(flow, axis, node)
@@ -254,7 +283,7 @@ def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
     area = int(np.prod(weight.shape[2:]))
     positions = value.numel() // (carrier.batch * size)
     factor = area * (flow.shape.numel() // (carrier.batch * len(inputs)) if transposed else positions)
-    name = _layer_name(carrier, node)
+    name = _layer_name(carrier, node, size)
     produced = carrier.record.labels.produce(name, size)
     if groups == 1:
         _tie_weight(
@@ -263,6 +292,8 @@ def _convolution(carrier: Carrier, node: fx.Node, value: Tensor) -> Flow:
         carrier.call(node, "conv", factor, inputs, produced, positions, name)
     else:
         tie_groups(carrier, inputs, produced, len(inputs) // groups)
+        if isinstance(given, fx.Node) and (source := given.meta.get("source")):
+            carrier.record.size(source, inputs[:: len(inputs) // groups])
         _tie_weight(carrier, node, weight, {0: inputs if transposed else produced}, 0)
         kind = "depthwise" if groups == len(inputs) else "grouped"
         carrier.call(node, kind, factor * (len(inputs) // groups), None, produced, positions, name)
@@ -296,7 +327,7 @@ def _linear_layer(
     last = len(flow.shape) - 1
     if len(weight.shape) != 2 or flow.axis not in (None, last) or flow.is_mixed or last == 0:
         raise NoRuleError("it is not a product of the last axis with a matrix")
-    name = _layer_name(carrier, node)
+    name = _layer_name(carrier, node, value.shape[last])
     inputs, produced = _vector(flow, last), carrier.record.labels.produce(name, value.shape[last])
     _tie_weight(carrier, node, weight, {read: inputs, 1 - read: produced}, 1 - read)
     if bias is not None:
@@ -330,6 +361,8 @@ def _tie_weight(
     ``produces`` is the axis of the channels that the weight produces, and None for a bias.
     """
     what = describe(node, carrier.modules)
+    if produces is not None and len(axes) > 1:
+        carrier.record.weight_axes.append((_vector(weight, produces), _vector(weight, 1 - produces)))
     for axis, size in enumerate(weight.shape):
         vector = _vector(weight, axis)
         if axis in axes and size > 1:
@@ -340,10 +373,11 @@ def _tie_weight(
             carrier.record.labels.freeze(vector, f"{what} uses it as an axis of its kernel")
 
 
-def _layer_name(carrier: Carrier, node: fx.Node) -> str:
+def _layer_name(carrier: Carrier, node: fx.Node, size: int) -> str:
     """Returns the name of a layer that is written as a function: that of the module of its weight, or of the weight.
 
-    A weight that is computed has the name of the first weight that it is computed from.
+    A weight that is computed has the name of the first weight that it is computed from. ``size`` is the number of
+    channels that the layer produces.
     """
     search = [argument for argument in tree_leaves((node.args, node.kwargs)) if isinstance(argument, fx.Node)][1:2]
     sources: dict[fx.Node, None] = {}
@@ -354,8 +388,11 @@ def _layer_name(carrier: Carrier, node: fx.Node) -> str:
             search += reversed(source.all_input_nodes)
     parameters = [source for source in sources if source.op == "get_attr"]
     weights = [source for source in parameters if isinstance(carrier.flows[source], WeightFlow)]
-    name = node.name
-    for source in (weights or parameters)[:1]:
-        name = carrier.record.first_name.get(str(source.target), str(source.target)).removesuffix(".weight")
+    names = [carrier.record.first_name.get(str(source.target), str(source.target)) for source in weights or parameters]
+    owners = [path for path, attribute in map(_owner, names) if path and attribute == "weight"]
+    name = (owners or names or [node.name])[0]
+    known = carrier.record.labels.sources.get(name)
+    if known is not None and (len(known) != size or "transpose" in operation(node)):
+        name = f"{name}:{node.name}"  # another layer with the same weight, such as the decoder of an autoencoder
     carrier.record.functional.add(name)
     return name

@@ -19,7 +19,7 @@ from specimens import MAIN, OTHERS, batch_statistics, random_channels, shuffle_w
 from torch import Tensor, nn
 from torch.ao.nn import qat
 from torch.ao.quantization import get_default_qat_qconfig, quantize_dynamic
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.testing import assert_close as assert_equal
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,6 +30,7 @@ from autoslim import Supernet, resize, trace
 from autoslim.channels.copying import on_meta
 from autoslim.channels.graph import ChannelGraph, layers_not_prunable, slimmable_share
 from autoslim.errors import UserError
+from autoslim.search.incremental import verified_evaluator
 from autoslim.tracing import propagate
 from autoslim.tracing.capture import symbolic_graph
 from autoslim.tracing.operations import is_local
@@ -968,7 +969,6 @@ NOT_PRUNABLE: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "attention itself": (Attention, "attention", "is attention, which keeps its heads and its width"),
     "gather": (Gather, "stem", "`getitem` at test_tracing.py:"),
     "view as another dtype": (Reinterprets, "stem", "has no slimming rule: it reinterprets the elements"),
-    "norm of all": (NormOfAll, "stem", "`norm` at test_tracing.py:"),
     "local response norm": (lambda: Body(nn.LocalResponseNorm(5)), "stem", "LocalResponseNorm `middle`"),
     "channel shuffle": (lambda: Body(nn.ChannelShuffle(4)), "stem", "its channels are interleaved or split"),
     "layer norm over the image": (lambda: Body(nn.LayerNorm([16, 8, 8])), "stem", "LayerNorm `middle` at"),
@@ -1595,9 +1595,9 @@ class ComputesItsBias(Body):
         (CallsAFunctionOfAutograd, ["stem", "middle"]),
         (Checkpoints, ["stem", "middle"]),
         (KeepsAFeature, ["stem", "middle"]),
-        (CountsAndAverages, ["middle"]),
+        (CountsAndAverages, ["stem", "middle"]),
         (UnpacksATensor, ["middle"]),
-        (ComputesItsBias, ["middle"]),
+        (ComputesItsBias, ["stem", "middle"]),
     ],
 )
 def test_code_that_torch_runs_in_c_or_that_assigns_is_traced(
@@ -1640,3 +1640,195 @@ def test_lazy_layers_have_to_run_first() -> None:
         trace(network, EXAMPLE)
     network(EXAMPLE)
     assert list(trace(network, EXAMPLE).groups) == ["stem", "middle"]
+
+
+# Rules for patterns that other tools freeze or break
+
+
+class Blurs(Body):
+    """A fixed kernel for each channel, whose number comes from the input or from an attribute."""
+
+    def __init__(self, by_attribute: bool) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))
+        self.after, self.channels, self.by_attribute = conv(16, 16), 16, by_attribute
+
+    def between(self, maps: Tensor) -> Tensor:
+        if self.by_attribute:
+            kernel, groups = self.kernel.repeat(self.channels, 1, 1, 1), self.channels
+        else:
+            kernel, groups = self.kernel.expand(maps.shape[1], -1, -1, -1), maps.shape[1]
+        return self.after(F.conv2d(maps, kernel, groups=groups))  # type: ignore[no-any-return]
+
+
+class ReadsTheGroups(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep, self.after = conv(16, 16, groups=16), conv(16, 16)
+
+    def between(self, maps: Tensor) -> Tensor:
+        deep = self.deep
+        out: Tensor = self.after(F.conv2d(maps, deep.weight, deep.bias, 1, 1, 1, deep.groups))
+        return out.flatten(2).view(out.shape[0], -1, *maps.shape[2:])
+
+
+class Masks(Body):
+    def __init__(self) -> None:
+        super().__init__(conv(16, 16))
+        self.register_buffer("mask", torch.arange(64).view(8, 8) % 3 == 0)
+        self.register_buffer("rows", torch.tensor([5, 1, 3]))
+        self.register_buffer("grid", torch.linspace(-1, 1, 8, dtype=torch.float64))
+
+    def between(self, maps: Tensor) -> Tensor:
+        maps = self.middle(maps.masked_fill(~self.mask, 0.5) * (maps > 0))
+        return (maps + self.grid.to(maps)).index_select(2, self.rows)
+
+
+class PadsChannels(Body):
+    """A shortcut without weights (option A of He et al., 2016)."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=24)
+        self.wide, self.again = conv(16, 24, stride=2), conv(24, 24)
+
+    def between(self, maps: Tensor) -> Tensor:
+        maps = self.wide(maps) + F.pad(maps[:, :, ::2, ::2], (0, 0, 0, 0, 3, 5))
+        return self.again(maps) + maps  # type: ignore[no-any-return]
+
+
+class Fuses(Body):
+    """A weighted sum of stacked levels with normalised weights (BiFPN, Tan et al., 2020)."""
+
+    def __init__(self) -> None:
+        super().__init__(channels=16)
+        self.levels = nn.ModuleList([conv(16, 12), conv(16, 12, 1)])
+        self.weights, self.out = nn.Parameter(torch.tensor([0.5, 2.0])), conv(12, 16)
+
+    def between(self, maps: Tensor) -> Tensor:
+        weights = self.weights.relu()
+        weights = weights / (weights.sum() + 1e-4)
+        levels = torch.stack([level(maps) for level in self.levels], -1)
+        return self.out(levels.mul(weights).sum(-1))  # type: ignore[no-any-return]
+
+
+class Gates(Body):
+    """A mixture of experts with a gate for each of them, and a sum with one weight for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts, self.gate = nn.ModuleList([conv(16, 12), conv(16, 12, 1)]), nn.Linear(16, 2)
+        self.weights, self.out = nn.Parameter(torch.tensor([0.5, 2.0])), conv(12, 16)
+
+    def between(self, maps: Tensor) -> Tensor:
+        gates = self.gate(maps.mean((2, 3))).softmax(-1)
+        mixed = sum(gates[:, i].view(-1, 1, 1, 1) * expert(maps) for i, expert in enumerate(self.experts))
+        stacked = (gates[:, :, None, None, None] * torch.stack([e(maps) for e in self.experts], 1)).sum(1)
+        return self.out(mixed * self.weights[1] + stacked)  # type: ignore[no-any-return]
+
+
+class StartsFromZeros(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.update = conv(32, 16)
+
+    def between(self, maps: Tensor) -> Tensor:
+        state = maps.new_zeros(maps.shape)
+        for _ in range(2):
+            state = torch.tanh(self.update(torch.cat([maps, state], 1)))
+        return state
+
+
+class AddsPositions(Body):
+    def __init__(self) -> None:
+        super().__init__(conv(16, 16))
+        self.positions = nn.Parameter(torch.randn(1, 16, 4, 4))
+
+    def between(self, maps: Tensor) -> Tensor:
+        return self.middle(maps + F.interpolate(self.positions, size=maps.shape[-2:]))  # type: ignore[no-any-return]
+
+
+class Tied(Body):
+    """An autoencoder whose decoder has the weights of the encoder, once by a function and once transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(16, 12), conv(12, 20)
+
+    def between(self, maps: Tensor) -> Tensor:
+        code = self.second(self.first(maps).relu()).relu()
+        maps = F.conv_transpose2d(code, self.second.weight, padding=1).relu()
+        return F.conv2d(maps, self.first.weight.transpose(0, 1).flip(2, 3), padding=1)
+
+
+def _pruned() -> nn.Module:
+    network = Body(nn.Sequential(conv(16, 24), nn.ReLU(), conv(24, 16)))
+    prune.l1_unstructured(network.middle[0], "weight", 0.3)  # type: ignore[index]
+    prune.ln_structured(network.middle[2], "weight", 0.3, n=2, dim=0)  # type: ignore[index]
+    prune.l1_unstructured(network.middle[2], "bias", 0.3)  # type: ignore[index]
+    return network
+
+
+class Centred(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight - weight.mean((1, 2, 3), keepdim=True)
+
+
+def _parametrised() -> nn.Module:
+    network = Body(nn.Sequential(conv(16, 24, groups=1), nn.ReLU(), conv(24, 24, groups=24), nn.Conv2d(24, 16, 1)))
+    for layer in (network.middle[0], network.middle[2]):  # type: ignore[index]
+        parametrize.register_parametrization(layer, "weight", Centred())
+        parametrize.register_parametrization(layer, "bias", nn.Tanh())
+    return network
+
+
+@pytest.mark.parametrize(
+    ("make", "groups"),
+    [
+        (lambda: Blurs(by_attribute=False), {"stem": 16, "after": 16}),
+        (lambda: Blurs(by_attribute=True), {"stem": 16, "after": 16}),
+        (ReadsTheGroups, {"stem": 16, "after": 16}),
+        (Masks, {"stem": 16, "middle": 16}),
+        (PadsChannels, {"stem": 16}),
+        (Fuses, {"stem": 16, "levels.0": 12, "out": 16}),
+        (Gates, {"stem": 16, "experts.0": 12, "out": 16}),
+        (StartsFromZeros, {"stem": 16}),
+        (AddsPositions, {"stem": 16, "middle": 16}),
+        (NormOfAll, {"stem": 16}),
+        (Tied, {"stem": 16, "first": 12, "second": 20}),
+        (_pruned, {"stem": 16, "middle.0": 24, "middle.2": 16}),
+        (_parametrised, {"stem": 16, "middle.0": 24, "middle.3": 16}),
+    ],
+)
+@torch.no_grad()
+def test_patterns_are_slimmed_and_evaluated_incrementally(
+    make: Callable[[], nn.Module], groups: dict[str, int]
+) -> None:
+    torch.manual_seed(0)
+    network = make().eval()
+    graph = trace(network, EXAMPLE)
+    assert graph.default == groups
+    images = torch.randn(3, *EXAMPLE.shape[1:])
+    assert torch.equal(resize(network, graph, groups)(images), network(images))
+    channels = random_channels(graph, 0, 0.3, 0.9)
+    with FlopCounterMode(display=False) as counter:
+        cut = resize(network, graph, channels)
+        cut(EXAMPLE)
+    assert graph.macs(channels) == counter.get_total_flops() // 2
+    assert graph.params(channels) == sum(parameter.numel() for parameter in cut.parameters())
+    supernet = Supernet(network, graph).eval()
+    for seed in range(2):
+        supernet.select(random_channels(graph, seed, 0.3, 0.9))
+        assert torch.equal(supernet(images), supernet.extract(supernet.selected)(images))
+    evaluator, reason = verified_evaluator(supernet, images)
+    assert evaluator is not None, reason
+
+
+@pytest.mark.parametrize("make", [Tied, _pruned])
+@torch.no_grad()
+def test_weights_that_are_tied_or_pruned_grow_without_a_change_of_the_output(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = make().double().eval()
+    graph = trace(network, EXAMPLE)
+    images = torch.randn(3, *EXAMPLE.shape[1:], dtype=torch.float64)
+    cut = resize(network, graph, random_channels(graph, 0, 0.3, 0.9))
+    torch.testing.assert_close(resize(cut, graph, graph.default)(images), cut(images))
