@@ -136,6 +136,32 @@ def _arithmetic(_: object, input: Any, other: Any, **options: Any) -> Any:
     return NotImplemented
 
 
+def concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Any:
+    """Returns an empty tensor of the shape and strides of ``torch.cat``, or NotImplemented unless they are simple.
+
+    Args:
+        tensors: Tensors on any device.
+        dim: The dimension along which they are concatenated.
+    """
+    first = tensors[0]
+    shape, rank = list(first.shape), first.dim()
+    if not -rank <= dim < rank:
+        return NotImplemented
+    shape[dim] = sum(tensor.shape[dim] for tensor in tensors if tensor.dim() == rank)
+    for tensor in tensors:
+        sizes = list(tensor.shape)
+        if len(sizes) != rank or sizes[:dim] + sizes[dim:][1:] != shape[:dim] + shape[dim:][1:]:
+            return NotImplemented
+        if tensor.dtype != first.dtype or not tensor.is_meta or not tensor.is_contiguous():
+            return NotImplemented
+    return torch.empty(shape, dtype=first.dtype, device="meta")
+
+
+def _concatenation(_: object, tensors: Any, dim: Any = 0, **options: Any) -> Any:
+    simple = not options and isinstance(dim, int) and isinstance(tensors, list | tuple)
+    return concatenated(tensors, dim) if simple and tensors else NotImplemented
+
+
 def _follows(operand: Tensor, leader: Tensor) -> bool:
     """Returns whether the result of an elementwise operation has the strides of ``leader``."""
     same = operand.shape == leader.shape and operand.stride() == leader.stride()
@@ -151,6 +177,7 @@ _SHAPE_FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     F.linear: _linear,
+    torch.cat: _concatenation,
     **dict.fromkeys(_ACTIVATIONS, _activation),
     **{
         getattr(home, name): _arithmetic

@@ -36,6 +36,9 @@ OPERATIONS: dict[str, Callable[[Tensor, torch.device], Tensor]] = {
     "double": lambda x, device: x + torch.ones(x.shape, dtype=torch.float64, device=device),
     "whole": lambda x, device: x / torch.ones(x.shape, dtype=torch.int64, device=device),
     "outer": lambda x, device: x.unsqueeze(-2) * torch.ones(7, 1, device=device),
+    "join": lambda x, device: torch.cat([x, torch.ones(x.shape, device=device), x], -1),
+    "join rows": lambda x, _: torch.cat((x, x[:, :1]), dim=1),
+    "join types": lambda x, device: torch.cat([x, torch.ones(x.shape, dtype=torch.float64, device=device)]),
     "other order": lambda x, device: x + torch.ones(x.shape, device=device),
 }
 
@@ -55,6 +58,7 @@ def test_a_meta_run_has_the_shapes_of_a_real_run(name: str, shape: tuple[int, ..
     "wrong",
     [
         lambda x: x + x[:, :5],
+        lambda x: torch.cat([x, x[:, :5]]),
         lambda x: F.linear(x, x.new_ones(3, 5)),
         lambda x: F.linear(x, x.new_ones(3, 6), x.new_ones(4)),
         lambda x: F.layer_norm(x, (5,)),
