@@ -18,6 +18,7 @@ from autoslim.cli.latency import latency_app
 from autoslim.cli.predict import predict_cli
 from autoslim.cli.profile import profile_cli
 from autoslim.cli.stage import stage_cli
+from autoslim.cli.sync import sync_cli
 from autoslim.cli.trajectory import trajectory_cli
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ for name, command in (
     ("export", export_cli),
     ("predict", predict_cli),
     ("stage", stage_cli),
+    ("sync", sync_cli),
 ):
     app.command(name)(command)
 app.add_typer(latency_app, name="latency")

@@ -1,8 +1,12 @@
 """Tracking in MLflow. It logs copies of the files that DVC tracks, and is never an input of a stage.
 
 This is the only module that imports mlflow. It does so inside functions, because the import takes seconds. If the store
-fails, no result is lost: the first failing call prints one line on stderr, and the run continues untracked. Callers
-always have a ``Tracker``, so they need not check whether tracking is enabled. Only rank 0 should track.
+fails, no result is lost: the first failing call prints one line on stderr, and what the store did not receive is kept
+(see ``unsent``) and sent by the next stage that reaches it, or by ``autoslim sync``. MLflow itself has no such mode.
+Callers always have a ``Tracker``, so they need not check whether tracking is enabled. Only rank 0 should track.
+
+Everything that is logged is an *event*, a mapping that JSON can store. ``_Run.send`` sends it, now or later. To send an
+event twice changes nothing: its time is part of it.
 """
 
 from __future__ import annotations
@@ -15,12 +19,13 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from http.client import HTTPException
 from importlib.metadata import version
@@ -29,12 +34,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from autoslim.errors import first_line
+from autoslim.errors import UserError, first_line
 from autoslim.files import write_json
 from autoslim.pipeline.project import repository_root
+from autoslim.pipeline.unsent import Journal, unsent_folder, unsent_journals
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from torch import Tensor, nn
 
     from autoslim.data.prepared import DataInfo
@@ -44,12 +51,14 @@ if TYPE_CHECKING:
 _LONGEST_PARAM = 6000  # characters; MLflow's limits
 _LONGEST_TAG = 8000
 _BATCH = 100  # parameters per call
+_INCOMPLETE = "tracking"  # tag of a run that has not received everything
+_KEPT = "kept in checkpoints/mlflow, and sent by the next stage that reaches MLflow, or by `autoslim sync`"
 _ANSWER_S = 5.0  # time in which a server must answer before it is used
 _SILENCE_S = 600.0  # time in which a server that did not answer is not asked again
 
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_LOGGING_LEVEL": "ERROR",  # this module reports a failure once
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # this module reports a failure once, in one line
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",  # the check runs pip, which contacts the package index
     "MLFLOW_UV_AUTO_DETECT": "false",  # otherwise a uv.lock nearby is added to each model
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with MLflow's default of 7, a lost server delays a stage by minutes
@@ -105,105 +114,181 @@ class NullTracker:
 
 
 class MlflowTracker:
-    """A run in an MLflow store. It uses a separate client and does not change MLflow's global state."""
+    """A run in an MLflow store. It uses a separate client and does not change MLflow's global state.
 
-    def __init__(self, client: MlflowClient, experiment_id: str, run_id: str, resumed: bool = False) -> None:
-        self.run_id: str | None = run_id
-        self._client = client
-        self._experiment_id = experiment_id
-        self._run = run_id
-        self._lost = False
+    Args:
+        client: the store, or None if it cannot be reached; everything is then kept in the journal.
+        experiment_id: id of the experiment.
+        run_id: id of the run; None if the run is not in the store yet.
+        resumed: whether the run was interrupted. Metrics that it has already are not logged again.
+        journal: where events are kept if the store fails. Without it they are lost.
+    """
+
+    def __init__(
+        self,
+        client: MlflowClient | None,
+        experiment_id: str,
+        run_id: str | None,
+        resumed: bool = False,
+        journal: Journal | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self._run = None if client is None or run_id is None else _Run(client, experiment_id, run_id, resumed)
+        self._journal = journal
+        self._lost = self._run is None
         self._silent = False
-        self._resumed = resumed
-        self._steps: dict[str, int] = {}  # of a resumed run: metric -> last step that was logged before
+        self._kept = self._lost  # whether the journal has events that the store has not received
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        def send() -> None:
-            from mlflow.entities import Metric
-
-            now = int(time.time() * 1000)
-            new = [Metric(k, float(v), now, step or 0) for k, v in values.items() if not self._is_logged(k, step)]
-            if new:
-                self._client.log_batch(self._run, new)
-
-        self._attempt(send)
+        numbers_ = {key: float(value) for key, value in values.items()}
+        self._log({"do": "metrics", "values": numbers_, "step": step, "time": _now()})
 
     def tag(self, key: str, value: str) -> None:
-        self._attempt(lambda: self._client.set_tag(self._run, key, _shortened(value, _LONGEST_TAG)))
+        self._log({"do": "tag", "key": key, "value": _shortened(value, _LONGEST_TAG)})
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        def send() -> None:
-            log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-            log(self._run, str(path), folder)
-
-        self._attempt(send)
+        self._log({"do": "artifact", "path": str(path), "folder": folder})
 
     def network(self, network: nn.Module, example: Tensor, info: DataInfo, name: str = "network") -> None:
-        if self._lost:
+        if self._lost and self._journal is None:
             return
         try:  # a network that cannot be exported does not mean that the store failed
             with tempfile.TemporaryDirectory() as folder:
                 with _no_warnings(), redirect_stderr(io.StringIO()):  # torch.export prints the graph if it fails
-                    _save_network(network, example, info, Path(folder, "model"))
-                self._attempt(lambda: self._send_model(Path(folder, "model"), name))
+    def network(self, network: nn.Module, example: Tensor, info: DataInfo, name: str = "network") -> None:
+        if self._lost and self._journal is None:
         except Exception as error:
             _warn(f"the network is not logged in MLflow, because it cannot be exported ({_in_one_line(error)})")
 
     def params(self, values: Mapping[str, object]) -> None:
-        def send() -> None:
-            from mlflow.entities import Param
-
-            params = [Param(key, _shortened(text, _LONGEST_PARAM)) for key, text in flattened(values).items()]
-            for start in range(0, len(params), _BATCH):
-                self._client.log_batch(self._run, params=params[start : start + _BATCH])
-
-        self._attempt(send)
+        self._log({"do": "params", "values": _param_texts(values)})
 
     def close(self, error: BaseException | None = None) -> None:
         """Ends the run. If tracking failed, the run is tagged as incomplete and ended too."""
-        if error is not None and _status(error) != "FINISHED":
+        status = _status(error)
+        if error is not None and status != "FINISHED":
             self.tag("error", f"{type(error).__name__}: {_in_one_line(error)}")
-        if self._lost:
-            self._attempt(lambda: self._client.set_tag(self._run, "tracking", "incomplete"), last=True)
-        self._attempt(lambda: self._client.set_terminated(self._run, _status(error)), last=True)
+        self._log({"do": "end", "status": status, "time": _now()})
+        if self._lost and self._run is not None and not self._silent:
+            with suppress(Exception), _no_warnings():
+                self._run.send({"do": "tag", "key": _INCOMPLETE, "value": "incomplete"})
+                self._run.send({"do": "end", "status": status, "time": _now()})
+        if self._journal is not None:
+            (self._journal.close if self._kept else self._journal.remove)()
+
+    def _log(self, event: dict[str, Any]) -> None:
+        """Sends an event. After the store has failed, events are kept."""
+        if self._lost or self._run is None:
+            self._keep(event)
+            return
+        try:
+            with _no_warnings():
+                self._run.send(event)
+        except Exception as failure:
+            self._lost = True
+            next_step = f"the rest is {_KEPT}" if self._keep(event) else "this run continues untracked"
+            _warn(f"MLflow failed; {next_step} ({_in_one_line(failure)})")
+            with suppress(Exception):
+                self._silent = not _answers(tracking_uri())
+
+    def _keep(self, event: dict[str, Any]) -> bool:
+        """Adds an event, with copies of its files, to the journal; returns whether it could be written."""
+        if self._journal is None:
+            return False
+        try:
+            if path := event.get("path"):
+                event = event | {"path": _copied(Path(path), self._journal)}
+            self._journal.append(event)
+        except (OSError, UserError) as failure:
+            if self._kept:
+                _warn(f"what MLflow has not received can no longer be kept ({_in_one_line(failure)})")
+                self._journal.close()
+            else:
+                self._journal.remove()
+            self._journal = None
+            return False
+        self._kept = True
+        return True
+
+
+def _copied(path: Path, journal: Journal) -> str:
+    """Copies a file or folder into the journal, because a later run may replace it; returns the relative path."""
+    copy = Path(journal.new_path(), path.name)
+    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, journal.folder / copy)
+    return str(copy)
+
+
+class _Run:
+    """Sends the events of a run to an MLflow store. Every method raises if the store fails."""
+
+    def __init__(self, client: MlflowClient, experiment_id: str, run_id: str, resumed: bool) -> None:
+        self._client = client
+        self._experiment_id = experiment_id
+        self._id = run_id
+        self._resumed = resumed
+        self._steps: dict[str, int] = {}  # of a resumed run: metric -> last step that is logged
+
+    def send(self, event: Mapping[str, Any], folder: Path = Path()) -> None:
+        """Sends an event; its paths are relative to ``folder``."""
+        match event["do"]:
+            case "metrics":
+                self._send_metrics(event["values"], event["step"], event["time"])
+            case "tag":
+                self._client.set_tag(self._id, event["key"], event["value"])
+            case "params":
+                self._send_params(event["values"])
+            case "artifact":
+                path = folder / event["path"]
+                log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+                log(self._id, str(path), event["folder"])
+            case "network":
+                self._send_model(folder / event["path"], event["name"])
+            case "resume":
+                _resume(self._client, self._client.get_run(self._id))
+            case "end":
+                self._client.set_terminated(self._id, event["status"], event["time"])
+
+    def _send_metrics(self, values: Mapping[str, float], step: int | None, time_ms: int) -> None:
+        from mlflow.entities import Metric
+
+        new = [
+            Metric(key, value, time_ms, step or 0) for key, value in values.items() if not self._is_logged(key, step)
+        ]
+        if new:
+            self._client.log_batch(self._id, new)
+        if step is not None and self._resumed:
+            self._steps |= {key: max(step, self._steps[key]) for key in values}
 
     def _is_logged(self, key: str, step: int | None) -> bool:
         """Returns whether the run has the metric at this step from before it was resumed."""
         if not self._resumed or step is None:
             return False
         if key not in self._steps:
-            history = self._client.get_metric_history(self._run, key)
+            history = self._client.get_metric_history(self._id, key)
             self._steps[key] = max((metric.step for metric in history), default=-1)
         return step <= self._steps[key]
 
-    def _attempt(self, act: Callable[[], object], last: bool = False) -> None:
-        """Calls ``act``. After the store has failed, only calls with ``last``, which end the run, are still made."""
-        if self._silent or (self._lost and not last):
-            return
-        try:
-            with _no_warnings():
-                act()
-        except Exception as failure:
-            if not self._lost:
-                _warn(f"MLflow failed; this run continues untracked ({_in_one_line(failure)})")
-                with suppress(Exception):
-                    self._silent = not _answers(tracking_uri())
-            self._lost = True
+    def _send_params(self, values: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        params = [Param(key, text) for key, text in values.items()]
+        for start in range(0, len(params), _BATCH):
+            self._client.log_batch(self._id, params=params[start : start + _BATCH])
 
     def _send_model(self, folder: Path, name: str) -> None:
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
 
-        data = self._client.get_run(self._run).data
+        data = self._client.get_run(self._id).data
         tags = {key: value for key, value in data.tags.items() if not key.startswith("mlflow.")}
-        entity = self._client.create_logged_model(self._experiment_id, name, self._run, tags=tags, params=data.params)
+        entity = self._client.create_logged_model(self._experiment_id, name, self._id, tags=tags, params=data.params)
         model = Model.load(str(folder))
-        model.run_id, model.model_id, model.model_uuid = self._run, entity.model_id, entity.model_id
+        model.run_id, model.model_id, model.model_uuid = self._id, entity.model_id, entity.model_id
         model.artifact_path = entity.artifact_location
         model.save(str(folder / "MLmodel"))
         self._client.log_model_artifacts(entity.model_id, str(folder))
         self._client.finalize_logged_model(entity.model_id, "READY")
-        self._client.log_outputs(self._run, [LoggedModelOutput(entity.model_id, step=0)])
+        self._client.log_outputs(self._id, [LoggedModelOutput(entity.model_id, step=0)])
 
 
 @contextmanager
@@ -344,64 +429,215 @@ def _start(
     params: Mapping[str, object],
     run_file: Path | None,
 ) -> MlflowTracker | None:
-    """Starts or continues a run. Returns None, with a warning, if the store cannot be used."""
-    for key, value in _ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    for logger in ("alembic", "urllib3.connectionpool"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    """Starts or continues a run. If the store cannot be used, this is a warning, and the run is kept.
+
+    Returns None if it cannot be kept either.
+    """
+    _prepare_mlflow()
     uri = tracking_uri()
+    source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
+    all_tags = {"mlflow.user": _user(), **source, **tags}
+    header: dict[str, Any] = {
+        "experiment": experiment,
+        "run_name": run_name,
+        "time": _now(),
+        "tags": {key: _shortened(value, _LONGEST_TAG) for key, value in all_tags.items()},
+        "params": _param_texts(params),
+        "run_id": None,
+        "run_file": None if run_file is None else str(run_file),
+        "made_by": _digest({"uri": uri, "experiment": experiment, "params": flattened(params)}),
+    }
     try:
         if not _answers(uri):
             raise ConnectionError(f"the server does not answer; it is asked again after {_SILENCE_S / 60:.0f} minutes")
         with _no_warnings():
-            client, experiment_id = _connect(uri, experiment)
-            source = {"mlflow.source.name": Path(sys.argv[0]).name, "mlflow.source.type": "LOCAL"}
-            all_tags = {"mlflow.user": _user(), **source, **tags}
-            shortened = {key: _shortened(value, _LONGEST_TAG) for key, value in all_tags.items()}
-            made_by = {"uri": uri, "experiment": experiment, "params": flattened(params)}
-            if run_id := _interrupted(client, run_file, made_by):
-                for key, value in shortened.items():
+            client = _connect(uri)
+            experiment_id = _experiment_id(client, uri, experiment)
+            _report(*_send_journals(client, uri))
+            run_id = _interrupted(client, run_file, header["made_by"])
+            resumed = run_id is not None
+            if run_id is None:
+                run_id = _create_run(client, experiment_id, header)
+            else:
+                for key, value in header["tags"].items():
                     client.set_tag(run_id, key, value)
-                return MlflowTracker(client, experiment_id, run_id, resumed=True)
-            run_id = client.create_run(experiment_id, run_name=run_name, tags=shortened).info.run_id
-            if run_file is not None:
-                write_json(run_file, {"run_id": run_id, "made_by": _digest(made_by)})
     except Exception as failure:
-        _warn(f"MLflow at {uri} cannot be used; this run is not tracked ({_in_one_line(failure)})")
-        return None
-    tracker = MlflowTracker(client, experiment_id, run_id)
-    tracker.params(params)
+        journal = _continued_journal(header, run_file)
+        next_step = "is not tracked" if journal is None else f"is {_KEPT}"
+        _warn(f"MLflow at {uri} cannot be used; this run {next_step} ({_in_one_line(failure)})")
+        return None if journal is None else MlflowTracker(None, "", None, journal=journal)
+    journal = _new_journal(header | {"run_id": run_id})
+    if not resumed:
+        _write_run_file(run_file, run_id, journal, header["made_by"])
+    tracker = MlflowTracker(client, experiment_id, run_id, resumed, journal)
+    if not resumed:
+        tracker.params(params)
     return tracker
 
 
-def _interrupted(client: MlflowClient, run_file: Path | None, made_by: Mapping[str, object]) -> str | None:
+def _prepare_mlflow() -> None:
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    for logger in ("alembic", "urllib3.connectionpool"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints tracebacks of a full disk
+
+
+def _create_run(client: MlflowClient, experiment_id: str, header: Mapping[str, Any]) -> str:
+    run = client.create_run(experiment_id, header["time"], header["tags"], header["run_name"])
+    return str(run.info.run_id)
+
+
+def _interrupted(client: MlflowClient, run_file: Path | None, made_by: str) -> str | None:
     """Returns the run that ``run_file`` names, which is running again; None if there is none that can be continued."""
-    if run_file is None or not run_file.is_file():
+    run_id = _read_run_file(run_file, made_by).get("run_id")
+    if run_id is None:
         return None
     try:
-        content = json.loads(run_file.read_text(encoding="utf-8"))
-        if content["made_by"] != _digest(made_by):
-            return None
-        run = client.get_run(content["run_id"])
-    except Exception:  # a damaged file, or a run that was deleted
+        run = client.get_run(run_id)
+    except Exception:  # a run that was deleted
         return None
     if run.info.status == "FINISHED" or run.info.lifecycle_stage != "active":
         return None
+    _resume(client, run)
+    return str(run_id)
+
+
+def _resume(client: MlflowClient, run: Run) -> None:
     client.update_run(run.info.run_id, status="RUNNING")
     if "error" in run.data.tags:
         client.delete_tag(run.info.run_id, "error")
-    return str(run.info.run_id)
+
+
+def _read_run_file(run_file: Path | None, made_by: str) -> dict[str, Any]:
+    """Returns the content of the file; empty if there is none, if it is damaged, or if it belongs to another run."""
+    try:
+        content = {} if run_file is None else json.loads(run_file.read_text(encoding="utf-8"))
+        return content if content.get("made_by") == made_by else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _write_run_file(run_file: Path | None, run_id: str | None, journal: Journal | None, made_by: str) -> None:
+    """Names the run, or the journal of a run that the store does not have, for ``_read_run_file``."""
+    if run_file is not None:
+        with suppress(OSError, UserError):  # the disk is full: a later run is a new one
+            name = None if journal is None else journal.folder.name
+            write_json(run_file, {"run_id": run_id, "journal": name, "made_by": made_by})
+
+
+def _new_journal(header: Mapping[str, Any]) -> Journal | None:
+    try:
+        return Journal.start(header)
+    except (OSError, UserError):
+        return None
+
+
+def _continued_journal(header: dict[str, Any], run_file: Path | None) -> Journal | None:
+    """Returns a journal that continues the interrupted run that ``run_file`` names, or else a new one."""
+    before = _read_run_file(run_file, header["made_by"])
+    journal = Journal.open(unsent_folder() / before["journal"]) if before.get("journal") else None
+    if journal is None:
+        journal = _new_journal(header | {"run_id": before.get("run_id")})
+    if journal is not None and before:
+        try:
+            journal.events()  # removes a line that was not completed
+            journal.append({"do": "resume"})
+        except (OSError, UserError):
+            journal.close()
+            return None
+    if journal is not None:
+        _write_run_file(run_file, before.get("run_id"), journal, header["made_by"])
+    return journal
+
+
+def send_unsent() -> tuple[int, list[str]]:
+    """Sends what MLflow has not received (see ``unsent``), also to a server that did not answer before.
+
+    Returns:
+        The number of runs that were sent, and a line for each run that was not.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    if not any(unsent_folder().glob("[0-9]*")):
+        return 0, []
+    _prepare_mlflow()
+    uri = tracking_uri()
+    try:
+        if not _answers(uri, ask_again=True):
+            raise ConnectionError("the server does not answer")
+        with _no_warnings():
+            return _send_journals(_connect(uri), uri)
+    except Exception as failure:
+        message = f"MLflow at {uri} cannot be used ({_in_one_line(failure)}); correct MLFLOW_TRACKING_URI, or try later"
+        raise UserError(_redacted(message)) from failure
+
+
+def _send_journals(client: MlflowClient, uri: str) -> tuple[int, list[str]]:
+    """Sends the journals of processes that have ended, until the store no longer answers.
+
+    Returns:
+        The number of runs that were sent, and a line for each run that was not.
+    """
+    from mlflow.exceptions import MlflowException
+
+    sent, failed = 0, list[str]()
+    for journal in unsent_journals():
+        try:
+            sent += _send_journal(client, uri, journal)
+            journal.remove()
+        except Exception as failure:
+            journal.close()
+            failed.append(
+                f"a run is still kept in {journal.folder}, because it cannot be sent ({_in_one_line(failure)})"
+            )
+            if not isinstance(failure, MlflowException) or failure.get_http_status_code() >= 500:
+                break
+    return sent, failed
+
+
+def _send_journal(client: MlflowClient, uri: str, journal: Journal) -> bool:
+    """Sends a journal to its run, which is created if it does not exist, and ends the run if its process was killed.
+
+    Returns whether there was anything to send.
+    """
+    header, *events = journal.events() or [{}]
+    if not header:
+        return False
+    created = [event["run_id"] for event in events if event["do"] == "created"]  # by an attempt that failed later
+    events = [event for event in events if event["do"] != "created"]
+    run_id = created[0] if created else header["run_id"]
+    if run_id is None:
+        run_id = _create_run(client, _experiment_id(client, uri, header["experiment"]), header)
+        journal.append({"do": "created", "run_id": run_id})
+        run_file = None if header["run_file"] is None else Path(header["run_file"])
+        if _read_run_file(run_file, header["made_by"]).get("journal") == journal.folder.name:
+            _write_run_file(run_file, run_id, None, header["made_by"])
+    run = client.get_run(run_id)
+    if run.info.lifecycle_stage != "active":  # the user has deleted it
+        return False
+    sender = _Run(client, run.info.experiment_id, run_id, resumed=True)
+    sender.send({"do": "params", "values": header["params"]})
+    for event in events:
+        sender.send(event, journal.folder)
+    if run.info.status == "RUNNING" and (not events or events[-1]["do"] != "end"):
+        sender.send({"do": "end", "status": "KILLED", "time": (events or [header])[-1].get("time", _now())})
+    if _INCOMPLETE in run.data.tags:
+        client.delete_tag(run_id, _INCOMPLETE)
+    return bool(events) or header["run_id"] is None
 
 
 def _digest(values: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _answers(uri: str) -> bool:
+def _answers(uri: str, ask_again: bool = False) -> bool:
     """Returns whether a server answers within ``_ANSWER_S``; True if ``uri`` is not one of a server.
 
     A server that accepts a connection and never answers would delay every call by minutes. This is remembered in DVC's
-    temporary folder, so that the next stages do not ask it again. If the connection fails at once, MLflow reports why.
+    temporary folder, so that the next stages do not ask it again unless ``ask_again``. If the connection fails at once,
+    MLflow reports why.
     """
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
@@ -409,7 +645,7 @@ def _answers(uri: str) -> bool:
     folder = repository_root() / ".dvc" / "tmp"
     silent = folder / f"mlflow-silent-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
     with suppress(OSError):
-        if 0 <= time.time() - silent.stat().st_mtime < _SILENCE_S:
+        if not ask_again and 0 <= time.time() - silent.stat().st_mtime < _SILENCE_S:
             return False
     try:
         urlopen(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", timeout=_ANSWER_S).close()
@@ -420,6 +656,8 @@ def _answers(uri: str) -> bool:
                     folder.mkdir(exist_ok=True)
                     silent.touch()
             return False
+    with suppress(OSError):
+        silent.unlink(missing_ok=True)
     return True
 
 
@@ -431,31 +669,31 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _connect(uri: str, experiment: str) -> tuple[MlflowClient, str]:
-    """Returns a client of the store at ``uri`` and the id of the experiment, which is created if it does not exist."""
+def _connect(uri: str) -> MlflowClient:
+    """Returns a client of the store at ``uri``. If it is a database, its tables are created if they do not exist."""
     from mlflow import MlflowClient
 
-    scheme = uri.partition(":")[0].partition("+")[0]
-    database = scheme in ("sqlite", "postgresql", "mysql", "mssql")
-    lock: Any = nullcontext()
-    if database:
-        import sqlalchemy
-        from filelock import FileLock
+    if not _is_database(uri):
+        return MlflowClient(uri)
+    import sqlalchemy
+    from filelock import FileLock
 
-        file = sqlalchemy.make_url(uri).database if scheme == "sqlite" else None
-        if file:
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-            # Seconds to wait while another stage writes; SQLite's default of 5 is too short.
-            uri += "" if "?" in uri else "?timeout=60"
-            lock = FileLock(f"{file}.lock", timeout=300)  # two stages must not both create the tables
+    lock: Any = nullcontext()
+    file = sqlalchemy.make_url(uri).database if uri.startswith("sqlite") else None
+    if file:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        # Seconds to wait while another stage writes; SQLite's default of 5 is too short.
+        uri += "" if "?" in uri else "?timeout=60"
+        lock = FileLock(f"{file}.lock", timeout=300)  # two stages must not both create the tables
     with lock:
-        if database:  # MLflow retries for two minutes; a single query fails fast
-            engine = sqlalchemy.create_engine(uri)
-            sqlalchemy.inspect(engine)
-            engine.dispose()
-        # Without a server, MLflow's default is under the working directory, which DVC may delete.
-        client = MlflowClient(uri)
-        return client, _experiment_id(client, experiment, artifact_folder(experiment).as_uri() if database else None)
+        engine = sqlalchemy.create_engine(uri)  # MLflow retries for two minutes; a single query fails fast
+        sqlalchemy.inspect(engine)
+        engine.dispose()
+        return MlflowClient(uri)
+
+
+def _is_database(uri: str) -> bool:
+    return uri.partition(":")[0].partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
 
 
 def artifact_folder(experiment: str) -> Path:
@@ -463,9 +701,12 @@ def artifact_folder(experiment: str) -> Path:
     return repository_root() / "mlartifacts" / (re.sub(r"[^\w.-]+", "-", experiment).lstrip(".") or "-")
 
 
-def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> str:
+def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    """Returns the id of an experiment, which is created if it does not exist."""
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
+        # Without a server, MLflow's default is under the working directory, which DVC may delete.
+        artifacts = artifact_folder(name).as_uri() if _is_database(uri) else None
         try:
             kind = {"mlflow.experimentKind": "custom_model_development"}  # otherwise MLflow's UI opens on chat traces
             return client.create_experiment(name, artifact_location=artifacts, tags=kind)
@@ -597,5 +838,23 @@ def _in_one_line(error: BaseException) -> str:
 
 
 def _warn(message: str) -> None:
-    redacted = re.sub(r"//[^/@\s]+@", "//***@", message)  # user name and password in a URI
-    print(f"warning: {redacted}", file=sys.stderr)
+    print(f"warning: {_redacted(message)}", file=sys.stderr)
+
+
+def _redacted(message: str) -> str:
+    return re.sub(r"//[^/@\s]+@", "//***@", message)  # user name and password in a URI
+
+
+def _report(sent: int, failed: Sequence[str]) -> None:
+    if sent:
+        print(f"MLflow: received {sent} {'run' if sent == 1 else 'runs'} kept in checkpoints/mlflow", file=sys.stderr)
+    for line in failed:
+        _warn(line)
+
+
+def _param_texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {key: _shortened(text, _LONGEST_PARAM) for key, text in flattened(values).items()}
+
+
+def _now() -> int:
+    return int(time.time() * 1000)  # ms

@@ -242,8 +242,9 @@ def test_a_store_that_cannot_be_used_causes_one_warning(
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1, captured.err
     assert captured.err.startswith("warning: MLflow at ")
-    assert "this run is not tracked" in captured.err
+    assert "this run is kept in checkpoints/mlflow" in captured.err
     assert "secret" not in captured.err
+    assert not any("secret" in file.read_text() for file in Path("checkpoints").rglob("*.jsonl"))
 
 
 def test_a_store_that_fails_later_causes_one_warning(
@@ -264,11 +265,24 @@ def test_a_store_that_fails_later_causes_one_warning(
         tracker.artifact(Path("dvc.yaml"))
         tracker.network(Branched(), torch.zeros(1, 3, 8, 8), INFO)
     assert len(calls) == 1
-    assert capfd.readouterr().err == "warning: MLflow failed; this run continues untracked (No space left on device)\n"
+    assert capfd.readouterr().err == (
+        "warning: MLflow failed; the rest is kept in checkpoints/mlflow, and sent by the next stage that reaches "
+        "MLflow, or by `autoslim sync` (No space left on device)\n"
+    )
     found = store.get_run(tracker.run_id)
     assert found.info.status == "FINISHED"
     assert found.data.metrics == {"loss": 2.0}
     assert found.data.tags["tracking"] == "incomplete"
+    with run():
+        pass
+    assert capfd.readouterr().err == "MLflow: received 1 run kept in checkpoints/mlflow\n"
+    found = store.get_run(tracker.run_id)
+    assert found.info.status == "FINISHED"
+    assert "tracking" not in found.data.tags
+    history = store.get_metric_history(tracker.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 2.0), (2, 1.0), (3, 0.5)]
+    assert [file.path for file in store.list_artifacts(tracker.run_id)] == ["dvc.yaml"]
+    assert not Path("checkpoints/mlflow").exists()
 
 
 def test_a_store_that_fails_at_every_call_does_not_raise(
