@@ -155,8 +155,8 @@ class MlflowTracker:
         try:  # a network that cannot be exported does not mean that the store failed
             with tempfile.TemporaryDirectory() as folder:
                 with _no_warnings(), redirect_stderr(io.StringIO()):  # torch.export prints the graph if it fails
-    def network(self, network: nn.Module, example: Tensor, info: DataInfo, name: str = "network") -> None:
-        if self._lost and self._journal is None:
+                    _save_network(network, example, info, Path(folder, "model"))
+                self._log({"do": "network", "path": str(Path(folder, "model")), "name": name})
         except Exception as error:
             _warn(f"the network is not logged in MLflow, because it cannot be exported ({_in_one_line(error)})")
 
