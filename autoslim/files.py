@@ -134,6 +134,18 @@ def format_bytes(count: int) -> str:
     return f"{count} bytes"
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON.
+
+    Raises:
+        ValueError: it is not valid, or nested too deeply for Python's recursion limit.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns ``values``, which JSON can store, with their digest."""
     return {**values, DIGEST: _digest(values)}
@@ -172,7 +184,7 @@ def read_json(path: Path, stage: str) -> dict[str, Any]:
         UserError: the file is damaged.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("it is not a mapping")
         return unsealed(values)
@@ -218,7 +230,7 @@ def read_lines(log: Path) -> list[dict[str, Any]]:
     before = ""
     for line in lines:
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             digest = values.pop(DIGEST)
             if digest != _digest(values, before):
                 raise DamagedError

@@ -1,7 +1,6 @@
 """Code that several commands share: options, tables, and access to the project's data and latency table."""
 
 import dataclasses
-import json
 import math
 import re
 import sys
@@ -14,6 +13,7 @@ import typer
 
 from autoslim.channels.groups import Channels
 from autoslim.errors import UserError
+from autoslim.files import parse_json
 from autoslim.resources.budgets import format_named_amount
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ ParamsFile = Annotated[Path, typer.Argument(help="Parameter file.", show_default
 Classes = Annotated[int | None, typer.Option("--classes", min=2, help="Number of classes. Default: as prepared.")]
 Method = Annotated[str, typer.Argument(help="default, uniform, autoslim or released/NAME.")]
 
+_MAX_VALUES = 2**28  # of an input: 1 GiB in fp32
 _INPUT = re.compile(r"(?:(\w+)=)?(\d+(?:x\d+)*)(?::(\w+))?")
 
 
@@ -58,10 +59,13 @@ def example_inputs(texts: Sequence[str], size: int | None) -> Any:
             )
         if match[1] in named:
             raise UserError(f"--input {match[1]} is given twice; give each input once")
+        if math.prod(shape) > _MAX_VALUES:
+            raise UserError(f"--input {text!r} has more than {_MAX_VALUES:,} values; write a smaller size")
+        example = torch.zeros(1, *shape, dtype=dtype)
         if match[1] is None:
-            unnamed.append(torch.zeros(1, *shape, dtype=dtype))
+            unnamed.append(example)
         else:
-            named[match[1]] = torch.zeros(1, *shape, dtype=dtype)
+            named[match[1]] = example
     if named and unnamed:
         raise UserError("some of the --input options have a name and some have none; give each a name, or none")
     return named or (tuple(unnamed) if len(unnamed) > 1 else (unnamed[0] if unnamed else None))
@@ -79,7 +83,6 @@ def image_size(text: str) -> tuple[int, int]:
 def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
     """Parses ``["depth=3", "act=relu"]`` into ``{"depth": 3, "act": "relu"}``, with values as in ``params.yaml``."""
     from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
 
     values = {}
     for pair in pairs:
@@ -88,7 +91,7 @@ def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"--kwargs {pair!r} is not KEY=VALUE; write it like --kwargs depth=3")
         try:
             values[key] = YAML(typ="safe").load(text)
-        except YAMLError as error:
+        except Exception as error:  # ruamel raises errors of many classes, see read_yaml
             raise UserError(f"--kwargs {pair!r}: the value is not valid YAML; write it as in params.yaml") from error
     return values
 
@@ -96,7 +99,7 @@ def keyword_values(pairs: Sequence[str]) -> dict[str, Any]:
 def read_channels(path: Path) -> Channels:
     """Reads channels by group from a JSON file: a mapping, or a file such as ``outputs/channels/METHOD.json``."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--channels {path} cannot be read ({error.strerror}); name a JSON file") from error
     except ValueError as error:

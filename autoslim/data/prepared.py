@@ -25,7 +25,7 @@ from autoslim.data.own import OwnData, build_own
 from autoslim.data.sources import Part, located
 from autoslim.data.structure import Structure, in_words, is_tensor, tensor_structure, zeros
 from autoslim.errors import UserError
-from autoslim.files import DamagedError, sealed, sha256, unsealed
+from autoslim.files import DamagedError, parse_json, sealed, sha256, unsealed
 
 SPLITS = ("train", "search", "test")
 FILE_NAME = "data.json"
@@ -116,7 +116,7 @@ class DataInfo:
         Raises:
             ValueError, KeyError: the text is not a ``data.json`` of this format.
         """
-        values = json.loads(text)
+        values = parse_json(text)
         if not isinstance(values, Mapping) or values.get("format") != FORMAT:
             raise ValueError(f"not a data.json of format {FORMAT}")
         values = unsealed(values)

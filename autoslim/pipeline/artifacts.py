@@ -53,9 +53,9 @@ class Allocation:
             allocation = cls(**content)
             if allocation.method != method:
                 raise TypeError(f"it contains the channels of {allocation.method!r}")
-            for values, kinds in ((allocation.channels, int), (allocation.costs, (int, float))):
+            for values, kinds in ((allocation.channels, {int}), (allocation.costs, {int, float})):
                 for name, value in values.items():
-                    if not isinstance(value, kinds):
+                    if type(value) not in kinds:
                         raise TypeError(f"{name} is {value!r}")
             if allocation.start not in get_args(Start):
                 raise TypeError(f"start is {allocation.start!r}")

@@ -1,7 +1,6 @@
 """Builds limits, the search's objective and latency tables from the parameters."""
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from torch import nn
 
 from autoslim.channels.graph import ChannelGraph
 from autoslim.errors import UserError, first_line
-from autoslim.files import read_json, unsealed, write_sealed
+from autoslim.files import parse_json, read_json, unsealed, write_sealed
 from autoslim.pipeline.assembly import checkpoints, grid_spec, own_python_files
 from autoslim.pipeline.params import Latency, Params
 from autoslim.pipeline.project import RESOURCES
@@ -159,7 +158,7 @@ def read_table(path: Path) -> LatencyTable:
         UserError: the file does not exist or is not a latency table.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         values = unsealed(values) if isinstance(values, dict) else values
     except OSError as error:
         raise UserError(

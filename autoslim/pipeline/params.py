@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from autoslim.data.augmentation import MAX_MAGNITUDE
-from autoslim.errors import UserError
+from autoslim.errors import UserError, first_line
 from autoslim.pipeline.entry import InvalidParametersError
 from autoslim.pipeline.validation import validation_messages
 from autoslim.resources.budgets import Amount, Budget, parse_budgets
@@ -525,6 +525,9 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} is not encoded in UTF-8 ({error}); save it as UTF-8") from error
     except YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct that line") from error
+    except (RecursionError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        # ruamel raises many classes, for example for impossible dates, integers of 5,000 digits and nested brackets.
+        raise UserError(f"{path} is not valid YAML: {first_line(error)}; correct this value") from error
 
 
 def check_params(values: Any, source: str) -> Params:

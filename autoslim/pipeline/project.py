@@ -1,13 +1,13 @@
 """The project: its root folder, the paths of its files, and the JSON files that its stages write."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from autoslim.errors import UserError
-from autoslim.files import unsealed
+from autoslim.files import parse_json, unsealed
+from autoslim.resources.budgets import UNITS
 from autoslim.tasks.measure import named_scores
 
 STAGES = ("prepare", "resources", "supernet", "search", "allocate", "retrain", "report")
@@ -24,6 +24,8 @@ TRAINED = "trained.safetensors"  # in SUPERNET: the default network with model.w
 
 
 _COSTS = "macs", "params"
+_NUMBER = int, float
+_TOO_LARGE = 1e300  # for any cost; JSON can also have integers of any length, Infinity and NaN
 _TRAJECTORY = {
     "resource": str,
     "limits": dict,
@@ -31,12 +33,12 @@ _TRAJECTORY = {
     **dict.fromkeys(("default", "widest", "narrowest"), dict),
     "steps": list,
 }
-_CONFIGURATION = {"channels": dict, **dict.fromkeys(_COSTS, (int, float))}
+_CONFIGURATION = {"channels": dict, **dict.fromkeys(_COSTS, _NUMBER)}
 _STEP = {
     **_CONFIGURATION,
     "step": int,
     "slimmed": list,
-    **dict.fromkeys(("cost", "error"), (int, float)),
+    **dict.fromkeys(("cost", "error"), _NUMBER),
     "options": dict,
     "taken": list,
 }
@@ -51,16 +53,41 @@ def check_trajectory_format(trajectory: dict[str, Any]) -> None:
     path = SEARCH / "trajectory.json"
     if trajectory.get("format") != 2:
         raise UserError(f"{path} was written by another version of autoslim; run `dvc repro search`")
-    problem = _problem(trajectory, _TRAJECTORY, "it")
-    kinds = {**_STEP, named_scores(trajectory)[1]: (int, float)}
-    for which in ("default", "widest", "narrowest"):
-        problem = problem or _problem(trajectory[which], _CONFIGURATION, which)
-    for number, step in enumerate(() if problem else trajectory["steps"]):
-        problem = problem or _problem(step, kinds, f"step {number}")
-    if not problem and not trajectory["steps"]:
-        problem = "it has no steps"
-    if problem:
+    if problem := _trajectory_problem(trajectory):
         raise UserError(f"{path} is damaged ({problem}); delete it and run `dvc repro search` again")
+
+
+def _trajectory_problem(trajectory: dict[str, Any]) -> str:
+    """Returns what is wrong with a trajectory of the current format; "" if nothing is."""
+    if problem := _problem(trajectory, _TRAJECTORY, "it"):
+        return problem
+    default = trajectory["default"]
+    if problem := _problem(default, _CONFIGURATION, "default"):
+        return problem
+    resources = [resource for resource in UNITS if resource in default]
+    if trajectory["resource"] not in resources:
+        return f"it has resource {str(trajectory['resource'])[:40]}"
+    if problem := _problem(trajectory["limits"], dict.fromkeys(trajectory["limits"], _NUMBER), "limits"):
+        return problem
+    if unknown := trajectory["limits"].keys() - resources:
+        return f"it has a limit of {str(min(unknown))[:40]}"
+    if not trajectory["steps"]:
+        return "it has no steps"
+    costs = dict.fromkeys(resources, _NUMBER)
+    named = {which: (trajectory[which], _CONFIGURATION) for which in ("default", "widest", "narrowest")}
+    try:
+        scores = {named_scores(trajectory)[1]: _NUMBER}
+    except (KeyError, TypeError, UserError):
+        return f"it has scores {str(trajectory['scores'])[:40]}"
+    named |= {f"step {number}": (step, _STEP | scores) for number, step in enumerate(trajectory["steps"])}
+    for name, (values, kinds) in named.items():
+        if problem := _problem(values, kinds | costs, name):
+            return problem
+        if values["channels"].keys() != default["channels"].keys():
+            return f"{name} has other groups than default"
+        if wrong := [group for group in values.get("slimmed", ()) if group not in list(default["channels"])]:
+            return f"{name} slims {str(wrong[0])[:40]}"
+    return ""
 
 
 def _problem(values: Any, kinds: Mapping[str, Any], name: str) -> str:
@@ -70,8 +97,9 @@ def _problem(values: Any, kinds: Mapping[str, Any], name: str) -> str:
     for key, kind in kinds.items():
         if key not in values:
             return f"{name} lacks {key!r}"
-        if not isinstance(values[key], kind):
-            return f"{name} has {key} {str(values[key])[:40]}"
+        value = values[key]
+        if not isinstance(value, kind) or (kind is _NUMBER and not abs(value) < _TOO_LARGE):
+            return f"{name} has {key} {str(value)[:40]}"
     wrong = [count for count in values.get("channels", {}).values() if type(count) is not int]
     return f"{name} has {wrong[0]!r} channels" if wrong else ""
 
@@ -132,7 +160,7 @@ def read_output(path: Path, stage: str) -> Any:
     """
     remedy = f"run `dvc repro {stage}`"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         return unsealed(values) if isinstance(values, dict) else values
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}; {remedy}") from error

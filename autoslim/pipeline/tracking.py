@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from autoslim.errors import UserError, first_line
-from autoslim.files import write_json
+from autoslim.files import parse_json, write_json
 from autoslim.pipeline.project import repository_root
 from autoslim.pipeline.unsent import Journal, unsent_folder, unsent_journals
 
@@ -512,7 +512,7 @@ def _resume(client: MlflowClient, run: Run) -> None:
 def _read_run_file(run_file: Path | None, made_by: str) -> dict[str, Any]:
     """Returns the content of the file; empty if there is none, if it is damaged, or if it belongs to another run."""
     try:
-        content = {} if run_file is None else json.loads(run_file.read_text(encoding="utf-8"))
+        content = {} if run_file is None else parse_json(run_file.read_text(encoding="utf-8"))
         return content if content.get("made_by") == made_by else {}
     except (OSError, ValueError, AttributeError):
         return {}
@@ -536,7 +536,8 @@ def _new_journal(header: Mapping[str, Any]) -> Journal | None:
 def _continued_journal(header: dict[str, Any], run_file: Path | None) -> Journal | None:
     """Returns a journal that continues the interrupted run that ``run_file`` names, or else a new one."""
     before = _read_run_file(run_file, header["made_by"])
-    journal = Journal.open(unsent_folder() / before["journal"]) if before.get("journal") else None
+    name = Path(str(before.get("journal"))).name  # no other folder, whatever the file contains
+    journal = Journal.open(unsent_folder() / name)
     if journal is None:
         journal = _new_journal(header | {"run_id": before.get("run_id")})
     if journal is not None and before:

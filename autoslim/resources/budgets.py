@@ -25,7 +25,7 @@ TITLES = {"macs": "MACs", "params": "parameters", "latency": "latency", "memory"
 Amount = str | int | float
 """A budget as it is written in params.yaml."""
 
-_AMOUNT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*")
+_AMOUNT = re.compile(r"((?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def parse_budget(text: str | float, resource: str = "macs", *, several: bool = F
         UserError: the budget is not a positive number with a unit of the resource.
     """
     units = UNITS[resource]
-    match = _AMOUNT.fullmatch(str(text))
+    match = _AMOUNT.fullmatch(str(text).strip())
     if match is None:
         raise UserError(f"budget {text!r} is not an amount of {resource}; write it like {EXAMPLES[resource]}")
     number, unit = float(match[1]), match[2]
@@ -75,7 +75,9 @@ def parse_budget(text: str | float, resource: str = "macs", *, several: bool = F
         remedy = f"name {'that' if len(matches) == 1 else 'one of these'} in budget" if several else "set resource"
         hint = f" ({unit} measures {' and '.join(matches)}: {remedy})" if matches else ""
         raise UserError(f"budget {text!r} has no unit of {resource}{hint}; write it like {EXAMPLES[resource]}")
-    return Budget(str(text), number * sizes[unit_key], relative=False)
+    if not 0 < (amount := number * sizes[unit_key]) < math.inf:
+        raise UserError(f"budget {text!r} is not a positive number; write it like {EXAMPLES[resource]}")
+    return Budget(str(text), amount, relative=False)
 
 
 def format_amount(value: float, resource: str = "macs") -> str:

@@ -19,7 +19,7 @@ from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
 from autoslim.channels.resize import current_channels
 from autoslim.errors import UserError, first_line
-from autoslim.files import DamagedError, unsealed, write_atomically, write_sealed
+from autoslim.files import DamagedError, parse_json, unsealed, write_atomically, write_sealed
 from autoslim.resources.latency.backends import check_runtime
 from autoslim.resources.latency.measure import current_target, measure_table
 from autoslim.resources.latency.table import LatencyTable
@@ -123,7 +123,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if metadata.get("format") != FORMAT:
             raise UserError(f"{file} is not a network of this version of autoslim; write it with save_network")
-        return {name: json.loads(metadata[name]) for name in ("channels", "attributes")}, tensors
+        return {name: parse_json(metadata[name]) for name in ("channels", "attributes")}, tensors
     except FileNotFoundError as error:
         raise UserError(f"there is no network at {file}; write it with save_network") from error
     except (SafetensorError, KeyError, ValueError) as error:
@@ -198,7 +198,7 @@ def load_latency_table(file: str | Path) -> LatencyTable:
         UserError: the file is missing or is not a latency table.
     """
     try:
-        values = json.loads(Path(file).read_text(encoding="utf-8"))
+        values = parse_json(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"there is no latency table at {file}; make one with measure_latency_table") from error
     except ValueError as error:

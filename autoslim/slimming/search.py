@@ -21,7 +21,7 @@ from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
 from autoslim.channels.limits import GroupRange
 from autoslim.errors import UserError
-from autoslim.files import append_line, read_lines
+from autoslim.files import append_line, parse_json, read_lines
 from autoslim.resources.budgets import Amount, format_named_amount, parse_budgets
 from autoslim.resources.costs import Costs, Objective
 from autoslim.resources.latency.table import LatencyTable
@@ -422,6 +422,6 @@ def _is_log(path: Path) -> bool:
     try:
         with path.open(encoding="utf-8") as file:
             first = file.readline()
-        return first == "" or "format" in json.loads(first)
+        return first == "" or "format" in parse_json(first)
     except (ValueError, TypeError, OSError):
         return False

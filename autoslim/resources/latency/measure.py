@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import itertools
-import json
 import os
 import platform
 import random
@@ -21,7 +20,7 @@ from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.inputs import Arguments
 from autoslim.channels.resize import resize
 from autoslim.errors import first_line
-from autoslim.files import unsealed, write_sealed
+from autoslim.files import parse_json, unsealed, write_sealed
 from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import Kernel, describe_kernel, find_kernels
 from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
@@ -134,7 +133,7 @@ def _measured(cache: Path) -> dict[str, float]:
     if not cache.exists():
         return {}
     try:
-        measured = unsealed(json.loads(cache.read_text()))
+        measured = unsealed(parse_json(cache.read_text()))
         if not all(isinstance(ms, float) for ms in measured.values()):
             raise ValueError("it has other values than times")
     except (ValueError, AttributeError, TypeError, OSError) as error:
