@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autoslim.cli.terminal import Method, percent, print_table
+from autoslim.cli.terminal import Method, print_table
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import PREPARED, enter_project, repository_root
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autoslim.export.formats import Agreement
     from autoslim.pipeline.params import Params
     from autoslim.pipeline.retrain import Retrained
+    from autoslim.tasks.measure import Measure
 
 COMPARED = 64
 """Number of search images on which a file is compared with the network."""
@@ -121,7 +122,7 @@ def export_cli(
     if table:
         print()
         measured_on = f"latency with threads {params.latency.threads}, batch {params.latency.batch}, measured in turns"
-        print_table(["network", "top-1 on test (%)", "latency", "quartiles", "size"], table, title=measured_on)
+        print_table(["network", accuracy_header(params), "latency", "quartiles", "size"], table, title=measured_on)
     if target.suffix == ".pt2":
         print(
             f'load it with torch.export.load("{to}").module(); the input is (N, C, H, W), scaled to [0, 1] and then '
@@ -169,6 +170,7 @@ def write_elastic(params: "Params", method: str, widths: list[str], to: Path, ta
     from autoslim.resources.budgets import format_amount
 
     written, agreement = export_elastic(params, method, widths, target, COMPARED)
+    measure = main_measure(params)
     print(f"wrote {to} and {to.with_suffix('.json')}: method {method}, {len(written)} widths with shared weights")
     print_agreement(agreement, "networks")
     print()
@@ -177,12 +179,24 @@ def write_elastic(params: "Params", method: str, widths: list[str], to: Path, ta
             name,
             format_amount(width.costs["macs"], "macs"),
             format_amount(width.costs["params"], "params"),
-            percent(width.top1),
+            measure.number(width.test[measure.name]),
         ]
         for name, width in written.items()
     ]
-    print_table(["width", "MACs", "parameters", "top-1 on test (%)"], rows)
+    print_table(["width", "MACs", "parameters", accuracy_header(params)], rows)
     print(f'\nload it with autoslim.load_elastic(build, "{to}"), and choose a width with select("{widths[0]}")')
+
+
+def main_measure(params: "Params") -> "Measure":
+    from autoslim.data.prepared import read_info
+    from autoslim.tasks.building import find_task
+
+    return find_task(params.task).measures(read_info(PREPARED))[0]
+
+
+def accuracy_header(params: "Params") -> str:
+    measure = main_measure(params)
+    return measure.header(f"{measure.title} on test")
 
 
 def print_agreement(agreement: "Agreement", what: str = "network") -> None:
@@ -273,23 +287,26 @@ def before_and_after(before: Path, after: Path, data: "PreparedData", params: "P
     from autoslim.files import format_bytes
     from autoslim.pipeline.assembly import recipe
     from autoslim.resources.budgets import format_amount
+    from autoslim.tasks.building import find_task
     from autoslim.training.device import RunContext
-    from autoslim.training.retrain import split_score
+    from autoslim.training.retrain import evaluate_split
 
+    task = find_task(params.task)
     context = RunContext(torch.device("cpu"), worker_count(params.runtime.workers))
     files = before, after
     runs = [open_exported(file, params.latency.threads).run for file in files]
-    scores = [split_score(RuntimeNetwork(run), data, "test", recipe(params.retrain), context) for run in runs]
+    measure = main_measure(params)
+    found = [evaluate_split(RuntimeNetwork(r), data, "test", recipe(params.retrain), context, task) for r in runs]
     example, _ = next(eval_batches(data, "test", batch_size=params.latency.batch, device="cpu"))
     batch = example.repeat(-(-params.latency.batch // len(example)), 1, 1, 1)[: params.latency.batch].numpy()
     latencies = latencies_in_turns([partial(run, batch) for run in runs])
     return [
         [
             name,
-            percent(1 - score.error),
+            measure.number(evaluation.values[measure.name]),
             format_amount(latency.median, "latency"),
             f"{format_amount(latency.low, 'latency')} to {format_amount(latency.high, 'latency')}",
             format_bytes(sum(path.stat().st_size for path in files_of(file)[:-1])),
         ]
-        for name, file, score, latency in zip(("float32", "int8"), files, scores, latencies, strict=True)
+        for name, file, evaluation, latency in zip(("float32", "int8"), files, found, latencies, strict=True)
     ]

@@ -32,8 +32,8 @@ class ElasticNetwork(nn.Module):
     Attributes:
         widths: the names of the widths, such as ``25%``.
         width: the selected one.
-        about: the file's description: ``widths`` maps each width to its ``channels``, ``costs`` and accuracy ``top1``
-            on the test split (a fraction); see also ``formats.description``.
+        about: the file's description: ``widths`` maps each width to its ``channels``, its ``costs`` and, in
+            ``test``, the task's measures on the test split (``top1`` is a fraction); see also ``formats.description``.
     """
 
     def __init__(

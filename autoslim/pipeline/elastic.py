@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,17 +26,18 @@ from autoslim.resources.budgets import parse_budgets
 from autoslim.search.methods import allocate
 from autoslim.search.trajectory import read_trajectory
 from autoslim.supernet.extract import load_supernet, subnet_extractor
+from autoslim.tasks.building import find_task
 from autoslim.training.device import to_device
-from autoslim.training.retrain import split_score
+from autoslim.training.retrain import evaluate_split
 
 
 @dataclass(frozen=True)
 class Width:
-    """A width: its channels, its costs by resource, and its top-1 accuracy on the test split (a fraction)."""
+    """A width: its channels, its costs by resource, and the task's measures on the test split by name."""
 
     channels: Channels
     costs: dict[str, float]
-    top1: float = 0.0
+    test: dict[str, float] = field(default_factory=dict)
 
 
 def export_elastic(
@@ -61,7 +62,8 @@ def export_elastic(
         raise UserError(f"the widths of method {method!r} do not share a supernet; use autoslim or uniform")
     limits = {text: parse_budgets(text, params.resource) for text in budgets}
     data = PreparedData.open(PREPARED, relative_to=repository_root())
-    network, graph = traced_network(params.model, data.info)
+    task = find_task(params.task)
+    network, graph = traced_network(params.model, data.info, task)
     costs = load_costs(graph)
     trajectory = read_trajectory(SEARCH / "trajectory.json")
     check_trajectory(trajectory, SEARCH / "trajectory.json", params, graph)
@@ -106,7 +108,7 @@ def export_elastic(
     to_device(loaded, context.device, channels_last=False)
     for text in widths:
         loaded.select(text)
-        score = split_score(loaded, data, "test", recipe(params.retrain), context)
-        widths[text] = dataclasses.replace(widths[text], top1=1 - score.error)
+        found = evaluate_split(loaded, data, "test", recipe(params.retrain), context, task)
+        widths[text] = dataclasses.replace(widths[text], test=found.values)
     write_json(target.with_suffix(".json"), save(target))
     return widths, worst
