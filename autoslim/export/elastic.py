@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from autoslim.channels.copying import copy_with, named_tensors
 from autoslim.channels.groups import Channels
 from autoslim.channels.resize import resize
+from autoslim.data.structure import tensor_structure, zeros
 from autoslim.errors import UserError, first_line
 from autoslim.export.runtimes import ABOUT
 from autoslim.files import write_bytes
@@ -108,7 +109,9 @@ def load_elastic(build: Callable[[], nn.Module], file: str | Path, *, leaves: It
     """
     about, tensors = _read(Path(file))
     network = build()
-    graph = trace(network, torch.empty(1, *about["input"]["shape"]), leaves=leaves)
+    described = about["input"]
+    structure = described.get("structure") or tensor_structure(*described["shape"])
+    graph = trace(network, zeros(structure, 1), leaves=leaves)
     configurations = [width["channels"] for width in about["widths"].values()]
     for channels in configurations:
         if channels.keys() != graph.groups.keys():

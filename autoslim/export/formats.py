@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.data.prepared import DataInfo
+from autoslim.data.structure import in_words, is_tensor
 from autoslim.errors import UserError, first_line
 from autoslim.export.runtimes import ABOUT, RUNTIMES, Run, check_installed, network_run, open_exported
 from autoslim.files import os_error, write_atomically, write_json
@@ -82,6 +83,13 @@ def export(
     """
     check_installed(target.suffix)
     network = network.to("cpu").to(memory_format=torch.contiguous_format)
+    if reason := other_structure(network, info):
+        if target.suffix != ".safetensors":
+            raise UserError(
+                f"the network cannot be exported to {target.suffix}, because {reason}, and such a file has one input "
+                "and one output tensor; use .safetensors"
+            )
+        images = ()  # they are not compared
     about = {**details, **description(info)}
     try:
         with TemporaryDirectory() as folder:
@@ -106,8 +114,19 @@ def files_of(target: Path) -> list[Path]:
     return [target, *([target.with_suffix(".bin")] if target.suffix == ".xml" else []), target.with_suffix(".json")]
 
 
+def other_structure(network: nn.Module, info: DataInfo) -> str:
+    """Returns how the network, which is on the CPU, differs from one with one input and one output tensor, or ""."""
+    if not is_tensor(info.inputs):
+        return f"its inputs are {in_words(info.inputs)}"
+    with torch.no_grad():
+        output = network(info.example(2))
+    return "" if isinstance(output, Tensor) else f"its output is a {type(output).__name__}"
+
+
 def description(info: DataInfo) -> dict[str, object]:
     """Returns a description of the network's input and classes."""
+    if not info.mean:  # data of the user's own
+        return {"input": {"structure": info.inputs, "mean": [], "std": []}, "classes": list(info.classes)}
     return {
         "input": {
             "shape": list(info.input_shape),
@@ -125,7 +144,7 @@ def exported_program(network: nn.Module, info: DataInfo) -> torch.export.Exporte
     """Returns the network as a graph of torch's operators, which runs without the network's class and autoslim."""
     network = network.to("cpu").to(memory_format=torch.contiguous_format)
     # Two images: torch.export treats a size of one as a constant.
-    images = torch.zeros(2, *info.input_shape)
+    images = info.example(2)
     with torch.no_grad():
         return torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 

@@ -14,7 +14,7 @@ from autoslim.data.batches import eval_batches
 from autoslim.data.prepared import PreparedData
 from autoslim.errors import UserError
 from autoslim.export.elastic import load_elastic, save_elastic
-from autoslim.export.formats import Agreement, compare, description
+from autoslim.export.formats import Agreement, compare, description, other_structure
 from autoslim.export.runtimes import network_run
 from autoslim.files import write_json
 from autoslim.pipeline.assembly import group_limits, recipe, run_context, traced_network
@@ -64,6 +64,8 @@ def export_elastic(
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     task = find_task(params.task)
     network, graph = traced_network(params.model, data.info, task)
+    if reason := other_structure(network.eval(), data.info):
+        raise UserError(f"the supernet cannot be exported, because {reason}, not a single tensor")
     costs = load_costs(graph)
     trajectory = read_trajectory(SEARCH / "trajectory.json")
     check_trajectory(trajectory, SEARCH / "trajectory.json", params, graph)

@@ -1,18 +1,22 @@
 """Exported files compute what the network computes, contain their description, and are not written otherwise."""
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from autoslim.data.images import evaluation_pixels
 from autoslim.data.prepared import DataInfo
+from autoslim.data.structure import tensor_structure
 from autoslim.errors import UserError
 from autoslim.export import formats, runtimes
 from autoslim.export.formats import description, export
@@ -132,6 +136,49 @@ def test_predictions_are_the_softmax_of_normalised_pixels(tmp_path: Path) -> Non
     assert best.probabilities == {found.label: found.probability}
     with pytest.raises(UserError, match=r"row 3 is not a readable image \("):
         predictor.pixels(b"no image", "row 3")
+
+
+def own_data(structure: dict[str, Any]) -> DataInfo:
+    return DataInfo("my.py:build", (), 0, (0, 0), (), (), {}, "own", inputs=structure)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_network_with_one_input_of_any_rank_is_exported(tmp_path: Path, suffix: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 2)).eval()
+    info, sounds = own_data(tensor_structure(1, 8)), torch.randn(5, 1, 8)
+    agreement = export(network, info, tmp_path / f"n{suffix}", {}, images=[sounds])
+    assert agreement.images == 5
+    exported = open_exported(tmp_path / f"n{suffix}", threads=1)
+    np.testing.assert_allclose(exported.run(sounds.numpy()), network(sounds).detach().numpy(), atol=1e-5)
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        return {"out": self.layer(first if second is None else first + second)}
+
+
+@pytest.mark.parametrize(
+    ("structure", "reason"),
+    [
+        ({"tuple": [tensor_structure(4), tensor_structure(4)]}, "its inputs are (4, 4)"),
+        (tensor_structure(4), "its output is a dict"),
+    ],
+)
+def test_a_network_of_another_structure_is_exported_as_weights_only(
+    tmp_path: Path, structure: dict[str, Any], reason: str
+) -> None:
+    info = own_data(structure)
+    with pytest.raises(UserError, match=re.escape(f"cannot be exported to .onnx, because {reason}, and such a file")):
+        export(Pair().eval(), info, tmp_path / "n.onnx", {})
+    assert list(tmp_path.iterdir()) == []
+    network = Pair().eval()
+    assert export(network, info, tmp_path / "n.safetensors", {}, images=[torch.zeros(2, 4)]).images == 0
+    torch.testing.assert_close(load_file(tmp_path / "n.safetensors"), dict(network.state_dict()))
 
 
 def test_a_network_for_data_of_ones_own_classifies_no_image_files() -> None:
