@@ -871,6 +871,7 @@ def test_check_downloads_no_weights(project: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(copy)
     info = copy / "data/prepared/data.json"
     values = json.loads(info.read_text()) | {"channels": 3, "image_size": [32, 32]}
+    values["inputs"]["shape"] = [3, 32, 32]
     info.write_text(json.dumps({name: value for name, value in values.items() if name != "digest"}))
     large = {"name": "torchvision.models:mobilenet_v2", "kwargs": {}, "weights": "DEFAULT"}
     change_params(copy, {"model": large, "supernet": {"width": 1.0}})
