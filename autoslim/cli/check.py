@@ -85,7 +85,7 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
     if weights_file(params.model.weights):  # named weights would be downloaded
         initial_network(params.model, params.supernet, network, graph)
         check_teacher(params, network, graph)
-    check_runs(network, graph, target)
+    check_runs(network, graph, info, target)
     table = known_table(params, network, graph)
     if table is None and "latency" in params.budgets:
         find_kernels(network, graph, target.batch)

@@ -96,13 +96,16 @@ def save_elastic(
     write_bytes(file, safetensors.torch.save(plain, metadata={ABOUT: json.dumps(about)}))
 
 
-def load_elastic(build: Callable[[], nn.Module], file: str | Path, *, leaves: Iterable[str] = ()) -> ElasticNetwork:
+def load_elastic(
+    build: Callable[[], nn.Module], file: str | Path, *, leaves: Iterable[str] = (), part: str = ""
+) -> ElasticNetwork:
     """Returns the network in a file that ``autoslim export --elastic`` wrote, on the CPU, at its last width.
 
     Args:
         build: returns the network that was traced before slimming, such as ``lambda: MyNetwork(num_classes=10)``. Its
             weights are replaced.
         leaves: as in ``trace``.
+        part: as in ``trace``.
 
     Raises:
         UserError: the file is missing or damaged, or belongs to another network.
@@ -111,7 +114,7 @@ def load_elastic(build: Callable[[], nn.Module], file: str | Path, *, leaves: It
     network = build()
     described = about["input"]
     structure = described.get("structure") or tensor_structure(*described["shape"])
-    graph = trace(network, zeros(structure, 1), leaves=leaves)
+    graph = trace(network, zeros(structure, 1), leaves=leaves, part=part)
     configurations = [width["channels"] for width in about["widths"].values()]
     for channels in configurations:
         if channels.keys() != graph.groups.keys():

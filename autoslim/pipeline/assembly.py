@@ -11,6 +11,7 @@ from torch import nn
 from autoslim.channels.batches import batch_arguments
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.grid import GridSpec
+from autoslim.channels.inputs import Inputs
 from autoslim.channels.limits import GroupLimits
 from autoslim.channels.sort import importance_orders, permute
 from autoslim.data.augmentation import Augmentation
@@ -42,7 +43,7 @@ def traced_network(
 
     Raises:
         UserError: the network cannot be built or traced, does not fit the data or the task, or lacks a module of
-            ``model.leaves``.
+            ``model.leaves`` or ``model.part``.
     """
     for argument in ("weights", "pretrained"):
         if model.kwargs.get(argument):
@@ -56,7 +57,12 @@ def traced_network(
     check_leaves(network, model.name, model.leaves)
     output = check_network(network, model.name, info, task)
     try_task(task, info, output)
-    return network, trace(network, batch_arguments(info.example()), leaves=model.leaves)
+    return network, trace(network, batch_arguments(info.example()), leaves=model.leaves, part=model.part or "")
+
+
+def inputs_of(network: nn.Module, info: DataInfo) -> Inputs:
+    """Returns the inputs of the whole network; those of the graph are the part's if only a part of it is slimmed."""
+    return Inputs.of(network, batch_arguments(info.example()))
 
 
 def initial_network(

@@ -18,7 +18,14 @@ from autoslim.models.building import find_constructor
 from autoslim.models.pretrained import check_covered, check_weights, weights_file
 from autoslim.models.released import released_method
 from autoslim.pipeline.artifacts import Allocation
-from autoslim.pipeline.assembly import grid_spec, initial_network, recipe, teacher_network, traced_network
+from autoslim.pipeline.assembly import (
+    grid_spec,
+    initial_network,
+    inputs_of,
+    recipe,
+    teacher_network,
+    traced_network,
+)
 from autoslim.pipeline.costs import latency_target
 from autoslim.pipeline.params import Data, Model, Params, Search, Training, read_yaml
 from autoslim.pipeline.project import LOCK, RESOURCES, STAGES, check_trajectory_format
@@ -254,9 +261,9 @@ def check_kernels(
                 )
 
 
-def check_runs(network: nn.Module, graph: ChannelGraph, target: Target) -> None:
+def check_runs(network: nn.Module, graph: ChannelGraph, info: DataInfo, target: Target) -> None:
     """Raises ``UserError`` if the backend that the report uses to measure latency cannot run the network."""
-    prepare_forward(resize(network, graph, graph.default), graph.inputs.ones(target.batch), target)
+    prepare_forward(resize(network, graph, graph.default), inputs_of(network, info).ones(target.batch), target)
 
 
 def check_reliable(table: LatencyTable) -> None:

@@ -98,7 +98,12 @@ def export_elastic(
 
     with TemporaryDirectory() as folder:
         save(Path(folder, target.name))
-        loaded = load_elastic(lambda: copy.deepcopy(network), Path(folder, target.name), leaves=params.model.leaves)
+        loaded = load_elastic(
+            lambda: copy.deepcopy(network),
+            Path(folder, target.name),
+            leaves=params.model.leaves,
+            part=params.model.part or "",
+        )
     batches = eval_batches(data, "search", batch_size=32, device="cpu", limit=compared, shuffled_by=0)
     images = [batch for batch, _ in batches]
     agreements = []

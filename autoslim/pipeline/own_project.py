@@ -218,6 +218,7 @@ def _new_params(folder: Path, choices: Choices) -> str:
         values["model"]["kwargs"] = _empty()
         values["model"]["leaves"] = type(values["model"]["leaves"])()
         values["model"]["leaves"].fa.set_flow_style()
+        values["model"]["part"] = None
     if choices.weights is not None:
         values["model"]["weights"] = _moved(choices.weights, folder)
         if DEFAULT not in values["methods"]:

@@ -106,6 +106,11 @@ class Model(Section):
     leaves: list[str] = Field(
         description="Modules that tracing treats as one operation; their channels are not slimmed."
     )
+    part: str | None = Field(
+        description="The module to slim, such as backbone, for a network that cannot be traced as a whole. The rest of "
+        "the network is trained with it and keeps its size. Costs and budgets are those of the part; null: the whole "
+        "network is slimmed."
+    )
     weights: str | None = Field(
         description="Trained weights from which the supernet starts: a file (.safetensors, .pt, .pth, .bin) or a name "
         "(torchvision: `DEFAULT`, timm: `pretrained` or a tag); null: the supernet is trained from scratch."

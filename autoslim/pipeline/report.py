@@ -11,7 +11,7 @@ from autoslim.channels.resize import resize
 from autoslim.data.prepared import PreparedData
 from autoslim.files import write_bytes, write_json
 from autoslim.pipeline.artifacts import Allocation
-from autoslim.pipeline.assembly import recipe, run_context, traced_network
+from autoslim.pipeline.assembly import inputs_of, recipe, run_context, traced_network
 from autoslim.pipeline.costs import budget_limits, load_costs, report_target
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import (
@@ -58,6 +58,7 @@ def run() -> None:
     curves = {method: read_curves(RETRAIN / method / "curves.csv") for method in params.methods}
     measures = task.measures(data.info)
     results = []
+    network_inputs = inputs_of(network, data.info)
     for method, allocation in allocations.items():
         channels, kept = allocation.channels, allocation.start == "trained"
         found = evaluate_retrained(
@@ -73,7 +74,7 @@ def run() -> None:
         )
         values = {m.name: {seed: each[m.name] for seed, each in found.items()} for m in measures}
         top1 = values.pop(measures[0].name)
-        measured = measure_network(resize(network, graph, channels, seed=None), graph.inputs, target)
+        measured = measure_network(resize(network, graph, channels, seed=None), network_inputs, target)
         search_top1 = last_by_seed(curves[method], f"search_{measures[0].name}")
         results.append(Result(method, costs.all(channels), top1, measured, search_top1, allocation.start, values))
     limits = budget_limits(params, costs)

@@ -21,12 +21,13 @@ def run() -> None:
         UserError: a parameter is wrong, the budget cannot be reached, or the latency table is not reliable.
     """
     params = load_params()
-    network, graph = traced_network(params.model, read_info(PREPARED), find_task(params.task))
+    info = read_info(PREPARED)
+    network, graph = traced_network(params.model, info, find_task(params.task))
     check_reach(params, graph)
     target = latency_target(params.latency)  # the report measures latency, whichever resources the budget limits
     table = None
     if params.latency.table is not None or "latency" not in params.budgets:
-        check_runs(network, graph, target)
+        check_runs(network, graph, info, target)
     if params.latency.table is not None:
         check_table(params.latency.table)
         table = read_table(Path(params.latency.table))
