@@ -298,7 +298,9 @@ def before_and_after(before: Path, after: Path, data: "PreparedData", params: "P
     measure = main_measure(params)
     found = [evaluate_split(RuntimeNetwork(r), data, "test", recipe(params.retrain), context, task) for r in runs]
     example, _ = next(eval_batches(data, "test", batch_size=params.latency.batch, device="cpu"))
-    batch = example.repeat(-(-params.latency.batch // len(example)), 1, 1, 1)[: params.latency.batch].numpy()
+    batch = example.repeat(-(-params.latency.batch // len(example)), *[1] * (example.dim() - 1))[
+        : params.latency.batch
+    ].numpy()
     latencies = latencies_in_turns([partial(run, batch) for run in runs])
     return [
         [

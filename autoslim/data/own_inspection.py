@@ -59,11 +59,11 @@ class _Read:
     content: bytes
 
 
-def inspect_own(own: OwnData, task: str, workers: int, progress: Progress) -> Inspected:
+def inspect_own(own: OwnData, class_targets: bool, workers: int, progress: Progress) -> Inspected:
     """Reads samples of each data set: all up to ``READ``, or else as many, drawn at random.
 
-    Targets are class numbers if they are single integers, and ``task`` is "classification" or the train data set has
-    an attribute ``classes`` with their names.
+    Targets are class numbers if they are single integers, and with ``class_targets`` or if the train data set has an
+    attribute ``classes`` with their names.
 
     Raises:
         UserError: a sample cannot be read, samples differ in structure, class numbers are out of range, or data sets
@@ -77,7 +77,7 @@ def inspect_own(own: OwnData, task: str, workers: int, progress: Progress) -> In
     training = _first(own, "train", Reading(True, 0, 0), workers)
     check_structures(f"{own.named('train')}, after train_transforms,", training, structures)
     names = class_names(own.parts["train"], own.source)
-    numbered = is_class_number(structures[1]) and (task == "classification" or names is not None)
+    numbered = is_class_number(structures[1]) and (class_targets or names is not None)
     labels: dict[str, np.ndarray] = {}
     contents: dict[str, dict[int, bytes]] = {}
     for part, count in own.sizes.items():

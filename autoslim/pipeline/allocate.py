@@ -12,7 +12,7 @@ from autoslim.data.prepared import PreparedData
 from autoslim.files import write_json
 from autoslim.pipeline.artifacts import Allocation, RequestedBudget, Start, write_initial_weights
 from autoslim.pipeline.assembly import checkpoints, group_limits, inputs, run_context, traced_network
-from autoslim.pipeline.checks import check_measured_here, check_reach, check_trajectory
+from autoslim.pipeline.checks import check_measured_here, check_reach, check_score, check_trajectory
 from autoslim.pipeline.costs import budget_limits, load_costs
 from autoslim.pipeline.params import Params, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RESOURCES, SEARCH, SUPERNET, TRAINED, repository_root
@@ -39,6 +39,7 @@ def run() -> None:
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     task = find_task(params.task)
+    check_score(params, task)
     network, graph = traced_network(params.model, data.info, task)
     costs = load_costs(graph)
     check_measured_here(params, costs.table)

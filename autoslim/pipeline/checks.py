@@ -34,7 +34,7 @@ from autoslim.resources.costs import Costs
 from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import find_kernels
 from autoslim.resources.latency.table import LatencyTable, Target
-from autoslim.tasks.building import find_task, has_distillation
+from autoslim.tasks.building import can_smooth_labels, find_task, has_distillation
 from autoslim.tasks.task import Task
 from autoslim.user_code import file_of
 
@@ -133,20 +133,20 @@ def check_task(params: Params, info: DataInfo, task: Task) -> None:
         UserError: the score or the losses are none of the task's, the labels cannot be mixed, or label smoothing gives
             another class a higher probability than the label.
     """
-    if params.search.score not in ("error", "loss", task.loss_name):
-        raise UserError(
-            f"search.score is {params.search.score}, but the scores of task {params.task} are error "
-            f"({task.score.title}) and loss ({task.loss_name}); set search.score to one of these"
-        )
-    if params.supernet.distillation and not has_distillation(task):
-        raise UserError(
-            f"supernet.distillation is true, but task {params.task} has no distillation loss; define its method "
-            "distillation, or set supernet.distillation to false"
-        )
+    check_score(params, task)
+    for name, used, off in (
+        ("supernet.distillation", params.supernet.distillation, "false"),
+        ("retrain.teacher", params.retrain.teacher, "null"),
+    ):
+        if used and not has_distillation(task):
+            raise UserError(
+                f"{name} is {str(used).lower()}, but task {params.task} has no distillation loss; define its method "
+                f"distillation, or set {name} to {off}"
+            )
     for stage, training in (("supernet", params.supernet), ("retrain", params.retrain)):
         classes = len(info.classes) if task.smooths_labels else 0
         check_mixing(recipe(training).augmentation, classes, f"{stage}.augment")
-    if task.smooths_labels:
+    if can_smooth_labels(task):
         _check_smoothing(params, info)
         return
     for stage, smoothing in (
@@ -156,12 +156,22 @@ def check_task(params: Params, info: DataInfo, task: Task) -> None:
         if smoothing:
             raise UserError(
                 f"{stage}.label_smoothing is {smoothing}, which has no meaning for task {params.task}; set it to 0.0"
+                + (", or define its method smoothed_loss" if task.smooths_labels else "")
             )
+
+
+def check_score(params: Params, task: Task) -> None:
+    """Raises ``UserError`` if ``search.score`` is not one of the task's."""
+    if params.search.score not in ("error", "loss", task.loss_name):
+        raise UserError(
+            f"search.score is {params.search.score}, but the scores of task {params.task} are error "
+            f"({task.score.title}) and loss ({task.loss_name}); set search.score to one of these"
+        )
 
 
 def _check_smoothing(params: Params, info: DataInfo) -> None:
     classes = info.outputs or len(info.classes)
-    maximum = 1 - 1 / classes
+    maximum = 1 - 1 / max(1, classes)
     for stage, smoothing in (
         ("supernet", params.supernet.label_smoothing),
         ("retrain", params.retrain.label_smoothing),

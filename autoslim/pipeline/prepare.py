@@ -9,6 +9,7 @@ from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, repository_root
 from autoslim.pipeline.tracking import tracked_stage
 from autoslim.tasks.building import find_task
+from autoslim.tasks.classification import Classification
 from autoslim.training.progress import progress_over
 
 
@@ -36,7 +37,7 @@ def run() -> None:
             train_images=data.train_images,
             test_images=data.test_images,
             storage=data.storage,
-            task=find_task(params.task).name,
+            class_targets=isinstance(find_task(params.task), Classification),
             raw=Path("data/raw"),
             relative_to=root,
             workers=worker_count(params.runtime.workers),

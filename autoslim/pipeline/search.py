@@ -5,7 +5,7 @@ import sys
 from autoslim.data.prepared import PreparedData
 from autoslim.distributed.ranks import current_world
 from autoslim.pipeline.assembly import checkpoints, inputs, traced_network
-from autoslim.pipeline.checks import check_measured_here, check_reach, search_note
+from autoslim.pipeline.checks import check_measured_here, check_reach, check_score, search_note
 from autoslim.pipeline.costs import load_costs, load_objective
 from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import load_params
@@ -28,6 +28,7 @@ def run() -> None:
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     task = find_task(params.task)
+    check_score(params, task)
     network, graph = traced_network(params.model, data.info, task)
     costs = load_costs(graph)
     check_measured_here(params, costs.table)

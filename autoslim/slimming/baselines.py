@@ -25,9 +25,11 @@ from autoslim.slimming.search import (
     budget_limits,
     cross_entropy_by_sample,
     fine_levels,
+    score_of_task,
     scoring_runners,
 )
 from autoslim.supernet.supernet import Supernet
+from autoslim.tasks.task import Task
 
 Baseline = Literal["l1", "bn_scale", "taylor", "sensitivity", "random", "evolution"]
 
@@ -42,6 +44,7 @@ def baseline_channels(
     resource: str = "macs",
     table: LatencyTable | None = None,
     score: SampleScore | None = None,
+    task: Task | None = None,
     evaluations: int = 200,
     incremental: bool = True,
     autocast: Autocast = nullcontext,
@@ -66,7 +69,7 @@ def baseline_channels(
             ``len(grid)`` over its steps, in part on some of the batches only.
         seed: seed of ``random`` and ``evolution``.
 
-    The other arguments are those of ``search_channels``.
+    The other arguments, such as ``task``, are those of ``search_channels``.
 
     Raises:
         UserError: the method is unknown, the budget is below the narrowest configuration, or a batch or a score is
@@ -74,6 +77,7 @@ def baseline_channels(
     """
     if method not in get_args(Baseline):
         raise UserError(f"method {method!r} is unknown; expected one of {', '.join(get_args(Baseline))}")
+    score = score_of_task(score, task)
     graph, costs = supernet.graph, Costs(supernet.graph, table)
     limits = budget_limits(costs, budget, resource)
     numbers = fine_levels(grid, limits)
@@ -94,11 +98,11 @@ def baseline_channels(
         if method == "sensitivity":
             return least_sensitive(sensitivities(runners, grid), fits)
 
-        def score_of(channels: Channels) -> float:
+        def mean_of(channels: Channels) -> float:
             return mean_score([run(channels, {})[CURRENT] for run in runners]).error
 
         search = random_search if method == "random" else evolution
-        found: Iterator[Scored] = search(numbers, fits, score_of, evaluations, seed)
+        found: Iterator[Scored] = search(numbers, fits, mean_of, evaluations, seed)
         return min(found, key=lambda each: each.score).channels
     finally:
         supernet.select(supernet.widest)

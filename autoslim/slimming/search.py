@@ -185,7 +185,7 @@ def search_channels(
     if not grid.steps:
         raise UserError("no group of the grid can be slimmed; see graph.not_prunable, or lower narrowest")
     runners, samples = scoring_runners(
-        supernet, batches, _score(score, task), incremental=incremental, autocast=autocast
+        supernet, batches, score_of_task(score, task), incremental=incremental, autocast=autocast
     )
     end = objective.stop(stop, default)
     steps: list[SlimmingStep] = []
@@ -269,7 +269,9 @@ def refine_channels(
                 f"channels have {format_named_amount(amount, name)}, more than the budget of "
                 f"{format_named_amount(limit, name)}; pass a configuration within the budget"
             )
-    runners, _ = scoring_runners(supernet, batches, _score(score, task), incremental=incremental, autocast=autocast)
+    runners, _ = scoring_runners(
+        supernet, batches, score_of_task(score, task), incremental=incremental, autocast=autocast
+    )
     levels = fine_levels(grid, limits)
 
     def evaluate(chosen: Channels, changes: Mapping[str, int]) -> dict[str, Outcome]:
@@ -333,7 +335,8 @@ def cross_entropy_by_sample(output: Tensor, targets: Tensor) -> Tensor:
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
 
-def _score(score: SampleScore | None, task: Task | None) -> SampleScore | None:
+def score_of_task(score: SampleScore | None, task: Task | None) -> SampleScore | None:
+    """Returns the score of samples: the task's loss, or ``score`` without a task."""
     if task is None:
         return score
     return lambda output, targets: task.sample_scores(output, targets)[1]

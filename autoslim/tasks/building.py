@@ -99,6 +99,15 @@ def has_distillation(task: Task) -> bool:
     return type(task).distillation is not Task.distillation
 
 
+def can_smooth_labels(task: Task) -> bool:
+    """Returns whether label smoothing belongs to the task's loss, and not to one that a derived class replaced."""
+    definer = {
+        method: next(number for number, kind in enumerate(type(task).__mro__) if method in vars(kind))
+        for method in ("loss", "smoothed_loss")
+    }
+    return task.smooths_labels and definer["smoothed_loss"] <= definer["loss"]
+
+
 def _called(task: Task, method: str, *arguments: Any) -> Any:
     return _attempt(task, method, lambda: getattr(task, method)(*arguments))
 

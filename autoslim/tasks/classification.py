@@ -63,6 +63,8 @@ class Classification(Task):
         return F.cross_entropy(output, target)
 
     def smoothed_loss(self, output: Tensor, target: Tensor, label_smoothing: float) -> Tensor:
+        if not label_smoothing:
+            return self.loss(output, target)  # which a derived class may define
         return smoothed_cross_entropy(output, target, label_smoothing)
 
     def distillation(self, output: Tensor, teacher: Tensor) -> Tensor:
@@ -75,7 +77,9 @@ class Classification(Task):
         return torch.stack([wrong.float(), F.cross_entropy(output, target, reduction="none")])
 
     def summed_scores(self, output: Tensor, target: Tensor) -> Tensor:
-        # torch's sum of cross-entropies is rounded otherwise than the sum of sample_scores; this was the first one.
+        if type(self).sample_scores is not Classification.sample_scores:
+            return super().summed_scores(output, target)
+        # torch rounds its sum of cross-entropies otherwise than the sum of sample_scores. Recorded results used it.
         output = output.float()
         wrong = output.argmax(1) != _labels(target)
         return torch.stack([wrong.sum().float(), F.cross_entropy(output, target, reduction="sum")])
@@ -91,6 +95,8 @@ class Classification(Task):
         if not is_class_number(info.targets) and not (is_tensor(info.targets) and len(info.targets["shape"]) == 1):
             return wrong_targets(self, info, "a class number (an integer), or a probability for each class")
         classes = info.outputs
+        if classes is None or classes < 2:
+            return wrong_targets(self, info, "class numbers of at least two classes")
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         if shape != (2, classes):
             returned = shape[1] if isinstance(shape, tuple) and len(shape) == 2 else shape

@@ -73,8 +73,7 @@ class Task(ABC):
             UserError: the task has none, which is the default.
         """
         raise UserError(
-            f"task {self.name} has no distillation loss; define its method distillation, or set supernet.distillation "
-            "to false"
+            f"task {self.name} has no distillation loss; define its method distillation, or train without distillation"
         )
 
     def summed_scores(self, output: Any, target: Any) -> Tensor:

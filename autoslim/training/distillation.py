@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from autoslim.channels.batches import call
 from autoslim.errors import UserError
 from autoslim.tasks.classification import soft_cross_entropy
 from autoslim.training.loop import Step
@@ -49,7 +50,7 @@ def taught_step(
     """Returns the step function of training with a teacher. The teacher must be on the device of ``network``.
 
     Args:
-        loss: returns a scalar for (output, labels).
+        loss: returns a scalar for (output, targets).
         distillation: returns a scalar for (output, output of the teacher).
     """
     weight, temperature = teacher.weight, teacher.temperature
@@ -58,13 +59,13 @@ def taught_step(
     def softened(outputs: Any) -> Any:
         return tree_map(lambda value: value / temperature if isinstance(value, Tensor) else value, outputs)
 
-    def step(images: Tensor, labels: Tensor, _: int) -> Tensor:
+    def step(inputs: Any, targets: Any, _: int) -> Tensor:
         with autocast():
             with torch.no_grad():
-                taught = softened(teaching(images))
-            output = network(images)
+                taught = softened(call(teaching, inputs))
+            output = call(network, inputs)
             learned = temperature**2 * distillation(softened(output), taught)
-            value = weight * learned + (1 - weight) * loss(output, labels)
+            value = weight * learned + (1 - weight) * loss(output, targets)
         value.backward()
         return value.detach()
 

@@ -158,7 +158,7 @@ class Mixed(Samples):
 def build():
     return Mixed(40), Mixed(10, 100)
 """
-    data = opened(written(code), search_images=10, train_images=25, task="my_task.py:Task")
+    data = opened(written(code), search_images=10, train_images=25, class_targets=False)
     info = data.info
     assert (info.counts, info.classes, info.outputs) == ({"train": 25, "search": 10, "test": 10}, (), None)
     image, length = info.example()
@@ -175,19 +175,18 @@ def build():
 
 
 @pytest.mark.parametrize(
-    ("task", "attributes", "classes"),
+    ("class_targets", "attributes", "classes"),
     [
-        ("classification", "", ("0", "1", "2")),
-        ("regression", "", ()),
-        ("my_task.py:Task", "", ()),
-        ("my_task.py:Task", ", classes=['a', 'b', 'c']", ("a", "b", "c")),
+        (True, "", ("0", "1", "2")),
+        (False, "", ()),
+        (False, ", classes=['a', 'b', 'c']", ("a", "b", "c")),
     ],
 )
 def test_the_task_decides_whether_integers_are_classes(
-    task: str, attributes: str, classes: tuple[str, ...], written: Callable[[str], str]
+    class_targets: bool, attributes: str, classes: tuple[str, ...], written: Callable[[str], str]
 ) -> None:
     code = f"def build():\n    return Samples(120{attributes}), Samples(30, 1000)\n"
-    info = run(written(code), task=task)
+    info = run(written(code), class_targets=class_targets)
     assert info.classes == classes
     assert info.outputs == (3 if classes else 1)
 

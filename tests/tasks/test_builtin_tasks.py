@@ -313,11 +313,46 @@ def test_a_task_of_ones_own(old: str, new: str, message: str, monkeypatch: pytes
     assert message in found if message else not found
 
 
+class Weighted(Classification):
+    """A derived class that replaces one method of each kind."""
+
+    name = "weighted"
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target, output.new_tensor([1.0, 2.0, 3.0, 4.0]))
+
+    def sample_scores(self, output: Tensor, target: Tensor) -> Tensor:
+        best = output.topk(2).indices
+        wrong = (best != target[:, None]).all(1)
+        return torch.stack([wrong.double(), F.cross_entropy(output, target, reduction="none")])
+
+
+def test_a_derived_classification_is_trained_and_scored_by_its_own_methods() -> None:
+    shape, target = TARGETS["classification"]
+    output, task = drawn(*shape), Weighted()
+    assert task.smoothed_loss(output, target, 0.0) == task.loss(output, target) != F.cross_entropy(output, target)
+    top2 = (output.argsort(1, descending=True)[:, :2] == target[:, None]).any(1)
+    assert task.summed_scores(output, target)[0] == (~top2).sum()
+
+
+def test_labels_of_a_replaced_loss_are_not_smoothed() -> None:
+    params, info = check_params(tiny_params({}), "params.yaml"), described(dtype="int64", classes=4)
+    check_task(params, info, CLASSIFICATION)
+    with pytest.raises(UserError, match=r"set it to 0\.0, or define its method smoothed_loss"):
+        check_task(params, info, Weighted())
+    check_task(params, info, type("Smoothing", (Weighted,), {"smoothed_loss": Classification.smoothed_loss})())
+
+
 def test_a_task_without_distillation_is_told_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert not refused(GOOD, monkeypatch, tmp_path)
     changes = {"task": "my_task.py:Mine", "search": {"score": "loss"}, "retrain": {"label_smoothing": 0.0}}
     params = check_params(tiny_params(changes), "params.yaml")
     with pytest.raises(UserError, match="has no distillation loss; define its method distillation, or set"):
+        check_task(params, described(), find_task("my_task.py:Mine"))
+    weights = {"model": {"weights": "trained.pt"}, "supernet": {"distillation": False, "width": 1.0}}
+    taught = {"retrain": {"label_smoothing": 0.0, "teacher": "default"}}
+    params = check_params(tiny_params(changes | weights | taught), "params.yaml")
+    with pytest.raises(UserError, match=r"retrain\.teacher is default, but task .* set retrain\.teacher to null"):
         check_task(params, described(), find_task("my_task.py:Mine"))
     with pytest.raises(UserError, match="task 'segment' is unknown; write classification, multilabel, segmentation,"):
         find_task("segment")

@@ -320,6 +320,26 @@ def test_gradients_with_a_teacher_by_their_formula(weight: float, temperature: f
     assert teacher[1].weight.grad is None
 
 
+def test_a_teacher_of_a_network_with_several_inputs() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, first: Tensor, second: Tensor) -> Tensor:
+            out: Tensor = self.layer(first + second)
+            return out
+
+    torch.manual_seed(0)
+    network, teacher = Sum(), Sum()
+    images, labels = next(drawn_batches(0, 0))
+    taught_step(network, F.cross_entropy, Teacher(teacher), FP32)((images, images), labels, 0)
+    expected = nn.Linear(6, 3)
+    expected.load_state_dict(network.layer.state_dict())
+    taught_step(expected, F.cross_entropy, Teacher(teacher.layer), FP32)(2 * images, labels, 0)
+    torch.testing.assert_close(network.layer.weight.grad, expected.weight.grad)
+
+
 def test_soft_labels_with_smoothing_mix_the_smoothed_losses() -> None:
     """The cross-entropy is linear in the probabilities, so that of mixed labels is the mix of those of the labels."""
     logits, labels = torch.randn(8, 5), torch.randint(5, (8,))
