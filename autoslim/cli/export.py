@@ -75,7 +75,7 @@ def export_cli(
 
     autoslim export autoslim --to elastic.safetensors --elastic 25%,50%,100%
     """
-    from autoslim.export.formats import description, export
+    from autoslim.export.formats import check_structure, description, export
     from autoslim.pipeline.params import load_params
     from autoslim.pipeline.retrain import load_retrained, seeds_of
 
@@ -94,6 +94,7 @@ def export_cli(
     enter_project()
     params = load_params()
     retrained = load_retrained(params, method, seeds_of(method)[0] if seed is None else seed)
+    check_structure(retrained.network, retrained.info, to.suffix)
     details: dict[str, object] = {
         "seed": retrained.seed,
         **dataclasses.asdict(retrained.allocation),
@@ -124,10 +125,9 @@ def export_cli(
         measured_on = f"latency with threads {params.latency.threads}, batch {params.latency.batch}, measured in turns"
         print_table(["network", accuracy_header(params), "latency", "quartiles", "size"], table, title=measured_on)
     if target.suffix == ".pt2":
-        print(
-            f'load it with torch.export.load("{to}").module(); the input is (N, C, H, W), scaled to [0, 1] and then '
-            "normalised with the mean and std in the JSON file"
-        )
+        own = "a batch of inputs as your data set returns them"
+        pixels = "(N, C, H, W), scaled to [0, 1] and then normalised with the mean and std in the JSON file"
+        print(f'load it with torch.export.load("{to}").module(); the input is {pixels if retrained.info.mean else own}')
 
 
 def check_target(to: Path, force: bool) -> Path:

@@ -83,12 +83,7 @@ def export(
     """
     check_installed(target.suffix)
     network = network.to("cpu").to(memory_format=torch.contiguous_format)
-    if reason := other_structure(network, info):
-        if target.suffix != ".safetensors":
-            raise UserError(
-                f"the network cannot be exported to {target.suffix}, because {reason}, and such a file has one input "
-                "and one output tensor; use .safetensors"
-            )
+    if not check_structure(network, info, target.suffix):
         images = ()  # they are not compared
     about = {**details, **description(info)}
     try:
@@ -112,6 +107,21 @@ def export(
 def files_of(target: Path) -> list[Path]:
     """Returns the files that ``export`` writes."""
     return [target, *([target.with_suffix(".bin")] if target.suffix == ".xml" else []), target.with_suffix(".json")]
+
+
+def check_structure(network: nn.Module, info: DataInfo, suffix: str) -> bool:
+    """Returns whether the network, which is on the CPU, has one input and one output tensor.
+
+    Raises:
+        UserError: it has not, and files with this suffix need it.
+    """
+    reason = other_structure(network, info)
+    if reason and suffix != ".safetensors":
+        raise UserError(
+            f"the network cannot be exported to {suffix}, because {reason}, and such a file has one input and one "
+            "output tensor; use .safetensors"
+        )
+    return not reason
 
 
 def other_structure(network: nn.Module, info: DataInfo) -> str:
