@@ -131,14 +131,15 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
         seconds: Measuring time for each kind of pass.
 
     Raises:
-        UserError: The network does not fit the data, the budget cannot be reached, or the device does not have enough
-            memory for a batch.
+        UserError: The network does not fit the data, the budget cannot be reached, ``model.weights`` cannot be read,
+            or the device does not have enough memory for a batch.
     """
-    from autoslim.pipeline.assembly import grid_spec, run_context, traced_network
+    from autoslim.pipeline.assembly import grid_spec, initial_network, run_context, traced_network
     from autoslim.pipeline.checks import check_reach
     from autoslim.pipeline.dry_run import DryRun
     from autoslim.pipeline.estimate import Sizes, plan
     from autoslim.resources.costs import Costs
+    from autoslim.search.methods import DEFAULT
     from autoslim.tasks.building import find_task
 
     network, graph = traced_network(params.model, info, find_task(params.task))
@@ -146,7 +147,11 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     check_reach(params, graph, costs.table)
     grid = graph.grid(grid_spec(params.supernet))
     counts = info.counts
-    works = plan(params, costs, grid, Sizes(counts["train"], counts["search"], counts.get("test")))
+    trained = False
+    if DEFAULT in params.methods and params.retrain.start == "supernet":  # otherwise the plan does not depend on it
+        trained = initial_network(params.model, params.supernet, network, graph)[1] is not None
+    sizes = Sizes(counts["train"], counts["search"], counts.get("test"))
+    works = plan(params, costs, grid, sizes, trained=trained)
     dry_run = DryRun(params, network, graph, grid, info, run_context(params.runtime))
     measured = _measured(dry_run, works, batch, seconds)
     splits = ", ".join(f"{count:,} {split}" for split, count in counts.items())

@@ -112,8 +112,16 @@ def from_project(method: str, seed: int | None) -> "Predictor":
     enter_project()
     from autoslim.pipeline.params import load_params
     from autoslim.pipeline.retrain import load_retrained, seeds_of
+    from autoslim.tasks.building import find_task
+    from autoslim.tasks.classification import Classification
 
-    retrained = load_retrained(load_params(), method, seeds_of(method)[0] if seed is None else seed)
+    params = load_params()
+    if not isinstance(find_task(params.task), Classification):
+        raise UserError(
+            f"task is {params.task}, but `autoslim predict` shows probabilities of classes; run a file of `autoslim "
+            "export` with its runtime"
+        )
+    retrained = load_retrained(params, method, seeds_of(method)[0] if seed is None else seed)
     return Predictor(description(retrained.info), network_run(retrained.network))
 
 

@@ -31,7 +31,7 @@ _PAIRS = ("samples", "_samples", "imgs")  # attributes with lists of (path, clas
 
 @dataclass(frozen=True)
 class Inspected:
-    """What the samples say about the data.
+    """What was found by reading samples of the data.
 
     Attributes:
         structures: of a sample's input and target.

@@ -32,8 +32,8 @@ def collated(samples: Sequence[Any]) -> Any:
     """Returns a batch of ``samples``: each tensor gets a first dimension, and each text becomes a list of texts.
 
     The leaves are those of torch's ``default_collate``, except that float64, which Python's numbers become, is
-    converted to float32, the dtype of networks. Containers become tuples, lists or dicts, because a tuple of inputs is
-    several arguments of a network, and a list is one.
+    converted to float32, the dtype of networks. Containers become tuples, lists or dicts. Those of inputs are the
+    arguments of a network, by position or, from a mapping, by name.
 
     Raises:
         StructureError: the samples differ in structure or shape, or contain something that is not a tensor, an array, a
@@ -64,15 +64,6 @@ def collated(samples: Sequence[Any]) -> Any:
             raise StructureError(first_line(error)) from error
         raise StructureError(f"{type(first).__name__} is not a tensor, an array, a number or text") from error
     return batch.float() if isinstance(batch, Tensor) and batch.dtype == torch.float64 else batch
-
-
-def structure_of(sample: Any) -> Structure:
-    """Returns the structure of a sample's input or target.
-
-    Raises:
-        StructureError: it contains something that is not a tensor, an array, a number or text.
-    """
-    return structure_of_batch(collated([sample]))
 
 
 def structure_of_batch(batch: Any, *, wide: bool = False) -> Structure:

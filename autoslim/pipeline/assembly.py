@@ -32,6 +32,7 @@ from autoslim.tasks.task import Task
 from autoslim.tracing import trace
 from autoslim.training.device import RunContext, select_device
 from autoslim.training.recipe import Recipe
+from autoslim.user_code import file_of
 
 
 def traced_network(
@@ -165,8 +166,8 @@ def inputs(model: P.Model, prepared: Path, task: str = CLASSIFICATION.name) -> l
 
 def own_python_files(*names: str) -> list[Path]:
     """Returns the user's Python files among import paths, such as ``net.py`` of ``net.py:build``."""
-    paths = [Path(name.rpartition(":")[0]) for name in names]
-    return [path for path in dict.fromkeys(paths) if path.suffix == ".py"]
+    files = dict.fromkeys(file_of(name) for name in names)
+    return [Path(file) for file in files if file is not None]
 
 
 def checkpoints(stage: str, *files: Path, code: Iterable[str] | None = None, **parameters: object) -> KeyedCheckpoints:

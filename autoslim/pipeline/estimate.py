@@ -71,15 +71,24 @@ class Work:
         return self.passes * self.images / images * seconds / 3600
 
 
-def plan(params: Params, costs: Costs, grid: Grid, sizes: Sizes) -> list[Work]:
-    """Returns the work of the stages supernet, search, retrain and (if the size of the test split is known) report."""
+def plan(params: Params, costs: Costs, grid: Grid, sizes: Sizes, *, trained: bool = False) -> list[Work]:
+    """Returns the work of the stages supernet, search, retrain and (if the size of the test split is known) report.
+
+    Args:
+        trained: whether ``model.weights`` are those of the default network for these classes. It is then not retrained
+            if the others start from the supernet.
+    """
     limits = proxy_limits(params, costs)
     resource = params.resource if params.resource in limits else next(iter(limits))
     objective = Objective(costs, resource, limits if len(limits) > 1 else {})
     return [
         *_supernet_work(params, costs.graph, grid, sizes),
         *_search_work(params, objective, grid, sizes, _uniform(params, costs, limits, grid)),
-        *(work for method in params.methods for work in _retrain_work(method, params, costs, limits, grid, sizes)),
+        *(
+            work
+            for method in params.methods
+            for work in _retrain_work(method, params, costs, limits, grid, sizes, trained)
+        ),
     ]
 
 
@@ -140,9 +149,9 @@ def _search_work(params: Params, objective: Objective, grid: Grid, sizes: Sizes,
 
 
 def _retrain_work(
-    method: str, params: Params, costs: Costs, limits: Mapping[str, float], grid: Grid, sizes: Sizes
+    method: str, params: Params, costs: Costs, limits: Mapping[str, float], grid: Grid, sizes: Sizes, trained: bool
 ) -> list[Work]:
-    """Returns the work for one method. The default network is only evaluated if it has trained weights."""
+    """Returns the work for one method. The default network is only evaluated if it is ``trained`` (see ``plan``)."""
     channels = _uniform(params, costs, limits, grid)
     if method != "autoslim":
         channels = _allocated(method, params, costs, limits, grid)
@@ -150,7 +159,7 @@ def _retrain_work(
     steps, batch = training_steps(training, sizes.train)
     work = [Work(f"retrain {method}: training", "retrain", seeds * steps, batch, batch, 0, macs, (channels,))]
     evaluations = [(f"retrain {method}: validation", seeds * training.epochs, sizes.search)]
-    if method == DEFAULT and params.model.weights is not None and training.start == "supernet":
+    if method == DEFAULT and trained and training.start == "supernet":
         seeds, work, evaluations = 1, [], [(f"retrain {method}: evaluation", 1, sizes.search)]
     if sizes.test is not None:
         evaluations.append((f"report {method}", seeds, sizes.test))

@@ -27,7 +27,7 @@ from autoslim.pipeline.params import POLICY_SETTINGS, Params, check_params, read
 from autoslim.pipeline.project import LOCK
 from autoslim.pipeline.yaml_edits import dumped, parsed, update_pipeline, with_missing_parameters
 from autoslim.search.methods import DEFAULT
-from autoslim.tasks.building import find_task
+from autoslim.tasks.building import find_task, has_distillation
 from autoslim.tasks.measure import TOP1, Measure
 from autoslim.user_code import file_of
 
@@ -75,7 +75,10 @@ def create_project(folder: Path, choices: Choices) -> Created:
     try:
         with contextlib.chdir(folder):
             params = check_params(YAML(typ="safe").load(text), str(PARAMS))
-            _check_choices(params)
+            _check_choices(params, choices)
+            if choices.task is not None and not has_distillation(find_task(params.task)):
+                text = _without_distillation(text)
+                params = check_params(YAML(typ="safe").load(text), str(PARAMS))
             files = {PARAMS: text, PIPELINE: _pipeline(params), LOCK: lock_text()}
     except BaseException:
         if not existed:
@@ -213,8 +216,7 @@ def _new_params(folder: Path, choices: Choices) -> str:
                 augment = values[stage]["augment"]
                 augment.update({name: _off(augment[name]) for name in augment if name not in POLICY_SETTINGS})
     if choices.model is not None:
-        path, _, attribute = choices.model.rpartition(":")
-        values["model"]["name"] = f"{_moved(path, folder)}:{attribute}" if path.endswith(".py") else choices.model
+        values["model"]["name"] = _source(choices.model, folder) if file_of(choices.model) else choices.model
         values["model"]["kwargs"] = _empty()
         values["model"]["leaves"] = type(values["model"]["leaves"])()
         values["model"]["leaves"].fa.set_flow_style()
@@ -222,7 +224,7 @@ def _new_params(folder: Path, choices: Choices) -> str:
     if choices.weights is not None:
         values["model"]["weights"] = _moved(choices.weights, folder)
         if DEFAULT not in values["methods"]:
-            values["methods"].insert(0, DEFAULT)  # it is not retrained, and shows what the other methods lose
+            values["methods"].insert(0, DEFAULT)  # it shows what the other methods lose
         values["supernet"]["width"] = min(1.0, values["supernet"]["width"])
         values["supernet"]["sort"] = "l1"
     if choices.task is not None:
@@ -238,7 +240,7 @@ def _new_params(folder: Path, choices: Choices) -> str:
 
 
 def _source(data: str, folder: Path) -> str:
-    """Returns ``data.source`` or ``task`` with a path relative to ``folder``."""
+    """Returns ``data.source``, ``task`` or ``model.name`` with a path relative to ``folder``."""
     if (file := file_of(data)) is not None:
         return f"{_moved(file, folder)}:{data.rpartition(':')[2]}"
     scheme, _, rest = data.partition(":")
@@ -290,12 +292,29 @@ def _is_amount(budget: Any, resource: str) -> bool:
     return True
 
 
-def _check_choices(params: Params) -> None:
+def _check_choices(params: Params, choices: Choices) -> None:
     check_source(params.data.source)
     find_task(params.task)
     find_constructor(params.model.name)
-    if params.model.weights is not None:
+    if params.model.weights is None:
+        return
+    try:
         check_weights(params.model.name, params.model.weights)
+    except UserError as error:
+        if choices.preset is None or choices.model is None or choices.weights is not None:
+            raise
+        raise UserError(
+            f"--preset {choices.preset} starts from trained weights, and {params.model.name!r} has no weights "
+            f"{params.model.weights!r}; name the file of yours with --weights"
+        ) from error
+
+
+def _without_distillation(text: str) -> str:
+    """Returns the parameters for a task without a distillation loss."""
+    values = parsed(text)
+    values["supernet"]["distillation"] = False
+    values["retrain"]["teacher"] = None
+    return dumped(values)
 
 
 def _pipeline(params: Params) -> str:

@@ -411,7 +411,7 @@ class Runtime(Section):
         "more than 1."
     )
     workers: NotNegative | Literal["auto"] = Field(
-        description="Number of processes that decode images (data.storage: files)."
+        description="Number of processes that decode images (data.storage: files), or that read your own data sets."
     )
     checkpoint_minutes: Annotated[float, Field(ge=0)] = Field(
         description="Longest time in minutes between two checkpoints of a training run, which also writes one after "

@@ -1,6 +1,6 @@
 """Stage ``report``: compares the networks of all methods on the test split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -25,7 +25,14 @@ from autoslim.pipeline.project import (
     repository_root,
 )
 from autoslim.pipeline.tracking import lineage, numbers, tracked_stage
-from autoslim.report.figures import channels_figure, curves_figure, last_by_seed, read_curves, trajectory_figure
+from autoslim.report.figures import (
+    Columns,
+    channels_figure,
+    curves_figure,
+    last_by_seed,
+    read_curves,
+    trajectory_figure,
+)
 from autoslim.report.resource_figures import resources_figure
 from autoslim.report.table import Result, compare, csv_table, describe_budgets, markdown_table, metrics, terminal_table
 from autoslim.resources.budgets import format_budgets
@@ -86,7 +93,7 @@ def run() -> None:
         limits=limits,
         predicted_on=other_target,
         from_supernet=params.retrain.start == "supernet",
-        warning=_warning(trajectory, results, data, task),
+        warning=_warning(trajectory, results, curves, data, task),
         measures=tuple(measures),
     )
     dpi, resource = params.report.figure_dpi, params.resource
@@ -120,7 +127,13 @@ def run() -> None:
         print("Best network on the search split: autoslim export {} --seed {} --to network.pt2".format(*choice))
 
 
-def _warning(trajectory: dict[str, Any], results: Sequence[Result], data: PreparedData, task: Task) -> str:
+def _warning(
+    trajectory: dict[str, Any],
+    results: Sequence[Result],
+    curves: Mapping[str, Columns],
+    data: PreparedData,
+    task: Task,
+) -> str:
     """Returns a warning if the search, or the user's trained network, is not better than chance; "" if both are."""
     chance = task.chance(data)
     if chance is None:
@@ -128,10 +141,13 @@ def _warning(trajectory: dict[str, Any], results: Sequence[Result], data: Prepar
     steps = [step_from_dict(step, task.loss_name) for step in trajectory["steps"]]
     messages = [chosen_by_noise([step.score for step in steps], chance)]
     for result in results:
-        error = 1 - fmean(result.search_top1.values())
-        if result.start == "trained" and is_chance(Score(error, 0.0, data.info.counts["search"]), chance):
+        if result.start != "trained":
+            continue
+        found = fmean(last_by_seed(curves[result.method], f"search_{task.score.name}").values())
+        error = 1 - found if task.score.higher_is_better else found
+        if is_chance(Score(error, 0.0, data.info.counts["search"]), chance):
             messages.append(
-                f"the network of model.weights has a top-1 of {1 - error:.1%} on the search split, not above chance, "
-                f"which is {chance:.1%}; its classes or its images may differ from the data's in order or scale"
+                f"the network of model.weights has a {task.score.title} of {found:.1%} on the search split, not above "
+                f"chance, which is {chance:.1%}; its classes or its images may differ from the data's in order or scale"
             )
     return "; ".join(filter(None, messages))

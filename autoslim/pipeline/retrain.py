@@ -20,6 +20,7 @@ from autoslim.pipeline.params import Params, check_method, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
 from autoslim.pipeline.tracking import lineage, numbers, tracked_stage
 from autoslim.tasks.building import find_task
+from autoslim.tasks.classification import Classification
 from autoslim.tasks.evaluation import Evaluation
 from autoslim.training.checkpoints import load_weights
 from autoslim.training.device import memory_errors, to_device
@@ -115,7 +116,7 @@ def run(method: str) -> None:
             plain = resize(network, graph, allocation.channels, seed=None)
             load_weights(plain, folder / "weights" / f"seed-{training.seeds[0]}.safetensors")
             images, _ = next(iter(eval_batches(data, "search", batch_size=4, device=context.device)))
-            tracker.network(plain, images, data.info)
+            tracker.network(plain, images, data.info, classifies=isinstance(task, Classification))
         state.clear()
 
 

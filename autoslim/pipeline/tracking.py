@@ -6,7 +6,7 @@ fails, no result is lost: the first failing call prints one line on stderr, and 
 Callers always have a ``Tracker``, so they need not check whether tracking is enabled. Only rank 0 should track.
 
 Everything that is logged is an *event*, a mapping that JSON can store. ``_Run.send`` sends it, now or later. To send an
-event twice changes nothing: its time is part of it.
+event twice changes nothing, because its time is part of it; only a network becomes another logged model.
 """
 
 from __future__ import annotations
@@ -82,16 +82,21 @@ class Tracker(Protocol):
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Logs a copy of a file, or of the contents of a directory."""
 
-    def network(self, network: nn.Module, example: Tensor, info: DataInfo, name: str = "network") -> None:
+    def network(
+        self, network: nn.Module, example: Any, info: DataInfo, name: str = "network", *, classifies: bool = True
+    ) -> None:
         """Logs a model that classifies image files without autoslim and without the network's code.
 
         ``mlflow.pyfunc.load_model`` and ``mlflow models serve`` accept the bytes of image files and return classes with
-        their probabilities; ``mlflow.pytorch.load_model`` returns the network alone.
+        their probabilities; ``mlflow.pytorch.load_model`` returns the network alone. For data of the user's own and for
+        other tasks, both return the network alone; the former needs a single output tensor. A network with several
+        inputs is not logged, which is reported.
 
         Args:
             network: it is not changed.
-            example: a batch of its inputs (N, C, H, W); the model accepts any batch size.
+            example: a batch of its inputs, such as (N, C, H, W); the model accepts any batch size.
             info: description of the data that the network was trained on.
+            classifies: whether the softmax of its output is the probability of each class.
         """
 
 
@@ -109,7 +114,9 @@ class NullTracker:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         pass
 
-    def network(self, network: nn.Module, example: Tensor, info: DataInfo, name: str = "network") -> None:
+    def network(
+        self, network: nn.Module, example: Any, info: DataInfo, name: str = "network", *, classifies: bool = True
+    ) -> None:
         pass
 
 
@@ -149,13 +156,15 @@ class MlflowTracker:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         self._log({"do": "artifact", "path": str(path), "folder": folder})
 
-    def network(self, network: nn.Module, example: Tensor, info: DataInfo, name: str = "network") -> None:
+    def network(
+        self, network: nn.Module, example: Any, info: DataInfo, name: str = "network", *, classifies: bool = True
+    ) -> None:
         if self._lost and self._journal is None:
             return
         try:  # a network that cannot be exported does not mean that the store failed
             with tempfile.TemporaryDirectory() as folder:
                 with _no_warnings(), redirect_stderr(io.StringIO()):  # torch.export prints the graph if it fails
-                    _save_network(network, example, info, Path(folder, "model"))
+                    _save_network(network, example, info, Path(folder, "model"), classifies)
                 self._log({"do": "network", "path": str(Path(folder, "model")), "name": name})
         except Exception as error:
             _warn(f"the network is not logged in MLflow, because it cannot be exported ({_in_one_line(error)})")
@@ -348,7 +357,7 @@ def tracked_stage(
         stage: the stage's name.
         sections: sections of ``params`` that are logged as parameters.
         details: further parameters.
-        tags: tags in addition to the data source.
+        tags: tags in addition to the data source and the task.
         rank_zero: whether this process is rank 0; other ranks track nothing.
         run_file: see ``tracked``.
     """
@@ -357,7 +366,7 @@ def tracked_stage(
         stage,
         run_name=run_name,
         params=logged | dict(details or {}),
-        tags={"source": params.data.source, **(tags or {})},
+        tags={"source": params.data.source, "task": params.task, **(tags or {})},
         enabled=params.tracking.enabled and rank_zero,
         experiment=params.tracking.experiment,
         run_file=run_file,
@@ -720,15 +729,21 @@ def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     return str(experiment.experiment_id)
 
 
-def _save_network(network: nn.Module, example: Tensor, info: DataInfo, folder: Path) -> None:
-    """Writes ``network`` as an MLflow model of two flavors, for the CPU; one of the second only, without ``info.mean``.
+def _save_network(network: nn.Module, example: Any, info: DataInfo, folder: Path, classifies: bool) -> None:
+    """Writes ``network`` as an MLflow model of two flavors, for the CPU.
+
+    Without ``info.mean`` or the classes, or if it does not classify, the model has the second flavor only.
 
     ``python_function`` classifies image files with the code that is copied into the model. ``pytorch`` is the network
     alone, a graph of torch operators in evaluation mode: a pickled network could only be loaded with the code of its
     class.
+
+    Raises:
+        UserError: the network has several inputs.
     """
     import mlflow.pyfunc
     import pandas as pd
+    import torch
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Map
@@ -736,9 +751,11 @@ def _save_network(network: nn.Module, example: Tensor, info: DataInfo, folder: P
     from autoslim.export.formats import description
     from autoslim.export.served import PACKAGE, copy_code
 
+    if not isinstance(example, torch.Tensor):
+        raise UserError(f"a logged model needs a single input tensor, but the inputs are a {type(example).__name__}")
     requirements = [f"{name}=={version(name)}" for name in ("torch", "numpy", "pandas", "pillow")]
     requirements = [requirement.partition("+")[0] for requirement in requirements]  # of CPU-only torch
-    if not (info.mean and info.classes):  # data of the user's own, which are not image files or have no classes
+    if not (classifies and info.mean and info.classes):  # data of the user's own are not image files
         _save_graph(network, example, folder, requirements)
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -779,7 +796,7 @@ def _save_graph(network: nn.Module, example: Tensor, folder: Path, requirements:
 
     plain = copy.deepcopy(network).to("cpu", torch.float32).to(memory_format=torch.contiguous_format).eval()
     # Two images: torch.export treats a size of one as a constant.
-    images = (example[:2] if len(example) > 1 else example.repeat(2, 1, 1, 1)).detach().to("cpu", torch.float32)
+    images = (example[:2] if len(example) > 1 else torch.cat([example, example])).detach().to("cpu", torch.float32)
     # Only the signature of the input makes the batch size dynamic.
     signature = ModelSignature(Schema([TensorSpec(np.dtype(np.float32), (-1, *images.shape[1:]))]))
     mlflow.pytorch.save_model(

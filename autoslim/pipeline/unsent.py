@@ -1,4 +1,4 @@
-"""What MLflow has not received: journals of tracked runs, in the folder ``checkpoints/mlflow`` of the repository.
+"""Keeps what MLflow has not received in journals of tracked runs, below ``checkpoints/mlflow`` in the repository.
 
 Each tracked run has a journal while its process runs. If MLflow received everything, the journal is removed at the end.
 Otherwise, or if the process was killed, it stays, and the next stage that reaches MLflow sends it (see ``tracking``).

@@ -132,8 +132,8 @@ def _end(lines: list[str], line: int, column: int) -> int:
 def update_pipeline(values: CommentedMap, template: CommentedMap, generated: tuple[str, ...]) -> None:
     """Changes the stages of ``values``, the contents of a ``dvc.yaml``, to those of ``template``.
 
-    Further stages, plots and settings are kept, as are further deps, except those below the folders ``generated``. A
-    command that contains the template's, such as ``uv run autoslim stage search``, is kept too.
+    Further stages, plots of other files and settings are kept, as are further deps, except those below the folders
+    ``generated``. A command that contains the template's, such as ``uv run autoslim stage search``, is kept too.
     """
     for name, stage in template["stages"].items():
         if name in values["stages"]:
@@ -141,7 +141,14 @@ def update_pipeline(values: CommentedMap, template: CommentedMap, generated: tup
         else:
             values["stages"][name] = stage
     plots = values.setdefault("plots", [])
-    plots.extend(plot for plot in template.get("plots", []) if plot not in plots)
+    for plot in template.get("plots", []):
+        same = [number for number, other in enumerate(plots) if list(other) == list(plot)]  # their files
+        for number in reversed(same[1:]):
+            del plots[number]
+        if not same:
+            plots.append(plot)
+        elif plots[same[0]] != plot:
+            plots[same[0]] = plot
 
 
 def _update_stage(current: Any, stage: Mapping[str, Any], generated: tuple[str, ...]) -> None:

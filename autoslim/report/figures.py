@@ -125,7 +125,7 @@ def trajectory_figure(
 ) -> Path:
     """Plots the score, such as top-1, against a resource: of subnets on the search split, and of retrained networks.
 
-    The score is the one of the search, on the test split for retrained networks. They are left out without it.
+    The score is the one of the search, on the test split for retrained networks.
 
     Args:
         trajectory: the contents of ``trajectory.json``.

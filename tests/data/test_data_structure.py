@@ -11,7 +11,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
 
 from autoslim.data.prepared import DataInfo
-from autoslim.data.structure import Structure, StructureError, collated, in_words, structure_of, tensor_structure, zeros
+from autoslim.data.structure import (
+    Structure,
+    StructureError,
+    collated,
+    in_words,
+    structure_of_batch,
+    tensor_structure,
+    zeros,
+)
 
 Boxes = namedtuple("Boxes", "corners label")
 
@@ -30,6 +38,11 @@ SAMPLES: list[Any] = [
     {"left": torch.ones(1), "right": (1.0, ["a", torch.ones(2, dtype=torch.bool)])},
     Boxes(torch.ones(4), 2),
 ]
+
+
+def structure_of(sample: Any) -> Structure:
+    """Returns the structure of a sample's input or target."""
+    return structure_of_batch(collated([sample]))
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)

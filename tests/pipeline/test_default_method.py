@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import printed
 from safetensors.torch import load_file
 from small_project import change_params, finished_project, stage
 
@@ -130,6 +131,7 @@ def test_trained_weights_for_other_classes_or_a_start_from_scratch_are_trained(d
     stage("supernet")
     stage("allocate")
     assert read("outputs/channels/default.json")["start"] == "supernet"
+    assert "retrain default: training" in printed("estimate", "--seconds", "0")
     trained({"methods": ["default"], "retrain": {"start": "scratch"}})
     stage("supernet")
     stage("allocate")

@@ -207,6 +207,11 @@ def test_the_unit_of_the_budget_decides_the_resource(repository: Path, budget: s
             "model.name 'net.py:bild': net.py has no callable 'bild'; similar names are",
         ),
         (["--model", "net.py:build", "--weights", "gone.pt"], "model.weights names the file 'gone.pt'"),
+        (
+            ["--preset", "finetune", "--data", "folder:images", "--model", "net.py:build"],
+            "--preset finetune starts from trained weights, and 'net.py:build' has no weights 'DEFAULT'; name the file "
+            "of yours with --weights",
+        ),
         (["--weights", "trained.pt"], "--weights trained.pt needs --model, the network that the weights belong to"),
         (["--preset", "cifar"], "--preset 'cifar' does not exist; presets are cifar10-small, cifar10,"),
         (["net.py"], "FOLDER/net.py is a file; name a folder"),
@@ -339,6 +344,21 @@ def test_upgrade_adds_what_is_new_and_keeps_what_is_the_users(repository: Path) 
         assert stage == {key: original[name][key] for key in stage}, name
     assert after.keys() == original.keys() - {"prepare"}
     assert printed("init", "--upgrade") == "the project is up to date\n"
+
+
+def test_upgrade_changes_the_plot_to_the_score_of_another_task(repository: Path) -> None:
+    printed("init", *OWN)
+    own = parsed(Path("dvc.yaml").read_text())
+    own_plot = {"outputs/search/metrics.json": {"x": "a"}}
+    [curves] = own["plots"][0]
+    own["plots"].insert(0, own_plot)
+    Path("dvc.yaml").write_text(dumped(own))
+    text = Path("params.yaml").read_text().replace("task: classification", "task: regression")
+    Path("params.yaml").write_text(text)
+    printed("init", "--upgrade")
+    plots = read_yaml(Path("dvc.yaml"))["plots"]
+    assert [list(plot) for plot in plots] == [list(own_plot), [curves]]
+    assert plots[1][curves]["y"] == ["widest_mae", "default_mae", "narrowest_mae"]
 
 
 def test_upgrade_of_wrong_parameters_changes_nothing(repository: Path) -> None:

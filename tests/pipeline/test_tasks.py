@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import printed
+from command_line import error_from, printed
 from paths import ROOT
 from small_project import one_thread
 from tiny import merged, run, write_params
@@ -252,6 +252,23 @@ def average_precision(output: torch.Tensor, targets: torch.Tensor) -> float:
         precision = hits.cumsum(0) / torch.arange(1, len(hits) + 1)
         values.append(float((precision * hits).sum() / hits.sum()))
     return float(np.mean(values))
+
+
+def test_init_for_a_task_without_distillation(repository: Path) -> None:
+    page = (ROOT / "docs/guide/tasks.md").read_text()
+    data, task, _ = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    Path("my_task.py").write_text(re.sub(r"    def distillation.*?\n\n", "", task, flags=re.S))
+    make("my_task.py:Depth", data, DEPTH_NETWORK)
+    assert not load_params().supernet.distillation
+    Path("my_task.py").write_text(task)
+    Path("params.yaml").unlink()
+    make("my_task.py:Depth", data, DEPTH_NETWORK)
+    assert load_params().supernet.distillation
+
+
+def test_predict_needs_classes(repository: Path) -> None:
+    make("regression", VECTOR_DATA.replace("TARGET", "means[0]"), VECTOR_NETWORK)
+    assert error_from("predict", "autoslim", "net.py").startswith("task is regression, but `autoslim predict` shows")
 
 
 def test_the_example_of_the_guide(repository: Path) -> None:

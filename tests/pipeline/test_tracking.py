@@ -19,12 +19,23 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from PIL import Image
+from tiny import tiny_params
 from torch import nn
 
 from autoslim.data.images import evaluation_pixels
 from autoslim.data.prepared import DataInfo
 from autoslim.pipeline import tracking
-from autoslim.pipeline.tracking import MlflowTracker, NullTracker, fingerprint, flattened, origin, tracked, tracking_uri
+from autoslim.pipeline.params import check_params
+from autoslim.pipeline.tracking import (
+    MlflowTracker,
+    NullTracker,
+    fingerprint,
+    flattened,
+    origin,
+    tracked,
+    tracked_stage,
+    tracking_uri,
+)
 
 CLEAN = [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]
 
@@ -405,16 +416,35 @@ def test_the_logged_model_classifies_image_files_where_autoslim_is_not_installed
     assert (model.name, model.status, model.tags["method"]) == ("network", "READY", "autoslim")
 
 
-def test_a_network_for_data_of_ones_own_is_logged_alone(store: MlflowClient, capfd: pytest.CaptureFixture[str]):
-    own = DataInfo("my.py:build", (), 3, (8, 8), (), (), {}, "own")
+OWN = DataInfo("my.py:build", (), 3, (8, 8), (), (), {}, "own")
+
+
+@pytest.mark.parametrize(("info", "classifies"), [(OWN, True), (INFO, False)])
+def test_a_network_that_does_not_classify_images_is_logged_alone(
+    store: MlflowClient, capfd: pytest.CaptureFixture[str], info: DataInfo, classifies: bool
+):
     network, images = Branched().eval(), torch.randn(3, 3, 8, 8)
     with run() as tracker:
-        tracker.network(network, images, own)
+        tracker.network(network, images, info, classifies=classifies)
     assert capfd.readouterr().err == ""
     mlflow.set_tracking_uri(tracking_uri())
     function = mlflow.pyfunc.load_model(f"runs:/{tracker.run_id}/network")
     with torch.inference_mode():
         torch.testing.assert_close(torch.from_numpy(function.predict(images.numpy())), network(images))
+
+
+def test_a_network_with_several_inputs_is_not_logged(store: MlflowClient, capfd: pytest.CaptureFixture[str]):
+    with run() as tracker:
+        tracker.network(Branched(), (torch.ones(1, 3, 8, 8), torch.ones(1, 2)), OWN)
+    err = capfd.readouterr().err
+    assert "(a logged model needs a single input tensor, but the inputs are a tuple)" in err
+
+
+def test_a_run_has_the_source_and_the_task_as_tags(store: MlflowClient):
+    with tracked_stage(check_params(tiny_params(), "test"), "search", run_name="search") as tracker:
+        pass
+    tags = store.get_run(tracker.run_id).data.tags
+    assert (tags["source"], tags["task"]) == ("digits", "classification")
 
 
 def test_processes_that_start_together_share_a_new_store(started: Started):

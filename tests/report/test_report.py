@@ -8,16 +8,20 @@ import itertools
 import math
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from paths import ROOT
 from rich.console import Console
 from scipy import stats
 
+from autoslim.data.structure import tensor_structure
 from autoslim.errors import UserError
+from autoslim.pipeline.report import _warning
 from autoslim.report import figures, resource_figures
 from autoslim.report.figures import (
     band_over_seeds,
@@ -42,6 +46,7 @@ from autoslim.report.table import (
 from autoslim.resources.budgets import parse_budgets
 from autoslim.resources.latency.table import Check, LatencyTable, Target
 from autoslim.resources.measure import MeasuredCosts
+from autoslim.tasks.classification import CLASSIFICATION
 
 
 def result(method: str, macs: float, params: float, top1: dict[int, float], **more: Any) -> Result:
@@ -465,6 +470,22 @@ def test_a_default_network_that_was_not_retrained_is_a_constant() -> None:
 
 def test_a_warning_is_above_the_table() -> None:
     assert markdown_table(compare([UNIFORM], **BUDGET, warning="noise")).startswith("**Warning:** noise\n\nBudget 25%")
+
+
+def test_the_trained_network_is_compared_with_chance_by_the_score_of_the_task() -> None:
+    """The score is not always the main measure, in which this network is as good as a guess."""
+    kept = result("default", 1.0, 1.0, {0: 0.5}, search_top1={0: 0.5}, start="trained")
+    data = SimpleNamespace(
+        info=SimpleNamespace(counts={"search": 100}, targets=tensor_structure(dtype="int64")),
+        labels=lambda _: np.arange(100) % 2,
+    )
+
+    def warning(top1: float) -> str:
+        curves = {"default": {"seed": [0.0], "epoch": [0.0], "search_map": [0.5], "search_top1": [top1]}}
+        return _warning({"steps": []}, [kept], curves, data, CLASSIFICATION)  # type: ignore[arg-type]
+
+    assert warning(0.9) == ""
+    assert warning(0.5).startswith("the network of model.weights has a top-1 of 50.0% on the search split, not above")
 
 
 def test_figures_of_a_network_that_was_not_retrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
