@@ -19,6 +19,7 @@ from test_full_disk import full_disk
 from torch import nn
 
 from autoslim.cli.sync import sync_cli
+from autoslim.data.prepared import DataInfo
 from autoslim.pipeline import tracking
 from autoslim.pipeline.tracking import MlflowTracker, tracked, tracking_uri
 
@@ -140,7 +141,9 @@ def complete_run(repository: Path, run_file: Path | None = None) -> None:
         tracker.artifact(repository / "report")
         tracker.artifact(repository / "channels.json", "channels")
         torch.manual_seed(0)
-        tracker.network(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 2)), torch.ones(2, 3, 2, 2))
+        network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(16, 2))
+        info = DataInfo("digits", ("a", "b"), 3, (2, 2), (0.5,) * 3, (0.2,) * 3, {}, "arrays", resize=2)
+        tracker.network(network, torch.ones(2, 3, 2, 2), info)
     (repository / "report/table.md").write_text("of a later run")
     (repository / "channels.json").unlink()
 

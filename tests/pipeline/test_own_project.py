@@ -170,7 +170,8 @@ def test_init_from_a_preset(repository: Path) -> None:
 
 def test_init_for_fine_tuning_watches_the_teachers_weights(repository: Path) -> None:
     printed("init", "--preset", "finetune", *OWN)
-    expected = read_yaml(ROOT / "presets/finetune.yaml") | {"budget": "50%"}
+    methods = ["default", "uniform", "autoslim"]
+    expected = read_yaml(ROOT / "presets/finetune.yaml") | {"budget": "50%", "methods": methods}
     expected["data"]["source"] = "folder:images"
     expected["model"] |= {"name": "net.py:build", "weights": "trained.pt"}
     assert read_yaml(Path("params.yaml")) == expected
