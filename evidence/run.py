@@ -263,16 +263,16 @@ def _compared(
         changed_params = changed(params, {"budget": budget})
         channels = cache.run("allocate", changed_params) / "outputs/channels"
         allocation = read(channels / f"{method}.json")
-        files = _start(allocation["channels"], (channels / f"{method}.safetensors").read_bytes())
+        files = _start(allocation["channels"], (channels / f"{method}.safetensors").read_bytes(), allocation["start"])
         amounts = {name: allocation["costs"][name] for name in costs}
         for seed in seeds:
             yield {"budget": budget, **amounts, "seed": seed, **_trained(cache, changed_params, files, seed)}
 
 
-def _start(channels: Channels, weights: bytes | None = None) -> Files:
+def _start(channels: Channels, weights: bytes | None = None, start: str = "scratch") -> Files:
     """Returns the files that the stage ``retrain`` reads."""
     # The method is always named autoslim, so that equal networks share one run.
-    allocation = {"method": "autoslim", "channels": channels, "costs": {"macs": 0}}
+    allocation = {"method": "autoslim", "channels": channels, "costs": {"macs": 0}, "start": start}
     budgets = {"autoslim": {"budget": "", "resource": ""}}
     return {
         "outputs/channels/autoslim.json": json.dumps(allocation).encode(),

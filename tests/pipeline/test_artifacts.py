@@ -153,7 +153,7 @@ def test_a_damaged_supernet_file(folder: Path, text: str) -> None:
 )
 def test_damaged_channels(tmp_path: Path, channels: object, costs: object, reason: str) -> None:
     path = tmp_path / "uniform.json"
-    path.write_text(json.dumps({"method": "uniform", "channels": channels, "costs": costs}))
+    path.write_text(json.dumps({"method": "uniform", "channels": channels, "costs": costs, "start": "scratch"}))
     message = message_of(lambda: Allocation.read(tmp_path, "uniform"))
     assert message == f"{path} is damaged ({reason}); run `dvc repro allocate` again"
 

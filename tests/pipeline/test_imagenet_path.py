@@ -27,7 +27,7 @@ from tiny import merged, write_params
 
 from autoslim import resize, trace
 from autoslim.channels.copying import on_meta
-from autoslim.data import batches as files
+from autoslim.data import prepared
 from autoslim.errors import UserError
 from autoslim.models.building import build_network
 from autoslim.pipeline.checks import check_reach
@@ -207,14 +207,14 @@ def count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def record_readers(monkeypatch: pytest.MonkeyPatch, path: Path) -> Path:
     """Writes the id of the decoding process to ``path`` for each image. Workers are forks and inherit this."""
-    original = files.open_image
+    original = prepared.open_image
 
     def record(*args: Any) -> Image.Image:
         with path.open("a") as file:
             print(os.getpid(), file=file)
         return original(*args)
 
-    monkeypatch.setattr(files, "open_image", record)
+    monkeypatch.setattr(prepared, "open_image", record)
     return path
 
 
