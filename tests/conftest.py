@@ -1,10 +1,14 @@
 """Settings for all tests, and the option ``--long``."""
 
+import signal
+
 import long_form
 import pytest
 
 from autoslim.tracing.propagate import STRICT
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs; processes would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 STRICT.set(True)  # an error in a slimming rule fails the test instead of making layers not prunable
 
 

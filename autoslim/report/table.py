@@ -215,7 +215,8 @@ def describe_budgets(budgets: Mapping[str, Budget], limits: Mapping[str, float])
 
 
 def terminal_table(comparison: Comparison) -> Table:
-    """Returns the table for ``rich.print``. To fit 80 columns, it omits predictions and the spread of latency.
+    """Returns the table for ``rich.print``. To fit 80 columns, it omits the spread of latency, and the columns of
+    predictions and of all measures but the main one.
 
     The differences from the default network are below it.
     """
@@ -228,9 +229,12 @@ def terminal_table(comparison: Comparison) -> Table:
         padding=0,
     )
     header = _header(comparison)
-    columns = [index for index, name in enumerate(header) if "predicted" not in name and DEFAULT not in name]
+    first = header[: len(header) - len(comparison.measures[1:])]  # the other measures are last
+    columns = [index for index, name in enumerate(first) if "predicted" not in name and DEFAULT not in name]
     for index in columns:
-        table.add_column(header[index], justify="right" if index else "left", no_wrap=True)
+        table.add_column(
+            header[index].replace(" on test\n", "\non test "), justify="right" if index else "left", no_wrap=True
+        )
     for row in _rows(comparison):
         table.add_row(*(row[index].partition("s ±")[0] + "s" * ("s ±" in row[index]) for index in columns))
     return table

@@ -47,6 +47,7 @@ from autoslim.resources.budgets import parse_budgets
 from autoslim.resources.latency.table import Check, LatencyTable, Target
 from autoslim.resources.measure import MeasuredCosts
 from autoslim.tasks.classification import CLASSIFICATION
+from autoslim.tasks.measure import Measure
 
 
 def result(method: str, macs: float, params: float, top1: dict[int, float], **more: Any) -> Result:
@@ -178,7 +179,7 @@ def test_tables_print_percent_and_amounts_with_units():
     terminal = Console(file=io.StringIO(), width=80)
     terminal.print(terminal_table(comparison))
     printed = terminal.file.getvalue()
-    for cell in ("parameters", "top-1 on test", "92.77 ± 0.65", "+3.37  [+1.69, +5.05]", "89.40 ± 0.80"):
+    for cell in ("parameters", "top-1", "on test (%)", "92.77 ± 0.65", "+3.37  [+1.69, +5.05]", "89.40 ± 0.80"):
         assert cell in printed  # 80 columns are enough
 
 
@@ -207,6 +208,21 @@ def test_tables_show_latency_predicted_and_measured():
     printed = terminal.file.getvalue()
     for cell in ("780kB", "2.5ms", "2.3ms", "92.77 ± 0.65", "+3.37  [+1.69, +5.05]"):
         assert cell in printed
+
+
+def test_the_terminal_shows_the_main_measure_only() -> None:
+    def with_other(plain: Result) -> Result:
+        return dataclasses.replace(plain, others={"pixel_accuracy": dict.fromkeys(plain.top1, 0.5)})
+
+    measures = Measure("mean_iou", "mean IoU"), Measure("pixel_accuracy", "pixel accuracy")
+    comparison = compare([with_other(each) for each in TIMED], **BUDGET, measures=measures)
+    assert "pixel accuracy on test (%)" in markdown_table(comparison)
+    terminal = Console(file=io.StringIO(), width=80)
+    terminal.print(terminal_table(comparison))
+    printed = terminal.file.getvalue()
+    assert "pixel accuracy" not in printed
+    for cell in ("parameters", "2.5ms", "92.77 ± 0.65", "+3.37  [+1.69, +5.05]"):
+        assert cell in printed  # 80 columns are enough
 
 
 def test_csv_and_metrics_have_fractions_and_no_missing_values():

@@ -81,7 +81,7 @@ def test_an_extracted_network_is_saved_and_exported(name: str) -> None:
     fresh.load_state_dict(cut.state_dict())
     with torch.no_grad():
         assert torch.equal(fresh(images), cut(images))
-        program = exported_program(cut, SimpleNamespace(input_shape=tuple(images.shape[1:])))
+        program = exported_program(cut, SimpleNamespace(example=sample.images))
         torch.testing.assert_close(program.module()(images), cut(images))
 
 
