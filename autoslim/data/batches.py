@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from autoslim.data.augmentation import AREA, Augmentation, augment, crop_boxes, draw_seeds, shuffle, uniforms
 from autoslim.data.images import area_pixels, evaluation_pixels
-from autoslim.data.own import ASIDE, EVALUATION, Reading, own_batches
+from autoslim.data.own import ASIDE, EVALUATION, Reading, loader, own_batches
 from autoslim.data.prepared import DataInfo, PreparedData
 from autoslim.data.random_transforms import (
     ERASE,
@@ -83,18 +83,7 @@ def decoded_batches(
     Raises:
         UserError: an image cannot be decoded. The message contains its path.
     """
-    loader: DataLoader[Any] = DataLoader(
-        _Files(data, split, draws),
-        batch_sampler=batches,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin,
-        generator=torch.Generator(),  # otherwise iterating would draw from torch's global generator
-    )
-    for batch in loader:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch[0], batch[1]
+    yield from loader(_Files(data, split, draws), batches, _collate, workers, pin)
 
 
 Batches = Iterator[tuple[Any, Any]]

@@ -315,7 +315,7 @@ def check_structures(name: str, sample: Sample, expected: Structures | None = No
 
 
 def loader(
-    samples: Samples, batches: Sequence[np.ndarray], collate: Callable[[Any], Any], workers: int, pin: bool = False
+    samples: Dataset[Any], batches: Sequence[np.ndarray], collate: Callable[[Any], Any], workers: int, pin: bool = False
 ) -> Iterator[Any]:
     """Yields the result of ``collate`` for each array of indices in ``batches``, and raises those that are errors.
 

@@ -420,8 +420,8 @@ def _data_files(data: Data) -> list[OwnFile]:
 
 
 def _model_files(model: Model) -> list[OwnFile]:
-    path = model.name.rpartition(":")[0]
-    files = [OwnFile("model.name", path, STAGES[1:])] if path.endswith(".py") else []
+    path = file_of(model.name)
+    files = [] if path is None else [OwnFile("model.name", path, STAGES[1:])]
     if model.weights is not None and weights_file(model.weights):
         files.append(OwnFile("model.weights", model.weights, ("supernet",)))
     return files

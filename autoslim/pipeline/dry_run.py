@@ -35,9 +35,10 @@ from autoslim.tasks.evaluation import evaluate
 from autoslim.tasks.task import Task
 from autoslim.training.averaging import AveragedWeights
 from autoslim.training.device import RunContext, autocast, to_device
-from autoslim.training.distillation import Teacher, taught_step
-from autoslim.training.loop import Step, label_step
+from autoslim.training.distillation import Teacher
+from autoslim.training.loop import Step
 from autoslim.training.recipe import Recipe
+from autoslim.training.retrain import retrain_step
 
 Pass = Callable[[Any, Any], object]
 MAX_REPEATS = 25
@@ -158,14 +159,10 @@ class DryRun:
         return find_task(self.params.task)
 
     def _retrain_step(self, plain: nn.Module, recipe: Recipe) -> Step:
-        def loss(output: Any, targets: Any) -> Tensor:
-            return self._task.smoothed_loss(output, targets, recipe.label_smoothing)
-
-        if self.params.retrain.teacher is None:
-            return label_step(plain, loss, recipe.autocast(self.context))
-        default = resize(self.network, self.graph, self.graph.default, seed=None)
-        to_device(default, self.context.device, recipe.channels_last)
-        return taught_step(plain, loss, Teacher(default), recipe.autocast(self.context), self._task.distillation)
+        teacher = None
+        if self.params.retrain.teacher is not None:
+            teacher = Teacher(resize(self.network, self.graph, self.graph.default, seed=None))
+        return retrain_step(plain, self._task, recipe, self.context, teacher)
 
     def _batch(self, count: int) -> tuple[Any, Any]:
         inputs = on_tensors(self.info.example(count), lambda t: torch.randn_like(t) if t.is_floating_point() else t)

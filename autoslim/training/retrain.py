@@ -19,7 +19,7 @@ from autoslim.tasks.task import Task
 from autoslim.training.checkpoints import Checkpoints, load_weights, save_weights
 from autoslim.training.device import RunContext, seed_everything, to_device
 from autoslim.training.distillation import Teacher, taught_step
-from autoslim.training.loop import Row, label_step, train
+from autoslim.training.loop import Row, Step, label_step, train
 from autoslim.training.recipe import Recipe
 
 EVALUATION_BATCH = 256
@@ -60,9 +60,6 @@ def retrain(
         The rows of each seed, one per epoch.
     """
 
-    def loss(output: Any, targets: Any) -> torch.Tensor:
-        return task.smoothed_loss(output, targets, recipe.label_smoothing)
-
     def train_once(seed: int) -> list[Row]:
         plain = resize(network, graph, channels, seed=None)
         if start is None:
@@ -71,17 +68,12 @@ def retrain(
             load_weights(plain, start)
         seed_everything(seed)
         to_device(plain, context.device, recipe.channels_last)
-        if teacher is None:
-            step = label_step(plain, loss, recipe.autocast(context))
-        else:
-            to_device(teacher.network, context.device, recipe.channels_last)
-            step = taught_step(plain, loss, teacher, recipe.autocast(context), task.distillation)
         plan = recipe.plan(data, context)
         rows = train(
             plain,
             recipe.optimiser(plain),
             plan,
-            step=step,
+            step=retrain_step(plain, task, recipe, context, teacher),
             batches=recipe.batches(data, seed, context),
             learning_rate=recipe.rate(plan),
             validate=lambda: {
@@ -102,6 +94,20 @@ def retrain(
         return rows
 
     return {seed: train_once(seed) for seed in seeds}
+
+
+def retrain_step(
+    network: nn.Module, task: Task, recipe: Recipe, context: RunContext, teacher: Teacher | None = None
+) -> Step:
+    """Returns the step function of retraining. A teacher is moved to the device."""
+
+    def loss(output: Any, targets: Any) -> torch.Tensor:
+        return task.smoothed_loss(output, targets, recipe.label_smoothing)
+
+    if teacher is None:
+        return label_step(network, loss, recipe.autocast(context))
+    to_device(teacher.network, context.device, recipe.channels_last)
+    return taught_step(network, loss, teacher, recipe.autocast(context), task.distillation)
 
 
 def keep(

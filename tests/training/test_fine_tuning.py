@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from failures import KilledError, message_of
+from failures import KilledError, kill_in, message_of
 from safetensors.torch import load_file
 from small_data import SPAN, prepared_digits, recipe, run_context, small_network
 from torch import Tensor, nn
@@ -184,22 +184,6 @@ def test_narrow_configurations_of_a_supernet_use_the_average() -> None:
 # The stages' trainings
 
 
-def kill_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Kills the next training run at this step of its optimiser."""
-    steps = 0
-    original = torch.optim.AdamW.step
-
-    def step(self: torch.optim.AdamW, *args: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps > number:
-            monkeypatch.setattr(torch.optim.AdamW, "step", original)
-            raise KilledError
-        return original(self, *args)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
-
-
 @pytest.mark.parametrize("kill", [3, STEPS, STEPS + 5])
 def test_retraining_with_everything_resumes_bitwise(
     tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch, kill: int
@@ -224,7 +208,7 @@ def test_retraining_with_everything_resumes_bitwise(
         )
 
     rows = run("whole", every=1e9)
-    kill_in(monkeypatch, kill)
+    kill_in(monkeypatch, torch.optim.AdamW, kill)
     with pytest.raises(KilledError):
         run("torn")
     torch.manual_seed(12345)
@@ -255,7 +239,7 @@ def test_supernet_training_with_everything_resumes_bitwise(
         )
 
     whole = run("whole", every=1e9)
-    kill_in(monkeypatch, kill)
+    kill_in(monkeypatch, torch.optim.AdamW, kill)
     with pytest.raises(KilledError):
         run("torn")
     torch.manual_seed(12345)

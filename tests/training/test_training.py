@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from failures import KilledError
+from failures import KilledError, kill_in
 from safetensors.torch import load_file
 from small_data import SPAN, prepared_digits, recipe, run_context, small_network
 from torch import Tensor, nn
@@ -175,22 +175,6 @@ def test_keys_depend_on_every_value_and_not_on_order() -> None:
 # Resuming: supernet training and retraining
 
 
-def kill_in(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Kills the next training run at this step of its optimiser."""
-    steps = 0
-    original = torch.optim.SGD.step
-
-    def step(self: torch.optim.SGD, *args: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        if steps > number:
-            monkeypatch.setattr(torch.optim.SGD, "step", original)
-            raise KilledError
-        return original(self, *args)
-
-    monkeypatch.setattr(torch.optim.SGD, "step", step)
-
-
 @pytest.mark.parametrize("kill", [None, 5, STEPS, STEPS + 4])
 def test_retraining_resumes_bitwise_with_dropout(
     tmp_path: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch, kill: int | None
@@ -215,7 +199,7 @@ def test_retraining_resumes_bitwise_with_dropout(
 
     rows = run("whole", every=1e9)
     if kill is not None:
-        kill_in(monkeypatch, kill)
+        kill_in(monkeypatch, torch.optim.SGD, kill)
         with pytest.raises(KilledError):
             run("torn")
         disturb_generator()
@@ -248,7 +232,7 @@ def test_supernet_training_resumes_bitwise(
         )
 
     whole = run("whole", every=1e9)
-    kill_in(monkeypatch, kill)
+    kill_in(monkeypatch, torch.optim.SGD, kill)
     with pytest.raises(KilledError):
         run("torn")
     disturb_generator()
