@@ -24,6 +24,18 @@ SMALLER: dict[str, Any] = {
     "runtime": {"workers": 0},
 }
 
+RUNS = (
+    ["prepare"],
+    ["resources"],
+    ["supernet"],
+    ["search"],
+    ["allocate"],
+    ["retrain", "uniform"],
+    ["retrain", "autoslim"],
+    ["report"],
+)
+"""The stages of a pipeline with the methods uniform and autoslim, with their arguments, in order."""
+
 
 def start_project(folder: Path, changes: dict[str, Any] | None = None) -> Path:
     """Creates a project in which nothing has run, and returns its folder."""
@@ -44,17 +56,8 @@ def finished_project(base: Path) -> Path:
     """Returns a project below ``base`` in which every stage has run. Tests share it: to change it, make a copy."""
     folder = start_project(base / "finished-project")
     with contextlib.chdir(folder):
-        for arguments in (
-            ["prepare"],
-            ["resources"],
-            ["supernet"],
-            ["search"],
-            ["allocate"],
-            ["retrain", "uniform"],
-            ["retrain", "autoslim"],
-        ):
+        for arguments in RUNS:
             stage(*arguments)
-        stage("report")
     return folder
 
 

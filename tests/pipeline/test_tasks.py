@@ -15,7 +15,7 @@ import pytest
 import torch
 from command_line import error_from, printed
 from paths import ROOT
-from small_project import one_thread
+from small_project import RUNS, one_thread
 from tiny import merged, run, write_params
 
 from autoslim.pipeline.params import load_params, read_yaml
@@ -141,16 +141,7 @@ def make(task: str, data: str, network: str, **changes: Any) -> None:
 
 def run_stages() -> None:
     with one_thread():
-        for name, *arguments in (
-            ["prepare"],
-            ["resources"],
-            ["supernet"],
-            ["search"],
-            ["allocate"],
-            ["retrain", "uniform"],
-            ["retrain", "autoslim"],
-            ["report"],
-        ):
+        for name, *arguments in RUNS:
             import_module(f"autoslim.pipeline.{name}").run(*arguments)
 
 
