@@ -28,7 +28,7 @@ def pixels(split: str, index: int, size: int = 8) -> np.ndarray:
 
 def rows(split: str, count: int, **columns: Any) -> dict[str, Any]:
     images = [Image.fromarray(pixels(split, index)) for index in range(count)]
-    return {"picture": images, "kind": [index % 2 for index in range(count)], **columns}
+    return {"photo": images, "animal": [index % 2 for index in range(count)], **columns}
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
     monkeypatch.chdir(tmp_path)
 
     def write(splits: dict[str, dict[str, Any]], **types: Any) -> str:
-        kinds = {"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"]), **types}
+        kinds = {"photo": datasets.Image(), "animal": datasets.ClassLabel(names=["cat", "dog"]), **types}
         made = {
             name: datasets.Dataset.from_dict(
                 columns, features=datasets.Features({key: kinds.get(key, datasets.Value("string")) for key in columns})
@@ -80,26 +80,24 @@ def test_the_splits_have_the_saved_images(storage: str, workers: int, save: Save
 
 def test_without_a_test_split_or_with_hidden_classes_another_one_is_used(save: Save) -> None:
     assert run(save({"": rows("train", 40)})).counts == {"train": 20, "search": 10, "test": 10}
-    hidden = rows("test", 8) | {"kind": [-1] * 8}
+    hidden = rows("test", 8) | {"animal": [-1] * 8}
     source = save({"train": rows("train", 40), "validation": rows("other", 6), "test": hidden})
     assert run(source).counts["test"] == 6
 
 
 def test_a_query_names_the_columns(save: Save) -> None:
     datasets = pytest.importorskip("datasets")
-    columns = rows("train", 40, mask=rows("masks", 40)["picture"], coarse=[index % 3 for index in range(40)])
+    columns = rows("train", 40, mask=rows("masks", 40)["photo"], coarse=[index % 3 for index in range(40)])
     types = {"mask": datasets.Image(), "coarse": datasets.ClassLabel(names=["a", "b", "c"])}
     source = save({"": columns}, **types)
-    with pytest.raises(
-        UserError, match=r"hf:pets has 2 columns of type Image \(picture, mask\); choose .*\?image=pict"
-    ):
+    with pytest.raises(UserError, match=r"hf:pets has 2 columns of type Image \(photo, mask\); choose .*\?image=photo"):
         run(source)
     with pytest.raises(
-        UserError, match=r"2 columns of type ClassLabel \(kind, coarse\); .* hf:pets\?image=mask&label=kind"
+        UserError, match=r"2 columns of type ClassLabel \(animal, coarse\); .* hf:pets\?image=mask&label=animal"
     ):
         run(f"{source}?image=mask")
-    with pytest.raises(UserError, match="'kind' is no column of type Image; columns of this type are picture, mask"):
-        run(f"{source}?image=kind")
+    with pytest.raises(UserError, match="'animal' is no column of type Image; columns of this type are photo, mask"):
+        run(f"{source}?image=animal")
     assert run(f"{source}?image=mask&label=coarse", search_images=9).classes == ("a", "b", "c")
     opener = HuggingFaceImages(f"{source}?image=mask&label=coarse", Path("pets"), 3)
     assert np.array_equal(pickle.loads(pickle.dumps(opener))("train/5"), pixels("masks", 5))
@@ -119,23 +117,23 @@ def test_identical_images_are_counted(save: Save, caplog: pytest.LogCaptureFixtu
     ("change", "message"),
     [
         (
-            {"kind": ["cat"] * 40},
-            "hf:pets has no column of type ClassLabel; its columns are picture .Image., kind .Value.",
+            {"animal": ["cat"] * 40},
+            "hf:pets has no column of type ClassLabel; its columns are photo .Image., animal .Value.",
         ),
-        ({"kind": [-1] + [0] * 39}, "1 images of train have no class; remove them"),
-        ({"picture": [b"no image"] * 40}, "image 0 of train of hf:pets is not a readable image"),
+        ({"animal": [-1] + [0] * 39}, "1 images of train have no class; remove them"),
+        ({"photo": [b"no image"] * 40}, "image 0 of train of hf:pets is not a readable image"),
     ],
 )
 def test_images_and_classes_that_cannot_be_read(change: dict[str, Any], message: str, save: Save) -> None:
     datasets = pytest.importorskip("datasets")
-    text = {"kind": datasets.Value("string")} if "cat" in change.get("kind", ()) else {}
+    text = {"animal": datasets.Value("string")} if "cat" in change.get("animal", ()) else {}
     source = save({"": rows("train", 40) | change}, **text)
     with pytest.raises(UserError, match=message):
         run(source)
 
 
 def test_classes_and_splits_that_do_not_fit(save: Save) -> None:
-    one = rows("train", 40) | {"kind": [0] * 40}
+    one = rows("train", 40) | {"animal": [0] * 40}
     with pytest.raises(UserError, match="hf:pets: images of class dog are in test, but not in train"):
         run(save({"train": one, "test": rows("test", 8)}))
     with pytest.raises(UserError, match="has the splits a, b, but no train; name one of them train"):
