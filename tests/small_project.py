@@ -81,7 +81,7 @@ def error_of(command: Callable[..., Any] | str, *arguments: str, trains: bool = 
     ):
         run(*arguments)
     assert ending.value.code == 1
-    progress = "preparing ", "supernet: ", "search: ", "latency of "
+    progress = "preparing ", "supernet: ", "search: ", "allocate: ", "retrain ", "latency of "
     lines = [line for line in err.getvalue().splitlines() if not line.startswith(progress)]
     assert lines[0].startswith("error: ")
     assert "Traceback" not in err.getvalue() + out.getvalue()

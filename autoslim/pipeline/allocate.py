@@ -16,6 +16,7 @@ from autoslim.pipeline.checks import check_measured_here, check_reach, check_sco
 from autoslim.pipeline.costs import budget_limits, load_costs
 from autoslim.pipeline.params import Params, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RESOURCES, SEARCH, SUPERNET, TRAINED, repository_root
+from autoslim.pipeline.recorded_inputs import RecordedInputs
 from autoslim.resources.budgets import format_amount, format_budgets, parse_budget
 from autoslim.resources.costs import Costs
 from autoslim.search.methods import DEFAULT, allocate, is_within_budget
@@ -36,6 +37,7 @@ def run() -> None:
     Raises:
         UserError: a parameter is wrong, an earlier stage has not run, or no network of a method is within the budget.
     """
+    recorded = RecordedInputs("allocate")
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     task = find_task(params.task)
@@ -86,6 +88,7 @@ def run() -> None:
         write_initial_weights(CHANNELS, method, initial)
         requested[method] = RequestedBudget(format_budgets(budgets), ", ".join(budgets))
     RequestedBudget.write(CHANNELS, requested)
+    recorded.check()
     if refines:
         state.clear()
 

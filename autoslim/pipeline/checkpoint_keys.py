@@ -30,6 +30,7 @@ OBSERVERS = frozenset(
         "autoslim.pipeline.launch",
         "autoslim.pipeline.params",
         "autoslim.pipeline.project",
+        "autoslim.pipeline.recorded_inputs",
         "autoslim.pipeline.tracking",
         "autoslim.pipeline.validation",
         "autoslim.training.progress",

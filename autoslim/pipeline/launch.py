@@ -117,8 +117,15 @@ def _environment(rank: int, count: int, folder: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def distributed_context(runtime: Runtime) -> Iterator[RunContext]:
-    """Yields the run context of this process within the run's process group. Only rank 0 prints."""
+def distributed_context(runtime: Runtime, run: str) -> Iterator[RunContext]:
+    """Yields the run context of this process within the run's process group. Only rank 0 prints.
+
+    Args:
+        run: the name of the run's checkpoints, which contains the key of all that decides its result.
+
+    Raises:
+        UserError: ``run`` differs from that of rank 0, because a file was edited while the ranks started.
+    """
     world = current_world()
     context = run_context(runtime, world)
     with contextlib.ExitStack() as stack:
@@ -127,6 +134,7 @@ def distributed_context(runtime: Runtime) -> Iterator[RunContext]:
             null = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(null))
             stack.enter_context(contextlib.redirect_stderr(null))
+        world.agree(run, "parameters, data or code")
         yield context
 
 

@@ -7,6 +7,7 @@ from autoslim.data.prepare import prepare
 from autoslim.pipeline.checks import check_data, check_model, check_pipeline, check_task_source, check_teacher_file
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, repository_root
+from autoslim.pipeline.recorded_inputs import RecordedInputs
 from autoslim.pipeline.tracking import tracked_stage
 from autoslim.tasks.building import find_task
 from autoslim.tasks.classification import Classification
@@ -19,6 +20,7 @@ def run() -> None:
     Raises:
         UserError: a parameter is wrong, or the data cannot be loaded.
     """
+    recorded = RecordedInputs("prepare")
     params = load_params()
     data = params.data
     root = repository_root()
@@ -45,3 +47,4 @@ def run() -> None:
         )
         tracker.metrics({f"{split}_images": count for split, count in info.counts.items()})
         check_pipeline(params, info)
+        recorded.check()

@@ -24,6 +24,7 @@ from autoslim.pipeline.project import (
     check_trajectory_format,
     repository_root,
 )
+from autoslim.pipeline.recorded_inputs import RecordedInputs
 from autoslim.pipeline.tracking import lineage, numbers, tracked_stage
 from autoslim.report.figures import (
     Columns,
@@ -52,6 +53,7 @@ def run() -> None:
     Raises:
         UserError: a parameter is wrong, or an earlier stage has not run.
     """
+    recorded = RecordedInputs("report")
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     task = find_task(params.task)
@@ -108,6 +110,7 @@ def run() -> None:
     write_bytes(REPORT / "table.md", markdown_table(comparison).encode())
     figures = metrics(comparison)
     write_json(REPORT / "metrics.json", figures)
+    recorded.check()
     budget = format_budgets(params.budgets)
     with tracked_stage(
         params,

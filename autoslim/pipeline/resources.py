@@ -10,6 +10,7 @@ from autoslim.pipeline.checks import check_kernels, check_reach, check_reliable,
 from autoslim.pipeline.costs import latency_target, measured_table, objective, read_table
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, RESOURCES
+from autoslim.pipeline.recorded_inputs import RecordedInputs
 from autoslim.resources.costs import Costs
 from autoslim.tasks.building import find_task
 
@@ -20,6 +21,7 @@ def run() -> None:
     Raises:
         UserError: a parameter is wrong, the budget cannot be reached, or the latency table is not reliable.
     """
+    recorded = RecordedInputs("resources")
     params = load_params()
     info = read_info(PREPARED)
     network, graph = traced_network(params.model, info, find_task(params.task))
@@ -44,3 +46,4 @@ def run() -> None:
     write_sealed(RESOURCES / "objective.json", {"resource": chosen.resource, "limits": dict(chosen.limits)})
     # The stage supernet depends on this file, whose content never changes.
     write_json(RESOURCES / "reach.json", {"within_reach": True})
+    recorded.check()

@@ -18,6 +18,7 @@ from autoslim.pipeline.checks import batch_note, check_allocation, check_task, c
 from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import Params, check_method, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
+from autoslim.pipeline.recorded_inputs import RecordedInputs
 from autoslim.pipeline.tracking import lineage, numbers, tracked_stage
 from autoslim.tasks.building import find_task
 from autoslim.tasks.classification import Classification
@@ -36,6 +37,7 @@ def run(method: str) -> None:
         UserError: there is no such method, a parameter is wrong, an earlier stage has not run, or training diverges.
     """
     check_method(method)
+    recorded = RecordedInputs("retrain", method)
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     task = find_task(params.task)
@@ -73,7 +75,7 @@ def run(method: str) -> None:
     )
     budget = {"budget": requested.budget, "resource": requested.resource, "method": method}
     with (
-        distributed_context(params.runtime) as context,
+        distributed_context(params.runtime, state.folder.name) as context,
         context.world.entered_on_rank_zero(state.lock()),
         tracked_stage(
             params,
@@ -117,6 +119,7 @@ def run(method: str) -> None:
             load_weights(plain, folder / "weights" / f"seed-{training.seeds[0]}.safetensors")
             images, _ = next(iter(eval_batches(data, "search", batch_size=4, device=context.device)))
             tracker.network(plain, images, data.info, classifies=isinstance(task, Classification))
+        recorded.check()
         state.clear()
 
 

@@ -10,6 +10,7 @@ from autoslim.pipeline.costs import load_costs, load_objective
 from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, RESOURCES, SEARCH, SUPERNET, repository_root
+from autoslim.pipeline.recorded_inputs import RecordedInputs
 from autoslim.pipeline.tracking import fingerprint, tracked_stage
 from autoslim.search.search import SearchSettings, search
 from autoslim.supernet.extract import load_supernet
@@ -25,6 +26,7 @@ def run() -> None:
     Raises:
         UserError: a parameter is wrong, or an earlier stage has not run.
     """
+    recorded = RecordedInputs("search")
     params = load_params()
     data = PreparedData.open(PREPARED, relative_to=repository_root())
     task = find_task(params.task)
@@ -52,7 +54,7 @@ def run() -> None:
         **target,
     )
     with (
-        distributed_context(params.runtime) as context,
+        distributed_context(params.runtime, state.folder.name) as context,
         context.world.entered_on_rank_zero(state.lock()),
         tracked_stage(
             params,
@@ -85,4 +87,5 @@ def run() -> None:
             tracker.metrics({name: step[name] for name in (*TRACKED, task.loss_name) if name in step}, step["step"])
         tracker.metrics({f"scored_{name}": trajectory[name] for name in ("images", "chunk")})
         tracker.artifact(SEARCH / "trajectory.json")
+        recorded.check()
         state.clear()

@@ -19,6 +19,7 @@ from autoslim.pipeline.checks import batch_note, check_model, check_reach, check
 from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import SupernetParams, load_params
 from autoslim.pipeline.project import PREPARED, SUPERNET, TRAINED, repository_root
+from autoslim.pipeline.recorded_inputs import RecordedInputs
 from autoslim.pipeline.tracking import fingerprint, tracked_stage
 from autoslim.supernet.sandwich import Sandwich
 from autoslim.supernet.train import guessing_subnets, train_supernet
@@ -34,6 +35,7 @@ def run() -> None:
     Raises:
         UserError: a parameter is wrong, an earlier stage has not run, or training diverges.
     """
+    recorded = RecordedInputs("supernet")
     params = load_params()
     check_model(params.model)
     data = PreparedData.open(PREPARED, relative_to=repository_root())
@@ -59,7 +61,7 @@ def run() -> None:
         supernet=params.supernet.model_dump(),
     )
     with (
-        distributed_context(params.runtime) as context,
+        distributed_context(params.runtime, state.folder.name) as context,
         context.world.entered_on_rank_zero(state.lock()),
         tracked_stage(
             params,
@@ -103,6 +105,7 @@ def run() -> None:
         tracker.metrics({f"{which}.{name}": value for which, f in figures.items() for name, value in f.items()})
         tracker.tag("supernet", fingerprint(SUPERNET / "weights.safetensors"))
         tracker.artifact(SUPERNET / "supernet.json")
+        recorded.check()
         state.clear()
 
 
