@@ -93,6 +93,7 @@ class KeyedCheckpoints(Checkpoints):
     def __init__(self, root: Path, stage: str, parts: Mapping[str, Any]) -> None:
         super().__init__(root, stage, run_key(**parts))
         self._root, self._stage, self._parts = root, stage, {name: run_key(part=part) for name, part in parts.items()}
+        self._finished = False
 
     @property
     def run_file(self) -> Path:
@@ -108,9 +109,15 @@ class KeyedCheckpoints(Checkpoints):
                 write_json(self.folder / "key.json", self._parts)
             try:
                 yield
+                if self._finished:
+                    self.clear()
             finally:
                 if {path.name for path in self.folder.glob("*")} <= {"key.json", RUN_FILE}:
                     self.clear()  # the run ended before its first checkpoint
+
+    def finish(self) -> None:
+        """Removes the checkpoints when the lock is released: after the results are written and the run is tracked."""
+        self._finished = True
 
     def _difference(self) -> str:
         """Returns how the latest checkpoint of this stage differs from this run; an empty string if there is none."""

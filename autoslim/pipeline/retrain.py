@@ -120,7 +120,7 @@ def run(method: str) -> None:
             images, _ = next(iter(eval_batches(data, "search", batch_size=4, device=context.device)))
             tracker.network(plain, images, data.info, classifies=isinstance(task, Classification))
         recorded.check()
-        state.clear()
+        state.finish()
 
 
 @dataclass(frozen=True)

@@ -88,4 +88,4 @@ def run() -> None:
         tracker.metrics({f"scored_{name}": trajectory[name] for name in ("images", "chunk")})
         tracker.artifact(SEARCH / "trajectory.json")
         recorded.check()
-        state.clear()
+        state.finish()

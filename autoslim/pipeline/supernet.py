@@ -106,7 +106,7 @@ def run() -> None:
         tracker.tag("supernet", fingerprint(SUPERNET / "weights.safetensors"))
         tracker.artifact(SUPERNET / "supernet.json")
         recorded.check()
-        state.clear()
+        state.finish()
 
 
 def sandwich(supernet: SupernetParams) -> Sandwich:

@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from autoslim.errors import UserError, first_line
-from autoslim.files import parse_json, write_json
+from autoslim.files import parse_json, write_atomically, write_json
 from autoslim.pipeline.project import repository_root
 from autoslim.pipeline.unsent import Journal, unsent_folder, unsent_journals
 
@@ -506,7 +506,7 @@ def _interrupted(client: MlflowClient, run_file: Path | None, made_by: str) -> s
         run = client.get_run(run_id)
     except Exception:  # a run that was deleted
         return None
-    if run.info.status == "FINISHED" or run.info.lifecycle_stage != "active":
+    if run.info.lifecycle_stage != "active":
         return None
     _resume(client, run)
     return str(run_id)
@@ -696,10 +696,29 @@ def _connect(uri: str) -> MlflowClient:
         uri += "" if "?" in uri else "?timeout=60"
         lock = FileLock(f"{file}.lock", timeout=300)  # two stages must not both create the tables
     with lock:
+        if file and not Path(file).exists():
+            _create_store(uri, Path(file))
         engine = sqlalchemy.create_engine(uri)  # MLflow retries for two minutes; a single query fails fast
         sqlalchemy.inspect(engine)
         engine.dispose()
         return MlflowClient(uri)
+
+
+def _create_store(uri: str, file: Path) -> None:
+    """Creates MLflow's tables in a new SQLite file, all or none.
+
+    This takes seconds, and MLflow can neither use nor complete a file in which a killed process created some of them.
+    """
+    import sqlalchemy
+    from mlflow import MlflowClient
+
+    def write(temporary: Path) -> None:
+        for rest in (temporary, temporary.with_name(f"{temporary.name}-journal")):  # of a killed process
+            rest.unlink(missing_ok=True)
+        url = sqlalchemy.make_url(uri).set(database=str(temporary))
+        MlflowClient(url.render_as_string(hide_password=False))
+
+    write_atomically(file, write)
 
 
 def _is_database(uri: str) -> bool:

@@ -2,9 +2,12 @@
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,11 @@ import pytest
 import torch
 from failures import KilledError
 from paths import ROOT
+from small_project import finished_project, stage
 from torch import nn
 
 from autoslim.pipeline.entry import with_clear_errors
+from autoslim.pipeline.tracking import NullTracker
 from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.loop import Plan, train
 from autoslim.training.progress import Progress
@@ -122,3 +127,31 @@ def test_a_resumed_training_says_so_at_once(tmp_path: Path, capsys: pytest.Captu
 def test_a_resumed_search_says_so_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress("search", 60, done=38):
         assert capsys.readouterr().err == "search: continuing at step 38 of 60\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "label"),
+    [(["supernet"], "supernet"), (["search"], "search"), (["retrain", "uniform"], "retrain uniform 50%, seed 0")],
+)
+def test_a_kill_while_the_tracked_run_ends_loses_no_work(
+    arguments: list[str],
+    label: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(folder)
+
+    @contextmanager
+    def killed_at_the_end(*args: Any, **kwargs: Any) -> Iterator[NullTracker]:
+        yield NullTracker()
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"autoslim.pipeline.{arguments[0]}.tracked_stage", killed_at_the_end)
+        with pytest.raises(KilledError):
+            stage(*arguments)
+    assert f"{label}: continuing at step " in stage(*arguments)
+    assert not list((folder / "checkpoints").glob("*/"))

@@ -122,7 +122,7 @@ def test_an_interrupted_training_is_one_run(repository: Path) -> None:
         (step, float(step)) for step in (1, 2, 3)
     ]
     with run(run_file, epochs=3) as tracker:
-        assert tracker.run_id != first  # that one is finished
+        assert tracker.run_id == first  # its process was killed before it removed the checkpoints
     run_file.write_text("{")
     with run(run_file, epochs=3) as tracker:
         assert tracker.run_id != first
@@ -314,3 +314,37 @@ def test_a_store_on_a_full_disk_is_one_line(repository: Path, capsys: pytest.Cap
     assert lines[0].startswith("warning: MLflow failed; this run continues untracked (")
     found = client_of(repository).get_run(tracker.run_id)
     assert (found.info.status, found.data.tags["tracking"]) == ("FINISHED", "incomplete")
+
+
+KILLED_IN_CREATION = """
+import os, signal
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from autoslim.pipeline.tracking import tracked
+
+tables = []
+
+@event.listens_for(Engine, "before_cursor_execute")
+def kill(connection, cursor, statement, *others):
+    if "CREATE TABLE" in statement:
+        tables.append(statement)
+        if len(tables) == 12:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+with tracked("supernet", run_name="supernet", params={}, tags={}, enabled=True):
+    pass
+"""
+
+
+def test_a_kill_while_the_store_is_created_does_not_make_it_unusable(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "mlflow.db").unlink()
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_CREATION], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with run() as tracker:
+        tracker.metrics({"loss": 1.0}, 1)
+    assert not capsys.readouterr().err
+    assert client_of(repository).get_run(tracker.run_id).info.status == "FINISHED"
+    assert not list(repository.glob(".mlflow*"))
