@@ -1,7 +1,11 @@
 """Changes the numbers of channels of a network (``resize``), and draws its weights (``initialise``)."""
 
+import math
+import os
 import random
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -12,6 +16,7 @@ from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Axis, axis_size
 from autoslim.channels.wrappers import check_plain
 from autoslim.errors import UserError
+from autoslim.files import format_bytes
 
 
 def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int], *, seed: int | None = 0) -> nn.Module:
@@ -42,10 +47,13 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int],
             afterwards; channels whose weights are all zero stay equal to each other in training.
 
     Raises:
-        UserError: If ``channels`` or ``network`` does not fit the graph.
+        UserError: If ``channels`` or ``network`` does not fit the graph, or if the result does not fit into the free
+            memory.
     """
     graph.check(channels)
     present = current_channels(network, graph)
+    if any(count > present[name] for name, count in channels.items()):
+        check_memory(graph, channels, next(iter(named_tensors(network).values())).device)
 
     def replace(name: str, tensor: Tensor) -> Tensor:
         if name not in graph.tensors:
@@ -76,6 +84,62 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int],
                 length = tensors[name.removesuffix(of_direction) + of_length]
                 _keep_weight(length, tensors[name], before_drawing.get(name, tensors[name]))
     return result
+
+
+def check_memory(
+    graph: ChannelGraph,
+    channels: Mapping[str, int],
+    device: torch.device,
+    *,
+    name: str = "the network with these channels",
+    remedy: str = "use fewer channels",
+) -> None:
+    """Checks that the parameters and buffers of the network at ``channels`` fit into the free memory of ``device``.
+
+    Without this check, the system would end the process without a message.
+
+    Args:
+        graph: the result of ``trace``.
+        channels: a configuration.
+        device: where the tensors will be.
+        name: the network's name in the error.
+        remedy: the last part of the error.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    needed = graph.other_bytes + sum(
+        size * math.prod(axis_size(axis, channels) for axis in graph.tensors[tensor])
+        for tensor, size in graph.element_bytes.items()
+    )
+    free = _free_memory(device)
+    if needed > free:
+        widest = max(channels, key=lambda group: channels[group])
+        raise UserError(
+            f"{name} (up to {channels[widest]} channels, in {widest}) needs {format_bytes(needed)} for its weights, "
+            f"but only {format_bytes(int(free))} of memory are free on {device}; {remedy}"
+        )
+
+
+_LIMITS = "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+
+
+def _free_memory(device: torch.device) -> float:
+    """Returns the free bytes of a device's memory, or all of them; infinity if this is not known."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + cached)
+    if device.type != "cpu":
+        return math.inf
+    free = math.inf
+    with suppress(OSError, ValueError):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError, IndexError):  # Linux; it includes the files that the system holds in memory
+        free = int(Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]) * 1024
+    for limit in _LIMITS:  # of a container
+        with suppress(OSError, ValueError):
+            free = min(free, int(Path(limit).read_text()))
+    return free
 
 
 @torch.no_grad()

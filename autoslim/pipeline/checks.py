@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+import torch
 from torch import nn
 
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Channels
-from autoslim.channels.resize import resize
+from autoslim.channels.resize import check_memory, resize
 from autoslim.data.prepare import check_source
 from autoslim.data.prepared import DataInfo
 from autoslim.data.random_transforms import check_mixing
@@ -309,12 +310,20 @@ def check_reach(params: Params, graph: ChannelGraph, table: LatencyTable | None 
 
     Raises:
         UserError: no group can be slimmed; a budget is above the widest subnet, below the narrowest, or below the end
-            of the search; or a list or trained weights do not fit.
+            of the search; a list or trained weights do not fit; or the supernet needs more memory than is free.
     """
     check_groups(params.model.name, graph)
     for method in params.methods:
         if listed := released_method(method):
             _check_listed(method, listed.channels(graph), params, graph)
+    width = params.supernet.width
+    check_memory(
+        graph,
+        graph.grid(grid_spec(params.supernet)).widest,
+        torch.device("cpu"),  # on which every network is built
+        name=f"supernet.width is {width}, and the supernet",
+        remedy="lower supernet.width, or the number of channels of model.name",
+    )
     if params.model.weights is not None:
         check_covered(graph, graph.scaled(params.supernet.width, params.supernet.grid.divisor))
     reaches = measure_reach(params, Costs(graph, table))

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from failures import message_of
+from small_data import small_network
 from small_project import change_params, error_of, stage, start_project
 
+from autoslim.channels.resize import resize
+from autoslim.files import format_bytes
 from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.device import memory_errors
 
@@ -76,3 +79,28 @@ def test_every_kind_of_error(error: Exception, monkeypatch: pytest.MonkeyPatch) 
 def test_other_errors_stay_as_they_are() -> None:
     with pytest.raises(RuntimeError, match=r"^shape$"), memory_errors(torch.device("cpu"), "search.chunk", 500):
         raise RuntimeError("shape")
+
+
+def test_a_network_that_does_not_fit_is_refused_before_it_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, graph = small_network()
+    group = next(iter(graph.groups))
+    message = message_of(lambda: resize(network, graph, graph.default | {group: 10**13}))
+    assert message.startswith(f"the network with these channels (up to {10**13} channels, in {group}) needs ")
+    assert message.endswith(" of memory are free on cpu; use fewer channels")
+    wide = graph.scaled(2.0, 1)
+    needed = sum(tensor.nbytes for tensor in resize(network, graph, wide).state_dict().values())
+    monkeypatch.setattr("autoslim.channels.resize._free_memory", lambda device: needed)
+    resize(network, graph, wide)
+    monkeypatch.setattr("autoslim.channels.resize._free_memory", lambda device: needed - 1)
+    assert f"needs {format_bytes(needed)} for its weights" in message_of(lambda: resize(network, graph, wide))
+    resize(network, graph, graph.default)
+
+
+def test_a_supernet_that_does_not_fit_is_refused_by_every_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(start_project(tmp_path / "project", {"supernet": {"width": 1e8}}))
+    message = error_of("prepare")
+    assert message.startswith("supernet.width is 100000000.0, and the supernet (up to ")
+    assert message.endswith("lower supernet.width, or the number of channels of model.name")
