@@ -53,7 +53,8 @@ def init_cli(
     lines of .gitignore where they are missing. Existing files are kept.
 
     With --upgrade, params.yaml gets new parameters with their defaults, and dvc.yaml the stages of the installed
-    version, with the files that params.yaml names among their deps. Your values, comments and stages are kept.
+    version, with the files that params.yaml names among their deps. Your values, comments and stages are kept. In a
+    clone of autoslim, it adds only these files.
 
     Examples:
 

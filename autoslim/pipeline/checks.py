@@ -29,7 +29,7 @@ from autoslim.pipeline.assembly import (
 )
 from autoslim.pipeline.costs import latency_target
 from autoslim.pipeline.params import Data, Model, Params, Search, Training, read_yaml
-from autoslim.pipeline.project import LOCK, RESOURCES, STAGES, check_trajectory_format
+from autoslim.pipeline.project import RESOURCES, STAGES, check_trajectory_format
 from autoslim.resources.budgets import format_amount, format_named_amount
 from autoslim.resources.costs import Costs
 from autoslim.resources.latency.backends import prepare_forward
@@ -452,17 +452,23 @@ def _table_file(table: str) -> OwnFile:
     return OwnFile("latency.table", table, ("resources",))
 
 
-def _check_tracked(own: OwnFile) -> None:
-    """Raises ``UserError`` unless the deps of each stage that reads the file contain it or one of its parents."""
-    stages = read_yaml(Path("dvc.yaml"))["stages"]
+def unwatched(own: OwnFile, stages: Mapping[str, Any]) -> list[str]:
+    """Returns those readers of a file whose deps contain neither the file nor one of its parents.
+
+    Args:
+        stages: the stages of ``dvc.yaml``.
+    """
     covering = {str(PurePath(own.path)), *map(str, PurePath(own.path).parents)}
     deps = {name: stages[name].get("do", stages[name]).get("deps", []) for name in own.readers}
-    missing = [name for name in own.readers if not any(str(PurePath(str(dep))) in covering for dep in deps[name])]
+    return [name for name in own.readers if not any(str(PurePath(str(dep))) in covering for dep in deps[name])]
+
+
+def _check_tracked(own: OwnFile) -> None:
+    """Raises ``UserError`` unless the deps of each stage that reads the file contain it or one of its parents."""
+    missing = unwatched(own, read_yaml(Path("dvc.yaml"))["stages"])
     if missing:
-        remedy = f"add {own.path} to {'their' if len(missing) > 1 else 'its'} deps in dvc.yaml"
-        if LOCK.is_file():
-            remedy = f"run `autoslim init --upgrade`, which adds {own.path} to {remedy.rpartition(' to ')[2]}"
         raise UserError(
             f"{own.parameter} is the file {own.path}, which DVC does not track: changing it would not rerun "
-            f"{', '.join(missing)}; {remedy}"
+            f"{', '.join(missing)}; run `autoslim init --upgrade`, which adds {own.path} to "
+            f"{'their' if len(missing) > 1 else 'its'} deps in dvc.yaml"
         )

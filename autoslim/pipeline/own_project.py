@@ -21,11 +21,18 @@ from autoslim.errors import UserError
 from autoslim.files import write_bytes
 from autoslim.models.building import find_constructor
 from autoslim.models.pretrained import check_weights
-from autoslim.pipeline.checks import own_files
+from autoslim.pipeline.checks import own_files, unwatched
 from autoslim.pipeline.code_lock import lock_text
 from autoslim.pipeline.params import POLICY_SETTINGS, Params, check_params, read_yaml
 from autoslim.pipeline.project import LOCK
-from autoslim.pipeline.yaml_edits import dumped, parsed, update_pipeline, with_missing_parameters
+from autoslim.pipeline.yaml_edits import (
+    dumped,
+    parsed,
+    update_pipeline,
+    with_further_dep,
+    with_missing_parameters,
+    with_plots,
+)
 from autoslim.search.methods import DEFAULT
 from autoslim.tasks.building import find_task, has_distillation
 from autoslim.tasks.measure import TOP1, Measure
@@ -108,18 +115,21 @@ def upgrade_project(folder: Path) -> str:
     """Brings a project up to date with the installed version of autoslim and with its own ``params.yaml``.
 
     New parameters get their default values. The stages of ``dvc.yaml`` become those of this version, with the user's
-    files that the parameters name among their deps; other stages and deps are kept.
+    files that the parameters name among their deps; other stages and deps are kept. In a clone of autoslim, whose
+    stages are already those of its version, only these files are added, and the plots named after the task's score.
 
     Returns:
         The differences of all changed files, as a unified diff; "" if everything is up to date.
 
     Raises:
-        UserError: ``folder`` has no project that ``create_project`` made, or its parameters are wrong. No file changed.
+        UserError: ``folder`` has no project that ``create_project`` made and is no clone, or its parameters are wrong.
+            No file changed.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; name the folder of a project")
     with contextlib.chdir(folder):
-        for path in (LOCK, PARAMS, PIPELINE):
+        clone = PIPELINE.is_file() and _is_clone(read_yaml(PIPELINE))
+        for path in (PARAMS, PIPELINE) if clone else (LOCK, PARAMS, PIPELINE):
             if not path.is_file():
                 raise UserError(
                     f"{path} does not exist in {folder}, so that this is no complete project of `autoslim init`; "
@@ -128,20 +138,24 @@ def upgrade_project(folder: Path) -> str:
         values, pipeline = read_yaml(PARAMS), read_yaml(PIPELINE)
         if not isinstance(values, dict):
             raise UserError(f"{PARAMS} is not a mapping of parameters; restore it from git")
-        if not _is_ours(pipeline):
+        if not clone and not _is_ours(pipeline):
             raise UserError(f"{PIPELINE} has no commands `autoslim stage ...`; delete it and run `autoslim init`")
-        before = {path: path.read_text(encoding="utf-8") for path in (PARAMS, PIPELINE, LOCK)}
+        paths = (PARAMS, PIPELINE) if clone else (PARAMS, PIPELINE, LOCK)
+        before = {path: path.read_text(encoding="utf-8") for path in paths}
         text = with_missing_parameters(before[PARAMS], _template(PARAMS.name), Params)
         params = check_params(YAML(typ="safe").load(text), str(PARAMS))
-        current = parsed(before[PIPELINE])
-        update_pipeline(current, parsed(_pipeline(params)), _GENERATED)
-        unchanged = parsed(before[PIPELINE]) == current
-        after = {PARAMS: text, PIPELINE: before[PIPELINE] if unchanged else dumped(current), LOCK: lock_text()}
+        if clone:
+            after = {PARAMS: text, PIPELINE: _updated_clone(before[PIPELINE], params)}
+        else:
+            current = parsed(before[PIPELINE])
+            update_pipeline(current, parsed(_pipeline(params)), _GENERATED)
+            unchanged = parsed(before[PIPELINE]) == current
+            after = {PARAMS: text, PIPELINE: before[PIPELINE] if unchanged else dumped(current), LOCK: lock_text()}
         ignored = IGNORED.read_text(encoding="utf-8") if IGNORED.is_file() else ""
         for path, content in after.items():
             if content != before[path]:
                 write_bytes(path, content.encode())
-        if _ignore():
+        if not clone and _ignore():
             before[IGNORED], after[IGNORED] = ignored, IGNORED.read_text(encoding="utf-8")
     return "".join(_difference(path, before[path], after[path]) for path in after)
 
@@ -177,7 +191,13 @@ def _check_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder")
     remedy = "nothing was written; use another folder in this repository, such as `autoslim init slimming`"
-    if (folder / PIPELINE).exists() and not _is_ours(read_yaml(folder / PIPELINE)):
+    pipeline = read_yaml(folder / PIPELINE) if (folder / PIPELINE).exists() else None
+    if _is_clone(pipeline):
+        raise UserError(
+            f"{folder} is a clone of autoslim, which has the files of a project; edit {PARAMS}, and run `autoslim init "
+            "--upgrade`, which adds your files to the deps in dvc.yaml"
+        )
+    if pipeline is not None and not _is_ours(pipeline):
         raise UserError(f"{folder / PIPELINE} exists and has no commands `autoslim stage ...`; {remedy}")
     if (folder / PARAMS).exists():
         values = read_yaml(folder / PARAMS)
@@ -190,13 +210,30 @@ def _is_ours(pipeline: Any) -> bool:
     return isinstance(stages, dict) and "autoslim stage" in str(stages.get("supernet"))
 
 
+def _is_clone(pipeline: Any) -> bool:
+    """Returns whether a ``dvc.yaml`` is that of a clone of autoslim, whose stages run its files below ``stages/``."""
+    stages = pipeline.get("stages") if isinstance(pipeline, dict) else None
+    return isinstance(stages, dict) and "stages/supernet.py" in str(stages.get("supernet"))
+
+
+def _updated_clone(text: str, params: Params) -> str:
+    """Returns the ``dvc.yaml`` of a clone with the user's files, and with plots of the task's score."""
+    for file in own_files(params):
+        for name in unwatched(file, parsed(text)["stages"]):
+            text = with_further_dep(text, name, file.path)
+    return with_plots(text, parsed(_pipeline(params))["plots"])
+
+
 def _own_or_new_params(folder: Path, choices: Choices) -> str:
     """Returns the text of the project's ``params.yaml``: the existing one, or a new one with ``choices``."""
     chosen = {name: value for name, value in vars(choices).items() if value is not None}
     if (folder / PARAMS).exists():
         if chosen:
             options = " and ".join(f"--{name}" for name in chosen)
-            raise UserError(f"{PARAMS} exists in {folder} and is kept, so that {options} would have no effect; edit it")
+            raise UserError(
+                f"{PARAMS} exists in {folder} and is kept, so that {options} would have no effect; edit it, "
+                "and run `autoslim init --upgrade`"
+            )
         return (folder / PARAMS).read_text(encoding="utf-8")
     return _new_params(folder, choices)
 
@@ -230,7 +267,6 @@ def _new_params(folder: Path, choices: Choices) -> str:
     if choices.task is not None:
         values["task"] = choices.task if file_of(choices.task) is None else _source(choices.task, folder)
         if choices.task != "classification":
-            values["search"]["score"] = "loss"
             for stage in ("supernet", "retrain"):
                 values[stage]["label_smoothing"] = 0.0
     if choices.budget is not None:

@@ -1,14 +1,15 @@
 """Edits of YAML files that people also edit: values, comments and order are kept."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.representer import RoundTripRepresenter
 
+_WIDTH = 120  # of the lines of the clone's dvc.yaml
 _LISTS = ("deps", "params", "outs", "metrics", "plots")
 
 
@@ -149,6 +150,48 @@ def update_pipeline(values: CommentedMap, template: CommentedMap, generated: tup
             plots.append(plot)
         elif plots[same[0]] != plot:
             plots[same[0]] = plot
+
+
+def with_further_dep(text: str, stage: str, path: str) -> str:
+    """Returns the text of a ``dvc.yaml`` with ``path`` at the end of a stage's deps. All other lines keep their text.
+
+    Args:
+        stage: a stage with at least one dep.
+    """
+    entry = parsed(text)["stages"][stage]
+    deps = entry.get("do", entry)["deps"]
+    lines = text.splitlines()
+    line, column = deps.lc.item(len(deps) - 1)
+    if not deps.fa.flow_style():
+        lines.insert(line + 1, lines[line][:column] + dumped(path).splitlines()[0])
+        return "\n".join(lines) + "\n"
+    column += len(str(deps[-1]))
+    while (end := lines[line].find("]", column)) < 0:
+        line, column = line + 1, 0
+    new = CommentedSeq([path])
+    new.fa.set_flow_style()
+    indent = " " * (len(lines[line]) - len(lines[line].lstrip()) + 2 * (line == deps.lc.line))
+    rest = dumped(new).strip()[1:]
+    separator = ", " if len(lines[line][:end] + rest) + 2 <= _WIDTH else f",\n{indent}"
+    lines[line] = lines[line][:end] + separator + rest + lines[line][end + 1 :]
+    return "\n".join(lines) + "\n"
+
+
+def with_plots(text: str, template: Sequence[Any]) -> str:
+    """Returns the text of a ``dvc.yaml`` with the titles and columns of those plots that ``template`` has too."""
+    wanted = {file: curves for plot in template for file, curves in plot.items()}
+    lines = text.splitlines()
+    for plot in parsed(text).get("plots", []):
+        for file, curves in plot.items():
+            if file not in wanted or len(curves["y"]) != len(wanted[file]["y"]):
+                continue
+            columns = zip(
+                curves["y"], wanted[file]["y"], map(curves["y"].lc.item, range(len(curves["y"]))), strict=True
+            )
+            changes = [(curves["title"], wanted[file]["title"], curves.lc.value("title")), *columns]
+            for old, new, (line, column) in reversed(changes):  # later columns of a line first: positions stay valid
+                lines[line] = lines[line][:column] + lines[line][column:].replace(old, new, 1)
+    return "\n".join(lines) + "\n"
 
 
 def _update_stage(current: Any, stage: Mapping[str, Any], generated: tuple[str, ...]) -> None:

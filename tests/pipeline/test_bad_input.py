@@ -473,7 +473,10 @@ def test_a_network_in_a_file_that_dvc_does_not_track(done: Path) -> None:
     change_params(done, {"model": {"name": "mine.py:Plain", "kwargs": {}}})
     message = error_of("prepare")
     assert "model.name is the file mine.py" in message
-    assert "would not rerun resources, supernet, search, allocate, retrain, report; add mine.py to their" in message
+    assert (
+        "would not rerun resources, supernet, search, allocate, retrain, report; run `autoslim init --upgrade`, which "
+        "adds mine.py to their" in message
+    )
 
 
 def test_weights_that_training_would_discard(done: Path) -> None:
@@ -828,7 +831,7 @@ def test_a_teacher_whose_file_retraining_does_not_watch(done: Path, stage: tuple
     teaching_project(done)
     assert error_of(*stage) == (
         "model.weights is the file weights/trained.pt, which DVC does not track: changing it would not rerun "
-        "retrain; add weights/trained.pt to its deps in dvc.yaml"
+        "retrain; run `autoslim init --upgrade`, which adds weights/trained.pt to its deps in dvc.yaml"
     )
 
 
@@ -877,7 +880,7 @@ def test_trained_weights_that_dvc_does_not_track(empty: Path) -> None:
     change_params(empty, TRAINED)
     assert error_of("prepare") == (
         "model.weights is the file weights/trained.pt, which DVC does not track: changing it would not rerun "
-        "supernet; add weights/trained.pt to its deps in dvc.yaml"
+        "supernet; run `autoslim init --upgrade`, which adds weights/trained.pt to its deps in dvc.yaml"
     )
 
 

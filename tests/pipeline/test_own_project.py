@@ -13,7 +13,7 @@ from command_line import error_from, facts, printed
 from paths import ROOT
 from PIL import Image
 from ruamel.yaml import YAML
-from tiny import merged, run, write_params
+from tiny import merged, run, tiny_params, write_params
 
 from autoslim.errors import UserError
 from autoslim.models.building import build_network
@@ -21,7 +21,7 @@ from autoslim.pipeline import code_lock
 from autoslim.pipeline.code_lock import check_lock, lock_text
 from autoslim.pipeline.params import Params, load_params, read_yaml
 from autoslim.pipeline.project import STAGES
-from autoslim.pipeline.yaml_edits import dumped, parsed, with_missing_parameters
+from autoslim.pipeline.yaml_edits import dumped, parsed, with_further_dep, with_missing_parameters
 
 TEMPLATES = ROOT / "autoslim/pipeline/templates"
 NETWORK = """from torch import nn
@@ -382,6 +382,53 @@ def test_check_reports_a_file_that_dvc_does_not_track(repository: Path) -> None:
     )
     printed("init", "--upgrade")
     printed("check")
+
+
+def test_upgrade_in_a_clone_changes_only_what_the_parameters_name(repository: Path) -> None:
+    """Its dvc.yaml is written by hand, so that all other lines keep their text."""
+    text = (ROOT / "dvc.yaml").read_text()
+    Path("dvc.yaml").write_text(text)
+    write_params(Path(), tiny_params())
+    assert printed("init", "--upgrade") == "the project is up to date\n"
+    assert "is a clone of autoslim, which has the files of a project; edit params.yaml" in error_from("init", *OWN)
+
+    own = {"name": "net.py:build", "weights": "trained.pt"}
+    write_params(Path(), tiny_params({"task": "regression", "model": own, "supernet": {"width": 1.0}}))
+    before = pipeline_stages()
+    shown = printed("init", "--upgrade")
+    for name, stage in pipeline_stages().items():
+        further = [*(["net.py"] if name != "prepare" else []), *(["trained.pt"] if name == "supernet" else [])]
+        assert stage == before[name] | {"deps": before[name]["deps"] + further}
+    changed = Path("dvc.yaml").read_text()
+    assert {*text.splitlines()} - {*changed.splitlines()} == {
+        line[1:] for line in shown.splitlines() if re.match("- .*(]|top-1.*)$", line)
+    }
+    assert max(map(len, changed.splitlines())) <= 120
+    plots = {file: curves for plot in read_yaml(Path("dvc.yaml"))["plots"] for file, curves in plot.items()}
+    assert plots["outputs/supernet/curves.csv"]["y"] == ["widest_mae", "default_mae", "narrowest_mae"]
+    assert "mean absolute error" in plots["outputs/supernet/curves.csv"]["title"]
+    assert printed("init", "--upgrade") == "the project is up to date\n"
+    assert not Path("autoslim.lock").exists()
+
+    write_params(Path(), tiny_params())
+    printed("init", "--upgrade")
+    assert read_yaml(Path("dvc.yaml"))["plots"] == read_yaml(ROOT / "dvc.yaml")["plots"]
+
+
+@pytest.mark.parametrize(
+    ("deps", "expected"),
+    [
+        ("[a.py, 'b c.py']  # ours", "[a.py, 'b c.py', 'd, e.py']  # ours"),
+        ("[\n      a.py,\n      b.py\n    ]", "[\n      a.py,\n      b.py\n    , 'd, e.py']"),
+        ("\n    - a.py\n    - b.py  # ours", "\n    - a.py\n    - b.py  # ours\n    - d, e.py"),
+        (f"[{'a' * 95}.py]", f"[{'a' * 95}.py,\n      'd, e.py']"),
+    ],
+)
+def test_a_further_dep_leaves_other_text_alone(deps: str, expected: str) -> None:
+    text = "stages:\n  one:\n    cmd: x\n    deps: {}\n    outs: [c]\n# end\n"
+    changed = with_further_dep(text.format(deps), "one", "d, e.py")
+    assert changed == text.format(expected)
+    assert YAML(typ="safe").load(changed)["stages"]["one"]["deps"][-1] == "d, e.py"
 
 
 def test_stages_refuse_other_code_until_the_upgrade(repository: Path) -> None:
