@@ -235,7 +235,11 @@ def test_a_network_or_data_that_do_not_fit_the_task(task: Task, info: DataInfo, 
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [
-        ("regression", {}, "search.score is cross_entropy, but the scores of task regression are error (mean absolute"),
+        (
+            "regression",
+            {"search": {"score": "cross_entropy"}},
+            "search.score is cross_entropy, but the scores of task regression are error (mean absolute",
+        ),
         (
             "regression",
             {"search": {"score": "loss"}},
