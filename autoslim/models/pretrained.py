@@ -1,6 +1,7 @@
 """Trained weights from a file, torchvision or timm, and their insertion into a network."""
 
 import importlib
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,11 @@ def _load_file(file: Path, names: set[str]) -> dict[str, Tensor]:
             content: Any = load_file(file)
         else:
             content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"model.weights {str(file)!r} cannot be read: it is damaged, or it contains Python objects, such as a "
+            f"whole network, which are not loaded because they may run any code; {remedy}"
+        ) from error
     except Exception as error:  # damaged files, or files that contain code, raise many kinds of errors
         raise UserError(f"model.weights {str(file)!r} cannot be read: {first_line(error)}; {remedy}") from error
     for key in ("state_dict", "model"):

@@ -44,7 +44,7 @@ def baseline_channels(
     resource: str = "macs",
     table: LatencyTable | None = None,
     score: SampleScore | None = None,
-    task: Task | None = None,
+    task: Task | str | None = None,
     evaluations: int = 200,
     incremental: bool = True,
     autocast: Autocast = nullcontext,

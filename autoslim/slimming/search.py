@@ -33,6 +33,7 @@ from autoslim.search.scoring import CURRENT, Outcome, concatenated
 from autoslim.search.search import part_done
 from autoslim.search.trajectory import step_from_dict, step_to_dict
 from autoslim.supernet.supernet import Supernet
+from autoslim.tasks.building import task_of
 from autoslim.tasks.classification import check_logits
 from autoslim.tasks.task import Task
 from autoslim.training.progress import Progress
@@ -135,7 +136,7 @@ def search_channels(
     table: LatencyTable | None = None,
     stop: float = 0.2,
     score: SampleScore | None = None,
-    task: Task | None = None,
+    task: Task | str | None = None,
     step: float = 0.05,
     per_cost: bool = True,
     risk: float | None = 0.2,
@@ -163,7 +164,7 @@ def search_channels(
         table: the latency table, if latency is limited.
         stop: the search ends at this fraction of the traced network's cost, or at the narrowest configuration.
         score: the score of each sample. By default, it is the cross-entropy, averaged over positions if there are any.
-        task: a task whose loss of each sample takes the place of ``score``.
+        task: a task, or its name such as ``regression``, whose loss of each sample takes the place of ``score``.
         step: share of the cost that each step removes, and twice as much above the traced network's cost; 0: each step
             slims one group.
         per_cost: rank by the increase of the score per unit of cost saved.
@@ -244,7 +245,7 @@ def refine_channels(
     resource: str = "macs",
     table: LatencyTable | None = None,
     score: SampleScore | None = None,
-    task: Task | None = None,
+    task: Task | str | None = None,
     incremental: bool = True,
     autocast: Autocast = nullcontext,
 ) -> Channels:
@@ -335,11 +336,12 @@ def cross_entropy_by_sample(output: Tensor, targets: Tensor) -> Tensor:
     return losses.flatten(1).mean(1) if losses.dim() > 1 else losses
 
 
-def score_of_task(score: SampleScore | None, task: Task | None) -> SampleScore | None:
+def score_of_task(score: SampleScore | None, task: Task | str | None) -> SampleScore | None:
     """Returns the score of samples: the task's loss, or ``score`` without a task."""
-    if task is None:
+    named = task_of(task)
+    if named is None:
         return score
-    return lambda output, targets: task.sample_scores(output, targets)[1]
+    return lambda output, targets: named.sample_scores(output, targets)[1]
 
 
 def scoring_runners(

@@ -30,6 +30,7 @@ from autoslim.slimming.search import (
 )
 from autoslim.supernet.sandwich import Loss, random_subnet, sandwich_step
 from autoslim.supernet.supernet import Supernet
+from autoslim.tasks.building import task_of
 from autoslim.tasks.task import Task
 from autoslim.tracing import trace
 from autoslim.training.progress import Progress
@@ -75,7 +76,7 @@ def slim(
     loss: Loss | None = None,
     distillation: Loss | bool = True,
     score: SampleScore | None = None,
-    task: Task | None = None,
+    task: Task | str | None = None,
     spec: GridSpec = GridSpec(),  # noqa: B008
     sort: Importance | None = "l1",
     random_subnets: int = 2,
@@ -103,7 +104,8 @@ def slim(
         loss: see ``sandwich_step``.
         distillation: see ``sandwich_step``.
         score: see ``search_channels``.
-        task: a task, such as ``Segmentation()``, in place of ``loss``, ``score`` and functions for ``distillation``.
+        task: the name of a task (``multilabel``, ``segmentation``, ``regression``) or an object of a class derived from
+            ``Task``, in place of ``loss``, ``score`` and functions for ``distillation``.
         spec: the grid of channels, and limits of groups.
         sort: sort the channels by this importance first (see ``sort_channels``); None: keep their order.
         random_subnets: number of random configurations in each training step.
@@ -116,6 +118,7 @@ def slim(
     Raises:
         UserError: the network cannot be traced or slimmed, or an argument is invalid.
     """
+    task = task_of(task)
     graph = trace(network, example)
     grid, costs = graph.grid(spec), Costs(graph, table)
     resource = next(iter(budget)) if isinstance(budget, Mapping) and budget else resource

@@ -16,6 +16,7 @@ from autoslim.channels.grid import Grid
 from autoslim.channels.groups import Channels
 from autoslim.errors import UserError
 from autoslim.supernet.supernet import Supernet
+from autoslim.tasks.building import task_of
 from autoslim.tasks.classification import CLASSIFICATION, check_logits, soft_cross_entropy
 from autoslim.tasks.task import Task
 from autoslim.training.loop import Step
@@ -55,7 +56,7 @@ def sandwich_step(
     *,
     loss: Loss | None = None,
     distillation: Loss | bool = True,
-    task: Task | None = None,
+    task: Task | str | None = None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     backward: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
@@ -76,7 +77,8 @@ def sandwich_step(
         distillation: how subnets learn. A function returns a scalar for (output, detached output of the widest
             network). True stands for the cross-entropy with the softmax of the widest network if ``loss`` is the
             default, and otherwise for no distillation, because no function fits every output. False: from the targets.
-        task: a task whose losses take the place of ``loss`` and of the functions for ``distillation``.
+        task: a task, or its name such as ``regression``, whose losses take the place of ``loss`` and of the functions
+            for ``distillation``.
         autocast: returns a context for a forward pass and its loss. Backward passes run outside it, as torch advises.
         backward: computes the gradients of a loss, by default ``Tensor.backward``. With a gradient scaler, pass
             ``lambda loss: scaler.scale(loss).backward()``.
@@ -88,6 +90,7 @@ def sandwich_step(
         UserError: the batch is not a pair, a loss is not a scalar, or the default loss does not fit the output.
     """
     inputs, targets = split_batch(batch)
+    task = task_of(task)
     if task is not None:
         loss, distillation = task.loss, task.distillation if distillation is True else distillation
     distil: Loss | None = soft_cross_entropy if distillation and loss is None else None

@@ -58,6 +58,11 @@ def find_task(name: str) -> Task:
     return task
 
 
+def task_of(task: Task | str | None) -> Task | None:
+    """Returns the task that a name refers to (see ``find_task``). A task and None stay as they are."""
+    return find_task(task) if isinstance(task, str) else task
+
+
 def try_task(task: Task, info: DataInfo, output: Any) -> None:
     """Calls the methods of a user's task with the output of a network for two samples and with targets of zeros.
 

@@ -42,7 +42,8 @@ def check_logits(output: Any, targets: Any, argument: str) -> None:
         ]
         raise UserError(
             f"the cross-entropy needs logits (N, classes, ...) and targets (N, ...), but the output is {kinds[0]} and "
-            f"the targets are {kinds[1]}; pass a function of your own as {argument}"
+            f"the targets are {kinds[1]}; pass the name of a task, such as task='regression', "
+            f"or a function of your own as {argument}"
         )
 
 

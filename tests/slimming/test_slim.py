@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from autoslim import GridSpec, GroupLimits, Slimmed, UserError, extract_network, slim
+from autoslim.tasks.regression import Regression
 
 
 def network() -> nn.Sequential:
@@ -84,3 +85,35 @@ def test_wrong_arguments_are_found_before_the_training() -> None:
         slimmed("1ms", resource="latency")
     with pytest.raises(UserError, match="pass a data loader, not an iterator"):
         slim(network(), torch.empty(1, 1, 8, 8), iter(loader(64, 32)), loader(64, 32), "50%", epochs=2)
+
+
+class Pair(nn.Module):
+    """A regression from an image and three numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU())
+        self.last = nn.Linear(8 + 3, 1)
+
+    def forward(self, image: Tensor, numbers: Tensor) -> Tensor:
+        return self.last(torch.cat([self.image(image).mean((2, 3)), numbers], 1))  # (N, 1)
+
+
+def test_a_task_is_named_as_in_the_parameters() -> None:
+    torch.manual_seed(0)
+    images, numbers = torch.randn(64, 1, 8, 8), torch.randn(64, 3)
+    batches = [((image, three), three.sum(1)) for image, three in zip(images.split(32), numbers.split(32), strict=True)]
+    example = torch.empty(1, 1, 8, 8), torch.empty(1, 3)
+    start = Pair()
+    settings: dict[str, Any] = {"epochs": 1, "spec": GridSpec(divisor=1)}
+    named, given = (
+        slim(start, example, batches, batches, "60%", task=task, **settings) for task in ("regression", Regression())
+    )
+    assert named.channels == given.channels
+    assert named.trajectory == given.trajectory
+    for tensor, same in zip(named.network.parameters(), given.network.parameters(), strict=True):
+        torch.testing.assert_close(tensor, same, rtol=0, atol=0)
+    with pytest.raises(UserError, match="task 'regresion' is unknown; write classification, multilabel, segmentation"):
+        slim(start, example, batches, batches, "60%", task="regresion")
+    with pytest.raises(UserError, match="such as task='regression', or a function of your own as loss"):
+        slim(start, example, batches, batches, "60%", **settings)

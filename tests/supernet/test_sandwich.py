@@ -179,7 +179,7 @@ def test_the_widest_configuration_is_selected_after_a_step_that_fails(monkeypatc
     assert supernet.selected == {"body": 8}
     with pytest.raises(UserError, match=r"must be a pair \(inputs, targets\), but this one is a dict; convert it"):
         sandwich_step(supernet, targets, [])
-    message = r"needs logits .* and the targets are .*; pass a function of your own as loss"
+    message = r"needs logits .* and the targets are .*; pass the name of a task, .* or a function of your own as loss"
     for output in (lambda output: output, lambda output: output["height"]):  # one class: a loss that is always zero
         monkeypatch.setattr(supernet, "forward", lambda images, of=output: of(supernet.network(images)))
         with pytest.raises(UserError, match=message):
