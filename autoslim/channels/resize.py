@@ -52,8 +52,9 @@ def resize(network: nn.Module, graph: ChannelGraph, channels: Mapping[str, int],
     """
     graph.check(channels)
     present = current_channels(network, graph)
-    if any(count > present[name] for name, count in channels.items()):
-        check_memory(graph, channels, next(iter(named_tensors(network).values())).device)
+    held = named_tensors(network)  # a kernel may have none
+    if held and any(count > present[name] for name, count in channels.items()):
+        check_memory(graph, channels, next(iter(held.values())).device)
 
     def replace(name: str, tensor: Tensor) -> Tensor:
         if name not in graph.tensors:

@@ -222,6 +222,7 @@ def _kernel(
     part = dataclasses.replace(
         graph,
         tensors={name: axes for name, axes in graph.tensors.items() if name in tensors},
+        element_bytes={name: size for name, size in graph.element_bytes.items() if name in tensors},
         attributes=tuple(a for a in graph.attributes if a.module in paths),
     )
     outputs = _groups(written)
