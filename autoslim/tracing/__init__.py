@@ -11,7 +11,7 @@ from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.inputs import Arguments, Inputs
 from autoslim.channels.wrappers import check_plain
 from autoslim.errors import UserError, first_sentence
-from autoslim.tracing.capture import Choices, seeded, shaped_graph, symbolic_graph
+from autoslim.tracing.capture import Choices, assigned_buffers, seeded, shaped_graph, symbolic_graph
 from autoslim.tracing.comparison import ComparisonWithRun
 from autoslim.tracing.hooks import hooked_modules, warn_of_hooks
 from autoslim.tracing.interpreter import for_shapes
@@ -78,7 +78,8 @@ def trace(network: nn.Module, example: Any, *, leaves: Iterable[str] = (), part:
     )
     inputs = Inputs.of(network, arguments)
     images = inputs.zeros(BATCH, device).to(float_dtype(prototype))
-    modes, training = _traced_modes(prototype, leaf_modules, images)
+    with assigned_buffers(prototype) as assigned:
+        modes, training = _traced_modes(prototype, leaf_modules, images)
     for graph in (modes[False][0], training):
         record.batch_norms |= dict.fromkeys(functional_batch_norms(graph, dict(prototype.named_modules())))
     inference_calls = 0
@@ -110,6 +111,10 @@ def trace(network: nn.Module, example: Any, *, leaves: Iterable[str] = (), part:
             inference_calls = len(record.calls)
             record.operations = operations_of(prototype, graph, images, leaf_modules, at_one_size=choices is not None)
             record.outputs = propagation.outputs()
+    for name in assigned:
+        reason = f"forward assigns another tensor to the buffer {name}; change it in place instead"
+        for vector in record.tensors.get(record.first_name.get(name, name), {}).values():
+            record.labels.freeze(vector, reason)
     del record.calls[inference_calls:]  # costs refer to inference
     verified = verified_graph(prototype, record, inputs, VerificationRuns(device, tuple(modes), leaf_modules))
     warn_of_hooks(network, verified, [graph for graph, _ in modes.values()])

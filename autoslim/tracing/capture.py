@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import register_module_buffer_registration_hook
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -179,6 +180,26 @@ def _restored(network: nn.Module) -> Iterator[None]:
             present.update(attributes)
             module._buffers.clear()
             module._buffers.update(buffers)
+
+
+@contextmanager
+def assigned_buffers(network: nn.Module) -> Iterator[set[str]]:
+    """Yields a set to which the names of those buffers are added that are assigned to, as in ``self.mean = mean``.
+
+    The buffers of a supernet are views of shared ones, which an assignment would replace by a tensor of another size.
+    """
+    paths = {module: f"{path}." if path else "" for path, module in network.named_modules()}
+    assigned: set[str] = set()
+
+    def record(module: nn.Module, name: str, _: Tensor) -> None:
+        if module in paths:
+            assigned.add(f"{paths[module]}{name}")
+
+    handle = register_module_buffer_registration_hook(record)
+    try:
+        yield assigned
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import DeformConv2d, FrozenBatchNorm2d, StochasticDepth
 
-from autoslim import Supernet, resize, trace
+from autoslim import Supernet, current_channels, resize, trace
 from autoslim.channels.copying import on_meta
 from autoslim.channels.graph import ChannelGraph, layers_not_prunable, slimmable_share
 from autoslim.errors import UserError
@@ -1608,6 +1608,39 @@ def test_code_that_torch_runs_in_c_or_that_assigns_is_traced(
     assert list(graph.groups) == groups
     assert all(type(buffer) is Tensor for buffer in network.buffers())
     check_resizing(network, graph)
+
+
+class AveragesItsChannels(Body):
+    """A running mean of each channel, which training assigns to its buffer or changes in place."""
+
+    def __init__(self, middle: nn.Module, in_place: bool) -> None:
+        super().__init__(middle)
+        self.in_place = in_place
+        self.register_buffer("average", torch.zeros(16))
+
+    def between(self, maps: Tensor) -> Tensor:
+        if self.training:
+            means = maps.detach().mean((0, 2, 3))
+            if self.in_place:
+                self.average.mul_(0.9).add_(0.1 * means)
+            else:
+                self.average = 0.9 * self.average + 0.1 * means
+        return self.middle(maps - self.average[:, None, None])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_buffer_of_channels_that_forward_assigns_to_keeps_its_size(in_place: bool) -> None:
+    network = AveragesItsChannels(conv(16, 16), in_place).train()
+    graph = trace(network, EXAMPLE)
+    assert list(graph.groups) == (["stem", "middle"] if in_place else ["middle"])
+    reason = "forward assigns another tensor to the buffer average; change it in place instead"
+    assert (graph.not_prunable.get("stem") == reason) is not in_place
+    supernet = Supernet(network, graph).train()
+    for size in (5, 9):
+        channels = dict.fromkeys(graph.groups, size)
+        supernet.select(channels)
+        supernet(torch.rand(2, *EXAMPLE.shape[1:]))
+        assert current_channels(supernet.extract(channels), graph) == channels
 
 
 def test_a_scripted_function_is_one_operation() -> None:
