@@ -76,8 +76,10 @@ def export_cli(
     autoslim export autoslim --to elastic.safetensors --elastic 25%,50%,100%
     """
     from autoslim.export.formats import check_structure, description, export
+    from autoslim.export.samples import task_entry
     from autoslim.pipeline.params import load_params
     from autoslim.pipeline.retrain import load_retrained, seeds_of
+    from autoslim.tasks.building import find_task
 
     target = check_target(to, force)
     if int8:
@@ -99,6 +101,7 @@ def export_cli(
         "seed": retrained.seed,
         **dataclasses.asdict(retrained.allocation),
         **dataclasses.asdict(retrained.requested),
+        "task": task_entry(find_task(params.task)),
     }
     if int8:
         calibrated_on = min(CALIBRATION, retrained.info.counts["search"])

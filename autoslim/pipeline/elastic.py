@@ -16,6 +16,7 @@ from autoslim.errors import UserError
 from autoslim.export.elastic import load_elastic, save_elastic
 from autoslim.export.formats import Agreement, compare, description, other_structure
 from autoslim.export.runtimes import network_run
+from autoslim.export.samples import task_entry
 from autoslim.files import write_json
 from autoslim.pipeline.assembly import group_limits, recipe, run_context, traced_network
 from autoslim.pipeline.checks import check_trajectory
@@ -89,7 +90,7 @@ def export_elastic(
     extract = subnet_extractor(supernet, data, context, seed=params.data.seed)
     networks = {text: (channels, extract(channels).eval()) for text, channels in chosen.items()}
     widths = {text: Width(channels, costs.all(channels)) for text, channels in chosen.items()}
-    about = {"method": method, "resource": params.resource, **description(data.info)}
+    about = {"method": method, "resource": params.resource, "task": task_entry(task), **description(data.info)}
 
     def save(file: Path) -> dict[str, object]:
         described = {**about, "widths": {text: dataclasses.asdict(width) for text, width in widths.items()}}

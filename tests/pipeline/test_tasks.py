@@ -172,6 +172,22 @@ def test_segmentation_through_dvc_repro(repository: Path) -> None:
     assert "mean IoU on test (%)" in printed("compare")
     shown = json.loads(run(["dvc", "metrics", "show", "--json"], repository).splitlines()[-1])
     assert shown[""]["data"]["outputs/report/metrics.json"]["data"]["autoslim"]["mean_iou"] == float(row["mean_iou"])
+    check_shares_of_pixels()
+
+
+def check_shares_of_pixels() -> None:
+    source: dict[str, Any] = {}
+    exec(SEGMENTATION_DATA, source)
+    image, _ = source["Squares"](32, 1)[0]
+    Path("inputs").mkdir()
+    np.save("inputs/one.npy", image.numpy())
+    [shown] = json.loads(printed("predict", "autoslim", "inputs", "--json"))
+    with torch.no_grad():
+        classes = load_retrained(load_params(), "autoslim", 0).network(image[None])["out"].argmax(1)
+    shares = {name: float((classes == number).double().mean()) for number, name in enumerate(source["Squares"].classes)}
+    assert shown["input"] == "inputs/one.npy"
+    assert shown["pixels"] == pytest.approx({name: share for name, share in shares.items() if share})
+    assert list(shown["pixels"].values()) == sorted(shown["pixels"].values(), reverse=True)
 
 
 def counted(method: str, seed: int) -> tuple[float, float]:
@@ -234,6 +250,24 @@ def test_numbers_and_labels(repository: Path, task: str, target: str, main: str,
     difference = float(row[main]) - float(compared()["uniform"][main])
     assert gain == pytest.approx(-difference if task == "regression" else difference)
 
+    printed("export", "autoslim", "--to", "net.pt2")
+    np.save("inputs.npy", images.numpy())
+    for options in (["net.pt2"], ["autoslim", "--seed", "0"]):
+        shown = json.loads(printed("predict", *options, "inputs.npy", "--json"))
+        assert [each["input"] for each in shown] == [f"inputs.npy[{index}]" for index in range(32)]
+        with torch.no_grad():
+            outputs = load_retrained(params, "autoslim", 0).network(images)
+        for each, output in zip(shown, outputs, strict=True):
+            if task == "regression":
+                assert each["values"] == pytest.approx(output.tolist(), abs=1e-6)
+            else:
+                expected = {str(label): float(share) for label, share in enumerate(output.sigmoid())}
+                assert each["probabilities"] == pytest.approx(expected, abs=1e-6)
+                assert sorted(each["labels"]) == [label for label, share in expected.items() if share >= 0.5]
+    assert printed("predict", "net.pt2", "inputs.npy").splitlines()[0].split() == (
+        ["input", "value"] if task == "regression" else ["input", "labels", "(%)"]
+    )
+
 
 def average_precision(output: torch.Tensor, targets: torch.Tensor) -> float:
     """Returns the mean over the labels of the average precision, from its definition."""
@@ -257,11 +291,6 @@ def test_init_for_a_task_without_distillation(repository: Path) -> None:
     assert load_params().supernet.distillation
 
 
-def test_predict_needs_classes(repository: Path) -> None:
-    make("regression", VECTOR_DATA.replace("TARGET", "means[0]"), VECTOR_NETWORK)
-    assert error_from("predict", "autoslim", "net.py").startswith("task is regression, but `autoslim predict` shows")
-
-
 def test_the_example_of_the_guide(repository: Path) -> None:
     page = (ROOT / "docs/guide/tasks.md").read_text()
     data, task, derived = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
@@ -269,6 +298,7 @@ def test_the_example_of_the_guide(repository: Path) -> None:
     make("my_task.py:Depth", data, DEPTH_NETWORK)
     run_stages()
     assert {"rmse", "relative_error"} <= set(compared()["autoslim"])
+    assert error_from("predict", "autoslim", "net.py").startswith("the task is depth, a class of your own, and only")
     names: dict[str, Any] = {}
     exec(derived, names)
     assert float(names["Weighted"]().loss(torch.randn(2, 2, 4, 4), torch.zeros(2, 4, 4))) > 0
