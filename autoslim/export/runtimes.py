@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from autoslim.errors import UserError, first_line
+from autoslim.export.archive_check import check_archive
 
 ABOUT = "autoslim"
 """The key of the description (JSON) in a file's metadata. In ``.pt2`` it is the extra file ``autoslim.json``."""
@@ -88,6 +89,7 @@ def network_run(network: Callable[..., Any]) -> Run:
 def _open_pt2(file: Path, threads: int | None) -> tuple[str, Run]:
     import torch
 
+    check_archive(file)
     extra = {f"{ABOUT}.json": ""}
     network = torch.export.load(file, extra_files=extra).module()
     return extra[f"{ABOUT}.json"], network_run(network)

@@ -58,6 +58,14 @@ def with_clear_errors(command: Callable[..., Any]) -> Callable[..., None]:
         except KeyboardInterrupt:
             print(_INTERRUPTED, file=sys.stderr)
             sys.exit(130)
+        except SystemExit as ending:
+            if ending.code:
+                raise
+            # From code of the user's, such as a data set. DVC would take the end of a stage for its success.
+            print(
+                "error: sys.exit was called before the command was complete; remove it from your code", file=sys.stderr
+            )
+            sys.exit(1)
         finally:
             if main_thread:
                 signal.signal(signal.SIGTERM, handler)

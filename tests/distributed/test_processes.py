@@ -57,11 +57,15 @@ SEARCHES: dict[str, dict[str, Any]] = {
 PLANTED: list[int] = []
 
 
+def planted() -> None:
+    PLANTED.append(1)
+
+
 class Planted:
     """Runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PLANTED.append, (1,)
+        return planted, ()
 
 
 # The jobs, run by every rank and by a single process

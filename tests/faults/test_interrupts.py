@@ -86,6 +86,13 @@ def test_a_command_restores_the_signal_handler(ending: BaseException | None) -> 
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_data_set_that_exits_does_not_end_a_stage_as_a_success(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ending:
+        with_clear_errors(lambda: sys.exit(0))()
+    assert ending.value.code == 1
+    assert capsys.readouterr().err.startswith("error: sys.exit was called before the command was complete")
+
+
 def test_a_resumed_training_says_so_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed: list[str] = []
 
