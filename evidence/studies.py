@@ -18,14 +18,16 @@ from typing import Any
 from filelock import FileLock
 from ruamel.yaml import YAML
 
-from autoslim.files import run_key, write_json
+from autoslim.files import run_key, write_json, write_sealed
+from autoslim.pipeline.project import RESOURCES
+from autoslim.search.methods import need_supernet
 
 ROOT = Path(__file__).parent.parent
 Params = dict[str, Any]
 DEPENDS_ON = {
     "prepare": (),
     "resources": ("prepare",),
-    "supernet": ("prepare",),  # resources only checks that the budget is within reach
+    "supernet": ("prepare",),  # resources only checks the budget, and writes needs.json, which run writes too
     "search": ("prepare", "resources", "supernet"),
     "allocate": ("prepare", "resources", "supernet", "search"),
     "retrain": ("prepare",),
@@ -86,9 +88,14 @@ class StageCache:
         # A single budget affects only the stage allocate; several budgets are the objective of the search.
         uses_budget = stage == "allocate" or isinstance(params["budget"], dict)
         names = [name for name in definition.get("do", definition)["params"] if uses_budget or name != "budget"]
+        own = {name: _value(params, name) for name in names}
+        if stage == "resources":
+            del own["methods"]
+        if stage in ("resources", "supernet") and not need_supernet(params["methods"]):
+            own["supernet_is_needed"] = False  # all that these stages know of the methods
         return run_key(
             stage=stage,
-            own={name: _value(params, name) for name in names},
+            own=own,
             follows=[self.key(earlier, params) for earlier in DEPENDS_ON[stage]],
             files={name: hashlib.sha256(contents).hexdigest() for name, contents in (files or {}).items()},
         )
@@ -120,6 +127,8 @@ class StageCache:
                 YAML(typ="safe").dump(params, file)
             with (folder / "dvc.yaml").open("w") as file:  # the stage resources checks that DVC tracks the table
                 YAML(typ="safe").dump({"stages": {"resources": {"deps": [params["latency"]["table"]]}}}, file)
+            if stage in ("supernet", "search") and not (needs := folder / RESOURCES / "needs.json").exists():
+                write_sealed(needs, {"supernet": need_supernet(params["methods"])})
             commit = _commit()
             status, seconds = _run([sys.executable, str(ROOT / f"stages/{stage}.py"), *arguments], folder)
             if status:

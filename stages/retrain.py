@@ -9,7 +9,7 @@ import typer
 
 
 @with_clear_errors
-def main(method: Annotated[str, typer.Argument(help="default, uniform, autoslim or released/NAME.")]) -> None:
+def main(method: Annotated[str, typer.Argument(help="A method of params.yaml, such as autoslim.")]) -> None:
     """Trains the network of one method."""
     from autoslim.pipeline.retrain import run  # after entry, which sets what torch reads when it is imported
 

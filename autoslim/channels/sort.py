@@ -43,12 +43,19 @@ def sort_channels(network: nn.Module, graph: ChannelGraph, importance: Importanc
 
 
 def importance_orders(network: nn.Module, graph: ChannelGraph, importance: Importance) -> Orders:
-    """Returns the orders that ``sort_channels`` gives the groups, without the groups that keep their order.
+    """Returns the orders that ``sort_channels`` gives the groups (see ``descending_orders``)."""
+    return descending_orders(network, graph, channel_importance(network, graph, importance))
 
-    Ties keep their order. To find the groups that keep their order, copies of the network run on noise, on the CPU and
-    in evaluation mode.
+
+def descending_orders(network: nn.Module, graph: ChannelGraph, units: Mapping[str, Tensor]) -> Orders:
+    """Returns the orders in which the importance of units falls, without the groups that keep their order.
+
+    Ties keep their order. To find the groups that keep their order (see ``sort_channels``), copies of the network run
+    on noise, on the CPU and in evaluation mode.
+
+    Args:
+        units: the importance of each unit of each group, such as ``channel_importance`` returns.
     """
-    units = channel_importance(network, graph, importance)
     orders = {group: values.argsort(descending=True, stable=True) for group, values in units.items()}
 
     def change(groups: Iterable[str]) -> nn.Module:
@@ -92,13 +99,18 @@ def channel_importance(network: nn.Module, graph: ChannelGraph, importance: Impo
     l1 = {group: entries.sum(1) for group, entries in _per_unit(_producers(network, graph), present).items()}
     if importance == "l1":
         return l1
+    check_batch_norms(network, graph)
     scales = _per_unit(_batch_norm_scales(network, graph), present)
-    if not scales:
-        raise UserError(
-            f"bn_scale (supernet.sort) needs batch norms with a scale, and {type(network).__name__} has none on "
-            "channels that can be slimmed; use l1"
-        )
     return l1 | {group: entries.mean(1) for group, entries in scales.items()}
+
+
+def check_batch_norms(network: nn.Module, graph: ChannelGraph) -> None:
+    """Raises ``UserError`` if no group passes a batch norm with a scale, which ``bn_scale`` compares."""
+    if not any(segment.group is not None for axis, _ in _batch_norm_scales(network, graph) for segment in axis):
+        raise UserError(
+            f"bn_scale (supernet.sort or methods) needs batch norms with a scale, and {type(network).__name__} has "
+            "none on channels that can be slimmed; use l1"
+        )
 
 
 def taylor_importance(

@@ -74,16 +74,18 @@ def check(path: Path, root: Path) -> None:
 def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list[tuple[str, str]]:
     from autoslim.models.pretrained import weights_file
     from autoslim.pipeline.assembly import initial_network, traced_network
-    from autoslim.pipeline.checks import check_reach, check_runs, check_task, check_teacher, size_notes
+    from autoslim.pipeline.checks import check_methods, check_reach, check_runs, check_task, check_teacher, size_notes
     from autoslim.resources.costs import Costs
     from autoslim.resources.latency.kernels import find_kernels
+    from autoslim.search.methods import need_supernet
     from autoslim.tasks.building import find_task
 
     task = find_task(params.task)
     check_task(params, info, task)
     network, graph = traced_network(params.model, info, task)
     if weights_file(params.model.weights):  # named weights would be downloaded
-        initial_network(params.model, params.supernet, network, graph)
+        initial = initial_network(params.model, params.supernet, network, graph)
+        check_methods(params, network, graph, initial.new)
         check_teacher(params, network, graph)
     check_runs(network, graph, info, target)
     table = known_table(params, network, graph)
@@ -91,14 +93,15 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
         find_kernels(network, graph, target.batch)
     costs, reaches = Costs(graph, table), check_reach(params, graph, table)
     counts = ", ".join(f"{count} {split}" for split, count in info.counts.items())
+    unneeded = "" if need_supernet(params.methods) else "not run, because no method needs them"
     spans = (f"{format_amount(r.narrowest, r.resource)} to {r.amount(r.widest)}" for r in reaches)
     facts = [
         *(("note", note) for note in size_notes(params, info)),
         ("images", f"{data_in_words(info)}; {counts}"),
         ("latency", table.summary() if table else f"not measured yet; it will be measured on {target}"),
         ("network", f"{params.model.name}, {len(graph.groups)} groups, {amounts(costs.all(graph.default))}"),
-        ("supernet", f"from {', '.join(spans)}" if reaches else NOT_MEASURED),
-        ("search", _search_range(params, costs, reaches)),
+        ("widths" if unneeded else "supernet", f"from {', '.join(spans)}" if reaches else NOT_MEASURED),
+        ("supernet, search" if unneeded else "search", unneeded or _search_range(params, costs, reaches)),
     ]
     known = {reach.resource: reach for reach in reaches}
     for resource, budget in params.budgets.items():

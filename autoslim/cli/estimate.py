@@ -37,7 +37,7 @@ NOTES = """\
 hours: median time of a pass on synthetic images times the number of passes, without loading data or writing files.
 search: assumes that all groups are slimmed evenly and each option runs in full; the actual number depends on scores.
 refinement: assumes six configurations for each group; it repeats for every budget.
-autoslim: its network is not known yet, so the uniform network at the same budget is measured instead.
+autoslim and the other methods: their networks are not known yet; the uniform network at the budget is measured instead.
 petaMACs: forward passes only, in closed form; with the backward pass, training takes about three times as many.
 memory: peak of allocated CUDA memory; ">": lower bound (weights, gradients, momentum and saved activations)."""
 
@@ -137,7 +137,7 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     from autoslim.pipeline.assembly import grid_spec, initial_network, run_context, traced_network
     from autoslim.pipeline.checks import check_reach
     from autoslim.pipeline.dry_run import DryRun
-    from autoslim.pipeline.estimate import Sizes, plan
+    from autoslim.pipeline.estimate import TRAINING, Sizes, plan
     from autoslim.resources.costs import Costs
     from autoslim.search.methods import DEFAULT
     from autoslim.tasks.building import find_task
@@ -148,8 +148,9 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
     grid = graph.grid(grid_spec(params.supernet))
     counts = info.counts
     trained = False
-    if DEFAULT in params.methods and params.retrain.start == "supernet":  # otherwise the plan does not depend on it
-        trained = initial_network(params.model, params.supernet, network, graph)[1] is not None
+    if DEFAULT in params.methods and params.retrain.start != "scratch":  # otherwise the plan does not depend on it
+        initial = initial_network(params.model, params.supernet, network, graph)
+        trained = initial.trained is not None and not initial.new
     sizes = Sizes(counts["train"], counts["search"], counts.get("test"))
     works = plan(params, costs, grid, sizes, trained=trained)
     dry_run = DryRun(params, network, graph, grid, info, run_context(params.runtime))
@@ -162,8 +163,9 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
         ("images", f"{data_in_words(info)}; {splits}"),
         ("measured", "with full batches" if batch is None else f"with batches of at most {batch}, scaled linearly"),
     ]
-    if root is not None and info.storage != "arrays":
-        facts.append(("loading", _loading(dry_run, root, measured[0], seconds)))
+    training = next((pair for pair in zip(works, measured, strict=True) if pair[0].kind in TRAINING), None)
+    if root is not None and info.storage != "arrays" and training is not None:
+        facts.append(("loading", _loading(dry_run, root, *training, seconds)))
     print_facts(facts)
     print()
     rows = [_row(work, measurement, dry_run) for work, measurement in zip(works, measured, strict=True)]
@@ -226,14 +228,16 @@ def _rounded(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _loading(dry_run: "DryRun", root: Path, training: "PassTiming", seconds: float) -> str:
+def _loading(dry_run: "DryRun", root: Path, work: "Work", training: "PassTiming", seconds: float) -> str:
     from autoslim.data.prepared import PreparedData
     from autoslim.pipeline.assembly import recipe
     from autoslim.pipeline.dry_run import loading_rate
     from autoslim.pipeline.project import PREPARED
 
     data = PreparedData.open(PREPARED, relative_to=root)
-    rate = loading_rate(data, recipe(dry_run.params.supernet), dry_run.context, seconds)
+    params = dry_run.params
+    stage, name = (params.supernet, "training the supernet") if work.kind == "supernet" else (params.retrain, work.name)
+    rate = loading_rate(data, recipe(stage), dry_run.context, seconds)
     needed = training.images / training.seconds
     comment = (
         "loading is the bottleneck, so the run takes longer than the hours below"
@@ -241,7 +245,7 @@ def _loading(dry_run: "DryRun", root: Path, training: "PassTiming", seconds: flo
         else "loading is fast enough"
     )
     workers = dry_run.context.workers
-    return f"{rate:.3g} images/s with {workers} workers; training the supernet needs {needed:.3g} images/s; {comment}"
+    return f"{rate:.3g} images/s with {workers} workers; {name} needs {needed:.3g} images/s; {comment}"
 
 
 def _named(device: "torch.device") -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ParamsFile = Annotated[Path, typer.Argument(help="Parameter file.", show_default=True)]
 Classes = Annotated[int | None, typer.Option("--classes", min=2, help="Number of classes. Default: as prepared.")]
-Method = Annotated[str, typer.Argument(help="default, uniform, autoslim or released/NAME.")]
+Method = Annotated[str, typer.Argument(help="A method of params.yaml, such as autoslim.")]
 
 _MAX_VALUES = 2**28  # of an input: 1 GiB in fp32
 _INPUT = re.compile(r"(?:(\w+)=)?(\d+(?:x\d+)*)(?::(\w+))?")

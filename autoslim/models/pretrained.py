@@ -1,24 +1,28 @@
 """Trained weights from a file, torchvision or timm, and their insertion into a network."""
 
 import importlib
+import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from autoslim.channels.copying import copy_with
 from autoslim.channels.graph import IS_OUTPUT, ChannelGraph
-from autoslim.channels.resize import initialise
+from autoslim.channels.resize import initialise, resize
 from autoslim.errors import UserError, first_line
 from autoslim.models.building import find_constructor
+from autoslim.training.checkpoints import has_weights, load_weights, save_weights
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _IGNORED_KWARGS = ("num_classes", "in_chans", "aux_logits", "weights", "pretrained")
 """Arguments not passed when named weights are loaded: torchvision and timm would adapt the weights to them or raise."""
+_NEW = "new_layers"
 _PREFIXES = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
 
 
@@ -195,6 +199,32 @@ def insert_weights(
     copy.load_state_dict(fitting, strict=False)
     initialise(nn.ModuleList([copy.get_submodule(layer) for layer in initialised]), seed)
     return copy, initialised
+
+
+def write_trained(path: Path, network: nn.Module | None, new: Sequence[str]) -> None:
+    """Writes a network with trained weights, and the names of its layers that have random ones (``insert_weights``).
+
+    Without a network the file is empty.
+    """
+    save_weights(network, path, {_NEW: json.dumps(list(new))})
+
+
+def read_trained(path: Path, network: nn.Module, graph: ChannelGraph) -> tuple[nn.Module, list[str]] | None:
+    """Returns the network and the names that ``write_trained`` wrote; None if the file is empty.
+
+    Args:
+        network: the default network. It is not changed.
+        graph: ``trace`` of it.
+
+    Raises:
+        UserError: the file is missing, damaged, or belongs to another network.
+    """
+    if not has_weights(path):
+        return None
+    trained = resize(network, graph, graph.default, seed=None)
+    load_weights(trained, path)
+    with safe_open(path, framework="pt") as file:
+        return trained, json.loads((file.metadata() or {}).get(_NEW, "[]"))
 
 
 def check_covered(graph: ChannelGraph, widest: Mapping[str, int]) -> None:

@@ -14,7 +14,7 @@ from autoslim.files import read_json, write_sealed
 from autoslim.pipeline.params import check_method
 from autoslim.training.checkpoints import save_weights
 
-Start = Literal["scratch", "supernet", "trained"]
+Start = Literal["scratch", "supernet", "weights", "trained"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Allocation:
         method: name of the method.
         channels: the configuration.
         costs: resource -> amount in its unit.
-        start: ``scratch`` and ``supernet`` are retrained (see ``retrain.start``); ``trained`` is the user's network,
-            with the weights of ``model.weights``, which is not retrained.
+        start: networks that start from ``scratch``, the ``supernet`` or the ``weights`` of ``model.weights`` are
+            retrained; ``trained`` is the user's network with ``model.weights``, which is not retrained.
     """
 
     method: str

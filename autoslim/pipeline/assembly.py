@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -66,22 +66,37 @@ def inputs_of(network: nn.Module, info: DataInfo) -> Inputs:
     return Inputs.of(network, batch_arguments(info.example()))
 
 
+@dataclass(frozen=True)
+class InitialNetwork:
+    """What a supernet starts from.
+
+    Attributes:
+        network: the default network, with ``model.weights`` and sorted channels if there are any.
+        trained: the default network with ``model.weights``, in the order of these; None without them.
+        new: the layers that have random weights instead, because ``model.weights`` are for other classes.
+        note: a line that describes all this; "" without ``model.weights``.
+    """
+
+    network: nn.Module
+    trained: nn.Module | None = None
+    new: tuple[str, ...] = ()
+    note: str = ""
+
+
 def initial_network(
     model: P.Model, supernet: P.SupernetParams, network: nn.Module, graph: ChannelGraph
-) -> tuple[nn.Module, nn.Module | None, str]:
-    """Returns the network that a supernet starts from, the trained default network, and a line that describes both.
-
-    The second is None, and the line is "", without ``model.weights``. It is also None if these are for other classes.
+) -> InitialNetwork:
+    """Returns the network that a supernet starts from.
 
     Raises:
         UserError: ``model.weights`` cannot be loaded or belong to another network, or sorting is not possible.
     """
     if model.weights is None:
-        return network, None, ""
+        return InitialNetwork(network)
     source = f"model.weights {model.weights!r}"
     tensors = load_trained_tensors(network, model.name, model.kwargs, model.weights)
     start, new = insert_weights(network, graph, tensors, supernet.seed, source=source)
-    trained = None if new else start
+    trained = start
     notes = [f"starts from {source}"]
     if new:
         notes.append(f"random weights for other classes in {', '.join(new)}")
@@ -91,7 +106,7 @@ def initial_network(
         notes.append(f"{len(orders)} of {len(graph.groups)} groups sorted by {supernet.sort}")
         if unsorted := [name for name in graph.groups if name not in orders]:
             notes.append(f"not sorted, because the order matters: {', '.join(unsorted)}")
-    return start, trained, "; ".join(notes)
+    return InitialNetwork(start, trained, tuple(new), "; ".join(notes))
 
 
 def check_leaves(network: nn.Module, name: str, leaves: Sequence[str]) -> None:

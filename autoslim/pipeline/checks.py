@@ -11,6 +11,7 @@ from torch import nn
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.groups import Channels
 from autoslim.channels.resize import check_memory, resize
+from autoslim.channels.sort import check_batch_norms
 from autoslim.data.prepare import check_source
 from autoslim.data.prepared import DataInfo
 from autoslim.data.random_transforms import check_mixing
@@ -35,6 +36,7 @@ from autoslim.resources.costs import Costs
 from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import find_kernels
 from autoslim.resources.latency.table import LatencyTable, Target
+from autoslim.search.methods import need_supernet
 from autoslim.tasks.building import can_smooth_labels, find_task, has_distillation
 from autoslim.tasks.task import Task
 from autoslim.user_code import file_of
@@ -85,7 +87,8 @@ def check_pipeline(params: Params, info: DataInfo) -> None:
     check_task(params, info, task)
     network, graph = traced_network(params.model, info, task)
     check_reach(params, graph)
-    initial_network(params.model, params.supernet, network, graph)
+    initial = initial_network(params.model, params.supernet, network, graph)
+    check_methods(params, network, graph, initial.new)
     check_teacher(params, network, graph)
 
 
@@ -303,8 +306,31 @@ def check_measured_here(params: Params, table: LatencyTable | None) -> None:
         )
 
 
+def check_methods(params: Params, network: nn.Module, graph: ChannelGraph, new: Sequence[str] | None = None) -> None:
+    """Checks that the methods that prune a trained network can prune this one, before anything is trained.
+
+    Args:
+        new: the layers that ``model.weights`` leave with random weights; None: look for them, if it matters.
+
+    Raises:
+        UserError: ``bn_scale`` has no batch norms to compare, or ``taylor`` or ``sensitivity`` would score a network
+            whose weights are for other classes.
+    """
+    if "bn_scale" in params.methods:
+        check_batch_norms(network, graph)
+    scored = [method for method in ("taylor", "sensitivity") if method in params.methods]
+    if scored and new is None:
+        new = initial_network(params.model, params.supernet, network, graph).new
+    if scored and new:
+        raise UserError(
+            f"method {scored[0]} scores the trained network on the data, but model.weights "
+            f"{params.model.weights!r} are for other classes: {', '.join(new)} would have random weights; use weights "
+            "that were trained for these classes, or methods l1 or bn_scale"
+        )
+
+
 def check_reach(params: Params, graph: ChannelGraph, table: LatencyTable | None = None) -> list[Reach]:
-    """Checks that the search can reach each budget, and that released lists and trained weights fit the supernet.
+    """Checks that the methods can reach each budget, and that released lists and trained weights fit the supernet.
 
     A latency budget is not checked without a table.
 
@@ -333,7 +359,7 @@ def check_reach(params: Params, graph: ChannelGraph, table: LatencyTable | None 
                 f"{reach.requested()} is below the narrowest subnet; {reach.span()}: "
                 "raise budget or lower supernet.grid.narrowest"
             )
-        if reach.budget < reach.stop and len(params.budgets) == 1:
+        if reach.budget < reach.stop and len(params.budgets) == 1 and need_supernet(params.methods):
             raise UserError(
                 f"{reach.requested()} is below {format_amount(reach.stop, reach.resource)}, the end of the search; "
                 f"{reach.span()}: raise budget or lower search.stop ({params.search.stop})"
@@ -347,14 +373,21 @@ def check_reach(params: Params, graph: ChannelGraph, table: LatencyTable | None 
 
 
 def _check_listed(method: str, channels: Channels, params: Params, graph: ChannelGraph) -> None:
-    """Raises ``UserError`` if retraining starts from the supernet and a released list is wider than the supernet."""
-    if params.retrain.start != "supernet":
+    """Raises ``UserError`` if a released list is wider than the weights that retraining starts from."""
+    start = params.retrain.start
+    if start == "scratch" or (params.model.weights is None and not need_supernet(params.methods)):
         return
-    for name, maximum in graph.grid(grid_spec(params.supernet)).widest.items():
+    from_supernet = start == "supernet" and need_supernet(params.methods)
+    available = graph.grid(grid_spec(params.supernet)).widest if from_supernet else graph.default
+    for name, maximum in available.items():
         if channels[name] > maximum:
             raise UserError(
-                f"retrain.start is supernet, but method {method} has {channels[name]} channels in group {name} and the "
-                f"supernet has {maximum}; set retrain.start to scratch, or raise supernet.width"
+                f"retrain.start is {start}, but method {method} has {channels[name]} channels in group {name} and "
+                + (
+                    f"the supernet has {maximum}; set retrain.start to scratch, or raise supernet.width"
+                    if from_supernet
+                    else f"model.weights have {maximum}; set retrain.start to scratch"
+                )
             )
 
 

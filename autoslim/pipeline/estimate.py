@@ -18,7 +18,7 @@ from autoslim.pipeline.assembly import group_limits
 from autoslim.pipeline.params import Params, Training
 from autoslim.resources.costs import Costs, Objective
 from autoslim.search.greedy import cost_to_reach
-from autoslim.search.methods import DEFAULT, allocate
+from autoslim.search.methods import DEFAULT, ON_SUPERNET, ON_TRAINED, allocate, need_supernet
 from autoslim.supernet.train import VALIDATION_CHUNK, VALIDATION_IMAGES, validated_subnets
 from autoslim.training.retrain import EVALUATION_BATCH
 
@@ -76,14 +76,17 @@ def plan(params: Params, costs: Costs, grid: Grid, sizes: Sizes, *, trained: boo
 
     Args:
         trained: whether ``model.weights`` are those of the default network for these classes. It is then not retrained
-            if the others start from the supernet.
+            unless ``retrain.start`` is ``scratch``.
     """
     limits = proxy_limits(params, costs)
     resource = params.resource if params.resource in limits else next(iter(limits))
     objective = Objective(costs, resource, limits if len(limits) > 1 else {})
+    uniform = _uniform(params, costs, limits, grid)
+    searched = need_supernet(params.methods)
     return [
-        *_supernet_work(params, costs.graph, grid, sizes),
-        *_search_work(params, objective, grid, sizes, _uniform(params, costs, limits, grid)),
+        *(_supernet_work(params, costs.graph, grid, sizes) if searched else ()),
+        *(_search_work(params, objective, grid, sizes, uniform) if searched else ()),
+        *_sensitivity_work(params, costs.graph, grid, sizes),
         *(
             work
             for method in params.methods
@@ -123,7 +126,7 @@ def _supernet_work(params: Params, graph: ChannelGraph, grid: Grid, sizes: Sizes
 
 
 def _uniform(params: Params, costs: Costs, limits: Mapping[str, float], grid: Grid) -> Channels:
-    """Returns the uniform network, which stands in for autoslim's, because that is not known yet."""
+    """Returns the uniform network, which stands in for those that are not known yet."""
     return _allocated("uniform", params, costs, limits, grid)
 
 
@@ -140,12 +143,22 @@ def _search_work(params: Params, objective: Objective, grid: Grid, sizes: Sizes,
         graph, grid, objective.cost, objective.stop(params.search.stop, graph.default), params.search.step
     )
     work = [Work("search", "search", scored, images, chunk, images - chunk, macs, (typical,))]
+    after = [(method, scored) for method in params.methods if method in ("random", "evolution")]
     if params.allocate.refine and "autoslim" in params.methods:
-        passes = REFINEMENT_PASSES * len(grid)
-        work.append(
-            Work("refinement", "search", passes, images, chunk, images - chunk, graph.macs(uniform), (uniform,))
-        )
+        after.append(("refinement", REFINEMENT_PASSES * len(grid)))
+    for name, passes in after:
+        work.append(Work(name, "search", passes, images, chunk, images - chunk, graph.macs(uniform), (uniform,)))
     return work
+
+
+def _sensitivity_work(params: Params, graph: ChannelGraph, grid: Grid, sizes: Sizes) -> list[Work]:
+    """Returns the work of ``sensitivity``: each group at each number, and the widest network once for each number."""
+    if "sensitivity" not in params.methods:
+        return []
+    images = min(params.search.images, sizes.search)
+    chunk = even_chunk(images, params.search.chunk)
+    passes, macs = grid.steps + max(map(len, grid.values())) - 1, graph.macs(grid.widest)
+    return [Work("sensitivity", "search", passes, images, chunk, images - chunk, macs, (grid.widest,))]
 
 
 def _retrain_work(
@@ -153,13 +166,13 @@ def _retrain_work(
 ) -> list[Work]:
     """Returns the work for one method. The default network is only evaluated if it is ``trained`` (see ``plan``)."""
     channels = _uniform(params, costs, limits, grid)
-    if method != "autoslim":
+    if method not in (*ON_SUPERNET, *ON_TRAINED):
         channels = _allocated(method, params, costs, limits, grid)
     training, seeds, macs = params.retrain, len(params.retrain.seeds), costs.graph.macs(channels)
     steps, batch = training_steps(training, sizes.train)
     work = [Work(f"retrain {method}: training", "retrain", seeds * steps, batch, batch, 0, macs, (channels,))]
     evaluations = [(f"retrain {method}: validation", seeds * training.epochs, sizes.search)]
-    if method == DEFAULT and trained and training.start == "supernet":
+    if method == DEFAULT and trained and training.start != "scratch":
         seeds, work, evaluations = 1, [], [(f"retrain {method}: evaluation", 1, sizes.search)]
     if sizes.test is not None:
         evaluations.append((f"report {method}", seeds, sizes.test))

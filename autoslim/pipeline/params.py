@@ -12,6 +12,7 @@ from autoslim.errors import UserError, first_line
 from autoslim.pipeline.entry import InvalidParametersError
 from autoslim.pipeline.validation import validation_messages
 from autoslim.resources.budgets import Amount, Budget, parse_budgets
+from autoslim.search.methods import ON_TRAINED
 from autoslim.search.methods import check_method as check_method
 from autoslim.user_code import file_of
 
@@ -335,9 +336,10 @@ class Allocate(Section):
 
 
 class Retrain(Training):
-    start: Literal["scratch", "supernet"] = Field(
+    start: Literal["scratch", "supernet", "weights"] = Field(
         description="scratch: training starts from random initialisation, as in the paper; supernet: from the "
-        "supernet's weights of these channels."
+        "supernet's weights of these channels, or, for networks that need no supernet, from model.weights; weights: "
+        "from the most important of these channels in model.weights. See docs/guide/methods.md."
     )
     teacher: Literal["default"] | None = Field(
         description="A network whose outputs the retrained networks learn too. default: the default network with "
@@ -431,8 +433,9 @@ class Params(Section):
     )
     methods: Annotated[list[str], Field(min_length=1)] = Field(
         description="Methods to compare: default (the network as it is, whatever the budget), uniform (the largest "
-        "width multiplier within the budget), autoslim, released/NAME (channels released by the paper's authors, at "
-        "their own budget)."
+        "width multiplier within the budget), autoslim, random and evolution (other searches on the supernet), l1, "
+        "bn_scale, taylor and sensitivity (which prune the network of model.weights and need no supernet), "
+        "released/NAME (channels released by the paper's authors, at their own budget). See docs/guide/methods.md."
     )
     task: str = Field(
         description="What networks are trained for: classification, multilabel, segmentation, regression, or "
@@ -486,6 +489,17 @@ class Params(Section):
             raise ValueError(
                 f"supernet.width is {supernet.width:g}, but model.weights is {weights!r}, and trained weights exist "
                 "only up to a width of 1; set supernet.width to 1.0 or less, or model.weights to null"
+            )
+        if weights is None and (pruning := [method for method in self.methods if method in ON_TRAINED]):
+            raise ValueError(
+                f"methods has {pruning[0]}, which prunes a trained network, but model.weights is null; set "
+                "model.weights (methods: [default] trains the network, to outputs/retrain/default/weights), or remove "
+                f"{', '.join(pruning)}"
+            )
+        if weights is None and self.retrain.start == "weights":
+            raise ValueError(
+                "retrain.start is weights, but model.weights is null; set model.weights, or set retrain.start to "
+                "supernet or scratch"
             )
         if weights is None and supernet.sort is not None:
             raise ValueError(

@@ -48,9 +48,15 @@ def check_trajectory_format(trajectory: dict[str, Any]) -> None:
     """Checks that a trajectory has all entries that are read, with values of the right kind.
 
     Raises:
-        UserError: an entry is missing or wrong, or an earlier version of autoslim wrote the trajectory.
+        UserError: an entry is missing or wrong, an earlier version of autoslim wrote the trajectory, or it is empty,
+            because no method needed a search.
     """
     path = SEARCH / "trajectory.json"
+    if not trajectory:
+        raise UserError(
+            "nothing was searched, because no method of params.yaml needs it; add autoslim to methods, and run "
+            "`dvc repro`"
+        )
     if trajectory.get("format") != 2:
         raise UserError(f"{path} was written by another version of autoslim; run `dvc repro search`")
     if problem := _trajectory_problem(trajectory):

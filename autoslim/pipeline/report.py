@@ -13,7 +13,7 @@ from autoslim.files import write_bytes, write_json
 from autoslim.pipeline.artifacts import Allocation
 from autoslim.pipeline.assembly import inputs_of, recipe, run_context, traced_network
 from autoslim.pipeline.costs import budget_limits, load_costs, report_target
-from autoslim.pipeline.params import load_params
+from autoslim.pipeline.params import Params, load_params
 from autoslim.pipeline.project import (
     CHANNELS,
     PREPARED,
@@ -37,12 +37,14 @@ from autoslim.report.figures import (
 from autoslim.report.resource_figures import resources_figure
 from autoslim.report.table import Result, compare, csv_table, describe_budgets, markdown_table, metrics, terminal_table
 from autoslim.resources.budgets import format_budgets
+from autoslim.resources.costs import Costs
 from autoslim.resources.measure import measure_network
-from autoslim.search.methods import DEFAULT
+from autoslim.search.methods import DEFAULT, need_supernet
 from autoslim.search.scoring import chosen_by_noise
 from autoslim.search.trajectory import read_trajectory, step_from_dict
 from autoslim.tasks.building import find_task
 from autoslim.tasks.classification import is_chance
+from autoslim.tasks.measure import scores_entry
 from autoslim.tasks.task import Score, Task
 from autoslim.training.retrain import evaluate_retrained
 
@@ -59,10 +61,9 @@ def run() -> None:
     task = find_task(params.task)
     network, graph = traced_network(params.model, data.info, task)
     context = run_context(params.runtime)
-    trajectory = read_trajectory(SEARCH / "trajectory.json")
-    check_trajectory_format(trajectory)
-    allocations = {method: Allocation.read(CHANNELS, method) for method in params.methods}
     costs = load_costs(graph)
+    trajectory, supernet = _searched(params, costs, task)
+    allocations = {method: Allocation.read(CHANNELS, method) for method in params.methods}
     target = report_target(params.latency, costs.table)
     curves = {method: read_curves(RETRAIN / method / "curves.csv") for method in params.methods}
     measures = task.measures(data.info)
@@ -94,7 +95,7 @@ def run() -> None:
         resource=params.resource,
         limits=limits,
         predicted_on=other_target,
-        from_supernet=params.retrain.start == "supernet",
+        from_supernet=bool(trajectory["steps"]) and params.retrain.start == "supernet",
         warning=_warning(trajectory, results, curves, data, task),
         measures=tuple(measures),
     )
@@ -105,7 +106,7 @@ def run() -> None:
     configurations = {method: each.channels for method, each in allocations.items() if method != DEFAULT}
     channels_figure(REPORT / "channels.png", graph.default, configurations, dpi)
     resources_figure(REPORT / "resources.png", results, costs.table, target, dpi)
-    curves_figure(REPORT / "curves.png", read_curves(SUPERNET / "curves.csv"), curves, dpi, task.score)
+    curves_figure(REPORT / "curves.png", supernet, curves, dpi, task.score)
     write_bytes(REPORT / "comparison.csv", csv_table(comparison).encode())
     write_bytes(REPORT / "table.md", markdown_table(comparison).encode())
     figures = metrics(comparison)
@@ -128,6 +129,16 @@ def run() -> None:
     print("Runs: mlflow ui, or dvc exp show.")
     if choice := comparison.choice:
         print("Best network on the search split: autoslim export {} --seed {} --to network.pt2".format(*choice))
+
+
+def _searched(params: Params, costs: Costs, task: Task) -> tuple[dict[str, Any], Columns]:
+    """Returns the trajectory and the curves of the supernet. They are empty if no method needs a supernet."""
+    if not need_supernet(params.methods):
+        default = costs.all(costs.graph.default)
+        return {"steps": [], "default": default, **scores_entry(task.score, task.loss_name)}, {}
+    trajectory = read_trajectory(SEARCH / "trajectory.json")
+    check_trajectory_format(trajectory)
+    return trajectory, read_curves(SUPERNET / "curves.csv")
 
 
 def _warning(

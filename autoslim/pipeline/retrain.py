@@ -96,7 +96,7 @@ def run(method: str) -> None:
             rows = retrain(
                 *common,
                 seeds=training.seeds,
-                start=start if allocation.start == "supernet" else None,
+                start=None if allocation.start == "scratch" else start,
                 teacher=teacher,
                 label=f"{method} {requested.budget}",
                 folder=folder / "weights",

@@ -4,10 +4,12 @@ import sys
 
 from autoslim.data.prepared import PreparedData
 from autoslim.distributed.ranks import current_world
+from autoslim.files import write_json, write_sealed
 from autoslim.pipeline.assembly import checkpoints, inputs, traced_network
 from autoslim.pipeline.checks import check_measured_here, check_reach, check_score, search_note
 from autoslim.pipeline.costs import load_costs, load_objective
 from autoslim.pipeline.launch import distributed_context, launch
+from autoslim.pipeline.needs import supernet_is_needed
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, RESOURCES, SEARCH, SUPERNET, repository_root
 from autoslim.pipeline.recorded_inputs import RecordedInputs
@@ -21,7 +23,7 @@ TRACKED = ("macs", "params", "memory", "latency", "error")
 
 
 def run() -> None:
-    """Slims the supernet and records every step.
+    """Slims the supernet and records every step. If no method needs this, writes empty files.
 
     Raises:
         UserError: a parameter is wrong, or an earlier stage has not run.
@@ -35,6 +37,12 @@ def run() -> None:
     costs = load_costs(graph)
     check_measured_here(params, costs.table)
     check_reach(params, graph, costs.table)
+    if not supernet_is_needed():
+        print("search: nothing is searched, because no method needs it", file=sys.stderr)
+        write_sealed(SEARCH / "trajectory.json", {})
+        write_json(SEARCH / "metrics.json", {})
+        recorded.check()
+        return
     objective = load_objective(costs)
     supernet, file = load_supernet(SUPERNET, network, graph)
     if launch(params.runtime, "search"):

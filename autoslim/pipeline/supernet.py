@@ -6,7 +6,7 @@ from dataclasses import fields
 from autoslim.data.prepared import PreparedData
 from autoslim.distributed.ranks import current_world
 from autoslim.files import write_json
-from autoslim.models.pretrained import weights_file
+from autoslim.models.pretrained import weights_file, write_trained
 from autoslim.pipeline.assembly import (
     checkpoints,
     grid_spec,
@@ -15,22 +15,23 @@ from autoslim.pipeline.assembly import (
     recipe,
     traced_network,
 )
-from autoslim.pipeline.checks import batch_note, check_model, check_reach, check_task, check_teacher
+from autoslim.pipeline.checks import batch_note, check_methods, check_model, check_reach, check_task, check_teacher
 from autoslim.pipeline.launch import distributed_context, launch
+from autoslim.pipeline.needs import supernet_is_needed
 from autoslim.pipeline.params import SupernetParams, load_params
 from autoslim.pipeline.project import PREPARED, SUPERNET, TRAINED, repository_root
 from autoslim.pipeline.recorded_inputs import RecordedInputs
 from autoslim.pipeline.tracking import fingerprint, tracked_stage
+from autoslim.supernet.extract import SupernetFile
 from autoslim.supernet.sandwich import Sandwich
-from autoslim.supernet.train import guessing_subnets, train_supernet
+from autoslim.supernet.train import SUBNETS, guessing_subnets, train_supernet
 from autoslim.tasks.building import find_task
-from autoslim.training.checkpoints import save_weights
 from autoslim.training.device import memory_errors
 from autoslim.training.loop import write_rows
 
 
 def run() -> None:
-    """Trains the supernet by the sandwich rule with in-place distillation.
+    """Trains the supernet by the sandwich rule with in-place distillation. If no method needs it, writes empty files.
 
     Raises:
         UserError: a parameter is wrong, an earlier stage has not run, or training diverges.
@@ -44,11 +45,21 @@ def run() -> None:
     check_task(params, data.info, task)
     check_reach(params, graph)
     check_teacher(params, network, graph)
-    if launch(params.runtime, "supernet"):
+    needed = supernet_is_needed()
+    if needed and launch(params.runtime, "supernet"):
         return
-    start, own, note = initial_network(params.model, params.supernet, network, graph)
+    start = initial_network(params.model, params.supernet, network, graph)
+    check_methods(params, network, graph, start.new)
+    if not needed:
+        print("supernet: not trained, because no method needs it", file=sys.stderr)
+        SupernetFile.write_none(SUPERNET)
+        write_trained(SUPERNET / TRAINED, start.trained, start.new)
+        write_json(SUPERNET / "metrics.json", {})
+        write_rows(SUPERNET / "curves.csv", [], ("epoch", *(f"{which}_{task.score.name}" for which in SUBNETS)))
+        recorded.check()
+        return
     if current_world().is_rank_zero:
-        for line in filter(None, (note, batch_note("supernet", params.supernet, data.info))):
+        for line in filter(None, (start.note, batch_note("supernet", params.supernet, data.info))):
             print(f"supernet: {line}", file=sys.stderr)
     trained = weights_file(params.model.weights)
     used = {"images_per_step": min(params.supernet.batch_size, data.info.counts["train"])}
@@ -75,7 +86,7 @@ def run() -> None:
         memory_errors(context.device, "supernet.batch_size", params.supernet.batch_size),
     ):
         rows, scores = train_supernet(
-            start,
+            start.network,
             graph,
             data,
             grid_spec(params.supernet),
@@ -93,7 +104,7 @@ def run() -> None:
         )
         if not context.world.is_rank_zero:
             return
-        save_weights(own, SUPERNET / TRAINED)
+        write_trained(SUPERNET / TRAINED, start.trained, start.new)
         write_rows(SUPERNET / "curves.csv", rows)
         figures = {
             which: {task.score.name: task.value(score.error), task.loss_name: score.loss}

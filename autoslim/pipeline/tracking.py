@@ -11,6 +11,7 @@ event twice changes nothing, because its time is part of it; only a network beco
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import getpass
 import hashlib
@@ -391,8 +392,13 @@ def fingerprint(weights: Path) -> str:
 
 
 def lineage(weights: Path) -> dict[str, str]:
-    """Returns the tag ``supernet`` of a run that uses these weights; an empty dict if the file does not exist."""
-    return {"supernet": fingerprint(weights)} if weights.exists() else {}
+    """Returns the tag ``supernet`` of a run that uses these weights; an empty dict if there are none."""
+    from autoslim.training.checkpoints import has_weights
+
+    with contextlib.suppress(UserError):  # there is no file, or it is damaged
+        if has_weights(weights):
+            return {"supernet": fingerprint(weights)}
+    return {}
 
 
 def origin() -> dict[str, str]:

@@ -128,7 +128,7 @@ def trajectory_figure(
     The score is the one of the search, on the test split for retrained networks.
 
     Args:
-        trajectory: the contents of ``trajectory.json``.
+        trajectory: the contents of ``trajectory.json``; without steps, only retrained networks are drawn.
         resource: a resource that the trajectory records.
         budgets: label of each budget -> its value in the resource's unit.
     """
@@ -142,7 +142,8 @@ def trajectory_figure(
         amounts = [step[resource] for step in steps]
         scores = [score.factor * score.of_error(step["error"]) for step in steps]
         marker = "." if len(steps) <= 80 else ""
-        axes.plot(amounts, scores, marker=marker, color="#555555", label="subnets of the supernet (search split)")
+        if steps:
+            axes.plot(amounts, scores, marker=marker, color="#555555", label="subnets of the supernet (search split)")
         styles = method_styles([result.method for result in results])
         for result in results:
             colour, marker = styles[result.method]
@@ -221,7 +222,8 @@ def curves_figure(
     """Plots the score on the search split by epoch, for three subnets of the supernet and for the retrained networks.
 
     Args:
-        supernet: columns of the supernet's ``curves.csv``. The widest, default and narrowest subnet are drawn.
+        supernet: columns of the supernet's ``curves.csv``. The widest, default and narrowest subnet are drawn. Empty:
+            there is no supernet.
         retrained: method -> columns of its ``curves.csv``. The mean over seeds is drawn, with the range as a band.
         score: what the columns contain.
     """
@@ -230,9 +232,10 @@ def curves_figure(
         return [score.factor * value for value in values]
 
     def draw() -> Figure:
-        figure = Figure(figsize=(8.5, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for name, line in (("widest", "-"), ("default", "--"), ("narrowest", ":")):
+        figure = Figure(figsize=(8.5 if supernet else 5.0, 3.6), layout="constrained")
+        both = figure.subplots(1, 2 if supernet else 1, squeeze=False)[0]
+        left, right = both[0], both[-1]
+        for name, line in (("widest", "-"), ("default", "--"), ("narrowest", ":")) if supernet else ():
             band = band_over_seeds(supernet, f"{name}_{score.name}")
             left.plot(band.epochs, written(band.mean), line, color="#555555", label=name)
         for method, (colour, marker) in method_styles(list(retrained)).items():
@@ -244,7 +247,7 @@ def curves_figure(
         seeds = {seed for columns in retrained.values() for seed in columns["seed"]}
         spread = f": mean and range over {len(seeds)} seeds" if len(seeds) > 1 else ""
         right.set_title(f"retrained networks{spread}")
-        for axes in (left, right):
+        for axes in both:
             axes.set_xlabel("epoch")
             axes.set_ylabel(score.header(f"{score.title} on the search split"))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

@@ -394,6 +394,12 @@ def _budget(comparison: Comparison) -> str:
     return describe_budgets(comparison.budgets, comparison.limits)
 
 
+def _listed(methods: Sequence[str]) -> str:
+    """Returns the subject of a sentence and its verb, such as ``l1 and taylor were``."""
+    *others, last = methods
+    return f"{', '.join(others)} and {last} were" if others else f"{last} was"
+
+
 def _caption(comparison: Comparison) -> str:
     """Returns the caption of the table, in sentences."""
     retrained = [result for result in comparison.results if result.start != "trained"]
@@ -420,9 +426,15 @@ def _caption(comparison: Comparison) -> str:
             sentences.append("Part of its gain may be due to its size.")
     if kept:
         sentences.append(f"{DEFAULT} is the network of model.weights as it is, without retraining.")
-    if comparison.from_supernet and retrained:
+    pruned = [result.method for result in retrained if result.start == "weights"]
+    if pruned:
+        sentences.append(f"{_listed(pruned)} fine-tuned from model.weights.")
+    if comparison.from_supernet and len(pruned) < len(retrained):
         other = default is not None and default.start != "supernet"
-        sentences.append(f"All {'other ' if other else ''}networks were fine-tuned from the supernet's weights.")
+        which = f"All {'other ' if other else ''}networks were"
+        if pruned:
+            which = _listed([result.method for result in retrained if result.start == "supernet"])
+        sentences.append(f"{which} fine-tuned from the supernet's weights.")
         if default is not None and default.start == "scratch":
             sentences.append(f"{DEFAULT} was trained from scratch, because the supernet has fewer channels.")
     if choice := comparison.choice:

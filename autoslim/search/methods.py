@@ -1,4 +1,4 @@
-"""Methods that choose channels: autoslim and uniform within a budget, the default network, and the released lists."""
+"""The methods that choose channels, by name, and those of them that need neither a supernet nor a trained network."""
 
 import bisect
 import math
@@ -14,17 +14,29 @@ from autoslim.resources.costs import Costs, Fits
 DEFAULT = "default"
 """The method that keeps the default network as it is."""
 
+ON_SUPERNET = "autoslim", "random", "evolution"
+"""The methods that score networks of a supernet. They also need the search: its channels, or how much it evaluated."""
+
+ON_TRAINED = "l1", "bn_scale", "taylor", "sensitivity"
+"""The methods that prune a trained network. They need no supernet."""
+
 
 def check_method(method: str) -> None:
     """Raises ``UserError`` if there is no such method."""
-    if released_method(method) is None and method not in (DEFAULT, "autoslim", "uniform"):
+    named = DEFAULT, "uniform", *ON_SUPERNET, *ON_TRAINED
+    if released_method(method) is None and method not in named:
         lists = ", ".join(f"released/{name}" for name in released_lists())
-        raise UserError(f"method {method!r} is unknown; methods are default, autoslim, uniform, and {lists}")
+        raise UserError(f"method {method!r} is unknown; methods are {', '.join(named)}, and {lists}")
 
 
 def is_within_budget(method: str) -> bool:
     """Returns whether ``method`` chooses its channels within the budget, and not ``default`` or a released list."""
     return method != DEFAULT and released_method(method) is None
+
+
+def need_supernet(methods: Iterable[str]) -> bool:
+    """Returns whether one of ``methods`` needs a supernet, and the search on it."""
+    return any(method in ON_SUPERNET for method in methods)
 
 
 def allocate(
@@ -36,7 +48,7 @@ def allocate(
     narrowest: Mapping[str, int] | None = None,
     ranges: Mapping[str, GroupRange] | None = None,
 ) -> Channels:
-    """Returns the channels that a method chooses within ``limits``.
+    """Returns the channels that a method chooses within ``limits``, without running a network.
 
     Args:
         method: ``autoslim``, ``uniform``, or ``default`` and ``released/NAME``, which ignore the limits.
@@ -77,7 +89,8 @@ def allocate(
     except UserError as error:
         budget = ", ".join(format_named_amount(limit, resource) for resource, limit in limits.items())
         last = ", ".join(format_named_amount(costs.of(configurations[-1], resource), resource) for resource in limits)
-        raise UserError(f"{error} (the budget is {budget}, the search ended at {last})") from error
+        end = f", the search ended at {last}" if method == "autoslim" else ""
+        raise UserError(f"{error} (the budget is {budget}{end})") from error
 
 
 def from_trajectory(configurations: Iterable[Channels], fits: Fits) -> Channels:

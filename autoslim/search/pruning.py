@@ -1,14 +1,17 @@
 """Channel numbers from the importance of channels, or from the sensitivity of groups; neither needs a supernet."""
 
 import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from autoslim.channels.grid import Grid
 from autoslim.channels.groups import ChannelGroup, Channels
 from autoslim.errors import UserError
 from autoslim.resources.costs import Fits
+from autoslim.search.racing import ChunkRunner
+from autoslim.search.scoring import CURRENT, By, Outcome
 
 Numbers = Mapping[str, Sequence[int]]
 """The numbers of channels that each group may have."""
@@ -54,6 +57,30 @@ def most_important(
 def _from_first_that_fits(values: Sequence[float], fits: Callable[[float], bool]) -> Sequence[float]:
     """Returns the values from the first one that fits, found by bisection, as if all later ones did too."""
     return values[bisect.bisect_left(values, True, key=fits) :]
+
+
+def sensitivities(runners: Iterable[ChunkRunner], grid: Grid, by: By = "error") -> dict[str, dict[int, float]]:
+    """Returns group -> number of channels -> increase of the score if only this group has that number.
+
+    The other groups are at the widest of the grid.
+
+    Args:
+        runners: one runner for each chunk of images.
+        by: the score.
+    """
+    runners = list(runners)
+    increases: dict[str, dict[int, float]] = {name: {levels[0]: 0.0} for name, levels in grid.items()}
+
+    def mean(outcomes: Iterable[Outcome]) -> float:
+        return float(torch.cat([outcome.scores(by) for outcome in outcomes]).mean())
+
+    for level in range(1, max(map(len, grid.values()))):
+        changes = {name: levels[level] for name, levels in grid.items() if level < len(levels)}
+        outcomes = [run(grid.widest, changes) for run in runners]
+        current = mean(outcome[CURRENT] for outcome in outcomes)
+        for name, number in changes.items():
+            increases[name][number] = mean(outcome[name] for outcome in outcomes) - current
+    return increases
 
 
 def least_sensitive(increases: Mapping[str, Mapping[int, float]], fits: Fits) -> Channels:

@@ -6,8 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from autoslim.channels.groups import Channels
+from autoslim.data.prepared import PreparedData
 from autoslim.errors import UserError
+from autoslim.files import append_line, read_lines
 from autoslim.resources.costs import Fits
+from autoslim.search.scoring import CURRENT, mean_score
+from autoslim.search.search import SearchSettings, scoring_runners
+from autoslim.search.trajectory import score_to_dict
+from autoslim.supernet.supernet import Supernet
+from autoslim.tasks.task import Score, Task
+from autoslim.training.checkpoints import Checkpoints
+from autoslim.training.device import RunContext
+from autoslim.training.progress import Progress
 
 Numbers = Mapping[str, Sequence[int]]
 """The numbers of channels that each group may have, in ascending order."""
@@ -139,3 +149,60 @@ def evolution(
             changed = [name for name in numbers if draw.random() < mutation] or [draw.choice(list(numbers))]
             child |= {name: draw.choice(list(numbers[name])) for name in changed}
         yield evaluated(_filled(_repaired(child, numbers, fits, draw), numbers, fits, draw))
+
+
+def sample_within(
+    supernet: Supernet,
+    data: PreparedData,
+    context: RunContext,
+    *,
+    method: str,
+    numbers: Numbers,
+    fits: Fits,
+    evaluations: int,
+    settings: SearchSettings,
+    seed: int,
+    checkpoints: Checkpoints,
+    task: Task,
+) -> tuple[Channels, Score]:
+    """Returns the best of ``evaluations`` configurations that ``random`` or ``evolution`` scores on the search images.
+
+    A configuration that was scored before, also by an interrupted run, is not run again. It runs in one process.
+
+    Args:
+        supernet: the trained supernet, on the device of ``context``.
+        method: ``random`` (see ``random_search``) or ``evolution``.
+        settings: the images, the score, and the precision.
+        seed: seed of the configurations, and of the order of the search images.
+        task: computes the scores.
+
+    Raises:
+        UserError: even the narrowest configuration exceeds the limits.
+    """
+    runners, _ = scoring_runners(supernet, data, context, settings, seed, task)
+    log = checkpoints.folder / f"{method}.jsonl"
+    scores = {
+        tuple(line["channels"]): Score(line["error"], line[task.loss_name], line["images"]) for line in read_lines(log)
+    }
+
+    def key(channels: Channels) -> tuple[int, ...]:
+        return tuple(channels[name] for name in numbers)
+
+    def score(channels: Channels) -> float:
+        if key(channels) not in scores:
+            found = mean_score([run_chunk(channels, {})[CURRENT] for run_chunk in runners])
+            scores[key(channels)] = found
+            append_line(log, {"channels": key(channels), **score_to_dict(found, task.loss_name)})
+        found = scores[key(channels)]
+        return found.error if settings.score == "error" else found.loss
+
+    search = random_search if method == "random" else evolution
+    best: Scored | None = None
+    with Progress(method, evaluations, "network") as progress:
+        for each in search(numbers, fits, score, evaluations, seed):
+            if best is None or each.score < best.score:
+                best = each
+                progress.show(**{task.score.name: task.score.short(task.value(scores[key(best.channels)].error))})
+            progress.advance()
+    assert best is not None
+    return best.channels, scores[key(best.channels)]

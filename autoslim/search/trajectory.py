@@ -49,7 +49,7 @@ def step_from_dict(values: Mapping[str, Any], loss_name: str = CROSS_ENTROPY) ->
 
 
 def read_trajectory(path: Path) -> dict[str, Any]:
-    """Reads ``trajectory.json``.
+    """Reads ``trajectory.json``. It is empty if no method needed a search.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -57,7 +57,7 @@ def read_trajectory(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"there is no trajectory at {path}; run `dvc repro search`")
     values = read_json(path, "search")
-    if not isinstance(values.get("steps"), list):
+    if values and not isinstance(values.get("steps"), list):
         raise UserError(f"{path} is not a trajectory (it has no steps); run `dvc repro search`")
     return values
 

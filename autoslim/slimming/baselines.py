@@ -14,8 +14,7 @@ from autoslim.errors import UserError
 from autoslim.resources.budgets import Amount
 from autoslim.resources.costs import Costs
 from autoslim.resources.latency.table import LatencyTable
-from autoslim.search.pruning import least_sensitive, most_important
-from autoslim.search.racing import ChunkRunner
+from autoslim.search.pruning import least_sensitive, most_important, sensitivities
 from autoslim.search.sampling import Scored, evolution, random_search
 from autoslim.search.scoring import CURRENT, mean_score
 from autoslim.slimming.networks import extract_network
@@ -96,7 +95,7 @@ def baseline_channels(
     runners, _ = scoring_runners(supernet, batches, score, incremental=incremental, autocast=autocast)
     try:
         if method == "sensitivity":
-            return least_sensitive(sensitivities(runners, grid), fits)
+            return least_sensitive(sensitivities(runners, grid, "error"), fits)
 
         def mean_of(channels: Channels) -> float:
             return mean_score([run(channels, {})[CURRENT] for run in runners]).error
@@ -106,23 +105,6 @@ def baseline_channels(
         return min(found, key=lambda each: each.score).channels
     finally:
         supernet.select(supernet.widest)
-
-
-def sensitivities(runners: Iterable[ChunkRunner], grid: Grid) -> dict[str, dict[int, float]]:
-    """Returns group -> number of channels -> increase of the score if only this group has that number.
-
-    The other groups are at the widest of the grid.
-    """
-    runners = list(runners)
-    increases: dict[str, dict[int, float]] = {name: {levels[0]: 0.0} for name, levels in grid.items()}
-    for level in range(1, max(map(len, grid.values()))):
-        changes = {name: levels[level] for name, levels in grid.items() if level < len(levels)}
-        outcomes = [run(grid.widest, changes) for run in runners]
-        current = mean_score([outcome[CURRENT] for outcome in outcomes])
-        for name, number in changes.items():
-            found = mean_score([outcome[name] for outcome in outcomes])
-            increases[name][number] = found.error - current.error
-    return increases
 
 
 def _mean_of(score: SampleScore | None) -> Callable[[nn.Module, Batch], Tensor]:

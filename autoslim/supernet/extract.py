@@ -18,7 +18,7 @@ from autoslim.errors import UserError, first_line
 from autoslim.files import read_json, write_sealed
 from autoslim.supernet.recalibration import recalibrate
 from autoslim.supernet.supernet import Supernet
-from autoslim.training.checkpoints import load_weights
+from autoslim.training.checkpoints import load_weights, save_weights
 from autoslim.training.device import RunContext, to_device
 
 RECALIBRATION_IMAGES = 2048
@@ -44,6 +44,12 @@ class SupernetFile:
     def write(self, folder: Path) -> None:
         write_sealed(folder / "supernet.json", {"format": 1, **dataclasses.asdict(self)})
 
+    @staticmethod
+    def write_none(folder: Path) -> None:
+        """Writes the files of a folder without a supernet."""
+        save_weights(None, folder / "weights.safetensors")
+        write_sealed(folder / "supernet.json", {})
+
     @classmethod
     def read(cls, folder: Path) -> "SupernetFile":
         """Reads the file that ``write`` wrote.
@@ -55,6 +61,11 @@ class SupernetFile:
         if not path.exists():
             raise UserError(f"there is no supernet at {folder}; run `dvc repro supernet`")
         values = read_json(path, "supernet")
+        if not values:
+            raise UserError(
+                f"{folder} contains no supernet, because no method of params.yaml needs one; add autoslim to methods, "
+                "and run `dvc repro`"
+            )
         try:
             return cls(
                 values["network"],
@@ -99,10 +110,18 @@ def subnet_extractor(
 ) -> Callable[[Channels], nn.Module]:
     """Returns a function that extracts networks from ``supernet`` and recalibrates their batch norms.
 
-    The supernet is moved to the device. Recalibration uses images of the search split, which are training images under
-    the evaluation transform.
+    The supernet is moved to the device.
     """
     to_device(supernet, context.device, channels_last=True)
+    recalibrated = recalibrator(data, context, seed=seed)
+    return lambda channels: recalibrated(supernet.extract(channels))
+
+
+def recalibrator(data: PreparedData, context: RunContext, *, seed: int) -> Callable[[nn.Module], nn.Module]:
+    """Returns a function that recalibrates the batch norms of a network on the device, in place, and returns it.
+
+    It uses images of the search split, which are training images under the evaluation transform.
+    """
     chunks = search_chunks(
         data,
         images=RECALIBRATION_IMAGES,
@@ -112,9 +131,8 @@ def subnet_extractor(
         workers=context.workers,
     )
 
-    def extract(channels: Channels) -> nn.Module:
-        network = supernet.extract(channels)
+    def recalibrated(network: nn.Module) -> nn.Module:
         recalibrate(network, (images for images, _ in chunks))
         return network
 
-    return extract
+    return recalibrated

@@ -29,6 +29,8 @@ from autoslim.training.recipe import Recipe
 
 VALIDATION_IMAGES = 2048  # of the search split, kept on the device
 VALIDATION_CHUNK = 256  # images that share their batch statistics
+SUBNETS = "widest", "default", "narrowest"
+"""The configurations whose accuracy is recorded after each epoch."""
 
 
 def train_supernet(
@@ -134,15 +136,12 @@ def initial_supernet(
 
 
 def validated_subnets(graph: ChannelGraph, grid: Grid) -> dict[str, Channels]:
-    """Returns the configurations whose accuracy is recorded after each epoch.
+    """Returns the configurations of ``SUBNETS``.
 
     In a supernet that is narrower than the default network, ``default`` is cut to the supernet's channels.
     """
-    return {
-        "widest": grid.widest,
-        "default": {name: min(group.size, grid[name][0]) for name, group in graph.groups.items()},
-        "narrowest": grid.narrowest,
-    }
+    default = {name: min(group.size, grid[name][0]) for name, group in graph.groups.items()}
+    return dict(zip(SUBNETS, (grid.widest, default, grid.narrowest), strict=True))
 
 
 def subnet_scorer(

@@ -257,12 +257,12 @@ def label_step(network: nn.Module, loss: Callable[[Any, Any], Tensor], autocast:
     return step
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Writes rows of metrics to a CSV file."""
+def write_rows(path: Path, rows: Sequence[Row], columns: Sequence[str] = ()) -> None:
+    """Writes rows of metrics to a CSV file. The columns are those of the first row, or ``columns`` without rows."""
 
     def write(to: Path) -> None:
         with to.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else columns)
             writer.writeheader()
             writer.writerows(rows)
 

@@ -555,7 +555,10 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
             ["evaluate", "released/mnasnet-217M"],
             "there is no retrained network of method 'released/mnasnet-217M'; there are networks of autoslim and",
         ),
-        (["evaluate", "random"], "method 'random' is unknown; methods are default, autoslim, uniform, and released/"),
+        (
+            ["evaluate", "best"],
+            "method 'best' is unknown; methods are default, uniform, autoslim, random, evolution, l1, ",
+        ),
         (
             ["evaluate", "uniform", "--seed", "7"],
             "method uniform has no network with seed 7; its seeds are 0, 1: choose one",

@@ -12,6 +12,7 @@ from specimens import shuffle_weights
 from torch import nn
 
 from autoslim import Supernet, resize, trace
+from autoslim.files import write_sealed
 from autoslim.models.architectures import mobilenet_v2
 from autoslim.pipeline.artifacts import Allocation
 from autoslim.pipeline.project import check_trajectory_format
@@ -158,7 +159,7 @@ def test_damaged_channels(tmp_path: Path, channels: object, costs: object, reaso
     assert message == f"{path} is damaged ({reason}); run `dvc repro allocate` again"
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"steps": 3}'])
+@pytest.mark.parametrize("text", ["", "[1]", '{"steps": 3}'])
 def test_a_damaged_trajectory(tmp_path: Path, text: str) -> None:
     path = tmp_path / "trajectory.json"
     assert message_of(lambda: read_trajectory(path)) == f"there is no trajectory at {path}; run `dvc repro search`"
@@ -166,6 +167,21 @@ def test_a_damaged_trajectory(tmp_path: Path, text: str) -> None:
     message = message_of(lambda: read_trajectory(path))
     assert str(path) in message
     assert "run `dvc repro search`" in message
+
+
+def test_no_trajectory_because_no_method_needs_one(tmp_path: Path) -> None:
+    write_sealed(tmp_path / "trajectory.json", {})
+    trajectory = read_trajectory(tmp_path / "trajectory.json")
+    message = message_of(lambda: check_trajectory_format(trajectory))
+    assert message.startswith(
+        "nothing was searched, because no method of params.yaml needs it; add autoslim to methods"
+    )
+
+
+def test_no_supernet_because_no_method_needs_one(tmp_path: Path) -> None:
+    SupernetFile.write_none(tmp_path)
+    message = message_of(lambda: SupernetFile.read(tmp_path))
+    assert message.startswith(f"{tmp_path} contains no supernet, because no method of params.yaml needs one")
 
 
 def test_a_trajectory_of_another_version() -> None:

@@ -634,8 +634,9 @@ def test_retraining_requires_no_weights_of_the_supernet(done: Path) -> None:
     ("method", "message"),
     [
         (
-            "random",
-            "method 'random' is unknown; methods are default, autoslim, uniform, and released/mobilenet_v1-150M, ",
+            "best",
+            "method 'best' is unknown; methods are default, uniform, autoslim, random, evolution, l1, bn_scale, "
+            "taylor, sensitivity, and released/mobilenet_v1-150M, ",
         ),
         ("released/resnet50-1M", "there is no released list 'resnet50-1M'; the lists are mobilenet_v1-150M, "),
         (
@@ -920,16 +921,20 @@ def test_scales_that_a_network_does_not_have(done: Path) -> None:
     model = {"name": "net.py:Plain", "kwargs": {}, "weights": "trained.pt"}
     change_params(done, {"model": model, "supernet": {"width": 1.0, "sort": "bn_scale"}})
     assert error_of("prepare") == (
-        "bn_scale (supernet.sort) needs batch norms with a scale, and Plain has none on channels that can be slimmed; "
-        "use l1"
+        "bn_scale (supernet.sort or methods) needs batch norms with a scale, and Plain has none on channels that can "
+        "be slimmed; use l1"
     )
+    change_params(
+        done, {"methods": ["bn_scale"], "model": model, "supernet": {"width": 1.0}, "retrain": {"start": "scratch"}}
+    )
+    assert error_of("resources").startswith("bn_scale (supernet.sort or methods) needs batch norms with a scale")
 
 
 def test_a_start_from_a_supernet_that_is_narrower_than_a_released_list(empty: Path) -> None:
     change_params(
         empty,
         {
-            "methods": ["released/mobilenet_v2-505M"],
+            "methods": ["autoslim", "released/mobilenet_v2-505M"],
             "model": {"name": "torchvision.models:mobilenet_v2", "kwargs": {}},
             "data": {"channels": 3},
             "supernet": {"width": 1.0},

@@ -20,6 +20,7 @@ from autoslim.pipeline.project import PREPARED
 from autoslim.pipeline.retrain import load_retrained, seeds_of
 from autoslim.resources.budgets import format_amount
 
+TRAINED = "outputs/supernet/trained.safetensors"
 METHODS = {"methods": ["default", "uniform", "autoslim"]}
 
 
@@ -76,12 +77,12 @@ def test_the_default_network_is_cut_out_of_a_wider_supernet(done: Path) -> None:
 
 def test_the_users_trained_network_is_evaluated_as_it_is(done: Path) -> None:
     """Its top-1 is that of the weights in the file, also if the supernet's channels were sorted."""
-    tensors = trained({"methods": ["default", "uniform"], "retrain": {"seeds": [3, 4]}})
+    tensors = trained({"methods": ["default", "autoslim"], "retrain": {"seeds": [3, 4]}})
     stage("supernet")
     stage("search")
     stage("allocate")
     assert read("outputs/channels/default.json")["start"] == "trained"
-    stage("retrain", "uniform")
+    stage("retrain", "autoslim")
     assert "retrain default: the network of model.weights is not retrained" in stage("retrain", "default")
     kept = load_file("outputs/retrain/default/weights/seed-3.safetensors")
     assert kept.keys() == tensors.keys()
@@ -117,8 +118,9 @@ def test_the_users_trained_network_is_evaluated_as_it_is(done: Path) -> None:
 def test_without_trained_weights_the_default_network_is_trained(
     done: Path, changes: dict[str, Any], start: str
 ) -> None:
-    change_params(done, {"methods": ["default"], **changes})
+    change_params(done, {"methods": ["default", "autoslim"], **changes})
     stage("supernet")
+    stage("search")
     stage("allocate")
     assert read("outputs/channels/default.json")["start"] == start
     assert bool(load_file("outputs/channels/default.safetensors")) == (start == "supernet")
@@ -130,7 +132,8 @@ def test_trained_weights_for_other_classes_or_a_start_from_scratch_are_trained(d
     torch.save({name: tensor[:7] if name in head else tensor for name, tensor in tensors.items()}, "trained.pt")
     stage("supernet")
     stage("allocate")
-    assert read("outputs/channels/default.json")["start"] == "supernet"
+    assert read("outputs/channels/default.json")["start"] == "weights"
+    assert torch.equal(load_file("outputs/channels/default.safetensors")[head[0]], load_file(TRAINED)[head[0]])
     assert "retrain default: training" in printed("estimate", "--seconds", "0")
     trained({"methods": ["default"], "retrain": {"start": "scratch"}})
     stage("supernet")

@@ -87,6 +87,7 @@ def test_metrics_and_plots_are_registered(project: Path) -> None:
     ("changes", "stages"),
     [
         ({"budget": "60%"}, ALLOCATE_AND_AFTER | {"resources"}),
+        ({"methods": ["autoslim", "uniform"]}, ALLOCATE_AND_AFTER | {"resources"}),
         ({"resource": "params"}, ALLOCATE_AND_AFTER | {"resources"}),
         ({"latency": {"threads": 2}}, {"resources", "report"}),
         ({"retrain": {"epochs": 3}}, RETRAIN_AND_REPORT),
@@ -154,6 +155,24 @@ def test_another_search_does_not_retrain_a_method_with_the_same_channels(project
     ran = stages_run(run(["dvc", "exp", "run", "-S", "search.images=32", "-S", "search.score=error"], folder))
     assert {"search", "allocate"} <= ran
     assert "retrain@uniform" not in ran
+
+
+def test_a_change_of_methods_trains_the_supernet_only_if_it_is_needed_now(project: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(project, folder, symlinks=True)
+
+    def repro(*methods: str) -> set[str]:
+        write_params(folder, merged(read_yaml(folder / "params.yaml"), {"methods": list(methods)}))
+        return stages_run(run(["dvc", "repro"], folder))
+
+    changed = {"resources", "allocate", "report"}
+    assert repro("uniform") == changed | {"supernet", "search", "retrain@uniform"}
+    trajectory = json.loads((folder / "outputs/search/trajectory.json").read_text())
+    assert trajectory.keys() == {"digest"}, "nothing was searched"
+    run(["dvc", "plots", "show"], folder)
+    assert repro("uniform", "autoslim") == set(), "DVC's cache has the supernet"
+    assert json.loads((folder / "outputs/search/trajectory.json").read_text())["steps"]
+    assert repro("uniform", "autoslim", "random") == changed | {"retrain@random"}
 
 
 def test_temporary_experiment_leaves_results_and_mlflow_runs_in_the_root(project: Path) -> None:

@@ -10,7 +10,8 @@ from specimens import shuffle_weights
 from torch import Tensor, nn
 
 from autoslim import Costs, Grid, GridSpec, Supernet, UserError, baseline_channels, resize, sort_channels, trace
-from autoslim.slimming.baselines import Baseline, sensitivities
+from autoslim.search.pruning import sensitivities
+from autoslim.slimming.baselines import Baseline
 from autoslim.slimming.search import scoring_runners
 
 METHODS = get_args(Baseline)
