@@ -285,11 +285,12 @@ def before_and_after(before: Path, after: Path, data: "PreparedData", params: "P
 
     from autoslim.data.batches import eval_batches, worker_count
     from autoslim.export.formats import files_of
-    from autoslim.export.quantise import RuntimeNetwork, latencies_in_turns
+    from autoslim.export.quantise import RuntimeNetwork
     from autoslim.export.runtimes import open_exported
     from autoslim.files import format_bytes
     from autoslim.pipeline.assembly import recipe
     from autoslim.resources.budgets import format_amount
+    from autoslim.resources.latency.turns import latencies_in_turns
     from autoslim.tasks.building import find_task
     from autoslim.training.device import RunContext
     from autoslim.training.retrain import evaluate_split

@@ -1,12 +1,8 @@
-"""Post-training quantisation of exported files to int8, and the latency of files measured in turns."""
+"""Post-training quantisation of exported files to int8."""
 
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import quantiles
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +12,9 @@ from autoslim.errors import UserError, first_line
 from autoslim.export.formats import write_onnx, write_openvino
 from autoslim.export.runtimes import Run
 from autoslim.resources.latency.backends import without_output
-from autoslim.resources.latency.measure import Latency
 
 QUANTISED = (".onnx", ".xml")
 """Suffixes of the files that can be quantised."""
-
-_TURNS = 20
-_SLICE_S = 0.02
 
 
 def quantise_file(file: Path, batches: Sequence[np.ndarray], about: str) -> None:
@@ -87,29 +79,3 @@ class RuntimeNetwork(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(self._run(images.numpy()))
-
-
-def latencies_in_turns(runs: Sequence[Callable[[], Any]]) -> list[Latency]:
-    """Measures functions alternately, so that other processes slow down all of them alike.
-
-    Returns:
-        Median and quartiles of each function's milliseconds, over blocks of runs.
-    """
-    counts = []
-    for run in runs:
-        run()
-        start = time.perf_counter()
-        run()
-        counts.append(max(1, math.ceil(_SLICE_S / (time.perf_counter() - start))))
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(_TURNS):
-        for run, count, found in zip(runs, counts, times, strict=True):
-            start = time.perf_counter()
-            for _ in range(count):
-                run()
-            found.append(1e3 * (time.perf_counter() - start) / count)
-    result = []
-    for found in times:
-        low, middle, high = quantiles(found, method="inclusive")
-        result.append(Latency(middle, low, high))
-    return result

@@ -1,6 +1,7 @@
 """Start and exit of a command: settings of other libraries, one-line errors and exit codes."""
 
 import functools
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,8 @@ from autoslim.files import os_error
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "20000")
 # No command sends usage statistics.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+# torch searches for CUDA when it measures or compiles, and warns if there is only a compiler for it.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 # Plain tracebacks, without Typer's boxes, are easier to copy into a bug report.
 os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
 

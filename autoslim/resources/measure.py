@@ -1,5 +1,6 @@
-"""Measurement of the latency and memory of a plain network on this machine."""
+"""Measurement of the latency and memory of plain networks on this machine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import finalize
@@ -10,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from autoslim.channels.inputs import Arguments, Inputs
-from autoslim.resources.latency.measure import measure_latency
+from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.table import Target
+from autoslim.resources.latency.turns import latencies_in_turns
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,25 @@ class MeasuredCosts:
     memory: int
 
 
-def measure_network(network: nn.Module, inputs: Inputs, target: Target) -> MeasuredCosts:
-    """Measures a plain network's latency on ``target``, which has to be this machine, and its memory for one image.
+def measure_networks(networks: Sequence[nn.Module], inputs: Inputs, target: Target) -> list[MeasuredCosts]:
+    """Measures plain networks' latency on ``target``, which has to be this machine, and their memory for one image.
 
-    ``inputs`` are those of its graph. The network is moved to the target's device.
+    Their latency is measured in turns, so that a change of the machine's load does not favour one of them. ``inputs``
+    are those of their graph. The networks are moved to the target's device.
     """
-    latency = measure_latency(network, inputs.ones(target.batch), target)
-    device = next(network.parameters()).device
-    memory = measure_memory(network.float(), inputs.ones(1, device))
-    return MeasuredCosts(latency.median, latency.low, latency.high, memory)
+    before = torch.get_num_threads()
+    torch.set_num_threads(target.threads)  # set first, because a network is compiled for this number of threads
+    try:
+        runs = [prepare_forward(network, inputs.ones(target.batch), target) for network in networks]
+        finish = (lambda: None) if target.device == "cpu" else torch.accelerator.synchronize
+        latencies = latencies_in_turns(runs, finish)
+    finally:
+        torch.set_num_threads(before)
+    measured = []
+    for network, latency in zip(networks, latencies, strict=True):
+        memory = measure_memory(network.float(), inputs.ones(1, next(network.parameters()).device))
+        measured.append(MeasuredCosts(latency.median, latency.low, latency.high, memory))
+    return measured
 
 
 def measure_memory(network: nn.Module, images: Arguments | Tensor) -> int:

@@ -1,7 +1,6 @@
-"""Networks quantised to int8: accuracy against the float network, what the file contains, and latency in turns."""
+"""Networks quantised to int8: accuracy against the float network, and what the file contains."""
 
 import json
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from torch import nn
 
 from autoslim.errors import UserError
 from autoslim.export.formats import export
-from autoslim.export.quantise import RuntimeNetwork, latencies_in_turns, quantise_file
+from autoslim.export.quantise import RuntimeNetwork, quantise_file
 from autoslim.export.runtimes import open_exported
 
 OPENVINO = pytest.mark.skipif(not find_spec("nncf"), reason="extra openvino")
@@ -57,10 +56,3 @@ def test_a_network_that_cannot_be_quantised(tmp_path: Path) -> None:
     export(small_network(), INFO, tmp_path / "n.onnx", {})
     with pytest.raises(UserError, match=r"the network cannot be quantised \(.+\); export it without --int8"):
         quantise_file(tmp_path / "n.onnx", [np.zeros((2, 3, 9, 9), np.float32)], "{}")
-
-
-def test_latencies_in_turns() -> None:
-    slow, fast = latencies_in_turns([lambda: time.sleep(0.004), lambda: time.sleep(0.001)])
-    for latency, least in ((slow, 4), (fast, 1)):
-        assert least <= latency.low <= latency.median <= latency.high
-    assert fast.median < slow.median

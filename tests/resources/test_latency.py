@@ -1,8 +1,13 @@
 """Compares kernels with the network they come from and predictions with closed forms, and tests latency tables."""
 
 import dataclasses
+import functools
 import itertools
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +35,8 @@ from autoslim.resources.latency.backends import check_runtime, prepare_forward
 from autoslim.resources.latency.kernels import describe_kernel, find_kernels
 from autoslim.resources.latency.measure import fit_line, measure_table, prediction_check, random_configurations
 from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
-from autoslim.resources.measure import measure_memory, measure_network
+from autoslim.resources.latency.turns import MAX_TURNS, MIN_TURNS, latencies_in_turns
+from autoslim.resources.measure import measure_memory, measure_networks
 from autoslim.tracing.capture import symbolic_graph
 
 TARGET = Target("a machine", "eager", "cpu", 1, 1, "fp32", False, "torch")
@@ -553,12 +559,11 @@ def test_measured_memory_in_closed_form() -> None:
     assert measure_memory(network, images) >= graph.memory()
 
 
-def test_the_report_measures_the_memory_of_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_measures_the_memory_of_one_image() -> None:
     network, graph = small()
     values = read_yaml(ROOT / "params.yaml")["latency"]
-    monkeypatch.setattr(measuring, "NETWORK_SECONDS", 0.0)
     targets = [latency_target(LatencyParams(**values | {"batch": count})) for count in (1, 8)]
-    costs = [measure_network(network, graph.inputs, target) for target in targets]
+    costs = [measure_networks([network], graph.inputs, target)[0] for target in targets]
     assert costs[0].memory == costs[1].memory >= graph.memory()
 
 
@@ -571,3 +576,60 @@ def test_the_report_measures_with_the_tables_settings_if_it_was_measured_here() 
     assert report_target(params, table) == here  # the table was measured on another machine
     other = dataclasses.replace(here, batch=64, threads=2, channels_last=True)
     assert report_target(params, dataclasses.replace(table, target=other)) == other
+
+
+def test_functions_are_measured_in_turns() -> None:
+    """A machine that becomes slower meets all functions alike: the medians of equal functions hardly differ."""
+    order: list[str] = []
+    latencies = latencies_in_turns([lambda: order.append("a"), lambda: order.append("b")], lambda: order.append("|"))
+    assert all(0 <= latency.low <= latency.median <= latency.high for latency in latencies)
+    blocks = [block for block in "".join(order).split("|") if block]
+    assert all(len({*block}) == 1 for block in blocks)  # the device is waited for at the end of each block
+    turns = len(blocks) // 2 - 2
+    assert [block[0] for block in blocks] == ["a", "a", "b", "b", *["a", "b"] * turns]
+    assert MIN_TURNS <= turns <= MAX_TURNS
+    slow, fast = latencies_in_turns([lambda: time.sleep(0.004), lambda: time.sleep(0.001)])
+    for latency, least in ((slow, 4), (fast, 1)):
+        assert least <= latency.low <= latency.median <= latency.high
+    assert fast.median < slow.median
+
+
+def test_slow_functions_have_fewer_turns() -> None:
+    calls: list[int] = []
+    latencies_in_turns([lambda: (calls.append(1), time.sleep(0.15))])
+    assert 2 + MIN_TURNS <= len(calls) < 2 + MAX_TURNS
+    assert latencies_in_turns([]) == []
+
+
+@pytest.mark.parametrize("runtime", ["eager", "compile", "onnxruntime"])
+def test_networks_are_measured_in_turns(runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each network runs in every turn, with the threads of the target, which are restored."""
+    threads = torch.get_num_threads()
+    networks = [small()[0] for _ in range(2)]
+    _, graph = small()
+    ran: list[tuple[int, int]] = []
+    turns = latencies_in_turns
+
+    def recorded(runs: Any, finish: Any) -> Any:
+        def watched(index: int) -> None:
+            ran.append((index, torch.get_num_threads()))
+            runs[index]()
+
+        return turns([functools.partial(watched, index) for index in range(len(runs))], finish)
+
+    monkeypatch.setattr("autoslim.resources.measure.latencies_in_turns", recorded)
+    target = dataclasses.replace(TARGET, runtime=runtime, threads=threads + 1)
+    costs = measure_networks(networks, graph.inputs, target)
+    assert all(each.latency_low <= each.latency <= each.latency_high for each in costs)
+    assert {*ran} == {(0, threads + 1), (1, threads + 1)}
+    assert torch.get_num_threads() == threads
+
+
+def test_no_warning_about_cuda_where_there_is_only_its_compiler(tmp_path: Path) -> None:
+    """torch's import of it would print one in the middle of a report. The first command shows that it would."""
+    code = "from torch.utils import cpp_extension; cpp_extension._find_cuda_home()"
+    environment = os.environ | {"CUDA_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    for start, printed in (("", True), ("import autoslim.pipeline.entry; ", False)):
+        command = [sys.executable, "-c", start + code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert ("No CUDA runtime is found" in done.stderr) == printed

@@ -26,7 +26,7 @@ from autoslim.resources.latency import measure as measuring
 from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import find_kernels
 from autoslim.resources.latency.table import LatencyTable, Target
-from autoslim.resources.measure import measure_memory, measure_network
+from autoslim.resources.measure import measure_memory, measure_networks
 from autoslim.resources.profile import counted_at_run_time
 from autoslim.search.incremental import IncrementalEvaluator, verified_evaluator
 
@@ -139,7 +139,8 @@ def test_memory_and_latency_at_any_rank(rank: int, tmp_path: Path, quick: None) 
             prepare_forward(module, values, dataclasses.replace(TARGET, batch=2))()
     for channels_last in (False, True):
         target = dataclasses.replace(TARGET, channels_last=channels_last)
-        assert measure_network(bodies(rank), graph.inputs, target).latency > 0
+        [costs] = measure_networks([bodies(rank)], graph.inputs, target)
+        assert costs.latency > 0
     grid = {name: (group.size, group.size // 2) for name, group in graph.groups.items()}
     table = measuring.measure_table(
         network, graph, grid, TARGET, name="a", points=2, check_networks=2, cache=tmp_path / "cache.json"
@@ -227,7 +228,7 @@ def test_memory_and_latency_of_several_inputs(tmp_path: Path, quick: None) -> No
         network, graph, grid, TARGET, name="a", points=2, check_networks=2, cache=tmp_path / "cache.json"
     )
     assert LatencyTable.from_dict(table.to_dict(), "here").input_shape == graph.input_shape
-    assert measure_network(Two(), graph.inputs, TARGET).memory == measured
+    assert measure_networks([Two()], graph.inputs, TARGET)[0].memory == measured
 
 
 def test_a_network_with_several_inputs_is_trained_and_recalibrated() -> None:
