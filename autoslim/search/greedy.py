@@ -41,6 +41,7 @@ class SlimmingStep:
         options: the options from it, by group. The last configuration has none.
         scores: the score of each option, on the images that it was run on.
         taken: the groups that are slimmed next.
+        increases: the increase of the scores by each option, on the images that it was run on.
     """
 
     slimmed: tuple[str, ...]
@@ -50,6 +51,7 @@ class SlimmingStep:
     options: Mapping[str, Option] = field(default_factory=dict)
     scores: Mapping[str, Score] = field(default_factory=dict)
     taken: tuple[str, ...] = ()
+    increases: Mapping[str, Increase] = field(default_factory=dict)
 
     @property
     def following(self) -> Channels:
@@ -59,11 +61,15 @@ class SlimmingStep:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a selection rule returns: the score of the current configuration, of each option, and the groups to slim."""
+    """What a selection rule returns: the score of the current configuration, of each option, and the groups to slim.
+
+    ``increases`` are those of the scores from the current configuration to each option, on the option's images.
+    """
 
     score: Score
     scores: Mapping[str, Score]
     taken: tuple[str, ...]
+    increases: Mapping[str, Increase]
 
 
 Choose = Callable[[Mapping[str, Increase], Collection[str]], tuple[str, ...]]
@@ -120,7 +126,14 @@ def greedy_slim(
         options = slimming.options(channels)
         result = rule(channels, options, partial(slimming.choose, channels, options))
         last = SlimmingStep(
-            last.taken if last else (), channels, cost(channels), result.score, options, result.scores, result.taken
+            last.taken if last else (),
+            channels,
+            cost(channels),
+            result.score,
+            options,
+            result.scores,
+            result.taken,
+            result.increases,
         )
         yield last
 
@@ -131,8 +144,8 @@ def exhaustive_rule(score: Callable[[Mapping[str, int]], Score]) -> SelectionRul
     def rule(channels: Channels, options: Mapping[str, Option], choose: Choose) -> Evaluation:
         current = score(channels)
         scores = {name: score({**channels, name: option.channels}) for name, option in options.items()}
-        taken = choose({name: increase(current, new) for name, new in scores.items()}, ())
-        return Evaluation(current, scores, taken)
+        increases = {name: increase(current, new) for name, new in scores.items()}
+        return Evaluation(current, scores, choose(increases, ()), increases)
 
     return rule
 

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from statistics import NormalDist
@@ -70,10 +70,11 @@ def racing_rule(
             undecided = {name: options[name].channels for name in race.undecided}
             race.add(runners[(first + number) % len(runners)](channels, undecided))
             if race.undecided:
-                taken = choose(race.increases(), race.taken)
+                taken = choose(race.increases((*race.taken, *race.undecided)), race.taken)
                 if z is not None and number + 1 < len(runners):
                     race.decide(taken, z)
-        return Evaluation(race.score(CURRENT), {name: race.score(name) for name in options}, taken)
+        scores = {name: race.score(name) for name in options}
+        return Evaluation(race.score(CURRENT), scores, taken, race.increases(options))
 
     return rule
 
@@ -100,11 +101,11 @@ class _Race:
     def score(self, name: str) -> Score:
         return mean_score(self.outcomes[name])
 
-    def increases(self) -> dict[str, Increase]:
-        """Returns the increase of the score of each option that may be taken, on the images that it was run on."""
+    def increases(self, names: Iterable[str]) -> dict[str, Increase]:
+        """Returns the increase of the score of each option in ``names``, on the images that it was run on."""
         return {
             name: increase(mean_score(self.outcomes[CURRENT][: len(self.outcomes[name])]), self.score(name))
-            for name in (*self.taken, *self.undecided)
+            for name in names
         }
 
     def decide(self, taken: Collection[str], z: float) -> None:

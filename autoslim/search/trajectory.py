@@ -9,6 +9,7 @@ from autoslim.errors import UserError
 from autoslim.files import read_json
 from autoslim.resources.costs import Costs
 from autoslim.search.greedy import Option, SlimmingStep
+from autoslim.search.scoring import Increase
 from autoslim.tasks.measure import CROSS_ENTROPY
 from autoslim.tasks.task import Score
 
@@ -23,6 +24,8 @@ def step_to_dict(step: SlimmingStep, costs: Costs, loss_name: str = CROSS_ENTROP
     options = {
         name: asdict(option) | score_to_dict(step.scores[name], loss_name) for name, option in step.options.items()
     }
+    for name, (error, loss) in step.increases.items():
+        options[name]["increase"] = {"error": error, loss_name: loss}
     return {
         "slimmed": list(step.slimmed),
         "channels": step.channels,
@@ -45,6 +48,11 @@ def step_from_dict(values: Mapping[str, Any], loss_name: str = CROSS_ENTROPY) ->
         {name: Option(option["channels"], option["cost"], option["saved"]) for name, option in options.items()},
         {name: _score(option, loss_name) for name, option in options.items()},
         tuple(values["taken"]),
+        {
+            name: Increase(option["increase"]["error"], option["increase"][loss_name])
+            for name, option in options.items()
+            if "increase" in option  # not in trajectories of earlier versions
+        },
     )
 
 

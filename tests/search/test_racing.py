@@ -1,15 +1,18 @@
 """Compares the race with the exhaustive choice on synthetic outcomes."""
 
+import json
 import random
 from collections.abc import Collection, Mapping
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from autoslim.channels.groups import Channels
-from autoslim.search.greedy import Choose, Evaluation, Option, exhaustive_rule
+from autoslim.search.greedy import Choose, Evaluation, Option, SlimmingStep, exhaustive_rule
 from autoslim.search.racing import ChunkRunner, racing_rule
 from autoslim.search.scoring import CURRENT, By, Increase, Outcome, rank
+from autoslim.search.trajectory import step_from_dict, step_to_dict
 from autoslim.tasks.task import Score
 
 CHUNKS, CHUNK = 8, 64
@@ -149,6 +152,22 @@ def test_clear_options_leave_the_race_after_one_round(by: By, per_cost: bool, co
     assert set(result.taken) == set(field.names[:count])
     assert {score.images for score in result.scores.values()} == {CHUNK}
     assert result.score.images == IMAGES
+
+
+def test_increases_compare_an_option_with_the_current_configuration_on_the_same_images() -> None:
+    """Options leave the race after different chunks. Those of an exhaustive search are on all images."""
+    field = Field(3, options=10, spread=0.05)
+    result = field.race("cross_entropy", False, 0.02)
+    assert len({score.images for score in result.scores.values()}) > 1
+    first = first_chunk_of(field) * CHUNK
+    for name in field.names:
+        images = [(first + number) % IMAGES for number in range(result.scores[name].images)]
+        for values, found in zip((field.wrong, field.nats), result.increases[name], strict=True):
+            assert found == pytest.approx(float((values[name] - values[CURRENT])[images].mean()))
+    step = SlimmingStep((), field.channels, 1.0, result.score, field.options, result.scores, (), result.increases)
+    costs = SimpleNamespace(all=lambda _: {})
+    written = json.loads(json.dumps(step_to_dict(step, costs)))  # type: ignore[arg-type]
+    assert step_from_dict(written) == step
 
 
 @pytest.mark.parametrize(
