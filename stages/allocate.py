@@ -10,8 +10,9 @@ import typer
 def main() -> None:
     """Writes each method's channels, so that only networks whose channels changed are retrained."""
     from autoslim.pipeline.allocate import run  # after entry, which sets what torch reads when it is imported
+    from autoslim.pipeline.times import timed
 
-    run()
+    timed(run)
 
 
 if __name__ == "__main__":

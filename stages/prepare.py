@@ -10,8 +10,9 @@ import typer
 def main() -> None:
     """Splits the data into train, search and test, and checks every parameter of the pipeline against it."""
     from autoslim.pipeline.prepare import run  # after entry, which sets what torch reads when it is imported
+    from autoslim.pipeline.times import timed
 
-    run()
+    timed(run)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import typer
 def main() -> None:
     """Measures latency where it is limited, and checks that the budget can be reached before anything is trained."""
     from autoslim.pipeline.resources import run  # after entry, which sets what torch reads when it is imported
+    from autoslim.pipeline.times import timed
 
-    run()
+    timed(run)
 
 
 if __name__ == "__main__":

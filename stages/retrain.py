@@ -12,8 +12,9 @@ import typer
 def main(method: Annotated[str, typer.Argument(help="A method of params.yaml, such as autoslim.")]) -> None:
     """Trains the network of one method."""
     from autoslim.pipeline.retrain import run  # after entry, which sets what torch reads when it is imported
+    from autoslim.pipeline.times import timed
 
-    run(method)
+    timed(run, method)
 
 
 if __name__ == "__main__":

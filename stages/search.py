@@ -10,8 +10,9 @@ import typer
 def main() -> None:
     """Slims the supernet greedily and records every step."""
     from autoslim.pipeline.search import run  # after entry, which sets what torch reads when it is imported
+    from autoslim.pipeline.times import timed
 
-    run()
+    timed(run)
 
 
 if __name__ == "__main__":

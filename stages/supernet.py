@@ -10,8 +10,9 @@ import typer
 def main() -> None:
     """Trains the supernet by the sandwich rule with in-place distillation."""
     from autoslim.pipeline.supernet import run  # after entry, which sets what torch reads when it is imported
+    from autoslim.pipeline.times import timed
 
-    run()
+    timed(run)
 
 
 if __name__ == "__main__":

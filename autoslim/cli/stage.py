@@ -43,6 +43,7 @@ def run_stage(name: str, method: str | None) -> None:
         raise UserError(f"there is no stage {name!r}; stages are {', '.join(STAGES)}")
     enter_project()
     from autoslim.pipeline.code_lock import check_lock  # imports torch
+    from autoslim.pipeline.times import timed
 
     check_lock([name])
     run = import_module(f"autoslim.pipeline.{name}").run
@@ -51,4 +52,4 @@ def run_stage(name: str, method: str | None) -> None:
         raise UserError(f"stage {name} needs a method; write `autoslim stage {name} autoslim`")
     if method is not None and not needs_method:
         raise UserError(f"stage {name} does not accept a method, but {method!r} was passed; omit it")
-    run(*([method] if method is not None else []))
+    timed(run, *([method] if method is not None else []))

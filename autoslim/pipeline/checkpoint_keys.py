@@ -31,6 +31,7 @@ OBSERVERS = frozenset(
         "autoslim.pipeline.params",
         "autoslim.pipeline.project",
         "autoslim.pipeline.recorded_inputs",
+        "autoslim.pipeline.times",
         "autoslim.pipeline.tracking",
         "autoslim.pipeline.validation",
         "autoslim.training.progress",
@@ -61,7 +62,8 @@ def imported_modules(module: str, ignored: frozenset[str] = OBSERVERS) -> set[st
 def code_files(module: str) -> list[tuple[str, Path]]:
     """Returns the names and paths of the files of ``imported_modules(module)`` and of the data files next to them."""
     files = {_file(name) for name in imported_modules(module)}
-    files |= {data for folder in {file.parent for file in files} for data in folder.glob("*.yaml")}
+    folders = {file.parent for file in files}
+    files |= {data for folder in folders for pattern in ("*.yaml", "*.html") for data in folder.glob(pattern)}
     return sorted((file.relative_to(_PACKAGE).as_posix(), file) for file in files)
 
 

@@ -35,7 +35,6 @@ from autoslim.pipeline.yaml_edits import (
 )
 from autoslim.search.methods import DEFAULT
 from autoslim.tasks.building import find_task, has_distillation
-from autoslim.tasks.measure import TOP1, Measure
 from autoslim.user_code import file_of
 
 PARAMS, PIPELINE, IGNORED = Path("params.yaml"), Path("dvc.yaml"), Path(".gitignore")
@@ -356,9 +355,6 @@ def _without_distillation(text: str) -> str:
 def _pipeline(params: Params) -> str:
     """Returns a ``dvc.yaml`` with the files that ``params`` name among the deps of the stages that read them."""
     values = parsed(_template("pipeline.yaml"))
-    for plot in values["plots"]:
-        for curves in plot.values():
-            _name_score(curves, find_task(params.task).score)
     for file in own_files(params):
         for name in file.readers:
             stage = values["stages"][name]
@@ -370,13 +366,6 @@ def _pipeline(params: Params) -> str:
             if file.path not in stage["deps"]:
                 stage["deps"].append(file.path)
     return dumped(values)
-
-
-def _name_score(curves: CommentedMap, score: Measure) -> None:
-    """Changes a plot of top-1 to one of the task's score."""
-    curves["title"] = curves["title"].replace(TOP1.title, score.title)
-    for number, column in enumerate(curves["y"]):
-        curves["y"][number] = column.replace(TOP1.name, score.name)
 
 
 def _init_dvc(git: Path) -> list[str]:

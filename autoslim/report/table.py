@@ -27,6 +27,9 @@ SAME_COST = 0.05
 LARGER = 0.03
 """The caption names methods whose cost is above the baseline's by more than this fraction."""
 
+WIDE = 0.2
+"""The caption names methods whose measured latency has an interquartile range above this fraction of the median."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -214,6 +217,50 @@ def describe_budgets(budgets: Mapping[str, Budget], limits: Mapping[str, float])
     return ", ".join(descriptions)
 
 
+def answer(comparison: Comparison) -> str:
+    """Returns the result in words: what the found network has, gains over the baseline and loses to the default one."""
+    found = next((r for r in comparison.results if r.method not in (BASELINE, DEFAULT)), None)
+    found = next((r for r in comparison.results if r.method == "autoslim"), found)
+    measure = comparison.measure
+    if found is None:
+        return f"There is no answer: the methods are {' and '.join(r.method for r in comparison.results)}."
+    mean, _ = found.summary(measure)
+    unit = f" {measure.unit}".rstrip()
+    value = f"{measure.number(mean)}{unit}"
+    sentences = [f"The network of {found.method} has a {measure.title} of {value} on the test split."]
+    for name, differences in ((BASELINE, comparison.gains), (DEFAULT, comparison.differences)):
+        if (difference := differences.get(found.method)) is not None:
+            sentences.append(_verdict(difference, found.method, name, measure))
+    if found.method not in comparison.gains:
+        known = any(result.method == BASELINE for result in comparison.results)
+        why = "needs another amount of resources" if known else "is not among the methods"
+        sentences.append(f"There is no comparison with {BASELINE}, which {why}.")
+    return " ".join(sentences)
+
+
+def _verdict(difference: Gain, method: str, other: str, measure: Measure) -> str:
+    """Returns a sentence that says whether ``method`` is better than ``other``, and by how much."""
+    unit = f" {measure.unit_of_differences}".rstrip()
+    amount = f"{measure.number(abs(difference.top1))}{unit}"
+    relation = "better" if difference.top1 > 0 else "worse"
+    if difference.interval is None:
+        if difference.top1 == 0:
+            return f"It is as good as {other}."
+        return f"It is {amount} {relation} than {other}; without an interval, this may be chance."
+    low, high = difference.interval
+    interval = f"95 % confidence interval {measure.number(low, '+')} to {measure.number(high, '+')}{unit}"
+    if low <= 0 <= high:
+        signed = f"{measure.number(difference.top1, '+')}{unit}"
+        return f"No difference from {other} was found: {signed}, {interval}."
+    return f"It is {amount} {relation} than {other} ({interval})."
+
+
+def html_table(comparison: Comparison) -> tuple[list[str], list[list[str]], str]:
+    """Returns the header, the rows and the caption of the table for a page, as plain text that is not escaped."""
+    header = [name.replace("\n", " ") for name in _header(comparison)]
+    return header, _rows(comparison), _caption(comparison)
+
+
 def terminal_table(comparison: Comparison) -> Table:
     """Returns the table for ``rich.print``. To fit 80 columns, it omits the spread of latency, and the columns of
     predictions and of all measures but the main one.
@@ -374,6 +421,15 @@ def _latency(measured: MeasuredCosts | None) -> str:
     return f"{format_amount(measured.latency, 'latency')} ± {format_amount(spread, 'latency')}"
 
 
+def _is_wide(measured: MeasuredCosts | None) -> bool:
+    return measured is not None and measured.latency_high - measured.latency_low > WIDE * measured.latency
+
+
+def _quartiles(measured: MeasuredCosts) -> str:
+    low, high = (format_amount(ms, "latency") for ms in (measured.latency_low, measured.latency_high))
+    return f"{low} to {high}"
+
+
 def _too_slow(result: Result, comparison: Comparison) -> bool:
     """Returns whether the measured latency exceeds the budget although the prediction for this target does not."""
     if "latency" not in comparison.limits or comparison.predicted_on or result.measured is None:
@@ -446,7 +502,13 @@ def _caption(comparison: Comparison) -> str:
             f"{title} on the search split: {listed}. By this split, the choice is {choice[0]}, seed {choice[1]}."
         )
     if _measured(comparison):
-        sentences.append("Latency is the median ± half the interquartile range.")
+        sentences.append("Latency is the median ± half the interquartile range; the networks were measured in turns.")
+    if wide := [result for result in comparison.results if _is_wide(result.measured)]:
+        quartiles = ", ".join(f"{result.method} {_quartiles(result.measured)}" for result in wide if result.measured)
+        sentences.append(
+            f"The measured latency varied: its quartiles are {quartiles}. Other processes may have used the machine; "
+            "differences within these ranges are noise."
+        )
     if slow := [result.method for result in comparison.results if _too_slow(result, comparison)]:
         sentences.append(
             f"The measured latency of {', '.join(slow)} exceeds the budget of "

@@ -1,6 +1,8 @@
 """The pipeline as users run it: DVC over the real stages, in a copy of the project with tiny parameters."""
 
+import html
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -79,8 +81,27 @@ def test_metrics_and_plots_are_registered(project: Path) -> None:
     assert "outputs/report/metrics.json" in shown[""]["data"]
     run(["dvc", "plots", "show"], project)
     page = (project / "dvc_plots/index.html").read_text()
-    for plot in ("supernet, top-1 on the search split", "outputs/report/trajectory.png"):
+    curves = ("training of the supernet", "retraining", "trajectory of the search")
+    for plot in (*curves, "outputs/report/trajectory.png"):
         assert plot in page
+    specs = [json.loads(spec) for spec in re.findall(r"var spec = (\{.*?\});\s*vegaEmbed", page, re.DOTALL)]
+    assert {spec["title"]["text"] if isinstance(spec["title"], dict) else spec["title"] for spec in specs} == {*curves}
+    assert all(spec["data"]["values"] for spec in specs)
+    assert "dvc_plots" not in run(["git", "status", "--porcelain"], project)
+
+
+def test_the_page_has_the_results_and_the_time_of_each_stage(project: Path) -> None:
+    page = html.unescape((project / "outputs/report/report.html").read_text())
+    metrics = json.loads((project / "outputs/report/metrics.json").read_text())
+    assert f"The network of autoslim has a top-1 of {100 * metrics['autoslim']['top1']:.2f} % on the test split" in page
+    found = json.loads((project / "outputs/channels/autoslim.json").read_text())["channels"]
+    assert all(f"<td>{group}</td>" in page for group in found)
+    times = dict(re.findall(r"<td>([\w@]+)</td><td>([\d.]+ s)", page))
+    assert {*times} == ALL
+    known = json.loads((project / "checkpoints/times.json").read_text())
+    assert all(0 < entry["seconds"] < 600 and not entry["continued"] for entry in known.values())
+    assert "budget: 50%" in page  # the parameters
+    assert "dvc repro" in page
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import dataclasses
 import io
 import itertools
 import math
+import re
 import struct
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,20 +23,28 @@ from scipy import stats
 
 from autoslim.data.structure import tensor_structure
 from autoslim.errors import UserError
-from autoslim.pipeline.report import _warning
+from autoslim.pipeline.report import _default_score, _warning
 from autoslim.report import figures, resource_figures
 from autoslim.report.figures import (
     band_over_seeds,
+    candidate_increases,
     channels_figure,
     curves_figure,
+    draw_candidates,
+    draw_trajectory,
     last_by_seed,
     method_styles,
     read_curves,
+    side_by_side,
+    svg,
     trajectory_figure,
 )
+from autoslim.report.page import ChannelColumn, ChannelTable, Page, PageFigure, format_seconds, html_page
+from autoslim.report.plots import retrained_csv, supernet_csv, trajectory_csv
 from autoslim.report.resource_figures import prediction_figure, resources_figure
 from autoslim.report.table import (
     Result,
+    answer,
     compare,
     csv_table,
     describe_budgets,
@@ -196,7 +206,11 @@ def test_tables_show_latency_predicted_and_measured():
     text = markdown_table(comparison)
     assert "| memory | latency predicted | latency measured | top-1" in text
     assert "| autoslim | 1.41M | 170K | 780kB | 2.4ms | 2.5ms ± 200us | 92.77" in text
-    assert "Latency is the median ± half the interquartile range." in text
+    assert "Latency is the median ± half the interquartile range; the networks were measured in turns." in text
+    assert "quartiles" not in text
+    noisy = dataclasses.replace(TIMED[0], measured=MeasuredCosts(9.72, 5.5, 14.0, 900_000))
+    text = markdown_table(compare([noisy, TIMED[1]], **BUDGET))
+    assert "The measured latency varied: its quartiles are autoslim 5.5ms to 14ms." in text
     unpredicted = compare([timed(AUTOSLIM, None, 2.5), timed(UNIFORM, None, 2.3)], **BUDGET)
     assert "predicted" not in markdown_table(unpredicted)
     values = metrics(comparison)["autoslim"]
@@ -334,31 +348,55 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     return collected
 
 
-def test_the_trajectory_shows_budgets_default_and_retrained_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    shown = drawn(monkeypatch)
+def test_the_trajectory_shows_budgets_default_and_retrained_networks() -> None:
     budgets = {"25% = 1.42M MACs": 1_420_000.0, "26% = 1.48M MACs": 1_476_800.0}
-    trajectory_figure(tmp_path / "t.png", TRAJECTORY, [AUTOSLIM, UNIFORM], "macs", budgets)
-    (axes,) = shown[0].axes
-    names = {text.get_text(): text for text in axes.texts}
+    figure = draw_trajectory(TRAJECTORY, [AUTOSLIM, UNIFORM], "macs", budgets)
+    retrained, subnets = figure.axes
+    names = {text.get_text(): text for text in retrained.texts}
     assert set(names) == {"budget 25% = 1.42M MACs", "budget 26% = 1.48M MACs", "default 5.68M MACs"}
     assert [text.xy[0] for text in names.values()] == [1_420_000.0, 1_476_800.0, 5_680_000]
-    shown[0].draw_without_rendering()
+    figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in names.values()]
-    assert not boxes[0].overlaps(boxes[1])  # labels that are close are stacked
-    line = axes.lines[0]
+    boxes.append(retrained._left_title.get_window_extent())
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))  # labels that are close are stacked
+    line = subnets.lines[0]
     assert list(line.get_xdata()) == [step["macs"] for step in TRAJECTORY["steps"]]
     assert line.get_ydata()[0] == pytest.approx(90)
-    points = {c.get_label(): c.lines[0].get_xydata()[0] for c in axes.containers}
-    assert list(points["autoslim, retrained (test split, mean ± std over 3 seeds)"]) == pytest.approx(
-        [1_410_000, 92.7667]
-    )
+    assert retrained._left_title.get_text() == "retrained networks, test split, mean ± std over 3 seeds"
+    points = {c.get_label(): c.lines[0] for c in retrained.containers}
+    point = points["autoslim: 92.77 ± 0.65"]
+    assert list(point.get_xydata()[0]) == pytest.approx([1_410_000, 92.7667])
+    assert all(point.get_markerfacecolor() == "none" for point in points.values())
+    low, high = retrained.get_ylim()
+    assert low < 89.4 - 0.8
+    assert high > 92.77 + 0.66  # with the error bars
 
 
-def test_a_trajectory_is_drawn_over_any_recorded_resource(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    shown = drawn(monkeypatch)
-    trajectory_figure(tmp_path / "t.png", TRAJECTORY, [UNIFORM], "params", {"150K parameters": 150_000.0})
-    (axes,) = shown[0].axes
-    assert axes.get_xlabel() == "parameters"
+def test_networks_of_the_same_cost_are_drawn_side_by_side() -> None:
+    """Their markers, which would cover each other, do not overlap on the canvas."""
+    same = dataclasses.replace(AUTOSLIM, top1=UNIFORM.top1, costs=UNIFORM.costs)
+    figure = draw_trajectory(TRAJECTORY, [same, UNIFORM, DEFAULT], "macs", {})
+    figure.draw_without_rendering()
+    lines = [container.lines[0] for container in figure.axes[0].containers]
+    x = [float(line.get_transform().transform(line.get_xydata())[0, 0]) for line in lines]
+    assert x[1] - x[0] > lines[0].get_markersize() * figure.dpi / 72
+    assert x[2] == pytest.approx(figure.axes[0].transData.transform((5_680_000, 0))[0])
+    assert side_by_side([5.0, 1.0, 5.1, 9.0, 5.2], 0.15) == [-2, 0, -1, 0, 0]
+    assert side_by_side([], 1) == []
+
+
+def test_the_default_networks_point_in_the_supernet() -> None:
+    _, subnets = draw_trajectory(TRAJECTORY, [UNIFORM], "macs", {}, default_score=0.88).axes
+    assert subnets.lines[1].get_xydata().tolist() == [[5_680_000, 88]]
+    curves = {"epoch": [1, 2], "default_top1": [0.5, 0.88]}
+    wide, narrow = (TRAJECTORY | {"widest": {"channels": dict.fromkeys(GROUPS, size)}} for size in (256, 128))
+    assert _default_score(wide, curves, CLASSIFICATION) == 0.88
+    assert _default_score(narrow, curves, CLASSIFICATION) is None  # the supernet does not contain it
+
+
+def test_a_trajectory_is_drawn_over_any_recorded_resource() -> None:
+    axes, subnets = draw_trajectory(TRAJECTORY, [UNIFORM], "params", {"150K parameters": 150_000.0}).axes
+    assert subnets.get_xlabel() == "parameters"
     assert [text.get_text() for text in axes.texts] == ["budget 150K parameters", "default 500K parameters"]
     assert axes.containers[0].lines[0].get_xdata()[0] == 148_000
 
@@ -484,6 +522,155 @@ def test_a_default_network_that_was_not_retrained_is_a_constant() -> None:
     assert "exceeds" not in markdown_table(compare([timed(KEPT, 9.0, 9.0)], **budget))
 
 
+def test_the_answer_in_words() -> None:
+    """It names gain and loss with their intervals, and says so if nothing was found."""
+    text = answer(compare([DEFAULT, AUTOSLIM, UNIFORM], **BUDGET))
+    assert text == (
+        "The network of autoslim has a top-1 of 92.77 % on the test split. It is 3.37 points better than uniform (95 % "
+        "confidence interval +1.69 to +5.05 points). It is 2.60 points worse than default (95 % confidence interval "
+        "-3.93 to -1.27 points)."
+    )
+    nothing = dataclasses.replace(AUTOSLIM, top1={0: 0.893, 1: 0.904, 2: 0.887})
+    text = answer(compare([nothing, UNIFORM], **BUDGET))
+    assert "No difference from uniform was found: +0.07 points, 95 % confidence interval -1.8" in text
+    text = answer(compare([one_seed(AUTOSLIM), one_seed(UNIFORM)], **BUDGET))
+    assert text.endswith("It is 2.70 points better than uniform; without an interval, this may be chance.")
+    assert "There is no comparison with uniform, which is not among the methods." in answer(
+        compare([AUTOSLIM], **BUDGET)
+    )
+    assert answer(compare([UNIFORM], **BUDGET)) == "There is no answer: the methods are uniform."
+    years = Measure("mae", "MAE", "years", higher_is_better=False)
+    older = compare([AUTOSLIM, UNIFORM], **BUDGET, measures=(years,))
+    assert "has a MAE of 0.9277 years on the test split. It is 0.03367 years worse than uniform" in answer(older)
+
+
+def searched(per_cost: bool, score: str = "cross_entropy") -> dict[str, Any]:
+    """A trajectory of two steps, in which some groups are no candidates, and the last configuration."""
+
+    def option(saved: float, error: float, loss: float) -> dict[str, Any]:
+        return {"saved": saved, "increase": {"error": error, "cross_entropy": loss}}
+
+    options: list[dict[str, Any]] = [
+        {"stem": option(56_800, 0.01, 0.1), "head": option(113_600, 0.02, -0.1)},
+        {"body.1": option(568_000, 0.03, 0.5)},
+        {},
+    ]
+    steps = [
+        {**step, "options": candidates, "taken": list(candidates)[:1]}
+        for step, candidates in zip(TRAJECTORY["steps"], options, strict=False)
+    ]
+    return TRAJECTORY | {"limits": {}, "per_cost": per_cost, "score": score, "steps": steps}
+
+
+def test_the_candidates_scores_are_those_that_the_search_ranked() -> None:
+    nan = math.nan
+    expected = [[0.1, nan], [nan, 0.05], [nan, nan], [-0.05, nan]]  # 5.68M MACs: 1 % is 56,800
+    np.testing.assert_allclose(candidate_increases(searched(per_cost=True)), expected)
+    expected = [[1, nan], [nan, 3], [nan, nan], [2, nan]]  # points
+    np.testing.assert_allclose(candidate_increases(searched(per_cost=False, score="error")), expected)
+    trajectory = searched(per_cost=True)
+    axes = draw_candidates(trajectory, candidate_increases(trajectory)).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(GROUPS)
+    assert axes.collections[0].get_offsets().tolist() == [[0, 0], [1, 1]]  # (step, group) of those that were taken
+    for step in trajectory["steps"]:
+        for option in step["options"].values():
+            del option["increase"]  # as an earlier version wrote it
+    assert candidate_increases(trajectory) is None
+
+
+def test_curves_as_data_have_the_same_columns_for_every_task() -> None:
+    years = Measure("mae", "MAE", "years", higher_is_better=False)
+    curves = {"epoch": [1.0, 2.0], **{f"{w}_mae": [4.0, 3.5] for w in ("widest", "default", "narrowest")}}
+    assert supernet_csv(curves, years) == "epoch,widest,default,narrowest\n1,4.0,4.0,4.0\n2,3.5,3.5,3.5\n"
+    means = {"default": {0.0: 0.9}, "released/a-1.4x": {1.0: 0.5, 2.0: 0.755}}
+    text = retrained_csv(means, Measure("top1", "top-1"))
+    assert text == "epoch,default,released/a-1.4x\n1,90.0,50.0\n2,90.0,75.5\n"
+    assert retrained_csv({"default": {0.0: 0.9}}, Measure("top1", "top-1")) == "epoch,default\n0,90.0\n"
+    assert trajectory_csv(TRAJECTORY, "macs").splitlines()[:2] == ["step,cost,score", "0,12000000,90.0"]
+
+
+HOSTILE = '<script>alert("1")</script> & {{ 1 }} \'"--></svg>'
+
+
+def page(name: str = HOSTILE) -> Page:
+    groups = {name: 8, "b": 4}
+    trajectory = searched(per_cost=True)
+    trajectory["default"] = trajectory["default"] | {"channels": {name: 1, **GROUPS}}
+    figure = svg("candidates", lambda: draw_candidates(trajectory, candidate_increases(trajectory)))
+    columns = [ChannelColumn("default", groups), ChannelColumn(name, {name: 2, "b": 4}, "#D55E00")]
+    return Page(
+        title=name,
+        question=name,
+        answer=name,
+        warning=name,
+        header=["method", name],
+        rows=[["autoslim", name]],
+        caption=name,
+        figures=[PageFigure(name, figure, name)],
+        channels=ChannelTable(columns),
+        times=[(name, "1 s")],
+        command=name,
+        versions=name,
+        parameters=name,
+    )
+
+
+class Elements(HTMLParser):
+    """Collects what a browser would see."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_self_contained_and_escapes_what_users_name() -> None:
+    text = html_page(page())
+    found = Elements(text)
+    assert not {"script", "link", "img", "iframe", "object", "base"} & {*found.tags} - {"img"}
+    for name, value in found.attributes:
+        assert not name.startswith("on")
+        if name in ("src", "href", "xlink:href", "action"):
+            assert value is not None
+            assert value.startswith(("#", "data:image/png;base64,"))
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert found.text.count(HOSTILE) >= 12  # each place, among them the name of a group in the figure
+    assert "autoslim" in found.text
+    ids = [value for name, value in found.attributes if name == "id"]
+    assert len(ids) == len({*ids})
+    assert "prefers-color-scheme: dark" in style
+    assert ("name", "viewport") in found.attributes
+
+
+def test_a_figure_of_the_page_follows_its_colour_scheme() -> None:
+    text = svg("t", lambda: draw_trajectory(TRAJECTORY, [DEFAULT, UNIFORM], "macs", {}, 0.9))
+    assert text.startswith('<svg viewBox="')
+    assert text.endswith("</svg>")
+    for variable in ("ink", "line", "grid", "edge"):
+        assert f"var(--{variable})" in text
+    for colour in ("#000000", "#333333", "#666666", "#ffffff"):  # invisible on a dark or on a light page
+        assert not re.search(rf': {colour}[;"]', text, re.I)
+    assert re.search(r': #0072b2[;"]', text, re.I)  # that of uniform
+    assert text == svg("t", lambda: draw_trajectory(TRAJECTORY, [DEFAULT, UNIFORM], "macs", {}, 0.9))
+
+
+def test_durations() -> None:
+    seconds = (0.44, 9.94, 42.4, 59.6, 185, 3599.6, 7530)
+    expected = "0.4 s, 9.9 s, 42 s, 1 min 00 s, 3 min 05 s, 1 h 00 min, 2 h 06 min"
+    assert ", ".join(map(format_seconds, seconds)) == expected
+
+
 def test_a_warning_is_above_the_table() -> None:
     assert markdown_table(compare([UNIFORM], **BUDGET, warning="noise")).startswith("**Warning:** noise\n\nBudget 25%")
 
@@ -506,13 +693,13 @@ def test_the_trained_network_is_compared_with_chance_by_the_score_of_the_task() 
 
 def test_figures_of_a_network_that_was_not_retrained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shown = drawn(monkeypatch)
-    trajectory_figure(tmp_path / "t.png", TRAJECTORY, [KEPT, UNIFORM], "macs", {})
+    retrained_axes, _ = draw_trajectory(TRAJECTORY, [KEPT, UNIFORM], "macs", {}).axes
     channels_figure(tmp_path / "c.png", GROUPS, {})
     once = {"seed": [0.0], "epoch": [0.0], "search_top1": [0.9]}
     curves_figure(tmp_path / "r.png", SUPERNET, {"default": once, "uniform": retrained(2)})
-    (point,) = (c for c in shown[0].axes[0].containers if c.get_label() == "default, as it is (test split)")
+    (point,) = (c for c in retrained_axes.containers if c.get_label() == "default, as it is: 95.00")
     assert point.lines[0].get_xydata()[0].tolist() == pytest.approx([5_680_000, 95])
-    default, uniform = shown[2].axes[1].lines
+    default, uniform = shown[1].axes[1].lines
     assert (default.get_marker(), uniform.get_marker()) == (method_styles(["default"])["default"][1], "")
 
 
