@@ -35,7 +35,8 @@ latency_app = typer.Typer(
     rich_markup_mode="markdown",
     help="Measure a network's latency on this machine, for a search on any machine.\n\n"
     "Run `autoslim latency measure --to phone.json` on the machine that will run the network. Then set "
-    "`latency.table: phone.json` in params.yaml for the search.",
+    "`latency.table: phone.json` in params.yaml for the search. For a machine without torch, `pack` writes a folder "
+    "with a script that measures there, and `read` makes the table from its results.",
 )
 
 
@@ -43,11 +44,14 @@ class Runtime(StrEnum):
     EAGER = "eager"
     COMPILE = "compile"
     ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
 
 
 class Precision(StrEnum):
     FP32 = "fp32"
     BF16 = "bf16"
+    INT8 = "int8"
 
 
 @latency_app.command("measure")
@@ -93,15 +97,7 @@ def measure_cli(
 
     autoslim latency measure presets/imagenet-mobilenet_v2.yaml --to phone.json --classes 1000 --runtime onnxruntime
     """
-    target = to.absolute()
-    if target.is_dir():
-        raise UserError(f"--to {to} is a folder; choose a file in it, such as {to / 'latency.json'}")
-    if target.exists() and not force:
-        raise UserError(f"--to {to} exists; choose another file, or replace it with --force")
-    if not target.parent.is_dir():
-        raise UserError(f"--to {to}: the folder {target.parent} does not exist; create it first")
-    if not os.access(target.parent, os.W_OK):
-        raise UserError(f"--to {to}: the folder {target.parent} is not writable; choose another folder")
+    target = _new_file(to, force)
     root, path = enter_project_with(file)
     from autoslim.pipeline.params import load_params
 
@@ -118,10 +114,157 @@ def measure_cli(
     table = measure(params, _images(params, classes, image_size(size) if size else None, channels), target)
     print(table.summary())
     shown = target.relative_to(root) if target.is_relative_to(root) else target
-    print(
+    print(_wrote(table, to, shown))
+
+
+def _new_file(to: Path, force: bool) -> Path:
+    """Returns the absolute path of the table to be written.
+
+    Raises:
+        UserError: the file exists and ``force`` is not set, or it cannot be written.
+    """
+    target = to.absolute()
+    if target.is_dir():
+        raise UserError(f"--to {to} is a folder; choose a file in it, such as {to / 'latency.json'}")
+    if target.exists() and not force:
+        raise UserError(f"--to {to} exists; choose another file, or replace it with --force")
+    if not target.parent.is_dir():
+        raise UserError(f"--to {to}: the folder {target.parent} does not exist; create it first")
+    if not os.access(target.parent, os.W_OK):
+        raise UserError(f"--to {to}: the folder {target.parent} is not writable; choose another folder")
+    return target
+
+
+def _wrote(table: "LatencyTable", to: Path, shown: Path) -> str:
+    return (
         f"wrote {to} ({len(table.kernels)} kernels). To use it in a search, set latency.table: {shown} in params.yaml, "
         "and add the file to the deps of the stage resources in dvc.yaml"
     )
+
+
+@latency_app.command("pack")
+@with_clear_errors
+def pack_cli(
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="New folder for the pack.")],
+    file: ParamsFile = Path("params.yaml"),
+    classes: Classes = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="Height and width of the images (224 or 128x64). Default: data.image_size."),
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option("--channels", min=1, max=3, help="Channels of the images. Default: data.channels.")
+    ] = None,
+    runtime: Annotated[
+        Runtime | None, typer.Option("--runtime", help="onnxruntime or openvino. Default: latency.runtime.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: latency.threads.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Default: latency.batch.")] = None,
+    precision: Annotated[
+        Precision | None, typer.Option("--precision", help="fp32 or int8. Default: latency.precision.")
+    ] = None,
+    points: Annotated[
+        int | None,
+        typer.Option("--points", min=2, help="Measured numbers of channels on each axis. Default: latency.points."),
+    ] = None,
+) -> None:
+    """Write a folder that measures the network's latency on a machine without torch and autoslim.
+
+    The folder has the network's kernels and some whole networks as ONNX models (OpenVINO IR for OpenVINO in int8), and
+    a script that needs Python, numpy and the runtime. Copy the folder to the machine that will run the network, run
+    `python measure.py` in it, copy its results.json back, and make the table with `autoslim latency read`.
+
+    The weights are random. An interrupted command continues.
+
+    Example:
+
+    autoslim latency pack --to pack --runtime onnxruntime --precision int8
+    """
+    target = to.absolute()
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--to {to} is a file; choose a new folder")
+    if not target.parent.is_dir():
+        raise UserError(f"--to {to}: the folder {target.parent} does not exist; create it first")
+    _, path = enter_project_with(file)
+    from autoslim.pipeline.params import load_params
+
+    options = {
+        "runtime": runtime,
+        "threads": threads,
+        "batch": batch,
+        "precision": precision,
+        "points": points,
+    }
+    params = with_options(load_params(path), options)
+    pack(params, _images(params, classes, image_size(size) if size else None, channels), target)
+    print(
+        f"wrote {to}. Copy the folder to the machine that will run the network, run `python measure.py` in it, and "
+        "copy its results.json back for `autoslim latency read`"
+    )
+
+
+def pack(params: "Params", info: "DataInfo", to: Path) -> None:
+    """Writes a latency pack of the network for images of the size in ``info`` to the folder ``to``.
+
+    Raises:
+        UserError: The runtime runs only with torch, or the pack cannot be written.
+    """
+    from autoslim.pipeline.assembly import grid_spec, traced_network
+    from autoslim.pipeline.checks import check_groups
+    from autoslim.pipeline.costs import latency_device
+    from autoslim.resources.latency.backends import OTHER_RUNTIMES, check_runtime
+    from autoslim.resources.latency.pack import write_pack
+    from autoslim.tasks.building import find_task
+
+    latency = params.latency
+    if latency.runtime not in OTHER_RUNTIMES:
+        raise UserError(
+            f"latency.runtime is {latency.runtime}, but the runtime of a pack is one of {', '.join(OTHER_RUNTIMES)}; "
+            "set latency.runtime or --runtime"
+        )
+    device = latency_device(latency).partition(":")[0]
+    check_runtime(latency.runtime, device, latency.precision, latency.channels_last, packed=True)
+    network, graph = traced_network(params.model, info, find_task(params.task))
+    check_groups(params.model.name, graph)
+    write_pack(
+        to,
+        network,
+        graph,
+        graph.grid(grid_spec(params.supernet)),
+        name=params.model.name,
+        runtime=latency.runtime,
+        precision=latency.precision,
+        threads=latency.threads,
+        batch=latency.batch,
+        points=latency.points,
+        check_networks=latency.check_networks,
+    )
+
+
+@latency_app.command("read")
+@with_clear_errors
+def read_cli(
+    results: Annotated[
+        Path, typer.Argument(help="The file results.json that a pack's script wrote, or the folder with it.")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="JSON file to write the table to.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Make the latency table from the results of a pack, and write it to FILE.
+
+    Example:
+
+    autoslim latency read pack/results.json --to phone.json
+    """
+    target = _new_file(to, force)
+    from autoslim.files import write_sealed
+    from autoslim.resources.latency.pack import read_results
+    from autoslim.resources.latency.runner import RESULTS
+
+    table = read_results(results / RESULTS if results.is_dir() else results)
+    write_sealed(target, table.to_dict())
+    print(table.summary())
+    print(_wrote(table, to, to))
 
 
 def with_options(params: "Params", options: dict[str, Any]) -> "Params":
@@ -228,12 +371,15 @@ def print_latency(table: "LatencyTable") -> None:
         facts += [
             ("checked on", f"{len(check.measured)} random networks, {spans}"),
             ("error", f"{check.median_error:.1%} (median); 95 % are within {check.error_95:.1%}"),
+            ("within ±5 %, ±10 %", f"{check.within(0.05):.0%}, {check.within(0.1):.0%} of the networks"),
             ("rank correlation", f"{check.rank_correlation:.3f}"),
         ]
     print_facts(facts)
     print()
     times = {name: table.slope * kernel.predict(table.default) for name, kernel in table.kernels.items()}
     ordered = sorted(times.items(), key=lambda item: -item[1])
+    if table.weight_ms:
+        ordered.append(("(weights beyond the caches)", table.weights_ms(table.default)))
     ordered += [("(between the kernels)", table.intercept), ("(total)", total)]
     rows = [[name, f"{ms:.4g}", percent(ms / total) if total else ""] for name, ms in ordered]
     print_table(["kernel", "ms", "% of total"], rows, title="Kernels of the default network")

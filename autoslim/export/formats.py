@@ -20,7 +20,7 @@ from autoslim.data.structure import in_words, is_tensor
 from autoslim.errors import UserError, first_line
 from autoslim.export.runtimes import ABOUT, RUNTIMES, Run, check_installed, network_run, open_exported
 from autoslim.files import os_error, write_atomically, write_json
-from autoslim.resources.latency.backends import without_output
+from autoslim.resources.latency.onnx_models import without_output
 from autoslim.training.checkpoints import load_weights, save_weights
 
 FORMATS = (".safetensors", *RUNTIMES)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 from autoslim.errors import UserError, first_line
 from autoslim.export.formats import write_onnx, write_openvino
 from autoslim.export.runtimes import Run
-from autoslim.resources.latency.backends import without_output
+from autoslim.resources.latency.onnx_models import quantise_onnx, quantise_openvino
 
 QUANTISED = (".onnx", ".xml")
 """Suffixes of the files that can be quantised."""
@@ -32,39 +31,19 @@ def quantise_file(file: Path, batches: Sequence[np.ndarray], about: str) -> None
     """
     assert file.suffix in QUANTISED
     try:
-        with without_output():
-            (_quantise_onnx if file.suffix == ".onnx" else _quantise_openvino)(file, batches, about)
+        (_quantise_onnx if file.suffix == ".onnx" else _quantise_openvino)(file, batches, about)
     except Exception as error:  # both libraries raise exceptions of many classes
         raise UserError(f"the network cannot be quantised ({first_line(error)}); export it without --int8") from error
 
 
 def _quantise_onnx(file: Path, batches: Sequence[np.ndarray], about: str) -> None:
-    import onnx
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Images(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.batches = iter(batches)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"images": batch}
-
-    with TemporaryDirectory() as folder:
-        prepared, quantised = Path(folder, "prepared.onnx"), Path(folder, "quantised.onnx")
-        quant_pre_process(file, prepared)  # merges batch norms into convolutions
-        quantization.quantize_static(prepared, quantised, Images(), per_channel=True)
-        write_onnx(onnx.load(quantised), file, about)
+    write_onnx(quantise_onnx(file, [{"images": batch} for batch in batches]), file, about)
 
 
 def _quantise_openvino(file: Path, batches: Sequence[np.ndarray], about: str) -> None:
-    import nncf
     import openvino
 
-    nncf.set_log_level("ERROR")
-    model = openvino.Core().read_model(file)
-    quantised = nncf.quantize(model, nncf.Dataset(batches), subset_size=len(batches))
+    quantised = quantise_openvino(openvino.Core().read_model(file), batches)
     for mapped in (file, file.with_suffix(".bin")):
         mapped.unlink()  # the model reads its weights from the old file, which is mapped into memory
     write_openvino(quantised, file, about)

@@ -11,6 +11,7 @@ import numpy as np
 
 from autoslim.errors import UserError, first_line
 from autoslim.export.archive_check import check_archive
+from autoslim.resources.latency.runner import onnxruntime_session, openvino_model
 
 ABOUT = "autoslim"
 """The key of the description (JSON) in a file's metadata. In ``.pt2`` it is the extra file ``autoslim.json``."""
@@ -96,12 +97,7 @@ def _open_pt2(file: Path, threads: int | None) -> tuple[str, Run]:
 
 
 def _open_onnx(file: Path, threads: int | None) -> tuple[str, Run]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file.read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime_session(file.read_bytes(), threads)
     [spec] = session.get_inputs()
     text = session.get_modelmeta().custom_metadata_map.get(ABOUT, "")
 
@@ -115,11 +111,8 @@ def _open_onnx(file: Path, threads: int | None) -> tuple[str, Run]:
 def _open_openvino(file: Path, threads: int | None) -> tuple[str, Run]:
     import openvino
 
-    core = openvino.Core()
-    model = core.read_model(file)
-    # By default, OpenVINO computes in bf16 or fp16 on processors that support it.
-    settings = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-    compiled = core.compile_model(model, "CPU", settings)
+    model = openvino.Core().read_model(file)
+    compiled = openvino_model(model, threads)
     text = model.get_rt_info([ABOUT]).value if model.has_rt_info([ABOUT]) else ""
 
     def run(images: np.ndarray) -> np.ndarray:

@@ -13,12 +13,15 @@ from autoslim.pipeline.assembly import checkpoints, grid_spec, own_python_files
 from autoslim.pipeline.params import Latency, Params
 from autoslim.pipeline.project import RESOURCES
 from autoslim.resources.costs import Costs, Objective
-from autoslim.resources.latency.backends import check_runtime
+from autoslim.resources.latency.backends import OTHER_RUNTIMES, check_runtime
 from autoslim.resources.latency.measure import current_target, measure_table
 from autoslim.resources.latency.table import LatencyTable, Target
 from autoslim.training.device import select_device
 
-MEASURING_CODE = tuple(f"autoslim.resources.latency.{name}" for name in ("backends", "kernels", "measure", "table"))
+MEASURING_CODE = tuple(
+    f"autoslim.resources.latency.{name}"
+    for name in ("backends", "kernels", "measure", "onnx_models", "runner", "table")
+)
 """The modules whose code decides what is measured and how."""
 
 
@@ -72,8 +75,8 @@ def latency_target(latency: Latency) -> Target:
     Raises:
         UserError: the device does not exist, or the runtime is not installed or does not support the settings.
     """
-    device = "cpu" if latency.runtime == "onnxruntime" and latency.device == "auto" else latency.device
-    check_runtime(latency.runtime, device, latency.precision, latency.channels_last)
+    device = latency_device(latency)
+    check_runtime(latency.runtime, device.partition(":")[0], latency.precision, latency.channels_last)
     return current_target(
         device=select_device(device, parameter="latency.device"),
         runtime=latency.runtime,
@@ -82,6 +85,12 @@ def latency_target(latency: Latency) -> Target:
         precision=latency.precision,
         channels_last=latency.channels_last,
     )
+
+
+def latency_device(latency: Latency) -> str:
+    """Returns ``latency.device``, or the device of the runtime if it is ``auto`` and the runtime is not torch."""
+    support = OTHER_RUNTIMES.get(latency.runtime)
+    return support.device if support is not None and latency.device == "auto" else latency.device
 
 
 def report_target(latency: Latency, table: LatencyTable | None) -> Target:

@@ -368,9 +368,10 @@ class Latency(Section):
         description="Latency table that `autoslim latency measure` wrote, here or on another machine; null: the table "
         "is measured on this machine if a budget limits latency."
     )
-    runtime: Literal["eager", "compile", "onnxruntime"] = Field(
+    runtime: Literal["eager", "compile", "onnxruntime", "openvino", "tensorrt"] = Field(
         description="eager: torch without a compiler; compile: torch.compile; onnxruntime: ONNX Runtime "
-        "(pip install -e '.[onnx]')."
+        "(pip install -e '.[onnx]'); openvino: OpenVINO (pip install -e '.[openvino]'); tensorrt: TensorRT, which has "
+        "not been tested."
     )
     device: Device = Field(
         description="Device whose latency is measured: auto (the first CUDA device, else cpu), cpu, cuda, cuda:1, ..., "
@@ -378,7 +379,10 @@ class Latency(Section):
     )
     threads: Positive = Field(description="Number of CPU threads.")
     batch: Positive = Field(description="Number of images in a forward pass.")
-    precision: Literal["fp32", "bf16"] = Field(description="Dtype of weights and activations.")
+    precision: Literal["fp32", "bf16", "int8"] = Field(
+        description="Dtype of weights and activations. bf16: runtime eager or compile; int8: runtime onnxruntime or "
+        "openvino, quantised on random inputs for the measurement."
+    )
     channels_last: bool = Field(description="Use torch's channels-last memory layout.")
     points: Annotated[int, Field(ge=2)] | None = Field(
         description="Number of grid points at which each axis of a kernel is measured, spread over the grid; null: the "

@@ -69,8 +69,8 @@ from autoslim.report.table import (
     terminal_table,
 )
 from autoslim.resources.budgets import TITLES, format_budgets, format_named_amount
-from autoslim.resources.latency.measure import processor
 from autoslim.resources.costs import Costs
+from autoslim.resources.latency.measure import processor
 from autoslim.resources.measure import measure_networks
 from autoslim.search.methods import DEFAULT, need_supernet
 from autoslim.search.scoring import chosen_by_noise

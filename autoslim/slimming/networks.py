@@ -155,10 +155,10 @@ def measure_latency_table(
         network: the network that was traced.
         file: a JSON file to write the table to.
         device: the device that runs the network.
-        runtime: ``eager``, ``compile`` or ``onnxruntime``.
+        runtime: ``eager``, ``compile``, ``onnxruntime``, ``openvino`` or ``tensorrt`` (not tested).
         threads: threads of the CPU.
         batch: samples in a forward pass.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` (eager, compile) or ``int8`` (onnxruntime, openvino).
         channels_last: memory format of tensors.
         points: numbers of channels measured on each axis of a kernel; None: all numbers of the grid.
         check_networks: number of random networks to which predictions are compared.

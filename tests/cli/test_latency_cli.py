@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from autoslim import trace
 from autoslim.channels.graph import ChannelGraph
+from autoslim.channels.inputs import Arguments
 from autoslim.models.building import build_network
 from autoslim.resources.budgets import format_amount
 from autoslim.resources.latency import measure as measuring
+from autoslim.resources.latency import pack as packing
 from autoslim.resources.latency.kernels import find_kernels
 from autoslim.resources.latency.measure import current_target
 from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
@@ -219,13 +221,70 @@ def test_a_table_is_measured_without_data(hasty: None, tmp_path: Path, monkeypat
         (["--to", "t.json", "--device", "cuda:40"], "latency.device 'cuda:40' is not available here ("),
         (
             ["--to", "t.json", "--runtime", "onnxruntime", "--precision", "bf16"],
-            "latency.precision is bf16, but onnxruntime is supported only with fp32; set latency.precision to fp32",
+            "latency.precision is bf16, but onnxruntime is supported only with fp32 or int8; set ",
         ),
     ],
 )
 def test_errors_of_measure_are_raised_before_it_measures(project: Path, arguments: list[str], message: str) -> None:
     assert error_from("latency", "measure", *arguments).startswith(message)
     assert not Path("t.json").exists()
+
+
+# pack and read
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "gone/pack"], "--to gone/pack: the folder "),
+        (["--to", "params.yaml"], "--to params.yaml is a file; choose a new folder"),
+        (["--to", "pack"], "latency.runtime is eager, but the runtime of a pack is one of onnxruntime, openvino, "),
+        (
+            ["--to", "pack", "--runtime", "openvino", "--precision", "bf16"],
+            "latency.precision is bf16, but openvino is supported only with fp32 or int8; set ",
+        ),
+    ],
+)
+def test_errors_of_pack_are_raised_before_it_exports(project: Path, arguments: list[str], message: str) -> None:
+    assert error_from("latency", "pack", *arguments).startswith(message)
+    assert not Path("pack").exists()
+
+
+def test_a_pack_is_written_and_its_results_are_read(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table serves a search. Times are made up here; tests/resources/test_latency_pack.py measures a pack."""
+    pytest.importorskip("onnxscript")
+
+    def written(network: nn.Module, inputs: Arguments, stem: Path, *_: Any, **__: Any) -> Path:
+        stem.with_suffix(".onnx").touch()
+        return stem.with_suffix(".onnx")
+
+    monkeypatch.setattr(packing, "write_model", written)
+    options = "--runtime", "onnxruntime", "--threads", "2", "--points", "2"
+    assert "run `python measure.py` in it" in printed("latency", "pack", "--to", "pack", *options)
+    assert {path.name for path in Path("pack").iterdir()} == {"README.md", "measure.py", "models", "plan.json"}
+    plan = json.loads(Path("pack/plan.json").read_text())
+    assert plan["threads"] == 2
+    kernels, networks = plan["table"]["kernels"].values(), plan["table"]["networks"]
+    ms = {
+        name: [1 + 0.01 * count] * 3
+        for kernel in kernels
+        for name, count in zip(kernel["files"], itertools.chain.from_iterable(kernel["weights"]), strict=True)
+    }
+    ms |= {
+        name: [float(sum(channels.values()))] * 3
+        for name, channels in zip(plan["table"]["network_files"], networks, strict=True)
+    }
+    target = {"machine": "a phone", "runtime": "onnxruntime", "threads": 2, "versions": "onnxruntime 1"}
+    results = {"format": 1, "target": target, "plan": plan, "ms": ms}
+    assert error_from("latency", "read", "pack", "--to", "phone.json").startswith("pack/results.json cannot be read")
+    Path("pack/results.json").write_text(json.dumps(results))
+    text = printed("latency", "read", "pack", "--to", "phone.json")
+    assert text.startswith("latency on a phone, onnxruntime, 2 threads, batch 1, fp32 (onnxruntime 1): over ")
+    assert "set latency.table: phone.json" in text
+    assert error_from("latency", "read", "pack", "--to", "phone.json").startswith("--to phone.json exists")
+    watch("phone.json")
+    change_params(project, {"resource": "latency", "budget": "99%", "latency": {"table": "phone.json"}})
+    assert facts(printed("check"))["latency"].startswith("latency on a phone, onnxruntime, 2 threads")
 
 
 # Other commands with a table

@@ -33,7 +33,13 @@ from autoslim.resources.latency import backends
 from autoslim.resources.latency import measure as measuring
 from autoslim.resources.latency.backends import check_runtime, prepare_forward
 from autoslim.resources.latency.kernels import describe_kernel, find_kernels
-from autoslim.resources.latency.measure import fit_line, measure_table, prediction_check, random_configurations
+from autoslim.resources.latency.measure import (
+    fit_line,
+    fit_weights,
+    measure_table,
+    prediction_check,
+    random_configurations,
+)
 from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
 from autoslim.resources.latency.turns import MAX_TURNS, MIN_TURNS, latencies_in_turns
 from autoslim.resources.measure import measure_memory, measure_networks
@@ -633,3 +639,80 @@ def test_no_warning_about_cuda_where_there_is_only_its_compiler(tmp_path: Path) 
         command = [sys.executable, "-c", start + code]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert ("No CUDA runtime is found" in done.stderr) == printed
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision"), [("openvino", "fp32"), ("onnxruntime", "int8"), ("openvino", "int8")]
+)
+def test_exported_networks_compute_what_the_network_computes(runtime: str, precision: str) -> None:
+    """Up to the rounding of int8, whose ranges are those of normal random inputs."""
+    for package in ("onnxscript", runtime, *(["nncf"] if (runtime, precision) == ("openvino", "int8") else [])):
+        pytest.importorskip(package)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten())
+    images = torch.randn(1, 3, 8, 8)
+    target = dataclasses.replace(TARGET, runtime=runtime, precision=precision)
+    [output] = prepare_forward(network, [images], target)()  # type: ignore[misc]
+    with torch.inference_mode():
+        expected = network.eval()(images)
+    error = (torch.as_tensor(output) - expected).abs().max() / expected.abs().max()
+    assert error < 1e-5 if precision == "fp32" else 1e-5 < error < 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ("eager", "cpu", "int8", False),
+            r"latency\.precision is int8, but eager .*runtime to onnxruntime or openvino",
+        ),
+        (("openvino", "cpu", "bf16", False), r"latency\.precision is bf16, but openvino .*set .* to fp32 or int8"),
+        (("tensorrt", "cpu", "fp32", False), r"latency\.device is cpu, but tensorrt is supported only with cuda"),
+        (("tensorrt", "cuda", "int8", False), r"latency\.precision is int8, but tensorrt is supported only with fp32"),
+    ],
+)
+def test_precisions_that_a_runtime_does_not_support(settings: tuple[str, str, str, bool], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_runtime(*settings)
+
+
+def test_weights_beyond_the_caches_in_closed_form() -> None:
+    """The fit finds the coefficients of latencies with a bend, and keeps the line if there is none."""
+    weights = [1e6 * n for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)]
+    sums = [1 + 0.1 * (n * 7 % 5) + 2e-7 * count for n, count in enumerate(weights)]
+    bent = [0.5 + 1.5 * total + 4e-7 * max(0, count - 5e6) for total, count in zip(sums, weights, strict=True)]
+    assert fit_weights(sums, weights, bent) == pytest.approx((1.5, 0.5, 4e-7, 5e6), rel=1e-4)
+    draw = torch.Generator().manual_seed(0)
+    noise = (1 + 0.05 * torch.randn(12, generator=draw)).tolist()
+    straight = [(0.5 + 1.5 * total) * factor for total, factor in zip(sums, noise, strict=True)]
+    assert fit_weights(sums, weights, straight) is None
+    assert fit_weights(sums, [0.0] * 12, bent) is None  # a table without numbers of weights
+
+
+def test_a_table_counts_the_weights_of_its_kernels() -> None:
+    rows = ((10, 20), (20, 40))
+    kernel = KernelTimes(("features.0.0",), (), (1, 2), (0,), ((1.0,), (2.0,)), "", ((10,), (20,)))
+    assert [kernel.count_weights({"features.0.0": n}) for n in (1, 2, 4)] == [10, 20, 40]
+    with pytest.raises(ValueError, match="weights do not match"):
+        KernelTimes((), (), (0,), (0,), ((1.0,),), "", rows)
+    _, graph = small()
+    table = table_of(graph, {"a": kernel, "b": kernel}, slope=2.0, intercept=0.5, weight_ms=0.1, cached_weights=25.0)
+    channels = {**graph.default, "features.0.0": 2}
+    assert table.predict(channels) == pytest.approx(0.5 + 2 * (2 + 2) + 0.1 * (40 - 25))
+    assert table.predict({**channels, "features.0.0": 1}) == pytest.approx(0.5 + 2 * (1 + 1))  # within the caches
+    old = {k: v for k, v in table.to_dict().items() if k not in ("weight_ms", "cached_weights")}
+    old["kernels"] = {name: {k: v for k, v in of.items() if k != "weights"} for name, of in old["kernels"].items()}
+    again = LatencyTable.from_dict(json.loads(json.dumps(old)), "old.json")  # of an earlier version
+    assert again.predict(channels) == pytest.approx(0.5 + 2 * (2 + 2))
+
+
+def test_the_shares_of_good_predictions_are_in_the_tables_file() -> None:
+    check = prediction_check([1.0, 1.04, 1.08, 0.8], [1.0, 1.0, 1.0, 1.0])
+    assert (check.within(0.05), check.within(0.1)) == (0.5, 0.75)
+    _, graph = small()
+    kernel = KernelTimes((), (), (0,), (0,), ((1.0,),), "")
+    table = table_of(graph, {"one": kernel}, check=check)
+    values = json.loads(json.dumps(table.to_dict()))
+    assert (values["check"]["within_5_percent"], values["check"]["within_10_percent"]) == (0.5, 0.75)
+    assert LatencyTable.from_dict(values, "table.json") == table
+    assert "50% are within ±5 % and 75% within ±10 %" in table.summary()

@@ -3,14 +3,13 @@
 import dataclasses
 import hashlib
 import itertools
-import os
-import platform
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +20,10 @@ from autoslim.channels.inputs import Arguments
 from autoslim.channels.resize import resize
 from autoslim.errors import first_line
 from autoslim.files import parse_json, unsealed, write_sealed
+from autoslim.resources.latency import runner
 from autoslim.resources.latency.backends import prepare_forward
 from autoslim.resources.latency.kernels import Kernel, describe_kernel, find_kernels
+from autoslim.resources.latency.runner import processor as processor
 from autoslim.resources.latency.table import Check, KernelTimes, LatencyTable, Target
 from autoslim.training.progress import Progress
 
@@ -100,32 +101,88 @@ def measure_table(
     Raises:
         UserError: the network cannot be split into kernels, or the runtime cannot run it.
     """
-    kernels = find_kernels(network, graph, target.batch)
-    plans = [_plan(kernel, grid, points) for kernel in kernels]
+    plans = kernel_plans(network, graph, grid, target.batch, points)
     measured = _measured(cache)
     times: dict[str, KernelTimes] = {}
-    with Progress("latency of kernels", sum(len(rows) * len(columns) for rows, columns in plans), unit="point") as bar:
-        for kernel, (rows, columns) in zip(kernels, plans, strict=True):
-            ms = []
-            for row, column in itertools.product(rows, columns):
-                module, values = kernel.at({**row, **column})
-                key = hashlib.sha256(describe_kernel(module, values).encode()).hexdigest()[:16]
+    with Progress("latency of kernels", sum(map(len, plans)), unit="point") as bar:
+        for plan in plans:
+            ms, weights = [], []
+            for channels in plan:
+                module, values = plan.kernel.at(channels)
+                key = kernel_key(module, values)
                 if key not in measured:  # networks repeat their blocks
                     measured[key] = measure_latency(module, values, target, KERNEL_SECONDS).median
                 ms.append(measured[key])
+                weights.append(count_parameters(module))
                 bar.advance()
             write_sealed(cache, measured)
-            width = len(columns)
-            times[kernel.name] = KernelTimes(
-                kernel.inputs,
-                kernel.outputs,
-                tuple(sum(row.values()) for row in rows),
-                tuple(sum(column.values()) for column in columns),
-                tuple(tuple(ms[start : start + width]) for start in range(0, len(ms), width)),
-                kernel.work,
-            )
+            times[plan.kernel.name] = plan.times(ms, weights)
     table = LatencyTable(name, graph.input_shape, graph.default, target, times)
-    return _fitted_and_checked(table, network, graph, grid, check_networks, seed)
+    images = graph.inputs.ones(target.batch)
+    configurations = checked_configurations(grid, check_networks, seed)
+    latencies = []
+    with Progress("latency of networks", len(configurations), unit="network") as bar:
+        for channels in configurations:
+            plain = resize(network, graph, channels, seed=None)
+            latencies.append(measure_latency(plain, images, target).median)
+            bar.advance()
+    return fitted_and_checked(table, configurations, latencies)
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """A kernel, and the channels of its inputs and of its outputs at which it is measured, in ascending order."""
+
+    kernel: Kernel
+    rows: list[dict[str, int]]
+    columns: list[dict[str, int]]
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def __iter__(self) -> Iterator[dict[str, int]]:
+        """Yields the channels of each measured point, row by row."""
+        for row, column in itertools.product(self.rows, self.columns):
+            yield {**row, **column}
+
+    def times(self, ms: Sequence[float], weights: Sequence[int]) -> KernelTimes:
+        """Returns the kernel's times, given the milliseconds and the numbers of parameters of each point in order."""
+        return KernelTimes(
+            self.kernel.inputs,
+            self.kernel.outputs,
+            tuple(sum(row.values()) for row in self.rows),
+            tuple(sum(column.values()) for column in self.columns),
+            in_rows(ms, len(self.columns)),
+            self.kernel.work,
+            in_rows(weights, len(self.columns)),
+        )
+
+
+T = TypeVar("T")
+
+
+def in_rows(values: Sequence[T], width: int) -> tuple[tuple[T, ...], ...]:
+    """Returns ``values`` in rows of ``width``."""
+    return tuple(tuple(values[start : start + width]) for start in range(0, len(values), width))
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(value.numel() for value in module.parameters())
+
+
+def kernel_plans(
+    network: nn.Module, graph: ChannelGraph, grid: Mapping[str, Sequence[int]], batch: int, points: int | None
+) -> list[KernelPlan]:
+    """Returns what is measured of each kernel. For ``points`` and errors see ``measure_table``."""
+    return [
+        KernelPlan(kernel, _levels(kernel.inputs, grid, points), _levels(kernel.outputs, grid, points))
+        for kernel in find_kernels(network, graph, batch)
+    ]
+
+
+def kernel_key(module: nn.Module, values: Sequence[Tensor]) -> str:
+    """Returns a key that is equal for kernels that do the same on the same shapes."""
+    return hashlib.sha256(describe_kernel(module, values).encode()).hexdigest()[:16]
 
 
 def _measured(cache: Path) -> dict[str, float]:
@@ -140,13 +197,6 @@ def _measured(cache: Path) -> dict[str, float]:
         print(f"{cache} cannot be used ({first_line(error)}); measuring again", file=sys.stderr)
         return {}
     return measured
-
-
-def _plan(
-    kernel: Kernel, grid: Mapping[str, Sequence[int]], points: int | None
-) -> tuple[list[dict[str, int]], list[dict[str, int]]]:
-    """Returns the channels of a kernel's inputs and of its outputs at which it is measured, in ascending order."""
-    return _levels(kernel.inputs, grid, points), _levels(kernel.outputs, grid, points)
 
 
 def _levels(groups: Sequence[str], grid: Mapping[str, Sequence[int]], points: int | None) -> list[dict[str, int]]:
@@ -180,31 +230,64 @@ def random_configurations(grid: Mapping[str, Sequence[int]], count: int, seed: i
     return configurations
 
 
-def _fitted_and_checked(
-    table: LatencyTable,
-    network: nn.Module,
-    graph: ChannelGraph,
-    grid: Mapping[str, Sequence[int]],
-    check_networks: int,
-    seed: int,
+def checked_configurations(grid: Mapping[str, Sequence[int]], check_networks: int, seed: int) -> list[dict[str, int]]:
+    """Returns the networks that a table is fitted to (the first ``FITTED_ON``), and those that it is checked on."""
+    return random_configurations(grid, FITTED_ON, seed) + random_configurations(grid, check_networks, seed + 1)
+
+
+def fitted_and_checked(
+    table: LatencyTable, configurations: Sequence[Mapping[str, int]], measured: Sequence[float]
 ) -> LatencyTable:
-    """Measures random networks, fits the table's line to the first ones and compares predictions for the others."""
-    images = graph.inputs.ones(table.target.batch)
-    configurations = random_configurations(grid, FITTED_ON, seed) + random_configurations(
-        grid, check_networks, seed + 1
-    )
-    measured = []
-    with Progress("latency of networks", len(configurations), unit="network") as bar:
-        for channels in configurations:
-            plain = resize(network, graph, channels, seed=None)
-            measured.append(measure_latency(plain, images, table.target).median)
-            bar.advance()
-    sums = [table.kernels_ms(channels) for channels in configurations]
-    slope, intercept = fit_line(sums[:FITTED_ON], measured[:FITTED_ON])
-    predicted = [intercept + slope * total for total in sums[FITTED_ON:]]
-    return dataclasses.replace(
-        table, slope=slope, intercept=intercept, check=prediction_check(predicted, measured[FITTED_ON:])
-    )
+    """Fits the table's coefficients to the first of ``checked_configurations``, and predicts the others.
+
+    Args:
+        measured: milliseconds of each configuration.
+    """
+    fitted, checked = configurations[:FITTED_ON], configurations[FITTED_ON:]
+    sums = [table.kernels_ms(channels) for channels in fitted]
+    slope, intercept = fit_line(sums, measured[:FITTED_ON])
+    table = dataclasses.replace(table, slope=slope, intercept=intercept)
+    bent = fit_weights(sums, [table.count_weights(channels) for channels in fitted], measured[:FITTED_ON])
+    if bent is not None:
+        slope, intercept, weight_ms, cached = bent
+        table = dataclasses.replace(table, slope=slope, intercept=intercept, weight_ms=weight_ms, cached_weights=cached)
+    predicted = [table.predict(channels) for channels in checked]
+    return dataclasses.replace(table, check=prediction_check(predicted, measured[FITTED_ON:]))
+
+
+def fit_weights(
+    sums: Sequence[float], weights: Sequence[float], measured: Sequence[float]
+) -> tuple[float, float, float, float] | None:
+    """Fits latency = intercept + slope * sum + weight_ms * max(0, weights - cached_weights) to networks.
+
+    The weights of networks larger than the caches are read from memory in each pass, and those of a kernel that is
+    measured alone are not. ``cached_weights`` is the number of weights of that network with which the squared relative
+    errors are least.
+
+    Args:
+        sums: milliseconds of all kernels of each network.
+        weights: number of weights of each network.
+        measured: milliseconds of each network.
+
+    Returns:
+        slope, intercept, weight_ms and cached_weights, of which only the intercept may be negative; None if the squared
+        relative errors are more than half of those of ``fit_line``, because then the difference may be noise.
+    """
+    from scipy.optimize import lsq_linear
+
+    scale = 1 / np.asarray(measured)
+    slope, intercept = fit_line(sums, measured)
+    best = 0.5 * float(np.sum(((intercept + slope * np.asarray(sums)) * scale - 1) ** 2))
+    found = None
+    for cached in sorted(set(weights))[1:-2]:  # with two networks or more on each side
+        beyond = np.maximum(0, np.asarray(weights) - cached)
+        terms = np.stack([np.ones(len(sums)), np.asarray(sums), beyond / max(1.0, beyond.max())], axis=1)
+        fit = lsq_linear(terms * scale[:, None], np.ones(len(sums)), ([-np.inf, 0, 0], np.inf))
+        if 2 * fit.cost < best:
+            best = 2 * fit.cost
+            intercept, slope, weight_ms = map(float, fit.x)
+            found = slope, intercept, weight_ms / max(1.0, float(beyond.max())), float(cached)
+    return found
 
 
 def fit_line(sums: Sequence[float], measured: Sequence[float]) -> tuple[float, float]:
@@ -240,18 +323,6 @@ def current_target(
     """Returns the target for these settings on this machine, with the name of its processor or GPU."""
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     versions = f"torch {torch.__version__}"
-    if runtime == "onnxruntime":
-        import onnxruntime
-
-        versions += f", onnxruntime {onnxruntime.__version__}"
+    if runtime in runner.RUNTIMES:
+        versions += f", {runner.version(runtime)}"
     return Target(machine, runtime, device.type, threads, batch, precision, channels_last, versions)
-
-
-def processor() -> str:
-    """Returns the name of this machine's processor."""
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith(("model name", "Model"))]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()

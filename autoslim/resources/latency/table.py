@@ -10,6 +10,9 @@ from typing import Any
 from autoslim.errors import UserError, first_line
 
 FORMAT = 1
+WITHIN = {"within_5_percent": 0.05, "within_10_percent": 0.1}
+"""Further values of a check in a table's file -> the error that they count."""
+
 MIN_CORRELATION = 0.8
 """Rank correlation of predicted and measured latencies below which a table is not reliable."""
 
@@ -31,6 +34,7 @@ class KernelTimes:
         ms: ``ms[i][j]`` are the milliseconds at ``input_sizes[i]`` and ``output_sizes[j]``.
         work: description of the kernel's operations. It is compared with the kernel of the same name in a network that
             the table is used for.
+        weights: ``weights[i][j]`` is the number of the kernel's parameters there; empty in tables of earlier versions.
     """
 
     inputs: tuple[str, ...]
@@ -39,7 +43,10 @@ class KernelTimes:
     output_sizes: tuple[int, ...]
     ms: tuple[tuple[float, ...], ...]
     work: str
-    _known: dict[tuple[int, int], float] = field(init=False, default_factory=dict, repr=False, compare=False)
+    weights: tuple[tuple[int, ...], ...] = ()
+    _known: dict[tuple[int, int], tuple[float, float]] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -52,25 +59,40 @@ class KernelTimes:
                 raise ValueError(f"sizes {list(sizes)} are not ascending")
             if not groups and len(sizes) != 1:
                 raise ValueError(f"sizes {list(sizes)} belong to no group")
-        if [len(row) for row in self.ms] != [len(self.output_sizes)] * len(self.input_sizes) or not self.ms[0]:
-            raise ValueError(f"the times do not match {len(self.input_sizes)} x {len(self.output_sizes)} sizes")
+        for name, values in (("times", self.ms), ("weights", self.weights)):
+            expected = [len(self.output_sizes)] * len(self.input_sizes)
+            if (values or name == "times") and ([len(row) for row in values] != expected or not values[0]):
+                raise ValueError(f"the {name} do not match {len(self.input_sizes)} x {len(self.output_sizes)} sizes")
         if not all(0 <= ms < math.inf for row in self.ms for ms in row):
             raise ValueError("a time is negative or not finite")
+        if not all(0 <= count < math.inf for row in self.weights for count in row):
+            raise ValueError("a number of weights is negative or not finite")
 
     def predict(self, channels: Mapping[str, int]) -> float:
         """Returns the milliseconds by bilinear interpolation of the measured times, at least 0.
 
         Beyond the measured sizes, the two nearest ones are extrapolated.
         """
+        return self._at(channels)[0]
+
+    def count_weights(self, channels: Mapping[str, int]) -> float:
+        """Returns the number of parameters, by the same interpolation; 0 in tables of earlier versions."""
+        return self._at(channels)[1]
+
+    def _at(self, channels: Mapping[str, int]) -> tuple[float, float]:
         sizes = (sum(channels[g] for g in self.inputs), sum(channels[g] for g in self.outputs))
         if sizes not in self._known:  # a search needs the same few values thousands of times
             row, across = _between(self.input_sizes, sizes[0])
             column, along = _between(self.output_sizes, sizes[1])
-            first, second = self.ms[row], self.ms[min(row + 1, len(self.ms) - 1)]
-            right = min(column + 1, len(first) - 1)
-            near = first[column] + along * (first[right] - first[column])
-            far = second[column] + along * (second[right] - second[column])
-            self._known[sizes] = max(0.0, near + across * (far - near))
+            below, right = min(row + 1, len(self.input_sizes) - 1), min(column + 1, len(self.output_sizes) - 1)
+
+            def between(values: Sequence[Sequence[float]]) -> float:
+                first, second = values[row], values[below]
+                near = first[column] + along * (first[right] - first[column])
+                far = second[column] + along * (second[right] - second[column])
+                return max(0.0, near + across * (far - near))
+
+            self._known[sizes] = between(self.ms), between(self.weights) if self.weights else 0.0
         return self._known[sizes]
 
 
@@ -90,11 +112,11 @@ class Target:
 
     Attributes:
         machine: name of the processor or GPU.
-        runtime: ``eager``, ``compile`` or ``onnxruntime``.
+        runtime: ``eager``, ``compile``, ``onnxruntime``, ``openvino`` or ``tensorrt``.
         device: ``cpu`` or ``cuda``.
         threads: threads of the CPU.
         batch: images of a forward pass.
-        precision: ``fp32`` or ``bf16``.
+        precision: ``fp32``, ``bf16`` or ``int8``.
         channels_last: whether tensors have the memory format channels-last.
         versions: versions of the libraries that run the network.
     """
@@ -145,6 +167,11 @@ class Check:
         if len(self.predicted) != len(self.measured) or not self.measured or not valid:
             raise ValueError("the check has missing or invalid values")
 
+    def within(self, error: float) -> float:
+        """Returns the share of the networks whose prediction is off by at most ``error`` (0.1: ±10 %)."""
+        pairs = zip(self.predicted, self.measured, strict=True)
+        return sum(abs(predicted / measured - 1) <= error for predicted, measured in pairs) / len(self.measured)
+
     @property
     def reliable(self) -> bool:
         return self.rank_correlation >= MIN_CORRELATION
@@ -152,16 +179,19 @@ class Check:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Times of a network's kernels on a target, and the line that maps their sum to the latency of the whole network.
+    """Times of a network's kernels on a target, and how their sum maps to the latency of the whole network.
 
-    The predicted latency is ``intercept`` + ``slope`` * (sum over the kernels) milliseconds. It differs from the sum
-    because caches are warmer when a kernel runs alone, and because a network also does work between its kernels.
+    The predicted latency is ``intercept`` + ``slope`` * (sum over the kernels) + ``weight_ms`` * (weights of the
+    network beyond ``cached_weights``) milliseconds. It differs from the sum because a runtime converts the inputs and
+    outputs of a kernel that runs alone, because a network also does work between its kernels, and because a kernel's
+    weights stay in the caches when it runs alone, but those of a large network do not.
 
     Attributes:
         network: name of the network (``model.name``).
         input_shape: (C, H, W), see ``ChannelGraph.input_shape``.
         default: group -> channels of the default network.
         kernels: name -> times.
+        weight_ms: milliseconds of a weight beyond ``cached_weights``; 0 if that has no clear effect on the latency.
         check: accuracy of the predictions, if it was measured.
     """
 
@@ -172,6 +202,8 @@ class LatencyTable:
     kernels: Mapping[str, KernelTimes]
     slope: float = 1.0
     intercept: float = 0.0
+    weight_ms: float = 0.0
+    cached_weights: float = 0.0
     check: Check | None = None
 
     def __post_init__(self) -> None:
@@ -184,6 +216,8 @@ class LatencyTable:
             raise ValueError(f"kernels refer to {min(unknown)}, which is not a group")
         if not (0 <= self.slope < math.inf and -math.inf < self.intercept < math.inf):
             raise ValueError(f"slope {self.slope} or intercept {self.intercept} is invalid")
+        if not (0 <= self.weight_ms < math.inf and 0 <= self.cached_weights < math.inf):
+            raise ValueError(f"weight_ms {self.weight_ms} or cached_weights {self.cached_weights} is invalid")
 
     @property
     def reliable(self) -> bool:
@@ -196,7 +230,17 @@ class LatencyTable:
 
     def predict(self, channels: Mapping[str, int]) -> float:
         """Returns the predicted milliseconds of a forward pass."""
-        return self.intercept + self.slope * self.kernels_ms(channels)
+        return self.intercept + self.slope * self.kernels_ms(channels) + self.weights_ms(channels)
+
+    def count_weights(self, channels: Mapping[str, int]) -> float:
+        """Returns the number of parameters of all kernels."""
+        return sum(kernel.count_weights(channels) for kernel in self.kernels.values())
+
+    def weights_ms(self, channels: Mapping[str, int]) -> float:
+        """Returns the milliseconds for the weights that the caches cannot keep."""
+        if not self.weight_ms:
+            return 0.0
+        return self.weight_ms * max(0.0, self.count_weights(channels) - self.cached_weights)
 
     def summary(self) -> str:
         """Describes the target and the accuracy of the predictions."""
@@ -206,6 +250,7 @@ class LatencyTable:
         return (
             f"{title}: over {len(self.check.measured)} random networks the prediction is off by "
             f"{self.check.median_error:.1%} (median; 95 % are within {self.check.error_95:.1%}), "
+            f"{self.check.within(0.05):.0%} are within ±5 % and {self.check.within(0.1):.0%} within ±10 %, "
             f"rank correlation {self.check.rank_correlation:.3f}{'' if self.check.reliable else UNRELIABLE}"
         )
 
@@ -214,6 +259,8 @@ class LatencyTable:
         values = dataclasses.asdict(self)
         for kernel in values["kernels"].values():
             del kernel["_known"]
+        if self.check is not None:
+            values["check"] |= {name: self.check.within(error) for name, error in WITHIN.items()}
         return {"format": FORMAT, **values}
 
     @classmethod
@@ -234,13 +281,17 @@ class LatencyTable:
             check = values["check"]
             table = cls(
                 network=values["network"],
-                input_shape=tuple(_frozen(size) for size in values["input_shape"]),
+                input_shape=tuple(frozen(size) for size in values["input_shape"]),
                 default=dict(values["default"]),
                 target=Target(**values["target"]),
                 kernels={name: _kernel_times(kernel) for name, kernel in values["kernels"].items()},
                 slope=float(values["slope"]),
                 intercept=float(values["intercept"]),
-                check=None if check is None else Check(**{k: _frozen(v) for k, v in check.items()}),
+                weight_ms=float(values.get("weight_ms", 0.0)),  # tables of earlier versions have none
+                cached_weights=float(values.get("cached_weights", 0.0)),
+                check=None
+                if check is None
+                else Check(**{k: frozen(v) for k, v in check.items() if k not in WITHIN}),  # these are computed
             )
             table.summary()  # raises if the target or the check has values of a wrong type
             if not 0 < table.predict(table.default) < math.inf:
@@ -253,8 +304,9 @@ class LatencyTable:
 
 
 def _kernel_times(values: Mapping[str, Any]) -> KernelTimes:
-    return KernelTimes(**{name: _frozen(value) for name, value in values.items()})
+    return KernelTimes(**{name: frozen(value) for name, value in values.items()})
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def frozen(value: Any) -> Any:
+    """Returns ``value`` with tuples instead of lists."""
+    return tuple(frozen(item) for item in value) if isinstance(value, list) else value
