@@ -28,6 +28,7 @@ audit: setup
 	else echo "audit skipped: https://api.osv.dev, the database of vulnerabilities, cannot be reached"; fi
 
 ui: setup
+	@autoslim experiments --address
 	mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///mlflow.db
 
 setup: .venv/installed
@@ -42,9 +43,9 @@ setup: .venv/installed
 		.venv/bin/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@
 
-# Shows budget, MACs and top-1 by method of all experiments, without a column for each file.
+# Budget, cost, main measure by method and gain of all experiments.
 exps: setup
-	dvc exp show --drop '.*/.*|(data|model|supernet|search|latency|report|tracking|runtime)[.].*|retrain[.](?!start).*|methods|gain.*_.*|.*(_low|_high|_ms|latency|memory|params|seed).*'
+	autoslim experiments
 
 # Benchmarks of speed and memory, on the GPU if there is one. benchmarks/search.py without --quick takes hours.
 bench: setup

@@ -1,5 +1,6 @@
 """``autoslim evaluate``: computes the measures of retrained networks again."""
 
+import json
 from enum import StrEnum
 from statistics import fmean, stdev
 from typing import Annotated, Any
@@ -22,6 +23,7 @@ def evaluate_cli(
     method: Method,
     seed: Annotated[int | None, typer.Option("--seed", help="Evaluate only this seed. Default: all seeds.")] = None,
     split: Annotated[Split, typer.Option("--split", help="Images to evaluate on.")] = Split.SEARCH,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the unrounded values by seed as JSON.")] = False,
 ) -> None:
     """Evaluate a method's retrained networks again, on the search or the test split.
 
@@ -39,6 +41,7 @@ def evaluate_cli(
     params = load_params()
     task = find_task(params.task)
     rows: list[list[Any]] = []
+    by_seed: dict[str, dict[str, float]] = {}
     all_values: list[list[float]] = []
     measures: list[Measure] = []
     for number in [seed] if seed is not None else seeds_of(method):
@@ -46,8 +49,12 @@ def evaluate_cli(
         found = evaluate(retrained, params, split)
         measures = measures or task.measures(retrained.info)
         all_values.append([found.values[measure.name] for measure in measures])
+        by_seed[str(number)] = dict(found.values) | {task.loss_name: found.score.loss}
         numbers = [measure.number(value) for measure, value in zip(measures, all_values[-1], strict=True)]
         rows.append([number, *numbers, f"{found.score.loss:.4f}"])
+    if as_json:
+        print(json.dumps({"method": method, "split": split, "seeds": by_seed}, indent=2))
+        return
     if len(rows) > 1:
         columns = zip(measures, zip(*all_values, strict=True), strict=True)
         spread = [f"{measure.number(fmean(each))} ± {measure.number(stdev(each))}" for measure, each in columns]

@@ -12,6 +12,7 @@ from autoslim.cli.check import check_cli
 from autoslim.cli.compare import compare_cli
 from autoslim.cli.estimate import estimate_cli
 from autoslim.cli.evaluate import evaluate_cli
+from autoslim.cli.experiments import experiments_cli
 from autoslim.cli.export import export_cli
 from autoslim.cli.init import init_cli
 from autoslim.cli.latency import latency_app
@@ -24,7 +25,6 @@ from autoslim.cli.trajectory import trajectory_cli
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -35,6 +35,7 @@ for name, command in (
     ("estimate", estimate_cli),
     ("trajectory", trajectory_cli),
     ("compare", compare_cli),
+    ("experiments", experiments_cli),
     ("evaluate", evaluate_cli),
     ("export", export_cli),
     ("predict", predict_cli),

@@ -26,6 +26,7 @@ OBSERVERS = frozenset(
         "autoslim.files",
         "autoslim.pipeline.checks",
         "autoslim.pipeline.entry",
+        "autoslim.pipeline.experiment",
         "autoslim.pipeline.checkpoint_keys",
         "autoslim.pipeline.launch",
         "autoslim.pipeline.params",

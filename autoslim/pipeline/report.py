@@ -36,7 +36,7 @@ from autoslim.pipeline.project import (
 )
 from autoslim.pipeline.recorded_inputs import RecordedInputs
 from autoslim.pipeline.times import recorded_time
-from autoslim.pipeline.tracking import lineage, numbers, origin, tracked_stage
+from autoslim.pipeline.tracking import lineage, origin, tracked_stage
 from autoslim.report.figures import (
     Columns,
     band_over_seeds,
@@ -80,6 +80,8 @@ from autoslim.tasks.classification import is_chance
 from autoslim.tasks.measure import scores_entry
 from autoslim.tasks.task import Score, Task
 from autoslim.training.retrain import evaluate_retrained
+
+_PANELS = "The panels are not comparable: subnets share the supernet's weights, and retrained networks have their own. "
 
 
 def run() -> None:
@@ -177,7 +179,7 @@ def run() -> None:
         details={"budget": budget, "resource": resource, "methods": params.methods},
         tags={"budget": budget, "resource": resource, **lineage(SUPERNET / "weights.safetensors")},
     ) as tracker:
-        tracker.metrics(numbers(figures))
+        tracker.summary(figures, markdown_table(comparison))
         tracker.artifact(REPORT)
     if comparison.warning:
         rich.print(f"[bold]Warning:[/bold] {escape(comparison.warning)}\n")
@@ -267,13 +269,7 @@ def _page_figures(
         PageFigure(
             title[0].upper() + title[1:],
             path,
-            (
-                "The panels are not comparable: subnets share the supernet's weights, and retrained networks have their "
-                "own. "
-                if trajectory["steps"]
-                else ""
-            )
-            + "Networks with about the same cost are drawn side by side.",
+            _PANELS * bool(trajectory["steps"]) + "Networks with about the same cost are drawn side by side.",
         )
     ]
     if trajectory["steps"] and (values := candidate_increases(trajectory)) is not None:

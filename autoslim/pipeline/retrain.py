@@ -19,7 +19,7 @@ from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import Params, check_method, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
 from autoslim.pipeline.recorded_inputs import RecordedInputs
-from autoslim.pipeline.tracking import lineage, numbers, tracked_stage
+from autoslim.pipeline.tracking import lineage, logged_model_name, tracked_stage
 from autoslim.tasks.building import find_task
 from autoslim.tasks.classification import Classification
 from autoslim.tasks.evaluation import Evaluation
@@ -73,6 +73,7 @@ def run(method: str) -> None:
         start=allocation.start,
         retrain=training.model_dump(),
     )
+    tracked = "loss", f"search_{task.score.name}"
     budget = {"budget": requested.budget, "resource": requested.resource, "method": method}
     with (
         distributed_context(params.runtime, state.folder.name) as context,
@@ -102,7 +103,7 @@ def run(method: str) -> None:
                 folder=folder / "weights",
                 checkpoints=state,
                 observe=lambda seed, row: tracker.metrics(
-                    {f"seed_{seed}.{name}": value for name, value in row.items() if name != "epoch"},
+                    {f"{name}/seed_{seed}": value for name, value in row.items() if name in tracked},
                     step=int(row["epoch"]),
                 ),
                 task=task,
@@ -110,15 +111,23 @@ def run(method: str) -> None:
         if not context.world.is_rank_zero:
             return
         write_rows(folder / "curves.csv", [{"seed": seed, **row} for seed, epochs in rows.items() for row in epochs])
-        figures = {**allocation.costs, **used, **over_seeds(rows)}
+        summary = over_seeds(rows)
+        figures = {**allocation.costs, **used, **summary}
         write_json(folder / "metrics.json", figures)
-        tracker.metrics(numbers(figures))
+        tracker.metrics({f"{name}/mean": summary[name]["mean"] for name in tracked if name in summary})
         tracker.artifact(CHANNELS / f"{method}.json")
         if params.tracking.log_network:
             plain = resize(network, graph, allocation.channels, seed=None)
             load_weights(plain, folder / "weights" / f"seed-{training.seeds[0]}.safetensors")
             images, _ = next(iter(eval_batches(data, "search", batch_size=4, device=context.device)))
-            tracker.network(plain, images, data.info, classifies=isinstance(task, Classification))
+            tracker.network(
+                plain,
+                images,
+                data.info,
+                logged_model_name(params, requested.budget, method),
+                tags={"seed": str(training.seeds[0]), "classes": str(len(data.info.classes))},
+                classifies=isinstance(task, Classification),
+            )
         recorded.check()
         state.finish()
 

@@ -19,8 +19,6 @@ from autoslim.supernet.extract import load_supernet
 from autoslim.tasks.building import find_task
 from autoslim.training.device import memory_errors, to_device
 
-TRACKED = ("macs", "params", "memory", "latency", "error")
-
 
 def run() -> None:
     """Slims the supernet and records every step. If no method needs this, writes empty files.
@@ -92,8 +90,7 @@ def run() -> None:
         if not context.world.is_rank_zero:
             return
         for step in trajectory["steps"]:
-            tracker.metrics({name: step[name] for name in (*TRACKED, task.loss_name) if name in step}, step["step"])
-        tracker.metrics({f"scored_{name}": trajectory[name] for name in ("images", "chunk")})
+            tracker.metrics({name: step[name] for name in (objective.resource, "error", task.loss_name)}, step["step"])
         tracker.artifact(SEARCH / "trajectory.json")
         recorded.check()
         state.finish()

@@ -98,7 +98,8 @@ def run() -> None:
             folder=SUPERNET,
             checkpoints=state,
             observe=lambda row: tracker.metrics(
-                {name: value for name, value in row.items() if name != "epoch"}, step=int(row["epoch"])
+                {name: value for name, value in row.items() if name not in ("epoch", "learning_rate")},
+                step=int(row["epoch"]),
             ),
             task=task,
         )
@@ -113,9 +114,9 @@ def run() -> None:
         write_json(SUPERNET / "metrics.json", {**figures, **used})
         if warning := guessing_subnets(scores, task.chance(data)):
             print(f"supernet: {warning}", file=sys.stderr)
-        tracker.metrics({f"{which}.{name}": value for which, f in figures.items() for name, value in f.items()})
         tracker.tag("supernet", fingerprint(SUPERNET / "weights.safetensors"))
         tracker.artifact(SUPERNET / "supernet.json")
+        tracker.artifact(SUPERNET / "metrics.json")
         recorded.check()
         state.finish()
 

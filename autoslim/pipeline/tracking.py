@@ -6,7 +6,11 @@ fails, no result is lost: the first failing call prints one line on stderr, and 
 Callers always have a ``Tracker``, so they need not check whether tracking is enabled. Only rank 0 should track.
 
 Everything that is logged is an *event*, a mapping that JSON can store. ``_Run.send`` sends it, now or later. To send an
-event twice changes nothing, because its time is part of it; only a network becomes another logged model.
+event twice changes nothing: its time is part of it, and a run has one model of each name.
+
+The runs of an experiment's stages are children of one run (see ``experiment``), with which a user compares experiments.
+Stages are separate processes, in different working directories, and may reach MLflow in another order than they ran in.
+Each of them finds that run in the store by a tag with the digest of the parameters, or creates it.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from http.client import HTTPException
 from importlib.metadata import version
@@ -37,7 +41,8 @@ from urllib.request import urlopen
 
 from autoslim.errors import UserError, first_line
 from autoslim.files import parse_json, write_atomically, write_json
-from autoslim.pipeline.project import repository_root
+from autoslim.pipeline.experiment import EXPERIMENT, VIEW, Experiment, dataset, model_name, network_name, summary, view
+from autoslim.pipeline.project import PREPARED, STAGES, repository_root
 from autoslim.pipeline.unsent import Journal, unsent_folder, unsent_journals
 
 if TYPE_CHECKING:
@@ -51,7 +56,21 @@ if TYPE_CHECKING:
 
 _LONGEST_PARAM = 6000  # characters; MLflow's limits
 _LONGEST_TAG = 8000
+_LONGEST_EXPERIMENT_TAG = 5000
+_ORIGIN = (
+    "dvc_experiment",
+    "commit",
+    "mlflow.user",
+    "mlflow.source.git.commit",
+    "mlflow.source.name",
+    "mlflow.source.type",
+)
 _BATCH = 100  # parameters per call
+_PARENT = "mlflow.parentRunId"  # tag with which MLflow's UI shows a run below another
+_KEY = "experiment_key"  # tag of an experiment's run
+_NOTE = "mlflow.note.content"  # tag that MLflow's UI shows as the description
+_REPORT = "report"  # tag of an experiment's run: the report's metrics.json
+_WAITS = "SCHEDULED"  # status of an experiment's run between two stages
 _INCOMPLETE = "tracking"  # tag of a run that has not received everything
 _KEPT = "kept in checkpoints/mlflow, and sent by the next stage that reaches MLflow, or by `autoslim sync`"
 _ANSWER_S = 5.0  # time in which a server must answer before it is used
@@ -83,8 +102,18 @@ class Tracker(Protocol):
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Logs a copy of a file, or of the contents of a directory."""
 
+    def summary(self, report: Mapping[str, Any], table: str) -> None:
+        """Logs the result of the experiment: few numbers of the report's ``metrics.json``, and ``table.md``."""
+
     def network(
-        self, network: nn.Module, example: Any, info: DataInfo, name: str = "network", *, classifies: bool = True
+        self,
+        network: nn.Module,
+        example: Any,
+        info: DataInfo,
+        name: str = "network",
+        *,
+        tags: Mapping[str, str] | None = None,
+        classifies: bool = True,
     ) -> None:
         """Logs a model that classifies image files without autoslim and without the network's code.
 
@@ -97,6 +126,8 @@ class Tracker(Protocol):
             network: it is not changed.
             example: a batch of its inputs, such as (N, C, H, W); the model accepts any batch size.
             info: description of the data that the network was trained on.
+            name: name of the model. A run has one model of each name, and keeps the first one.
+            tags: tags of the model, in addition to those of the run.
             classifies: whether the softmax of its output is the probability of each class.
         """
 
@@ -115,8 +146,18 @@ class NullTracker:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         pass
 
+    def summary(self, report: Mapping[str, Any], table: str) -> None:
+        pass
+
     def network(
-        self, network: nn.Module, example: Any, info: DataInfo, name: str = "network", *, classifies: bool = True
+        self,
+        network: nn.Module,
+        example: Any,
+        info: DataInfo,
+        name: str = "network",
+        *,
+        tags: Mapping[str, str] | None = None,
+        classifies: bool = True,
     ) -> None:
         pass
 
@@ -130,6 +171,7 @@ class MlflowTracker:
         run_id: id of the run; None if the run is not in the store yet.
         resumed: whether the run was interrupted. Metrics that it has already are not logged again.
         journal: where events are kept if the store fails. Without it they are lost.
+        parent: id of the experiment's run; None if the run belongs to none.
     """
 
     def __init__(
@@ -139,9 +181,10 @@ class MlflowTracker:
         run_id: str | None,
         resumed: bool = False,
         journal: Journal | None = None,
+        parent: str | None = None,
     ) -> None:
         self.run_id = run_id
-        self._run = None if client is None or run_id is None else _Run(client, experiment_id, run_id, resumed)
+        self._run = None if client is None or run_id is None else _Run(client, experiment_id, run_id, resumed, parent)
         self._journal = journal
         self._lost = self._run is None
         self._silent = False
@@ -157,8 +200,19 @@ class MlflowTracker:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         self._log({"do": "artifact", "path": str(path), "folder": folder})
 
+    def summary(self, report: Mapping[str, Any], table: str) -> None:
+        values = {"values": summary(report), "report": dict(report), "table": table}
+        self._log({"do": "summary", **values, "time": _now()})
+
     def network(
-        self, network: nn.Module, example: Any, info: DataInfo, name: str = "network", *, classifies: bool = True
+        self,
+        network: nn.Module,
+        example: Any,
+        info: DataInfo,
+        name: str = "network",
+        *,
+        tags: Mapping[str, str] | None = None,
+        classifies: bool = True,
     ) -> None:
         if self._lost and self._journal is None:
             return
@@ -166,9 +220,14 @@ class MlflowTracker:
             with tempfile.TemporaryDirectory() as folder:
                 with _no_warnings(), redirect_stderr(io.StringIO()):  # torch.export prints the graph if it fails
                     _save_network(network, example, info, Path(folder, "model"), classifies)
-                self._log({"do": "network", "path": str(Path(folder, "model")), "name": name})
+                path = str(Path(folder, "model"))
+                self._log({"do": "network", "path": path, "name": name, "tags": dict(tags or {})})
         except Exception as error:
             _warn(f"the network is not logged in MLflow, because it cannot be exported ({_in_one_line(error)})")
+
+    def dataset(self, values: Mapping[str, str]) -> None:
+        """Logs a data set (see ``experiment.dataset``) as an input of the experiment."""
+        self._log({"do": "dataset", "values": dict(values)})
 
     def params(self, values: Mapping[str, object]) -> None:
         self._log({"do": "params", "values": _param_texts(values)})
@@ -231,10 +290,13 @@ def _copied(path: Path, journal: Journal) -> str:
 class _Run:
     """Sends the events of a run to an MLflow store. Every method raises if the store fails."""
 
-    def __init__(self, client: MlflowClient, experiment_id: str, run_id: str, resumed: bool) -> None:
+    def __init__(
+        self, client: MlflowClient, experiment_id: str, run_id: str, resumed: bool, parent: str | None
+    ) -> None:
         self._client = client
         self._experiment_id = experiment_id
         self._id = run_id
+        self._parent = parent
         self._resumed = resumed
         self._steps: dict[str, int] = {}  # of a resumed run: metric -> last step that is logged
 
@@ -252,11 +314,46 @@ class _Run:
                 log = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
                 log(self._id, str(path), event["folder"])
             case "network":
-                self._send_model(folder / event["path"], event["name"])
+                self._send_model(folder / event["path"], event["name"], event.get("tags", {}))
+            case "dataset" if self._parent is not None:
+                self._send_dataset(self._parent, event["values"])
+            case "summary" if self._parent is not None:
+                self._send_summary(self._parent, event)
             case "resume":
                 _resume(self._client, self._client.get_run(self._id))
             case "end":
                 self._client.set_terminated(self._id, event["status"], event["time"])
+                if self._parent is not None:
+                    self._end_parent(self._parent, event["status"], event["time"])
+
+    def _end_parent(self, parent: str, status: str, time_ms: int) -> None:
+        """Gives the experiment's run the status of a stage's run that has ended."""
+        tags = self._client.get_run(self._id).data.tags
+        whole = tags.get("stage") == STAGES[-1]
+        if status == "FINISHED" and not whole:
+            self._client.update_run(parent, status=_WAITS)
+            return
+        if error := tags.get("error"):
+            self._client.set_tag(parent, "error", error)
+        self._client.set_terminated(parent, status, time_ms)
+
+    def _send_dataset(self, parent: str, values: Mapping[str, str]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        context = [InputTag("mlflow.data.context", "training, search and test")]
+        self._client.log_inputs(parent, [DatasetInput(Dataset(**values), context)])
+
+    def _send_summary(self, parent: str, event: Mapping[str, Any]) -> None:
+        from mlflow.entities import Metric
+
+        values, report = event["values"], json.dumps(event["report"])
+        self._client.log_batch(parent, [Metric(key, value, event["time"], 0) for key, value in values.items()])
+        self._client.set_tag(parent, _NOTE, _shortened(event["table"], _LONGEST_TAG))
+        if len(report) <= _LONGEST_TAG:  # `autoslim compare --all` reads it
+            self._client.set_tag(parent, _REPORT, report)
+        if supernet := self._client.get_run(self._id).data.tags.get("supernet"):
+            self._client.set_tag(parent, "supernet", supernet)
+        _show(self._client, self._experiment_id, values)
 
     def _send_metrics(self, values: Mapping[str, float], step: int | None, time_ms: int) -> None:
         from mlflow.entities import Metric
@@ -285,20 +382,29 @@ class _Run:
         for start in range(0, len(params), _BATCH):
             self._client.log_batch(self._id, params=params[start : start + _BATCH])
 
-    def _send_model(self, folder: Path, name: str) -> None:
-        from mlflow.entities import LoggedModelOutput
+    def _send_model(self, folder: Path, name: str, tags: Mapping[str, str]) -> None:
+        """Sends a model, or the rest of one that an earlier attempt began to send."""
+        from mlflow.entities import LoggedModelOutput, LoggedModelStatus
         from mlflow.models import Model
 
-        data = self._client.get_run(self._id).data
-        tags = {key: value for key, value in data.tags.items() if not key.startswith("mlflow.")}
-        entity = self._client.create_logged_model(self._experiment_id, name, self._id, tags=tags, params=data.params)
+        run = self._client.get_run(self._id)
+        own = f"source_run_id = '{self._id}' AND name = '{name}'"
+        entity = next(iter(self._client.search_logged_models([self._experiment_id], own)), None)
+        if entity is None:
+            of_run = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+            entity = self._client.create_logged_model(
+                self._experiment_id, name, self._id, tags={**of_run, **tags}, params=run.data.params
+            )
+        if entity.status == LoggedModelStatus.READY:
+            return
         model = Model.load(str(folder))
         model.run_id, model.model_id, model.model_uuid = self._id, entity.model_id, entity.model_id
         model.artifact_path = entity.artifact_location
         model.save(str(folder / "MLmodel"))
         self._client.log_model_artifacts(entity.model_id, str(folder))
-        self._client.finalize_logged_model(entity.model_id, "READY")
-        self._client.log_outputs(self._id, [LoggedModelOutput(entity.model_id, step=0)])
+        if entity.model_id not in {each.model_id for each in (run.outputs.model_outputs if run.outputs else ())}:
+            self._client.log_outputs(self._id, [LoggedModelOutput(entity.model_id, step=0)])
+        self._client.finalize_logged_model(entity.model_id, "READY")  # last: such a model is not sent again
 
 
 @contextmanager
@@ -311,6 +417,8 @@ def tracked(
     enabled: bool,
     experiment: str = "autoslim",
     run_file: Path | None = None,
+    parent: Experiment | None = None,
+    data: Mapping[str, str] | None = None,
 ) -> Iterator[Tracker]:
     """Tracks the ``with`` block as one MLflow run.
 
@@ -326,11 +434,16 @@ def tracked(
         experiment: name of the MLflow experiment.
         run_file: a file for the id of the run, next to the checkpoints of what is tracked. If it names a run that was
             interrupted, the block continues that run: an interrupted training is one run.
+        parent: the experiment whose run is above this one; None for none.
+        data: the experiment's data set (see ``experiment.dataset``).
     """
-    tracker = _start(experiment, run_name, {"stage": stage, **origin(), **tags}, params, run_file) if enabled else None
+    all_tags = {"stage": stage, **origin(), **tags}
+    tracker = _start(experiment, run_name, all_tags, params, run_file, parent) if enabled else None
     if tracker is None:
         yield NullTracker()
         return
+    if data is not None:
+        tracker.dataset(data)
     try:
         yield tracker
     except BaseException as error:
@@ -371,14 +484,98 @@ def tracked_stage(
         enabled=params.tracking.enabled and rank_zero,
         experiment=params.tracking.experiment,
         run_file=run_file,
+        parent=Experiment.of(params),
+        data=_prepared_data() if params.tracking.enabled and rank_zero and stage != STAGES[0] else None,
     ) as tracker:
         yield tracker
+
+
+def _prepared_data() -> dict[str, str] | None:
+    """Returns a description of the prepared data; None if there are none."""
+    from autoslim.data.prepared import read_info
+
+    try:
+        return dataset(read_info(PREPARED))
+    except UserError:  # the stage reports it, if it needs them
+        return None
 
 
 def tracking_uri() -> str:
     """Returns ``MLFLOW_TRACKING_URI`` if it is set, else the SQLite file ``mlflow.db`` in the repository's root."""
     path = str(repository_root() / "mlflow.db").replace("%", "%25").replace("?", "%3F")
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path}"
+
+
+def view_address() -> str:
+    """Returns the address at which ``mlflow ui``, or the server in use, shows one line for each experiment.
+
+    Raises:
+        UserError: nothing has been tracked yet, or the store cannot be used.
+    """
+    client, found = _opened()
+    if client is None or found is None:
+        raise UserError("MLflow has no experiments yet; run `dvc repro`")
+    uri = tracking_uri()
+    server = uri.rstrip("/") if urlsplit(uri).scheme in ("http", "https") else "http://127.0.0.1:5000"
+    return _redacted(f"{server}/#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW}")
+
+
+def experiment_runs() -> list[dict[str, Any]]:
+    """Returns name, parameters and report (None without one) of the experiments in MLflow, oldest first.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    client, found = _opened()
+    if client is None or found is None:
+        return []
+    runs: list[Run] = []
+    token = None
+    with _no_warnings():
+        while True:
+            page = client.search_runs(
+                [found.experiment_id],
+                f"tags.stage = '{EXPERIMENT}'",
+                max_results=1000,
+                order_by=["attributes.start_time ASC"],
+                page_token=token,
+            )
+            runs += page
+            if not (token := page.token):
+                break
+    return [
+        {
+            "name": run.info.run_name,
+            "params": run.data.params,
+            "report": parse_json(text) if (text := run.data.tags.get(_REPORT)) else None,
+            "status": run.info.status.lower(),
+        }
+        for run in runs
+    ]
+
+
+def _opened() -> tuple[MlflowClient | None, Any]:
+    """Returns a client and the project's experiment; None for each that does not exist.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    from autoslim.pipeline.params import load_params
+
+    name = load_params().tracking.experiment
+    uri = tracking_uri()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists():
+        return None, None
+    _prepare_mlflow()
+    try:
+        if not _answers(uri):
+            raise ConnectionError("the server does not answer")
+        with _no_warnings():
+            client = _connect(uri)
+            return client, client.get_experiment_by_name(name)
+    except Exception as failure:
+        message = f"MLflow at {uri} cannot be used ({_in_one_line(failure)}); correct MLFLOW_TRACKING_URI, or try later"
+        raise UserError(_redacted(message)) from failure
 
 
 def fingerprint(weights: Path) -> str:
@@ -426,15 +623,9 @@ def flattened(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def numbers(values: Mapping[str, object], prefix: str = "") -> dict[str, float]:
-    """Flattens the numbers among nested values to dotted keys, such as ``{"uniform.top1": 0.93}``."""
-    flat: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, int | float):
-            flat[f"{prefix}{key}"] = value
-    return flat
+def logged_model_name(params: Params, budget: str, method: str) -> str:
+    """Returns the name of the logged model of a method's network (see ``experiment.model_name``)."""
+    return model_name(network_name(params.model.name), budget, method)
 
 
 def _start(
@@ -443,6 +634,7 @@ def _start(
     tags: Mapping[str, str],
     params: Mapping[str, object],
     run_file: Path | None,
+    parent: Experiment | None = None,
 ) -> MlflowTracker | None:
     """Starts or continues a run. If the store cannot be used, this is a warning, and the run is kept.
 
@@ -460,6 +652,7 @@ def _start(
         "params": _param_texts(params),
         "run_id": None,
         "run_file": None if run_file is None else str(run_file),
+        "parent": None if parent is None else parent.to_dict(),
         "made_by": _digest({"uri": uri, "experiment": experiment, "params": flattened(params)}),
     }
     try:
@@ -476,6 +669,9 @@ def _start(
             else:
                 for key, value in header["tags"].items():
                     client.set_tag(run_id, key, value)
+            parent_id = _parent_of(client, run_id)
+            if resumed and parent_id is not None:
+                _resume(client, client.get_run(parent_id))
     except Exception as failure:
         journal = _continued_journal(header, run_file)
         next_step = "is not tracked" if journal is None else f"is {_KEPT}"
@@ -484,7 +680,7 @@ def _start(
     journal = _new_journal(header | {"run_id": run_id})
     if not resumed:
         _write_run_file(run_file, run_id, journal, header["made_by"])
-    tracker = MlflowTracker(client, experiment_id, run_id, resumed, journal)
+    tracker = MlflowTracker(client, experiment_id, run_id, resumed, journal, parent_id)
     if not resumed:
         tracker.params(params)
     return tracker
@@ -499,8 +695,70 @@ def _prepare_mlflow() -> None:
 
 
 def _create_run(client: MlflowClient, experiment_id: str, header: Mapping[str, Any]) -> str:
-    run = client.create_run(experiment_id, header["time"], header["tags"], header["run_name"])
+    """Creates the run of a stage, below the run of its experiment if it belongs to one."""
+    tags = dict(header["tags"])
+    if header.get("parent"):
+        tags[_PARENT] = _experiment_run(client, experiment_id, header)
+    run = client.create_run(experiment_id, header["time"], tags, header["run_name"])
     return str(run.info.run_id)
+
+
+def _experiment_run(client: MlflowClient, experiment_id: str, header: Mapping[str, Any]) -> str:
+    """Returns the run of the experiment that a stage belongs to, which is running from now on.
+
+    It is the latest one with the same parameters. If that one has ended with its report, a stage before the report
+    starts another one: DVC runs a stage again only if something else has changed, such as the code.
+    """
+    parent, tags = header["parent"], header["tags"]
+    same_key = f"tags.{_KEY} = '{parent['key']}'"
+    # These two are of the stage's process, so that an experiment that was continued has those of the last one.
+    shared = {key: tags[key] for key in _ORIGIN if key in tags}
+    with _one_at_a_time():
+        latest = client.search_runs([experiment_id], same_key, max_results=1, order_by=["attributes.start_time DESC"])
+        if latest and (latest[0].info.status != "FINISHED" or tags.get("stage") == STAGES[-1]):
+            run_id = str(latest[0].info.run_id)
+            _resume(client, latest[0])
+            for key, value in shared.items():
+                client.set_tag(run_id, key, value)
+            return run_id
+        own = {"stage": EXPERIMENT, _KEY: parent["key"], **parent["tags"]}
+        own = {key: _shortened(value, _LONGEST_TAG) for key, value in own.items()}
+        run = client.create_run(experiment_id, header["time"], own | shared, parent["name"])
+    run_id = str(run.info.run_id)
+    _Run(client, experiment_id, run_id, False, None).send({"do": "params", "values": _param_texts(parent["params"])})
+    _show(client, experiment_id, ())
+    return run_id
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Two stages of this repository that start together must not both create the run of their experiment."""
+    from filelock import FileLock
+
+    folder = repository_root() / ".dvc"
+    if not folder.is_dir():
+        yield
+        return
+    (folder / "tmp").mkdir(exist_ok=True)
+    with FileLock(folder / "tmp" / "mlflow-experiment.lock", timeout=300):
+        yield
+
+
+def _parent_of(client: MlflowClient, run_id: str) -> str | None:
+    """Returns the run above a run; None if there is none, or if the user has deleted it."""
+    parent = client.get_run(run_id).data.tags.get(_PARENT)
+    if parent is None or client.get_run(parent).info.lifecycle_stage != "active":
+        return None
+    return str(parent)
+
+
+def _show(client: MlflowClient, experiment_id: str, metrics: Iterable[str]) -> None:
+    """Adds columns for these metrics to the view of MLflow's UI that ``view_address`` opens."""
+    tag = f"mlflow.sharedViewState.{VIEW}"
+    before = client.get_experiment(experiment_id).tags.get(tag, "")
+    state = view(metrics, before)
+    if state != before and len(state) <= _LONGEST_EXPERIMENT_TAG:
+        client.set_experiment_tag(experiment_id, tag, state)
 
 
 def _interrupted(client: MlflowClient, run_file: Path | None, made_by: str) -> str | None:
@@ -633,7 +891,7 @@ def _send_journal(client: MlflowClient, uri: str, journal: Journal) -> bool:
     run = client.get_run(run_id)
     if run.info.lifecycle_stage != "active":  # the user has deleted it
         return False
-    sender = _Run(client, run.info.experiment_id, run_id, resumed=True)
+    sender = _Run(client, run.info.experiment_id, run_id, True, _parent_of(client, run_id))
     sender.send({"do": "params", "values": header["params"]})
     for event in events:
         sender.send(event, journal.folder)

@@ -540,6 +540,9 @@ def test_evaluate_agrees_with_the_report(project: Path) -> None:
     assert float(rows[-1]["top-1 on test (%)"].split()[0]) == pytest.approx(
         100 * metrics["autoslim"]["top1"], abs=0.0051
     )
+    by_seed = json.loads(printed("evaluate", "autoslim", "--split", "test", "--json"))["seeds"]
+    mean = (by_seed["0"]["top1"] + by_seed["1"]["top1"]) / 2
+    assert mean == pytest.approx(metrics["autoslim"]["top1"], abs=1e-6)
     (only,) = table(printed("evaluate", "autoslim", "--seed", "1"), "seed")
     curves = (project / "outputs/retrain/autoslim/curves.csv").read_text().splitlines()
     names, last = curves[0].split(","), curves[-1].split(",")

@@ -181,6 +181,30 @@ def test_what_a_silent_server_missed_is_sent_by_the_next_stage(
     assert list(Path(model.artifact_location.removeprefix("file://")).rglob("*.pt2"))
 
 
+def test_a_network_that_is_sent_twice_is_one_model(
+    repository: Path, silent: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An attempt that failed leaves a pending model, which the next one completes."""
+    complete_run(repository)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    capsys.readouterr()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError("no access to the bucket")
+
+    client = client_of(repository)
+    for call in ("log_model_artifacts", "finalize_logged_model", "set_terminated"):  # the last one: all was sent
+        with monkeypatch.context() as broken:
+            broken.setattr(f"mlflow.MlflowClient.{call}", refuse)
+            with pytest.raises(SystemExit):
+                sync_cli()
+    sync_cli()
+    (model,) = client.search_logged_models(["1"])
+    assert model.status == "READY"
+    outputs = client.get_run(model.source_run_id).outputs.model_outputs
+    assert [output.model_id for output in outputs] == [model.model_id]
+
+
 def test_what_a_silent_server_missed_is_sent_by_the_command(
     repository: Path, silent: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
