@@ -20,7 +20,9 @@ def init_cli(
     ] = Path(),
     data: Annotated[
         str | None,
-        typer.Option("--data", help="data.source: `folder:PATH`, `my_data.py:build`, `torchvision:NAME` or `digits`."),
+        typer.Option(
+            "--data", help="data.source: `folder:PATH`, `my_data.py:build`, `torchvision:NAME`, `scenes` or `digits`."
+        ),
     ] = None,
     model: Annotated[
         str | None,

@@ -27,6 +27,7 @@ from autoslim.data.prepared import (
     write_indices,
     write_manifest,
 )
+from autoslim.data.scenes import load_scenes_source
 from autoslim.data.sources import Part, Source, check_folder, load_digits_source, load_folder_source, located
 from autoslim.data.structure import is_tensor
 from autoslim.errors import UserError
@@ -402,7 +403,7 @@ def choose_balanced(
 
 
 _FORMS = (
-    "expected digits, torchvision:NAME (for example torchvision:CIFAR10), folder:PATH, hf:PATH, or "
+    "expected digits, scenes, torchvision:NAME (for example torchvision:CIFAR10), folder:PATH, hf:PATH, or "
     "path/to/file.py:function"
 )
 
@@ -444,12 +445,14 @@ def load_source(source: str, *, raw: Path, relative_to: Path = Path()) -> Source
         return load_hugging_face_source(source, relative_to)
     if scheme == "folder":
         return load_folder_source(rest, located(rest, relative_to))
+    if scheme == "scenes":
+        return load_scenes_source()
     return load_digits_source()
 
 
 def _parse(source: str) -> tuple[str, str]:
     scheme, colon, rest = source.partition(":")
-    known = (scheme == "digits" and not colon) or (scheme in ("torchvision", "folder", "hf") and rest)
+    known = (scheme in ("digits", "scenes") and not colon) or (scheme in ("torchvision", "folder", "hf") and rest)
     if not known:
         raise UserError(f"data source {source!r} is unknown; {_FORMS}")
     return scheme, rest

@@ -49,9 +49,9 @@ class Section(BaseModel):
 
 class Data(Section):
     source: str = Field(
-        description="Data set: `digits`, `torchvision:NAME`, `folder:PATH` with folders train/ and val/ or test/, "
-        "`hf:PATH` that save_to_disk of Hugging Face's datasets wrote, or `path/to/file.py:function`, a function that "
-        "returns data sets of your own."
+        description="Data set: `digits`, `scenes`, `torchvision:NAME`, `folder:PATH` with folders train/ and val/ or "
+        "test/, `hf:PATH` that save_to_disk of Hugging Face's datasets wrote, or `path/to/file.py:function`, a "
+        "function that returns data sets of your own."
     )
     image_size: Positive | list[Positive] | None = Field(
         description="Height and width of the network's input in pixels, or [height, width]; null: as in the source."

@@ -20,19 +20,22 @@ def message(folder: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["", "digit", "digits:8", "folder:", "torchvision:", "imagenet:x", "/some/path"])
+@pytest.mark.parametrize(
+    "source", ["", "digit", "digits:8", "scenes:8", "folder:", "torchvision:", "imagenet:x", "/some/path"]
+)
 def test_unknown_sources(source: str) -> None:
     with pytest.raises(UserError) as caught:
         check_source(source)
     assert str(caught.value) == (
         f"data source {source!r} is unknown; "
-        "expected digits, torchvision:NAME (for example torchvision:CIFAR10), folder:PATH, hf:PATH, or "
+        "expected digits, scenes, torchvision:NAME (for example torchvision:CIFAR10), folder:PATH, hf:PATH, or "
         "path/to/file.py:function"
     )
 
 
 def test_valid_sources_pass(pets: Path) -> None:
     check_source("digits")
+    check_source("scenes")
     check_source(f"folder:{pets}")
     check_source("folder:images", relative_to=pets.parent)
 

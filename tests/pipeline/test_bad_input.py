@@ -559,7 +559,7 @@ def test_images_of_different_sizes_require_a_size(empty: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("cifar10", "data source 'cifar10' is unknown; expected digits, torchvision:NAME"),
+        ("cifar10", "data source 'cifar10' is unknown; expected digits, scenes, torchvision:NAME"),
         ("torchvision:Cifar10", "torchvision.datasets has no data set 'Cifar10'; did you mean CIFAR10?"),
         ("folder:", "data source 'folder:' is unknown; expected"),
     ],
