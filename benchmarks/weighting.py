@@ -1,11 +1,11 @@
-"""Tests whether ranking candidates by score per saved resource (search.per_cost) helps, by retraining on the digits.
+"""Tests whether ranking candidates by score per saved resource (search.per_cost) helps, by retraining.
 
     python benchmarks/weighting.py --supernets 0,1,2 --to benchmarks/results/weighting.json
 
 For each supernet, each resource and each ranking (by the score alone, or per unit saved of that resource), it searches
 and retrains the autoslim and uniform networks at the budget with every seed of params.yaml. Latency is measured with
 batches of 256 images, because that of a single image hardly depends on the channels of such a small network. Finished
-parts are reused.
+parts are reused. benchmarks/results/weighting.json is from the digits, which were the data of params.yaml then.
 """
 
 import json
