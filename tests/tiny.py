@@ -11,9 +11,13 @@ from ruamel.yaml import YAML
 
 TINY: dict[str, Any] = {
     "budget": "50%",
+    "resource": "macs",
     "methods": ["uniform", "autoslim"],
-    "data": {"train_images": 200, "test_images": 100, "search_images": 64},
-    "model": {"kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2], [2, 8, 2, 2]], "tail": 16}},
+    "data": {"source": "digits", "train_images": 200, "test_images": 100, "search_images": 64},
+    "model": {
+        "name": "autoslim.models.architectures:mobilenet_v2",
+        "kwargs": {"in_channels": 1, "stem": 8, "stages": [[1, 8, 1, 2], [2, 8, 2, 2]], "tail": 16},
+    },
     "supernet": {"epochs": 2, "batch_size": 64, "random_widths": 1, "grid": {"divisor": 1, "narrowest": 0.15}},
     "search": {"chunk": 32, "stop": 0.3, "score": "cross_entropy", "per_cost": True},
     "retrain": {"epochs": 2, "seeds": [0, 1]},

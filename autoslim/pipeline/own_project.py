@@ -269,7 +269,8 @@ def _new_params(folder: Path, choices: Choices) -> str:
             for stage in ("supernet", "retrain"):
                 values[stage]["label_smoothing"] = 0.0
     if choices.budget is not None:
-        for name, value in _budget(choices.budget, str(values["resource"])).items():
+        resource = str(values["resource"]) if preset else "macs"  # the template's is that of the first run
+        for name, value in _budget(choices.budget, resource).items():
             values[name] = value
     return dumped(values)
 

@@ -115,7 +115,7 @@ def test_init_writes_a_project_with_the_users_files(repository: Path) -> None:
     assert "dvc add trained.pt" in shown
     assert {name: data for name, data in contents().items() if name in before} == before
     expected = YAML(typ="safe").load((ROOT / "params.yaml").read_text())
-    expected["budget"] = "50%"
+    expected |= {"budget": "50%", "resource": "macs"}
     expected["data"]["source"] = "folder:images"
     expected["model"] |= {"name": "net.py:build", "kwargs": {}, "weights": "trained.pt"}
     expected["supernet"] |= {"width": 1.0, "sort": "l1"}
@@ -295,11 +295,11 @@ def test_missing_parameters_are_added_to_a_file_that_the_user_edited() -> None:
     theirs = TEXT.replace("  image_size: null", "  # ours\n  image_size: 64  ").replace("seed: 0", "seed: 7  # lucky")
     section = theirs[theirs.index("\nsearch:") : theirs.index("\nallocate:")]
     moved = theirs.replace(section, "") + section.replace("\n  ", "\n     ")
-    moved = moved.replace(", nesterov: true", "").replace("     risk: 0.2\n", "").replace("    stem: 16\n", "")
+    moved = moved.replace(", nesterov: true", "").replace("     risk: 0.2\n", "").replace("    width: 8\n", "")
     moved = re.sub("methods: .*\n", "", moved)
     text = with_missing_parameters(moved, TEXT, Params)
     values = YAML(typ="safe").load(theirs)
-    del values["model"]["kwargs"]["stem"]
+    del values["model"]["kwargs"]["width"]
     assert YAML(typ="safe").load(text) == values
     assert "     incremental: true\n     risk: 0.2\n     precision: fp32" in text
     assert "  # ours\n  image_size: 64" in text
