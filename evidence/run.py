@@ -8,58 +8,59 @@
     python evidence/run.py ranking mobilenet_v2
     python evidence/run.py scores mobilenet_v2
     python evidence/run.py factors mobilenet_v2
+    python evidence/run.py trained efficientnet_lite0
 
 Each study runs the stages with a params file of this folder and the changes in evidence/studies.yaml. CIFAR-10 has to
 be in data/raw/cifar10 (see docs/guide/data.md). Finished runs are cached in outputs/evidence; an interrupted study
 continues from them. The rows of all trainings finished so far are written to evidence/results.
 """
 
-import json
 import math
-import os
-import platform
 import random
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
-from safetensors.torch import save
-from studies import ROOT, Params, StageCache, changed, load_yaml, read, screening
+from studies import (
+    HOST,
+    ROOT,
+    Params,
+    Row,
+    StageCache,
+    changed,
+    collect,
+    load_yaml,
+    read,
+    retrained,
+    screening,
+    start_files,
+)
+from trained import trained
 
 from autoslim.channels.graph import ChannelGraph
 from autoslim.channels.grid import GridSpec
 from autoslim.channels.groups import Channels
 from autoslim.data.batches import eval_batches, search_chunks
 from autoslim.data.prepared import PreparedData
-from autoslim.files import write_json
-from autoslim.pipeline.assembly import grid_spec, recipe, traced_network
+from autoslim.pipeline.assembly import grid_spec, traced_network
 from autoslim.pipeline.params import check_params
 from autoslim.resources.budgets import parse_budget
 from autoslim.resources.costs import Costs
-from autoslim.resources.latency.measure import processor
 from autoslim.search.methods import allocate
 from autoslim.supernet.extract import load_supernet
 from autoslim.supernet.recalibration import recalibrate
 from autoslim.tasks.classification import Classification
 from autoslim.tasks.evaluation import evaluate
-from autoslim.training.device import RunContext, autocast
-from autoslim.training.loop import write_rows
-from autoslim.training.retrain import evaluate_retrained
+from autoslim.training.device import autocast
 
 HERE = Path(__file__).parent
-HOST = RunContext(torch.device("cpu"), 1, 300.0)
-Row = dict[str, Any]
-Files = dict[str, bytes]
 app = typer.Typer(add_completion=False, help=__doc__)
 Network = Annotated[str, typer.Argument(help="A params file of this folder, without .yaml.")]
 Jobs = Annotated[int, typer.Option("--jobs", help="Number of parallel runs, each with one thread.")]
 Work = Annotated[Path, typer.Option("--work", help="Folder of the cached runs.")]
 CACHE = ROOT / "outputs/evidence"
+app.command()(trained)
 
 
 @app.command()
@@ -86,7 +87,7 @@ def table(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
         for search in (*study["searches"], None)  # None: uniform
         if supernet == study["supernets"][0] or depends(regime, search)
     ]
-    _collect(rows, parts, HERE / "results" / f"table-{network}.csv", jobs)
+    collect(rows, parts, HERE / "results" / f"table-{network}.csv", jobs)
 
 
 @app.command()
@@ -105,7 +106,7 @@ def networks(network: Network, work: Work = CACHE) -> None:
             yield {"supernet": supernet, "search": search, "budget": budget, **times, **channels}
 
     parts = [(supernet, search) for supernet in study["supernets"] for search in study["searches"]]
-    _collect(rows, parts, HERE / "results" / f"networks-{network}.csv", jobs=1)
+    collect(rows, parts, HERE / "results" / f"networks-{network}.csv", jobs=1)
 
 
 @app.command()
@@ -148,7 +149,7 @@ def resources(
     ]
     for resource in chosen:  # one file for each resource, so that they can be run one by one
         own = [part for part in parts if part[0] == resource]
-        _collect(rows, own, HERE / "results" / f"resources-{resource}-{network}.csv", jobs)
+        collect(rows, own, HERE / "results" / f"resources-{resource}-{network}.csv", jobs)
 
 
 @app.command()
@@ -173,7 +174,7 @@ def longer(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
             for supernet in study["supernets"]
         ),
     ]
-    _collect(rows, parts, HERE / "results" / f"longer-{network}.csv", jobs)
+    collect(rows, parts, HERE / "results" / f"longer-{network}.csv", jobs)
 
 
 @app.command()
@@ -191,7 +192,7 @@ def factors(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
 
     ways = [(0, "autoslim"), (1, "autoslim"), (0, "uniform")]
     parts = [(supernet, *way) for supernet in range(len(screened)) for way in ways]
-    _collect(rows, parts, HERE / "results" / f"factors-{network}.csv", jobs)
+    collect(rows, parts, HERE / "results" / f"factors-{network}.csv", jobs)
 
 
 @app.command()
@@ -206,11 +207,11 @@ def ranking(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
     def rows(kind: str, number: int, seed: int) -> Iterator[Row]:
         channels = networks[kind, number]
         costs = {"macs": graph.macs(channels), "params": graph.params(channels)}
-        trained = _trained(cache, params, _start(channels), seed)
+        trained = retrained(cache, params, start_files(channels), seed)
         yield {"kind": kind, "network": number, "budget": budget, **costs, "seed": seed, **trained}
 
     parts = [(kind, number, seed) for seed in study["seeds"] for kind, number in networks]
-    _collect(rows, parts, HERE / "results" / f"ranking-{network}.csv", jobs)
+    collect(rows, parts, HERE / "results" / f"ranking-{network}.csv", jobs)
 
 
 @app.command()
@@ -235,7 +236,7 @@ def scores(network: Network, jobs: Jobs = 1, work: Work = CACHE) -> None:
 
     parts = [("ranking", supernet) for supernet in study["supernets"]]
     parts += [("factors", supernet) for supernet in range(len(screened))]
-    _collect(rows, parts, HERE / "results" / f"scores-{network}.csv", jobs)
+    collect(rows, parts, HERE / "results" / f"scores-{network}.csv", jobs)
 
 
 def _screened(study: Params, params: Params) -> list[list[tuple[Params, Params]]]:
@@ -263,42 +264,12 @@ def _compared(
         changed_params = changed(params, {"budget": budget})
         channels = cache.run("allocate", changed_params) / "outputs/channels"
         allocation = read(channels / f"{method}.json")
-        files = _start(allocation["channels"], (channels / f"{method}.safetensors").read_bytes(), allocation["start"])
+        files = start_files(
+            allocation["channels"], (channels / f"{method}.safetensors").read_bytes(), allocation["start"]
+        )
         amounts = {name: allocation["costs"][name] for name in costs}
         for seed in seeds:
-            yield {"budget": budget, **amounts, "seed": seed, **_trained(cache, changed_params, files, seed)}
-
-
-def _start(channels: Channels, weights: bytes | None = None, start: str = "scratch") -> Files:
-    """Returns the files that the stage ``retrain`` reads."""
-    # The method is always named autoslim, so that equal networks share one run.
-    allocation = {"method": "autoslim", "channels": channels, "costs": {"macs": 0}, "start": start}
-    budgets = {"autoslim": {"budget": "", "resource": ""}}
-    return {
-        "outputs/channels/autoslim.json": json.dumps(allocation).encode(),
-        "outputs/channels/budgets.json": json.dumps(budgets).encode(),
-        "outputs/channels/autoslim.safetensors": save({}) if weights is None else weights,
-    }
-
-
-def _trained(cache: StageCache, params: Params, files: Files, seed: int) -> Row:
-    """Retrains a network with one seed and returns top-1 on the search and test splits, and the processor seconds."""
-    changed_params = changed(params, {"retrain.seeds": [seed]})
-    folder = cache.run("retrain", changed_params, "autoslim", files=files)
-    file = folder / "accuracy.json"
-    if not file.exists():
-        checked = check_params(changed_params, "params.yaml")
-        data = PreparedData.open(folder / "data/prepared", relative_to=ROOT)
-        network, graph = traced_network(checked.model, data.info)
-        channels = read(folder / "outputs/channels/autoslim.json")["channels"]
-        weights = folder / "outputs/retrain/autoslim/weights"
-        found = evaluate_retrained(
-            network, graph, channels, data, recipe(checked.retrain), HOST, seeds=[seed], folder=weights
-        )
-        search_top1 = read(folder / "outputs/retrain/autoslim/metrics.json")["search_top1"]["mean"]
-        write_json(file, {"search_top1": round(search_top1, 5), "top1": round(found[seed]["top1"], 5)})
-    values: Row = read(file) | read(folder / "done.json")
-    return values
+            yield {"budget": budget, **amounts, "seed": seed, **retrained(cache, changed_params, files, seed)}
 
 
 def _random_network(graph: ChannelGraph, budget: str, spread: float, spec: GridSpec, seed: int) -> Channels:
@@ -375,39 +346,6 @@ def _scorer(cache: StageCache, params: Params, images: Sequence[int]) -> Callabl
                 yield {"images": count, "statistics": statistics, **values}
 
     return score
-
-
-def _collect(rows: Callable[..., Iterator[Row]], parts: Sequence[tuple[Any, ...]], to: Path, jobs: int) -> None:
-    """Runs the parts of a study and writes all rows, in the order of the parts, after each training.
-
-    If a part fails, the others are finished before its error is raised.
-    """
-    done: dict[int, list[Row]] = {number: [] for number in range(len(parts))}
-    lock = threading.Lock()
-
-    def run(number: int) -> None:
-        torch.set_num_threads(1)
-        for row in rows(*parts[number]):
-            with lock:
-                done[number].append(row)
-                print(", ".join(f"{name} {value}" for name, value in row.items()), file=sys.stderr)
-                _write(to, [each for group in done.values() for each in group])
-
-    with ThreadPoolExecutor(jobs) as pool:
-        runs = [pool.submit(run, number) for number in range(len(parts))]
-    for each in runs:
-        each.result()
-
-
-def _write(path: Path, rows: Sequence[Row]) -> None:
-    write_rows(path, rows)
-    details = {
-        "command": " ".join(["python", *sys.argv]),
-        "processor": f"{processor()}, {os.cpu_count()} cores, one for a run",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    write_json(path.with_suffix(".json"), details)
 
 
 if __name__ == "__main__":

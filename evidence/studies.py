@@ -1,29 +1,50 @@
-"""Cached runs of stages, shared by all studies.
+"""Cached runs of stages, and the rows that studies write about them.
 
 A run is a folder whose name contains the stage and a digest of the parameters that the stage and the stages before it
-read, according to ``dvc.yaml``. Studies of several budgets, methods or factors therefore run only what differs.
+read, according to ``dvc.yaml``. Studies of several budgets, methods or factors therefore run only what differs. Tools
+of other projects that choose channels run like the stage ``allocate``.
 """
 
 import copy
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock
 from ruamel.yaml import YAML
+from safetensors.torch import save
 
-from autoslim.files import run_key, write_json, write_sealed
+from autoslim.channels.groups import Channels
+from autoslim.data.prepared import PreparedData
+from autoslim.files import file_digest, run_key, write_json, write_sealed
+from autoslim.pipeline.assembly import recipe, traced_network
+from autoslim.pipeline.params import check_params
 from autoslim.pipeline.project import RESOURCES
+from autoslim.resources.latency.measure import processor
 from autoslim.search.methods import need_supernet
+from autoslim.training.device import RunContext
+from autoslim.training.loop import write_rows
+from autoslim.training.retrain import evaluate_retrained
 
 ROOT = Path(__file__).parent.parent
+HOST = RunContext(torch.device("cpu"), 1, 300.0)
 Params = dict[str, Any]
+Row = dict[str, Any]
+Files = dict[str, bytes]
+TOOLS = {  # name -> the parameters that it reads
+    "torch_pruning": ("budget", "model", "resource", "supernet.grid", "supernet.width", "task"),
+    "fastnas": ("budget", "data.seed", "model", "resource", "search.chunk", "search.images", "supernet.grid", "task"),
+}
 DEPENDS_ON = {
     "prepare": (),
     "resources": ("prepare",),
@@ -31,6 +52,7 @@ DEPENDS_ON = {
     "search": ("prepare", "resources", "supernet"),
     "allocate": ("prepare", "resources", "supernet", "search"),
     "retrain": ("prepare",),
+    **dict.fromkeys(TOOLS, ("prepare", "resources")),
 }
 OUTPUTS = {
     "prepare": "data/prepared",
@@ -77,27 +99,37 @@ def screening(factors: Mapping[str, Sequence[Any]]) -> list[Params]:
 
 @dataclass
 class StageCache:
-    """Runs stages and caches the results in ``folder``. Concurrent requests for the same run wait for it."""
+    """Runs stages and caches the results. Concurrent requests for the same run wait for it.
+
+    Attributes:
+        folder: where the runs are.
+        inputs: files that parameters name, such as ``model.weights``: their name -> where they are.
+        tools_python: the interpreter for other tools, which may need an environment of their own.
+    """
 
     folder: Path
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    tools_python: Path = Path(sys.executable)
     stages: Params = field(default_factory=lambda: load_yaml(ROOT / "dvc.yaml")["stages"])
 
     def key(self, stage: str, params: Params, files: Mapping[str, bytes] | None = None) -> str:
         """Returns a digest of everything that the run depends on except the code."""
-        definition = self.stages[stage]
-        # A single budget affects only the stage allocate; several budgets are the objective of the search.
-        uses_budget = stage == "allocate" or isinstance(params["budget"], dict)
-        names = [name for name in definition.get("do", definition)["params"] if uses_budget or name != "budget"]
-        own = {name: _value(params, name) for name in names}
+        definition = self.stages.get(stage, {})
+        # A single budget affects only what chooses channels; several budgets are the objective of the search.
+        uses_budget = stage == "allocate" or stage in TOOLS or isinstance(params["budget"], dict)
+        names = TOOLS.get(stage) or definition.get("do", definition)["params"]
+        own = {name: _value(params, name) for name in names if uses_budget or name != "budget"}
         if stage == "resources":
             del own["methods"]
         if stage in ("resources", "supernet") and not need_supernet(params["methods"]):
             own["supernet_is_needed"] = False  # all that these stages know of the methods
+        digests = {name: hashlib.sha256(contents).hexdigest() for name, contents in (files or {}).items()}
+        digests |= {name: file_digest(path) for name, path in self.inputs.items() if f'"{name}"' in json.dumps(own)}
         return run_key(
             stage=stage,
             own=own,
             follows=[self.key(earlier, params) for earlier in DEPENDS_ON[stage]],
-            files={name: hashlib.sha256(contents).hexdigest() for name, contents in (files or {}).items()},
+            files=digests,
         )
 
     def run(self, stage: str, params: Params, *arguments: str, files: Mapping[str, bytes] | None = None) -> Path:
@@ -123,14 +155,21 @@ class StageCache:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(contents)
             folder.mkdir(parents=True, exist_ok=True)
+            for name, path in self.inputs.items():
+                (folder / name).unlink(missing_ok=True)
+                (folder / name).symlink_to(path.resolve())
             with (folder / "params.yaml").open("w") as file:
                 YAML(typ="safe").dump(params, file)
-            with (folder / "dvc.yaml").open("w") as file:  # the stage resources checks that DVC tracks the table
-                YAML(typ="safe").dump({"stages": {"resources": {"deps": [params["latency"]["table"]]}}}, file)
+            with (folder / "dvc.yaml").open("w") as file:  # stages check that DVC tracks the files that they read
+                tracked = [name for name in (params["latency"]["table"], params["model"]["weights"]) if name]
+                YAML(typ="safe").dump({"stages": {name: {"deps": tracked} for name in DEPENDS_ON}}, file)
             if stage in ("supernet", "search") and not (needs := folder / RESOURCES / "needs.json").exists():
                 write_sealed(needs, {"supernet": need_supernet(params["methods"])})
             commit = _commit()
-            status, seconds = _run([sys.executable, str(ROOT / f"stages/{stage}.py"), *arguments], folder)
+            command = [sys.executable, str(ROOT / f"stages/{stage}.py"), *arguments]
+            if stage in TOOLS:
+                command = [str(self.tools_python), str(ROOT / f"evidence/tools/{stage}_channels.py")]
+            status, seconds = _run(command, folder)
             if status:
                 raise SystemExit(f"{stage} failed in {folder}; see its log.txt")
             write_json(folder / "done.json", {"commit": commit, "cpu_seconds": round(seconds)})
@@ -173,3 +212,68 @@ def _git(*arguments: str) -> str:
 def read(path: Path) -> Params:
     values: Params = json.loads(path.read_text())
     return values
+
+
+def start_files(channels: Channels, weights: bytes | None = None, start: str = "scratch") -> Files:
+    """Returns the files that the stage ``retrain`` reads."""
+    # The method is always named autoslim, so that equal networks share one run.
+    allocation = {"method": "autoslim", "channels": channels, "costs": {"macs": 0}, "start": start}
+    budgets = {"autoslim": {"budget": "", "resource": ""}}
+    return {
+        "outputs/channels/autoslim.json": json.dumps(allocation).encode(),
+        "outputs/channels/budgets.json": json.dumps(budgets).encode(),
+        "outputs/channels/autoslim.safetensors": save({}) if weights is None else weights,
+    }
+
+
+def retrained(cache: StageCache, params: Params, files: Files, seed: int) -> Row:
+    """Retrains a network with one seed and returns top-1 on the search and test splits, and the processor seconds."""
+    changed_params = changed(params, {"retrain.seeds": [seed]})
+    folder = cache.run("retrain", changed_params, "autoslim", files=files)
+    file = folder / "accuracy.json"
+    if not file.exists():
+        checked = check_params(changed_params, "params.yaml")
+        data = PreparedData.open(folder / "data/prepared", relative_to=ROOT)
+        network, graph = traced_network(checked.model, data.info)
+        channels = read(folder / "outputs/channels/autoslim.json")["channels"]
+        weights = folder / "outputs/retrain/autoslim/weights"
+        found = evaluate_retrained(
+            network, graph, channels, data, recipe(checked.retrain), HOST, seeds=[seed], folder=weights
+        )
+        search_top1 = read(folder / "outputs/retrain/autoslim/metrics.json")["search_top1"]["mean"]
+        write_json(file, {"search_top1": round(search_top1, 5), "top1": round(found[seed]["top1"], 5)})
+    values: Row = read(file) | read(folder / "done.json")
+    return values
+
+
+def collect(rows: Callable[..., Iterator[Row]], parts: Sequence[tuple[Any, ...]], to: Path, jobs: int) -> None:
+    """Runs the parts of a study and writes all rows, in the order of the parts, after each training.
+
+    If a part fails, the others are finished before its error is raised.
+    """
+    done: dict[int, list[Row]] = {number: [] for number in range(len(parts))}
+    lock = threading.Lock()
+
+    def run(number: int) -> None:
+        torch.set_num_threads(1)
+        for row in rows(*parts[number]):
+            with lock:
+                done[number].append(row)
+                print(", ".join(f"{name} {value}" for name, value in row.items()), file=sys.stderr)
+                _write(to, [each for group in done.values() for each in group])
+
+    with ThreadPoolExecutor(jobs) as pool:
+        runs = [pool.submit(run, number) for number in range(len(parts))]
+    for each in runs:
+        each.result()
+
+
+def _write(path: Path, rows: Sequence[Row]) -> None:
+    write_rows(path, rows)
+    details = {
+        "command": " ".join(["python", *sys.argv]),
+        "processor": f"{processor()}, {os.cpu_count()} cores, one for a run",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    write_json(path.with_suffix(".json"), details)

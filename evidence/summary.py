@@ -1,6 +1,6 @@
 """Tables and figures of evidence/results for RESULTS.md.
 
-    python evidence/summary.py mobilenet_v2 resnet
+    python evidence/summary.py mobilenet_v2 resnet efficientnet_lite0
 
 All intervals are 95 % confidence intervals of one split of the images. Each supernet contributes one value: the mean
 of its trainings. Networks fine-tuned from a supernet are compared within it (paired t). Networks trained from scratch
@@ -83,6 +83,10 @@ def main(networks: Annotated[list[str], typer.Argument(help="Params files of thi
         if paths := sorted(RESULTS.glob(f"resources-*-{network}.csv")):
             print(f"{network}:\n")
             _resources(pd.concat(map(_read, paths)))
+            print()
+        if (path := RESULTS / f"trained-{network}.csv").exists():
+            print(f"{network}:\n")
+            _trained(_read(path))
             print()
     tables = [_read(path) for network in networks if (path := RESULTS / f"table-{network}.csv").exists()]
     if len(tables) > 1:
@@ -518,6 +522,43 @@ def _print_effects(factors: dict[str, list[Any]], effects: dict[str, dict[str, t
     for factor, two in factors.items():
         cells = ("{:+.2f} ± {:.2f}".format(*each[factor]) for each in effects.values())
         print(f"| {factor} | {', '.join(map(str, two))} | {' | '.join(cells)} |")
+
+
+# A trained network
+
+
+def _trained(rows: pd.DataFrame) -> None:
+    """Prints what each method made of the trained network. Trainings are compared by seed, in both readings."""
+    costs = {"macs": ("MACs", 1e6, "M"), "params": ("parameters", 1e6, "M"), "memory": ("memory", 1e6, " MB")}
+    heads = (
+        *(head for head, _, _ in costs.values()),
+        "epochs",
+        "top-1 (%)",
+        "over uniform (points)",
+        "autoslim over it",
+    )
+    minutes = "processor minutes: choice, training"
+    print(f"| budget | reading | method | {' | '.join(heads)} | {minutes} |\n|---|---|---|{'---:|' * 8}")
+    for (resource, budget), cell in rows.groupby(["resource", "budget"], sort=False):
+        autoslim = cell[(cell["method"] == "autoslim") & (cell["reading"] == "epochs")]
+        for (reading, method), own in cell.groupby(["reading", "method"], sort=False):
+            uniform = cell[(cell["method"] == UNIFORM) & (cell["reading"] == reading)]
+            amounts = [f"{own[cost].mean() / unit:.2f}{suffix}" for cost, (_, unit, suffix) in costs.items()]
+            epochs = f"{own['epochs'].mean():.1f}".removesuffix(".0")
+            gains = [
+                "" if method == UNIFORM else _by_seed(own, uniform),
+                "" if method == "autoslim" else _by_seed(autoslim, own),
+            ]
+            took = f"{own['choice_seconds'].mean() / 60:.1f}, {own['cpu_seconds'].mean() / 60:.1f}"
+            cells = [*amounts, epochs, _spread(list(own["top1"])), *gains, took]
+            print(f"| {budget} {resource} | {reading} | {method} | {' | '.join(cells)} |")
+
+
+def _by_seed(rows: pd.DataFrame, others: pd.DataFrame) -> str:
+    """Returns the mean gain over the seeds that both have; nothing if they have none."""
+    one, other = (each.set_index("seed")["top1"] for each in (rows, others))
+    gains = list((one - other).dropna())
+    return str(Gain(gains, [(1, gains)])) + f" (n {len(gains)})" if gains else ""
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -13,6 +13,7 @@ import run
 import studies
 import summary
 import torch
+import trained
 from paths import ROOT
 from small_project import SMALLER
 from studies import StageCache, changed, load_yaml
@@ -103,6 +104,54 @@ def test_runs_are_shared_if_their_inputs_are_equal(tmp_path: Path, params: dict[
     assert same({"budget": {"macs": "25%", "params": "80%"}}) == {"prepare", "supernet", "retrain"}
 
 
+def test_files_that_parameters_name_belong_to_the_runs_that_read_them(tmp_path: Path) -> None:
+    params = changed(
+        load_yaml(ROOT / "evidence/efficientnet_lite0.yaml"),
+        {"latency.table": "latency.json", "methods": ["l1"]},
+    )
+    stages = ("prepare", "resources", "supernet", "allocate", "retrain", *studies.TOOLS)
+    weights, table = tmp_path / "weights", tmp_path / "table"
+    cache = StageCache(tmp_path, {"trained.safetensors": weights, "latency.json": table})
+
+    def keys(weights_: bytes, table_: bytes, params: dict[str, Any] = params) -> dict[str, str]:
+        weights.write_bytes(weights_)
+        table.write_bytes(table_)
+        return {stage: cache.key(stage, params) for stage in stages}
+
+    def changed_by(other: dict[str, str]) -> set[str]:
+        return {stage for stage in stages if before[stage] != other[stage]}
+
+    before = keys(b"1", b"1")
+    assert changed_by(keys(b"2", b"1")) == {*stages} - {"prepare"}
+    assert changed_by(keys(b"1", b"2")) == {"resources", "allocate", *studies.TOOLS}
+    # The supernet depends on whether a method needs it, not on which.
+    assert changed_by(keys(b"1", b"1", changed(params, {"methods": ["uniform"]}))) == {"allocate"}
+    assert changed_by(keys(b"1", b"1", changed(params, {"methods": ["random"]}))) == {*stages} - {"prepare", "retrain"}
+
+
+def test_the_study_of_a_trained_network_is_valid() -> None:
+    study, params = STUDIES["trained"], load_yaml(ROOT / "evidence/efficientnet_lite0.yaml")
+    check_params(changed(params, study["changes"]), "base")
+    cells = trained.cells(study)
+    assert len(set(cells)) == len(cells)
+    of_tools = {*studies.TOOLS, trained.UNIFORM_OF_SUPERNET, trained.TRAINED, trained.DEFAULT}
+    for reading, resource, budget, method, seed in cells:
+        own = check_params(trained._params(params, resource, budget, method, seed), method)
+        assert list(own.budgets) == [resource]
+        assert method in own.methods or method in of_tools
+        if reading == "time":  # its length follows from the other reading and from autoslim's
+            for other in (method, "autoslim"):
+                assert cells.index(("epochs", resource, budget, other, seed)) < cells.index(
+                    (reading, resource, budget, method, seed)
+                )
+
+
+def test_equal_time_is_rounded_in_favour_of_the_others() -> None:
+    assert trained.epochs_in_time(2, 80.0, 100.0) == 2 + 3
+    assert trained.epochs_in_time(2, 80.0, 120.0) == 2 + 3
+    assert trained.epochs_in_time(2, 80.0, -5.0) == 2
+
+
 def test_random_networks_fill_the_budget_within_the_supernet(name: str, params: dict[str, Any]) -> None:
     within = changed(params, STUDIES["ranking"]["within"])
     graph, limits = graph_of(params), grid_spec(check_params(within, "base").supernet)
@@ -144,11 +193,11 @@ def test_an_interrupted_study_continues(tmp_path: Path, monkeypatch: pytest.Monk
             yield {"method": method, **row}
 
     with pytest.raises(SystemExit, match=r"retrain failed in .*retrain-[0-9a-f]{16}; see its log\.txt"):
-        run._collect(rows, parts, study, jobs=1)
+        studies.collect(rows, parts, study, jobs=1)
     assert ran == ["prepare", "resources", "supernet", "search", "allocate", *["retrain"] * 4]
     rest = pd.read_csv(study)  # a failure ends a part, not the others
     assert list(zip(rest["method"], rest["seed"], strict=True)) == [("autoslim", 0), ("uniform", 0), ("uniform", 1)]
-    run._collect(rows, parts, study, jobs=2)
+    studies.collect(rows, parts, study, jobs=2)
     assert ran[9:] == ["retrain"]
     whole = pd.read_csv(study)
     assert list(whole["seed"]) == [0, 1, 0, 1]
@@ -164,7 +213,7 @@ def test_the_other_parts_run_if_one_fails(tmp_path: Path) -> None:
         yield {"number": number}
 
     with pytest.raises(SystemExit, match="it failed"):
-        run._collect(rows, [(number,) for number in range(20)], tmp_path / "study.csv", jobs=1)
+        studies.collect(rows, [(number,) for number in range(20)], tmp_path / "study.csv", jobs=1)
     assert list(pd.read_csv(tmp_path / "study.csv")["number"]) == list(range(2, 20))
 
 
@@ -209,6 +258,19 @@ def test_the_mean_over_networks_uses_the_variance_within_each() -> None:
     half = _t_quantile(4) * math.sqrt((1 / 3 + 1 / 3) / 4)
     assert gain.interval == pytest.approx((6 - half, 6 + half), rel=1e-4)
     assert summary._mean([summary.Gain(one, [(1, one)]), summary.Gain([3.0], [(1, [3.0])])]).interval is None
+
+
+def test_trainings_of_a_trained_network_are_compared_by_seed() -> None:
+    def cell(seeds: Iterable[int], gain: float) -> pd.DataFrame:
+        return frame({"seed": seed, "top1": 60 + 5 * seed + gain + 0.3 * seed} for seed in seeds)
+
+    own, other = cell(range(3), 1.0), cell(range(1, 4), 0.0)
+    own.loc[own["seed"] == 2, "top1"] += 0.6
+    assert summary._by_seed(own, other) == "+1.30 (n 2)"
+    other = cell(range(3), 0.0)
+    half = half_width([1.0, 1.0, 1.6])
+    assert summary._by_seed(own, other) == f"+1.20 [{1.2 - half:+.2f}, {1.2 + half:+.2f}] (n 3)"
+    assert summary._by_seed(own, other[:0]) == ""
 
 
 def test_supernets_with_missing_trainings_are_left_out() -> None:
