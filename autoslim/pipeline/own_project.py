@@ -31,7 +31,6 @@ from autoslim.pipeline.yaml_edits import (
     update_pipeline,
     with_further_dep,
     with_missing_parameters,
-    with_plots,
 )
 from autoslim.search.methods import DEFAULT
 from autoslim.tasks.building import find_task, has_distillation
@@ -190,13 +189,14 @@ def _check_foreign(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; name a folder")
     remedy = "nothing was written; use another folder in this repository, such as `autoslim init slimming`"
-    pipeline = read_yaml(folder / PIPELINE) if (folder / PIPELINE).exists() else None
+    exists = (folder / PIPELINE).exists()
+    pipeline = read_yaml(folder / PIPELINE) if exists else None
     if _is_clone(pipeline):
         raise UserError(
             f"{folder} is a clone of autoslim, which has the files of a project; edit {PARAMS}, and run `autoslim init "
             "--upgrade`, which adds your files to the deps in dvc.yaml"
         )
-    if pipeline is not None and not _is_ours(pipeline):
+    if exists and not _is_ours(pipeline):
         raise UserError(f"{folder / PIPELINE} exists and has no commands `autoslim stage ...`; {remedy}")
     if (folder / PARAMS).exists():
         values = read_yaml(folder / PARAMS)
@@ -216,11 +216,11 @@ def _is_clone(pipeline: Any) -> bool:
 
 
 def _updated_clone(text: str, params: Params) -> str:
-    """Returns the ``dvc.yaml`` of a clone with the user's files, and with plots of the task's score."""
+    """Returns the ``dvc.yaml`` of a clone with the user's files."""
     for file in own_files(params):
         for name in unwatched(file, parsed(text)["stages"]):
             text = with_further_dep(text, name, file.path)
-    return with_plots(text, parsed(_pipeline(params))["plots"])
+    return text
 
 
 def _own_or_new_params(folder: Path, choices: Choices) -> str:

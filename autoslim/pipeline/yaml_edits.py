@@ -1,7 +1,7 @@
 """Edits of YAML files that people also edit: values, comments and order are kept."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -174,23 +174,6 @@ def with_further_dep(text: str, stage: str, path: str) -> str:
     rest = dumped(new).strip()[1:]
     separator = ", " if len(lines[line][:end] + rest) + 2 <= _WIDTH else f",\n{indent}"
     lines[line] = lines[line][:end] + separator + rest + lines[line][end + 1 :]
-    return "\n".join(lines) + "\n"
-
-
-def with_plots(text: str, template: Sequence[Any]) -> str:
-    """Returns the text of a ``dvc.yaml`` with the titles and columns of those plots that ``template`` has too."""
-    wanted = {file: curves for plot in template for file, curves in plot.items()}
-    lines = text.splitlines()
-    for plot in parsed(text).get("plots", []):
-        for file, curves in plot.items():
-            if file not in wanted or len(curves["y"]) != len(wanted[file]["y"]):
-                continue
-            columns = zip(
-                curves["y"], wanted[file]["y"], map(curves["y"].lc.item, range(len(curves["y"]))), strict=True
-            )
-            changes = [(curves["title"], wanted[file]["title"], curves.lc.value("title")), *columns]
-            for old, new, (line, column) in reversed(changes):  # later columns of a line first: positions stay valid
-                lines[line] = lines[line][:column] + lines[line][column:].replace(old, new, 1)
     return "\n".join(lines) + "\n"
 
 

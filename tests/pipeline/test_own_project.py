@@ -240,7 +240,6 @@ def test_init_needs_a_git_repository(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("file", "text", "message"),
     [
         ("dvc.yaml", "stages: {train: {cmd: make}}", "dvc.yaml exists and has no commands `autoslim stage ...`"),
-        ("dvc.yaml", (ROOT / "dvc.yaml").read_text(), "dvc.yaml exists and has no commands `autoslim stage ...`"),
         ("dvc.yaml", "", "dvc.yaml exists and has no commands `autoslim stage ...`"),
         ("params.yaml", "lr: 0.1", "params.yaml exists and has other parameters than autoslim's"),
     ],
@@ -257,7 +256,8 @@ def test_files_of_another_pipeline_are_an_error(repository: Path, file: str, tex
 def test_options_for_parameters_that_exist_are_an_error(repository: Path) -> None:
     printed("init", *OWN)
     assert error_from("init", "--budget", "30%", "--model", "net.py:build") == (
-        f"params.yaml exists in {repository} and is kept, so that --model and --budget would have no effect; edit it"
+        f"params.yaml exists in {repository} and is kept, so that --model and --budget would have no effect; edit it, "
+        "and run `autoslim init --upgrade`"
     )
 
 
@@ -400,18 +400,11 @@ def test_upgrade_in_a_clone_changes_only_what_the_parameters_name(repository: Pa
         assert stage == before[name] | {"deps": before[name]["deps"] + further}
     changed = Path("dvc.yaml").read_text()
     assert {*text.splitlines()} - {*changed.splitlines()} == {
-        line[1:] for line in shown.splitlines() if re.match("- .*(]|top-1.*)$", line)
+        line[1:] for line in shown.splitlines() if re.match("- .*]$", line)
     }
     assert max(map(len, changed.splitlines())) <= 120
-    plots = {file: curves for plot in read_yaml(Path("dvc.yaml"))["plots"] for file, curves in plot.items()}
-    assert plots["outputs/supernet/curves.csv"]["y"] == ["widest_mae", "default_mae", "narrowest_mae"]
-    assert "mean absolute error" in plots["outputs/supernet/curves.csv"]["title"]
     assert printed("init", "--upgrade") == "the project is up to date\n"
     assert not Path("autoslim.lock").exists()
-
-    write_params(Path(), tiny_params())
-    printed("init", "--upgrade")
-    assert read_yaml(Path("dvc.yaml"))["plots"] == read_yaml(ROOT / "dvc.yaml")["plots"]
 
 
 @pytest.mark.parametrize(
