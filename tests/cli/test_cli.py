@@ -798,7 +798,7 @@ def test_the_commands_and_examples_of_the_page_on_deployment_run(
     reached = {"25%,50%,100%": "45%,50%,100%"}  # the search of this project ends at 40 %
     ran = 0
     for arguments in commands(page, "autoslim"):
-        if len(arguments) > 1:
+        if len(arguments) > 1 and "inputs.npy" not in arguments:  # of own data: tests/pipeline/test_tasks.py
             printed(*(reached.get(argument, argument) for argument in arguments))
             ran += 1
     assert ran >= 6
