@@ -254,8 +254,8 @@ def test_a_network_without_batch_norms_has_no_scales() -> None:
     with pytest.raises(UserError) as error:
         sort_channels(sample.real(sample.graph.default), sample.graph, "bn_scale")
     assert str(error.value) == (
-        "bn_scale (supernet.sort) needs batch norms with a scale, and SqueezeNet has none on channels that can be "
-        "slimmed; use l1"
+        "bn_scale (supernet.sort or methods) needs batch norms with a scale, and SqueezeNet has none on channels "
+        "that can be slimmed; use l1"
     )
 
 

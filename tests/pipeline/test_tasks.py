@@ -22,6 +22,7 @@ from autoslim.pipeline.params import load_params, read_yaml
 from autoslim.pipeline.retrain import load_retrained
 
 SMALL: dict[str, Any] = {
+    "methods": ["uniform", "autoslim"],
     "data": {"search_images": 32},
     "supernet": {"epochs": 2, "batch_size": 16, "random_widths": 1, "grid": {"steps": 4}},
     "search": {"chunk": 16, "stop": 0.5},

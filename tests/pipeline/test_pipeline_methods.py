@@ -148,7 +148,7 @@ def test_all_methods_keep_a_latency_budget(done: Path) -> None:
     found = {kernel.name: replace(each, work=kernel.work) for kernel, each in zip(kernels, times, strict=True)}
     target = Target("a phone", "onnxruntime", "cpu", 4, 1, "fp32", False, {"torch": "3"})
     check = Check(tuple(range(5, 25)), tuple(n + 0.5 for n in range(5, 25)), 0.03, 0.09, 0.995)
-    phone = LatencyTable("a network", graph.input_shape, graph.default, target, found, 1.0, 1.0, check)
+    phone = LatencyTable("a network", graph.input_shape, graph.default, target, found, 1.0, 1.0, check=check)
     Path("phone.json").write_text(json.dumps(phone.to_dict()))
     watched = Path("dvc.yaml").read_text()
     Path("dvc.yaml").write_text(watched.replace("pipeline/resources.py,", "pipeline/resources.py, phone.json,"))
