@@ -54,23 +54,29 @@ class Precision(StrEnum):
     INT8 = "int8"
 
 
+Size = Annotated[
+    str | None,
+    typer.Option("--size", help="Height and width of the images (224 or 128x64). Default: data.image_size."),
+]
+ImageChannels = Annotated[
+    int | None, typer.Option("--channels", min=1, max=3, help="Channels of the images. Default: data.channels.")
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Default: latency.threads.")]
+Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Default: latency.batch.")]
+
+
 @latency_app.command("measure")
 @with_clear_errors
 def measure_cli(
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="JSON file to write the table to.")],
     file: ParamsFile = Path("params.yaml"),
     classes: Classes = None,
-    size: Annotated[
-        str | None,
-        typer.Option("--size", help="Height and width of the images (224 or 128x64). Default: data.image_size."),
-    ] = None,
-    channels: Annotated[
-        int | None, typer.Option("--channels", min=1, max=3, help="Channels of the images. Default: data.channels.")
-    ] = None,
+    size: Size = None,
+    channels: ImageChannels = None,
     runtime: Annotated[Runtime | None, typer.Option("--runtime", help="Default: latency.runtime.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="Default: latency.device.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: latency.threads.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Default: latency.batch.")] = None,
+    threads: Threads = None,
+    batch: Batch = None,
     precision: Annotated[Precision | None, typer.Option("--precision", help="Default: latency.precision.")] = None,
     channels_last: Annotated[
         bool | None,
@@ -148,18 +154,13 @@ def pack_cli(
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="New folder for the pack.")],
     file: ParamsFile = Path("params.yaml"),
     classes: Classes = None,
-    size: Annotated[
-        str | None,
-        typer.Option("--size", help="Height and width of the images (224 or 128x64). Default: data.image_size."),
-    ] = None,
-    channels: Annotated[
-        int | None, typer.Option("--channels", min=1, max=3, help="Channels of the images. Default: data.channels.")
-    ] = None,
+    size: Size = None,
+    channels: ImageChannels = None,
     runtime: Annotated[
         Runtime | None, typer.Option("--runtime", help="onnxruntime or openvino. Default: latency.runtime.")
     ] = None,
-    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Default: latency.threads.")] = None,
-    batch: Annotated[int | None, typer.Option("--batch", min=1, help="Default: latency.batch.")] = None,
+    threads: Threads = None,
+    batch: Batch = None,
     precision: Annotated[
         Precision | None, typer.Option("--precision", help="fp32 or int8. Default: latency.precision.")
     ] = None,

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from failures import KilledError
 from small_data import SPAN, prepared_digits, recipe, search_settings, small_network
-from small_project import change_params, finished_project, stage, start_project
+from small_project import change_params, stage, start_project
 from small_project import error_of as error_of_command
 from specimens import shuffle_weights
 from torch import Tensor, nn
@@ -594,12 +594,10 @@ def run_stage(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def done(done: Path) -> Path:
     """Returns a copy of a finished project as the working directory, with two processes instead of one."""
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.chdir(shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project"))
     change_params(Path(), {"runtime": {"processes": 2, "device": "cpu"}})
-    return Path.cwd()
+    return done
 
 
 @pytest.mark.parametrize("arguments", [("supernet",), ("search",), ("retrain", "uniform")])

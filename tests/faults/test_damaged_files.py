@@ -12,7 +12,7 @@ import pytest
 import torch
 from failures import KilledError, message_of
 from small_data import prepared_digits
-from small_project import error_of, finished_project
+from small_project import error_of
 from torch import Tensor, nn
 
 from autoslim.data.prepare import prepare
@@ -337,14 +337,6 @@ def test_a_data_json_without_digests_is_read(digits: Path, tmp_path: Path) -> No
     folder = without_digests(shutil.copytree(digits, tmp_path / "prepared"), lambda folder: None)
     assert opened(folder) == opened(digits)
     assert DataInfo.from_json(read_info(digits).to_json()) == read_info(digits)
-
-
-@pytest.fixture
-def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.chdir(folder)
-    return folder
 
 
 READ = {

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_project import RUNS, change_params, error_of, finished_project, stage, start_project
+from small_project import RUNS, change_params, error_of, stage, start_project
 
 from autoslim.pipeline.params import load_params
 
@@ -18,14 +18,6 @@ EDITS: dict[str, dict[str, Any]] = {
     "retrain": {"retrain": {"batch_size": 32}},
     "report": {"budget": "60%"},
 }
-
-
-@pytest.fixture
-def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.chdir(folder)
-    return folder
 
 
 def edit_during(name: str, edit: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 import torch
 from failures import KilledError
 from paths import ROOT
-from small_project import finished_project, stage
+from small_project import stage
 from torch import nn
 
 from autoslim.pipeline.entry import with_clear_errors
@@ -141,16 +140,8 @@ def test_a_resumed_search_says_so_at_once(capsys: pytest.CaptureFixture[str]) ->
     [(["supernet"], "supernet"), (["search"], "search"), (["retrain", "uniform"], "retrain uniform 50%, seed 0")],
 )
 def test_a_kill_while_the_tracked_run_ends_loses_no_work(
-    arguments: list[str],
-    label: str,
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], label: str, done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project")
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.chdir(folder)
-
     @contextmanager
     def killed_at_the_end(*args: Any, **kwargs: Any) -> Iterator[NullTracker]:
         yield NullTracker()
@@ -161,4 +152,4 @@ def test_a_kill_while_the_tracked_run_ends_loses_no_work(
         with pytest.raises(KilledError):
             stage(*arguments)
     assert f"{label}: continuing at step " in stage(*arguments)
-    assert not list((folder / "checkpoints").glob("*/"))
+    assert not list((done / "checkpoints").glob("*/"))

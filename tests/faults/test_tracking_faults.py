@@ -1,8 +1,6 @@
 """Tracking: a server that never answers is asked once, what it missed is sent later, and no run is left running."""
 
 import contextlib
-import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -24,23 +22,13 @@ from autoslim.pipeline import tracking
 from autoslim.pipeline.tracking import MlflowTracker, tracked, tracking_uri
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Returns a store without experiments. It takes seconds to create MLflow's tables."""
-    folder = tmp_path_factory.mktemp("store")
-    client_of(folder)
-    return folder / "mlflow.db"
+def refuse(*_: Any, **__: Any) -> None:
+    raise PermissionError("no access to the bucket")
 
 
 @pytest.fixture(autouse=True)
-def repository(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
-        monkeypatch.delenv(name)
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / "dvc.yaml").touch()
-    shutil.copy(empty_store, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def repository(tracked_repository: Path) -> Path:
+    return tracked_repository
 
 
 @pytest.fixture
@@ -189,9 +177,6 @@ def test_a_network_that_is_sent_twice_is_one_model(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     capsys.readouterr()
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise PermissionError("no access to the bucket")
-
     client = client_of(repository)
     for call in ("log_model_artifacts", "finalize_logged_model", "set_terminated"):  # the last one: all was sent
         with monkeypatch.context() as broken:
@@ -234,9 +219,6 @@ def test_sending_that_fails_is_repeated_without_duplicates(
     complete_run(repository)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     capsys.readouterr()
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise PermissionError("no access to the bucket")
 
     with monkeypatch.context() as broken:
         broken.setattr("mlflow.MlflowClient.log_artifacts", refuse)

@@ -17,7 +17,7 @@ import torch
 from failures import message_of
 from PIL import Image
 from pydantic import BaseModel
-from small_project import change_params, error_of, finished_project, stage, start_project
+from small_project import change_params, error_of, stage, start_project
 from tiny import tiny_params
 from torch import Tensor, nn
 
@@ -43,13 +43,6 @@ def _outside_dvc(monkeypatch: pytest.MonkeyPatch) -> None:
 def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Returns a project in which nothing has run, as the working directory."""
     monkeypatch.chdir(start_project(tmp_path / "project"))
-    return Path.cwd()
-
-
-@pytest.fixture
-def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Returns a copy of a finished project as the working directory. Its supernet must not change."""
-    monkeypatch.chdir(shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project"))
     return Path.cwd()
 
 

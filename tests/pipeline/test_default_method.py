@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from command_line import printed
 from safetensors.torch import load_file
-from small_project import change_params, finished_project, stage
+from small_project import change_params, stage
 
 from autoslim.data.prepared import PreparedData, read_info
 from autoslim.pipeline.assembly import traced_network
@@ -22,14 +21,6 @@ from autoslim.resources.budgets import format_amount
 
 TRAINED = "outputs/supernet/trained.safetensors"
 METHODS = {"methods": ["default", "uniform", "autoslim"]}
-
-
-@pytest.fixture
-def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Returns a copy of a finished project as the working directory."""
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.chdir(shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project"))
-    return Path.cwd()
 
 
 def read(path: str) -> Any:

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +25,9 @@ REPORT = {
 }
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("store")
-    client_of(folder)
-    return folder / "mlflow.db"
-
-
 @pytest.fixture(autouse=True)
-def repository(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
-        monkeypatch.delenv(name)
-    (tmp_path / ".dvc").mkdir()
-    (tmp_path / "dvc.yaml").touch()
-    shutil.copy(empty_store, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def repository(tracked_repository: Path) -> Path:
+    return tracked_repository
 
 
 def params(**changes: Any) -> Params:

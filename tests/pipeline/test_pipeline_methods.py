@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from command_line import error_from, printed
 from safetensors.torch import load_file
-from small_project import change_params, error_of, finished_project, stage
+from small_project import change_params, error_of, stage
 from tiny import merged
 from torch import nn
 
@@ -33,10 +32,8 @@ ALL = ["default", "uniform", *ON_TRAINED, *ON_SUPERNET]
 
 
 @pytest.fixture
-def done(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+def done(done: Path) -> Path:
     """Returns a copy of a finished project as the working directory, with weights of the default network."""
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    monkeypatch.chdir(shutil.copytree(finished_project(tmp_path_factory.getbasetemp()), tmp_path / "project"))
     change_params(Path(), {})
     network, generator = traced()[0], torch.Generator().manual_seed(0)
     weights = {name: tensor.float() for name, tensor in network.state_dict().items()}
