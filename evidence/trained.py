@@ -12,7 +12,8 @@ from this network and is fine-tuned by one recipe. There are two readings:
 
 * ``epochs``: all are fine-tuned for the same epochs.
 * ``time``: what autoslim's supernet, search and allocation cost beyond a method's own choice is given to that method as
-  further epochs, in processor seconds.
+  further epochs, in processor seconds. One supernet and one search serve all budgets of a resource, so with ``time of
+  10`` a method gets a tenth of what these two cost: it is the time for one of ten budgets.
 
 A seed is that of the supernet, of the search and of the fine-tuning. The transfer has one seed: there is one user's
 network. Test images are used once, for the rows.
@@ -89,9 +90,9 @@ def trained(
         else:
             channels, weights, seconds = _chosen(cache, own, method)
         start = start_files(channels, weights, "supernet")
-        if reading == "time":
+        if budgets := served(reading):
             alike = retrained(cache, own, start, seed)  # for the reading "epochs"
-            total = _chosen(cache, _params(params, resource, budget, "autoslim", seed), "autoslim")[2]
+            total = _chosen(cache, _params(params, resource, budget, "autoslim", seed), "autoslim", budgets)[2]
             epochs = epochs_in_time(own["retrain"]["epochs"], alike["cpu_seconds"], total - seconds)
             own = changed(own, {"retrain.epochs": epochs})
         row = retrained(cache, own, start, seed)
@@ -113,6 +114,11 @@ def cells(study: Params) -> list[tuple[str, str, str, str, int]]:
         if (method != "fastnas" or budget.split()[0] in FASTNAS_RESOURCES)
         and (method != TRAINED or seed == study["seeds"][0])  # there is one such network
     ]
+
+
+def served(reading: str) -> int | None:
+    """Returns the number of budgets that share autoslim's supernet and search in a reading of equal time, else None."""
+    return None if reading == "epochs" else int(reading.removeprefix("time").removeprefix(" of ") or 1)
 
 
 def epochs_in_time(epochs: int, seconds: float, further: float) -> int:
@@ -166,13 +172,14 @@ def _params(params: Params, resource: str, budget: str, method: str, seed: int) 
     return changed(params, changes)
 
 
-def _chosen(cache: StageCache, params: Params, method: str) -> tuple[Channels, bytes, float]:
-    """Returns a method's channels and weights, and the processor seconds of its choice."""
+def _chosen(cache: StageCache, params: Params, method: str, budgets: int = 1) -> tuple[Channels, bytes, float]:
+    """Returns a method's channels and weights, and the processor seconds of its choice for one of so many budgets."""
     stage = method if method in TOOLS else "allocate"
     folder = cache.run(stage, params) / "outputs/channels"
     name = "uniform" if method == UNIFORM_OF_SUPERNET else method
-    stages = [stage, *(("supernet", "search") if need_supernet(params["methods"]) else ())]
+    shared = ["supernet", "search"] if need_supernet(params["methods"]) else []
     if method == UNIFORM_OF_SUPERNET:
-        stages = ["supernet"]
-    seconds = sum((cache.done(each, params) or {})["cpu_seconds"] for each in stages)
+        stage, shared = "supernet", []
+    taken = {each: (cache.done(each, params) or {})["cpu_seconds"] for each in (stage, *shared)}
+    seconds = taken[stage] + sum(taken[each] for each in shared) / budgets
     return read(folder / f"{name}.json")["channels"], (folder / f"{name}.safetensors").read_bytes(), seconds

@@ -139,11 +139,35 @@ def test_the_study_of_a_trained_network_is_valid() -> None:
         own = check_params(trained._params(params, resource, budget, method, seed), method)
         assert list(own.budgets) == [resource]
         assert method in own.methods or method in of_tools
-        if reading == "time":  # its length follows from the other reading and from autoslim's
+        if trained.served(reading):  # its length follows from the other reading and from autoslim's
             for other in (method, "autoslim"):
                 assert cells.index(("epochs", resource, budget, other, seed)) < cells.index(
                     (reading, resource, budget, method, seed)
                 )
+
+
+def test_several_budgets_share_the_supernet_and_the_search(tmp_path: Path) -> None:
+    took = {"supernet": 600, "search": 90, "allocate": 40}
+    (tmp_path / "outputs/channels").mkdir(parents=True)
+    for method in ("autoslim", "uniform"):
+        (tmp_path / f"outputs/channels/{method}.json").write_text('{"channels": {}}')
+        (tmp_path / f"outputs/channels/{method}.safetensors").touch()
+
+    class Cache:
+        def run(self, stage: str, params: dict[str, Any]) -> Path:
+            return tmp_path
+
+        def done(self, stage: str, params: dict[str, Any]) -> dict[str, int]:
+            return {"cpu_seconds": took[stage]}
+
+    def seconds(methods: list[str], reading: str) -> float:
+        chosen = trained._chosen(Cache(), {"methods": methods}, methods[-1], trained.served(reading))  # type: ignore[arg-type]
+        return chosen[2]
+
+    both = ["uniform", "autoslim"]
+    assert [seconds(both, reading) for reading in ("time", "time of 3", "time of 10")] == [730, 40 + 230, 40 + 69]
+    assert seconds(["uniform"], "time of 10") == 40
+    assert trained.served("epochs") is None
 
 
 def test_equal_time_is_rounded_in_favour_of_the_others() -> None:
