@@ -20,9 +20,11 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 from studies import load_yaml
+from trained import served
 
 from autoslim.report.figures import method_styles, write_figure
 
@@ -33,6 +35,7 @@ DPI = 130
 UNIFORM = "uniform"
 ALL = "all"  # the mean over budgets
 MIN_NETWORKS = 5  # rank correlations of fewer networks are meaningless
+NAMES = {"macs": "MACs", "params": "parameters", "memory": "memory", "latency": "latency"}
 Interval = tuple[float, float]
 
 
@@ -87,6 +90,7 @@ def main(networks: Annotated[list[str], typer.Argument(help="Params files of thi
         if (path := RESULTS / f"trained-{network}.csv").exists():
             print(f"{network}:\n")
             _trained(_read(path))
+            _several_budgets(_read(path), FIGURES / f"trained-{network}.png")
             print()
     tables = [_read(path) for network in networks if (path := RESULTS / f"table-{network}.csv").exists()]
     if len(tables) > 1:
@@ -529,9 +533,9 @@ def _print_effects(factors: dict[str, list[Any]], effects: dict[str, dict[str, t
 
 def _trained(rows: pd.DataFrame) -> None:
     """Prints what each method made of the trained network. Trainings are compared by seed, in both readings."""
-    costs = {"macs": ("MACs", 1e6, "M"), "params": ("parameters", 1e6, "M"), "memory": ("memory", 1e6, " MB")}
+    costs = {"macs": (1e6, "M"), "params": (1e6, "M"), "memory": (1e6, " MB")}
     heads = (
-        *(head for head, _, _ in costs.values()),
+        *(NAMES[cost] for cost in costs),
         "epochs",
         "top-1 (%)",
         "over uniform (points)",
@@ -543,7 +547,7 @@ def _trained(rows: pd.DataFrame) -> None:
         autoslim = cell[(cell["method"] == "autoslim") & (cell["reading"] == "epochs")]
         for (reading, method), own in cell.groupby(["reading", "method"], sort=False):
             uniform = cell[(cell["method"] == UNIFORM) & (cell["reading"] == reading)]
-            amounts = [f"{own[cost].mean() / unit:.2f}{suffix}" for cost, (_, unit, suffix) in costs.items()]
+            amounts = [f"{own[cost].mean() / unit:.2f}{suffix}" for cost, (unit, suffix) in costs.items()]
             epochs = f"{own['epochs'].mean():.1f}".removesuffix(".0")
             gains = [
                 "" if method == UNIFORM else _by_seed(own, uniform),
@@ -552,6 +556,61 @@ def _trained(rows: pd.DataFrame) -> None:
             took = f"{own['choice_seconds'].mean() / 60:.1f}, {own['cpu_seconds'].mean() / 60:.1f}"
             cells = [*amounts, epochs, _spread(list(own["top1"])), *gains, took]
             print(f"| {budget} {resource} | {reading} | {method} | {' | '.join(cells)} |")
+
+
+def _several_budgets(rows: pd.DataFrame, figure_path: Path) -> None:
+    """Draws top-1 against the processor time for one network, where other methods were given autoslim's time."""
+    timed = rows[rows["reading"].map(lambda reading: served(reading) is not None)]
+    panels = list(timed.groupby(["resource", "budget"], sort=False).groups)
+    if not panels:
+        return
+
+    def draw() -> Figure:
+        figure = Figure(figsize=(1.4 + 3.6 * len(panels), 3.8), layout="constrained")
+        styles = method_styles(["autoslim", *timed["method"].unique()])
+        for axes, (resource, budget) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            cell = rows[(rows["resource"] == resource) & (rows["budget"] == budget)]
+            for method in timed[(timed["resource"] == resource) & (timed["budget"] == budget)]["method"].unique():
+                own = cell[cell["method"] == method].groupby("reading").agg(list)
+                seconds = [fmean(a) + fmean(b) for a, b in zip(own["choice_seconds"], own["cpu_seconds"], strict=True)]
+                _line(axes, seconds, list(own["top1"]), method, styles[method])
+            autoslim = cell[(cell["method"] == "autoslim") & (cell["reading"] == "epochs")]
+            alone = (autoslim["choice_seconds"] - autoslim["shared_seconds"] + autoslim["cpu_seconds"]).mean()
+            counts = sorted({served(reading) or 1 for reading in timed["reading"]})
+            seconds = [alone + autoslim["shared_seconds"].mean() / count for count in counts]
+            _line(axes, seconds, [list(autoslim["top1"])] * len(counts), "autoslim", styles["autoslim"])
+            for count, at in zip(counts, seconds, strict=True):
+                label = f"{count} budget{'s' if count > 1 else ''}"
+                place = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 8}
+                axes.annotate(label, (at / 60, autoslim["top1"].mean()), **place)
+            axes.set_xscale("log")
+            axes.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+            axes.set_xticks([], minor=True)
+            axes.set_title(f"{budget} of the {NAMES[resource]}")
+            axes.set_xlabel("processor minutes for a network")
+            axes.margins(0.12)
+        axes = figure.axes[0]
+        axes.set_ylabel("top-1 (%)")
+        axes.legend(loc="lower right", frameon=False)
+        return figure
+
+    write_figure(figure_path, draw, DPI)
+
+
+def _line(axes: Axes, seconds: list[float], top1: list[list[float]], name: str, style: tuple[str, str]) -> None:
+    """Draws means and standard deviations over seeds against minutes."""
+    points = sorted(zip(seconds, top1, strict=True))
+    errors = [stdev(each) if len(each) > 1 else 0.0 for _, each in points]
+    colour, marker = style
+    axes.errorbar(
+        [at / 60 for at, _ in points],
+        [fmean(each) for _, each in points],
+        errors,
+        fmt=f"{marker}-",
+        color=colour,
+        capsize=3,
+        label=name,
+    )
 
 
 def _by_seed(rows: pd.DataFrame, others: pd.DataFrame) -> str:

@@ -83,20 +83,23 @@ def trained(
         own = _params(params, resource, budget, method, seed)
         cell = {"reading": reading, "resource": resource, "budget": budget, "method": method, "seed": seed}
         if method == TRAINED:
-            yield {**cell, **costs.all(default), "epochs": 0, "choice_seconds": 0, **transferred.row}
+            took = {"choice_seconds": 0.0, "shared_seconds": 0.0}
+            yield {**cell, **costs.all(default), "epochs": 0, **took, **transferred.row}
             return
         if method == DEFAULT:
-            channels, weights, seconds = default, transferred.weights.read_bytes(), 0.0
+            choice = _Choice(default, transferred.weights.read_bytes(), 0.0)
         else:
-            channels, weights, seconds = _chosen(cache, own, method)
-        start = start_files(channels, weights, "supernet")
+            choice = _chosen(cache, own, method)
+        start = start_files(choice.channels, choice.weights, "supernet")
         if budgets := served(reading):
             alike = retrained(cache, own, start, seed)  # for the reading "epochs"
-            total = _chosen(cache, _params(params, resource, budget, "autoslim", seed), "autoslim", budgets)[2]
-            epochs = epochs_in_time(own["retrain"]["epochs"], alike["cpu_seconds"], total - seconds)
+            total = _chosen(cache, _params(params, resource, budget, "autoslim", seed), "autoslim").seconds(budgets)
+            further = total - choice.seconds(budgets)
+            epochs = epochs_in_time(own["retrain"]["epochs"], alike["cpu_seconds"], further)
             own = changed(own, {"retrain.epochs": epochs})
         row = retrained(cache, own, start, seed)
-        yield {**cell, **costs.all(channels), "epochs": own["retrain"]["epochs"], "choice_seconds": seconds, **row}
+        took = {"choice_seconds": choice.seconds(1), "shared_seconds": choice.shared_seconds}
+        yield {**cell, **costs.all(choice.channels), "epochs": own["retrain"]["epochs"], **took, **row}
 
     left_out = without.split(",")
     parts = [part for part in cells(study) if part[3] not in left_out and (table or part[1] != "latency")]
@@ -172,14 +175,30 @@ def _params(params: Params, resource: str, budget: str, method: str, seed: int) 
     return changed(params, changes)
 
 
-def _chosen(cache: StageCache, params: Params, method: str, budgets: int = 1) -> tuple[Channels, bytes, float]:
-    """Returns a method's channels and weights, and the processor seconds of its choice for one of so many budgets."""
+class _Choice(NamedTuple):
+    """What a method chose, and the processor seconds of it: those of this budget, and those that serve all budgets."""
+
+    channels: Channels
+    weights: bytes
+    own_seconds: float
+    shared_seconds: float = 0.0
+
+    def seconds(self, budgets: int) -> float:
+        """Returns the processor seconds for one of so many budgets."""
+        return self.own_seconds + self.shared_seconds / budgets
+
+
+def _chosen(cache: StageCache, params: Params, method: str) -> _Choice:
     stage = method if method in TOOLS else "allocate"
     folder = cache.run(stage, params) / "outputs/channels"
     name = "uniform" if method == UNIFORM_OF_SUPERNET else method
     shared = ["supernet", "search"] if need_supernet(params["methods"]) else []
     if method == UNIFORM_OF_SUPERNET:
-        stage, shared = "supernet", []
+        shared = ["supernet"]
     taken = {each: (cache.done(each, params) or {})["cpu_seconds"] for each in (stage, *shared)}
-    seconds = taken[stage] + sum(taken[each] for each in shared) / budgets
-    return read(folder / f"{name}.json")["channels"], (folder / f"{name}.safetensors").read_bytes(), seconds
+    return _Choice(
+        read(folder / f"{name}.json")["channels"],
+        (folder / f"{name}.safetensors").read_bytes(),
+        0 if method == UNIFORM_OF_SUPERNET else taken[stage],
+        sum(taken[each] for each in shared),
+    )

@@ -160,14 +160,38 @@ def test_several_budgets_share_the_supernet_and_the_search(tmp_path: Path) -> No
         def done(self, stage: str, params: dict[str, Any]) -> dict[str, int]:
             return {"cpu_seconds": took[stage]}
 
-    def seconds(methods: list[str], reading: str) -> float:
-        chosen = trained._chosen(Cache(), {"methods": methods}, methods[-1], trained.served(reading))  # type: ignore[arg-type]
-        return chosen[2]
+    def seconds(methods: list[str], method: str, reading: str) -> float:
+        chosen = trained._chosen(Cache(), {"methods": methods}, method)  # type: ignore[arg-type]
+        return chosen.seconds(trained.served(reading) or 1)
 
-    both = ["uniform", "autoslim"]
-    assert [seconds(both, reading) for reading in ("time", "time of 3", "time of 10")] == [730, 40 + 230, 40 + 69]
-    assert seconds(["uniform"], "time of 10") == 40
+    both, readings = ["uniform", "autoslim"], ("time", "time of 3", "time of 10")
+    assert [seconds(both, "autoslim", reading) for reading in readings] == [730, 40 + 230, 40 + 69]
+    assert [seconds(both, "uniform_supernet", reading) for reading in readings] == [600, 200, 60]
+    assert seconds(["uniform"], "uniform", "time of 10") == 40
     assert trained.served("epochs") is None
+
+
+def test_the_figure_of_several_budgets_shows_the_time_for_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = {"resource": "macs", "budget": "50%"}
+    rows = pd.DataFrame(
+        {**cell, "reading": reading, "method": method, "seed": seed, "top1": top1 + seed, **times}
+        for seed in (0, 1)
+        for method, reading, top1, times in [
+            ("autoslim", "epochs", 76.0, {"choice_seconds": 630, "shared_seconds": 600, "cpu_seconds": 90}),
+            ("uniform", "epochs", 72.0, {"choice_seconds": 30, "shared_seconds": 0, "cpu_seconds": 90}),
+            ("uniform", "time of 10", 73.0, {"choice_seconds": 30, "shared_seconds": 0, "cpu_seconds": 150}),
+            ("uniform", "time", 77.0, {"choice_seconds": 30, "shared_seconds": 0, "cpu_seconds": 690}),
+        ]
+    )
+    drawn = []
+    monkeypatch.setattr(summary, "write_figure", lambda path, draw, dpi: drawn.append(draw()))
+    summary._several_budgets(rows, Path("unused.png"))
+    containers = {str(each.get_label()): each for each in drawn[0].axes[0].containers}
+    lines = {name: np.asarray(each.lines[0].get_xydata()).tolist() for name, each in containers.items()}
+    assert lines["uniform"] == [[2.0, 72.5], [3.0, 73.5], [12.0, 77.5]]
+    assert lines["autoslim"] == [[3.0, 76.5], [12.0, 76.5]]  # ten budgets and one
+    summary._several_budgets(rows[rows["reading"] == "epochs"], Path("unused.png"))
+    assert len(drawn) == 1  # there is nothing to compare
 
 
 def test_equal_time_is_rounded_in_favour_of_the_others() -> None:
