@@ -17,6 +17,7 @@ continues from them. The rows of all trainings finished so far are written to ev
 
 import math
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -349,4 +350,5 @@ def _scorer(cache: StageCache, params: Params, images: Sequence[int]) -> Callabl
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: the time of what is stopped is recorded
     app()

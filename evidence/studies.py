@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,9 @@ class StageCache:
             if stage in TOOLS:
                 command = [str(self.tools_python), str(ROOT / f"evidence/tools/{stage}_channels.py")]
             status, seconds = _run(command, folder)
+            earlier_seconds = folder / "seconds.json"  # of runs that were stopped
+            seconds += read(earlier_seconds)["cpu_seconds"] if earlier_seconds.exists() else 0.0
+            write_json(earlier_seconds, {"cpu_seconds": seconds})
             if status:
                 raise SystemExit(f"{stage} failed in {folder}; see its log.txt")
             write_json(folder / "done.json", {"commit": commit, "cpu_seconds": round(seconds)})
@@ -249,7 +252,8 @@ def retrained(cache: StageCache, params: Params, files: Files, seed: int) -> Row
 def collect(rows: Callable[..., Iterator[Row]], parts: Sequence[tuple[Any, ...]], to: Path, jobs: int) -> None:
     """Runs the parts of a study and writes all rows, in the order of the parts, after each training.
 
-    If a part fails, the others are finished before its error is raised.
+    If a part fails, the others are finished before its error is raised. If the process is stopped, the stages that
+    run, which are stopped too, are waited for, and no others are started.
     """
     done: dict[int, list[Row]] = {number: [] for number in range(len(parts))}
     lock = threading.Lock()
@@ -264,6 +268,11 @@ def collect(rows: Callable[..., Iterator[Row]], parts: Sequence[tuple[Any, ...]]
 
     with ThreadPoolExecutor(jobs) as pool:
         runs = [pool.submit(run, number) for number in range(len(parts))]
+        try:
+            wait(runs)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
     for each in runs:
         each.result()
 

@@ -230,7 +230,7 @@ def test_an_interrupted_study_continues(tmp_path: Path, monkeypatch: pytest.Monk
 
     def cut(command: list[str], folder: Path) -> tuple[int, float]:
         ran.append(Path(command[1]).stem)
-        return (1, 0.0) if ran.count("retrain") == 2 else start(command, folder)
+        return (1, 1000.0) if ran.count("retrain") == 2 else start(command, folder)
 
     monkeypatch.setattr(studies, "_run", cut)
     params = changed(tiny_params(SMALLER), {"retrain.start": "supernet"})
@@ -251,6 +251,7 @@ def test_an_interrupted_study_continues(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(whole["seed"]) == [0, 1, 0, 1]
     pd.testing.assert_frame_equal(whole.drop(1).reset_index(drop=True), rest)
     assert whole["top1"].between(0, 1).all()
+    assert list(whole["cpu_seconds"] > 1000) == [False, True, False, False]  # what was lost counts
     assert (whole["cpu_seconds"] > 0).all()
 
 
