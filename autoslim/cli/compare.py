@@ -98,7 +98,7 @@ def _compare_latest(as_json: bool, as_csv: bool) -> None:
 
 def mlflow_rows() -> list[Row]:
     """Returns the experiments in MLflow. If it cannot be used, this is a warning."""
-    from autoslim.pipeline.tracking import experiment_runs
+    from autoslim.pipeline.tracking.experiments import experiment_runs
 
     try:
         runs = experiment_runs()

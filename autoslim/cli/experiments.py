@@ -105,7 +105,7 @@ def experiments_cli(
     """
     enter_project()
     if address:
-        from autoslim.pipeline.tracking import view_address
+        from autoslim.pipeline.tracking.experiments import view_address
 
         print(view_address())
         return

@@ -3,7 +3,7 @@
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project
-from autoslim.pipeline.tracking import send_unsent
+from autoslim.pipeline.tracking.kept import send_unsent
 
 
 @with_clear_errors

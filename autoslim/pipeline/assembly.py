@@ -25,7 +25,7 @@ from autoslim.models.pretrained import insert_weights, load_trained_tensors
 from autoslim.pipeline import params as P
 from autoslim.pipeline.checkpoint_keys import KeyedCheckpoints, code_digest, imported_modules
 from autoslim.pipeline.project import repository_root
-from autoslim.pipeline.tracking import flattened
+from autoslim.pipeline.tracking.tags import flattened
 from autoslim.tasks.building import try_task
 from autoslim.tasks.classification import CLASSIFICATION
 from autoslim.tasks.task import Task

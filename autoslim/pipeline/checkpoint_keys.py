@@ -34,6 +34,15 @@ OBSERVERS = frozenset(
         "autoslim.pipeline.recorded_inputs",
         "autoslim.pipeline.times",
         "autoslim.pipeline.tracking",
+        "autoslim.pipeline.tracking.experiments",
+        "autoslim.pipeline.tracking.kept",
+        "autoslim.pipeline.tracking.logged_network",
+        "autoslim.pipeline.tracking.run_file",
+        "autoslim.pipeline.tracking.sender",
+        "autoslim.pipeline.tracking.stage",
+        "autoslim.pipeline.tracking.store",
+        "autoslim.pipeline.tracking.tags",
+        "autoslim.pipeline.tracking.tracker",
         "autoslim.pipeline.validation",
         "autoslim.training.progress",
         "autoslim.user_code",
@@ -81,7 +90,7 @@ def code_digest(modules: Iterable[str]) -> str:
 
 
 RUN_FILE = "run.json"
-"""The file with the id of the MLflow run (see ``pipeline.tracking``)."""
+"""The file with the id of the MLflow run (see ``pipeline.tracking.run_file``)."""
 
 
 class KeyedCheckpoints(Checkpoints):

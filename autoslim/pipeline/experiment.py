@@ -140,11 +140,11 @@ def dataset(info: "DataInfo") -> dict[str, str]:
     profile |= {"inputs": in_words(info.inputs), "targets": in_words(info.targets)}
     profile |= {"classes": len(info.classes)} if info.classes else {}
     described = {
-        "name": _shortened(info.source, 500),  # MLflow's limits
+        "name": shortened(info.source, 500),  # MLflow's limits
         "digest": hashlib.sha256(info.to_json().encode()).hexdigest()[:12],
         "source_type": "local" if info.source.partition(":")[0] in ("folder", "hf") else "autoslim",
         "source": json.dumps({"uri": info.source}),
-        "profile": _shortened(json.dumps(profile), 16_000),
+        "profile": shortened(json.dumps(profile), 16_000),
     }
     if is_tensor(info.inputs):
         spec = {"dtype": info.inputs["dtype"], "shape": [-1, *info.inputs["shape"]]}
@@ -153,7 +153,7 @@ def dataset(info: "DataInfo") -> dict[str, str]:
     return described
 
 
-def _shortened(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -8,7 +8,7 @@ from autoslim.pipeline.checks import check_data, check_model, check_pipeline, ch
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, repository_root
 from autoslim.pipeline.recorded_inputs import RecordedInputs
-from autoslim.pipeline.tracking import tracked_stage
+from autoslim.pipeline.tracking.stage import tracked_stage
 from autoslim.tasks.building import find_task
 from autoslim.tasks.classification import Classification
 from autoslim.training.progress import progress_over

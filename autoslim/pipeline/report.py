@@ -36,7 +36,8 @@ from autoslim.pipeline.project import (
 )
 from autoslim.pipeline.recorded_inputs import RecordedInputs
 from autoslim.pipeline.times import recorded_time
-from autoslim.pipeline.tracking import lineage, origin, tracked_stage
+from autoslim.pipeline.tracking.stage import tracked_stage
+from autoslim.pipeline.tracking.tags import lineage, origin
 from autoslim.report.figures import (
     Columns,
     band_over_seeds,

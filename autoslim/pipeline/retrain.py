@@ -19,7 +19,8 @@ from autoslim.pipeline.launch import distributed_context, launch
 from autoslim.pipeline.params import Params, check_method, load_params
 from autoslim.pipeline.project import CHANNELS, PREPARED, RETRAIN, SUPERNET, repository_root
 from autoslim.pipeline.recorded_inputs import RecordedInputs
-from autoslim.pipeline.tracking import lineage, logged_model_name, tracked_stage
+from autoslim.pipeline.tracking.stage import logged_model_name, tracked_stage
+from autoslim.pipeline.tracking.tags import lineage
 from autoslim.tasks.building import find_task
 from autoslim.tasks.classification import Classification
 from autoslim.tasks.evaluation import Evaluation

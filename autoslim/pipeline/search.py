@@ -13,7 +13,8 @@ from autoslim.pipeline.needs import supernet_is_needed
 from autoslim.pipeline.params import load_params
 from autoslim.pipeline.project import PREPARED, RESOURCES, SEARCH, SUPERNET, repository_root
 from autoslim.pipeline.recorded_inputs import RecordedInputs
-from autoslim.pipeline.tracking import fingerprint, tracked_stage
+from autoslim.pipeline.tracking.stage import tracked_stage
+from autoslim.pipeline.tracking.tags import fingerprint
 from autoslim.search.search import SearchSettings, search
 from autoslim.supernet.extract import load_supernet
 from autoslim.tasks.building import find_task

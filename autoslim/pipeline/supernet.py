@@ -21,7 +21,8 @@ from autoslim.pipeline.needs import supernet_is_needed
 from autoslim.pipeline.params import SupernetParams, load_params
 from autoslim.pipeline.project import PREPARED, SUPERNET, TRAINED, repository_root
 from autoslim.pipeline.recorded_inputs import RecordedInputs
-from autoslim.pipeline.tracking import fingerprint, tracked_stage
+from autoslim.pipeline.tracking.stage import tracked_stage
+from autoslim.pipeline.tracking.tags import fingerprint
 from autoslim.supernet.extract import SupernetFile
 from autoslim.supernet.sandwich import Sandwich
 from autoslim.supernet.train import SUBNETS, guessing_subnets, train_supernet

@@ -148,7 +148,7 @@ def test_an_experiment_of_mlflow_is_shown_unless_dvc_has_it(project: Path, monke
         {"name": "b", "params": params, "report": report("25%", 0.61, 0.625, 30_000), "status": "finished"},
         {"name": "c", "params": params, "report": None, "status": "scheduled"},
     ]
-    monkeypatch.setattr("autoslim.pipeline.tracking.experiment_runs", lambda: runs)
+    monkeypatch.setattr("autoslim.pipeline.tracking.experiments.experiment_runs", lambda: runs)
     found = {row["name"]: row for row in json.loads(printed("compare", "--all", "--json"))}
     assert set(found) == {"main", "icy-oats", "odd", "eeeeeeeee", "a", "c"}
     assert (found["a"]["store"], found["c"]["state"]) == ("MLflow", "waiting")

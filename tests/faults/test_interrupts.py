@@ -18,7 +18,7 @@ from small_project import stage
 from torch import nn
 
 from autoslim.pipeline.entry import with_clear_errors
-from autoslim.pipeline.tracking import NullTracker
+from autoslim.pipeline.tracking.tracker import NullTracker
 from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.loop import Plan, train
 from autoslim.training.progress import Progress

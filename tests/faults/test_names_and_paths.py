@@ -14,7 +14,7 @@ from autoslim.pipeline.artifacts import Allocation
 from autoslim.pipeline.entry import _on_one_line
 from autoslim.pipeline.project import CHANNELS
 from autoslim.pipeline.retrain import seeds_of
-from autoslim.pipeline.tracking import artifact_folder
+from autoslim.pipeline.tracking.store import artifact_folder
 from autoslim.report.figures import channels_figure
 from autoslim.report.table import Result, compare, markdown_table, terminal_table
 from autoslim.resources.budgets import parse_budgets

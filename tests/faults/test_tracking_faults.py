@@ -18,8 +18,10 @@ from torch import nn
 
 from autoslim.cli.sync import sync_cli
 from autoslim.data.prepared import DataInfo
-from autoslim.pipeline import tracking
-from autoslim.pipeline.tracking import MlflowTracker, tracked, tracking_uri
+from autoslim.pipeline.tracking import stage, store
+from autoslim.pipeline.tracking.stage import tracked
+from autoslim.pipeline.tracking.store import tracking_uri
+from autoslim.pipeline.tracking.tracker import MlflowTracker
 
 
 def refuse(*_: Any, **__: Any) -> None:
@@ -34,7 +36,7 @@ def repository(tracked_repository: Path) -> Path:
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Returns the address of a server that accepts connections and never answers."""
-    monkeypatch.setattr(tracking, "_ANSWER_S", 0.5)
+    monkeypatch.setattr(store, "_ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{server.getsockname()[1]}")
         yield tracking_uri()
@@ -58,15 +60,15 @@ def test_a_silent_server_is_asked_once(
         return time.monotonic() - start
 
     assert 0.5 <= seconds() < 5
-    monkeypatch.setattr(tracking, "urlopen", None)  # asking again would be an error
+    monkeypatch.setattr(store, "urlopen", None)  # asking again would be an error
     assert seconds() < 5
     monkeypatch.undo()
-    monkeypatch.setattr(tracking, "_SILENCE_S", 0.0)
-    monkeypatch.setattr(tracking, "_ANSWER_S", 0.1)
-    assert not tracking._answers(silent)
+    monkeypatch.setattr(store, "SILENCE_S", 0.0)
+    monkeypatch.setattr(store, "_ANSWER_S", 0.1)
+    assert not store.answers(silent)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    assert tracking._answers(f"http://127.0.0.1:{port}")  # refused at once: MLflow reports why
+    assert store.answers(f"http://127.0.0.1:{port}")  # refused at once: MLflow reports why
 
 
 def test_a_server_that_falls_silent_is_not_asked_to_end_the_run(
@@ -246,10 +248,10 @@ def test_an_interrupted_training_is_one_run_although_the_server_was_silent(
             raise KeyboardInterrupt
     assert len(list((repository / "checkpoints/mlflow").iterdir())) == 1
     server = tracking_uri()
-    monkeypatch.setattr(tracking, "tracking_uri", lambda: server)
-    monkeypatch.setattr(tracking, "_answers", lambda *_, **__: True)
-    connect = tracking._connect
-    monkeypatch.setattr(tracking, "_connect", lambda _: connect(f"sqlite:///{repository}/mlflow.db"))
+    monkeypatch.setattr(stage, "tracking_uri", lambda: server)
+    monkeypatch.setattr(stage, "answers", lambda *_, **__: True)
+    connect = store.connect
+    monkeypatch.setattr(stage, "connect", lambda _: connect(f"sqlite:///{repository}/mlflow.db"))
     with run(run_file, epochs=5) as tracker:  # the server answers again
         for step in range(1, 6):
             tracker.metrics({"loss": float(step)}, step)
@@ -265,7 +267,7 @@ def test_an_interrupted_training_is_one_run_although_the_server_was_silent(
 STAGE = """
 import sys, time
 from pathlib import Path
-from autoslim.pipeline.tracking import tracked
+from autoslim.pipeline.tracking.stage import tracked
 with tracked("prepare", run_name="prepare", params={}, tags={}, enabled=True) as tracker:
     tracker.metrics({"images": 1.0}, 1)
     print(tracker.run_id, flush=True)
@@ -327,7 +329,7 @@ import os, signal
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from autoslim.pipeline.tracking import tracked
+from autoslim.pipeline.tracking.stage import tracked
 
 tables = []
 

@@ -10,10 +10,9 @@ from mlflow_store import client_of
 from tiny import tiny_params
 
 from autoslim.cli.sync import sync_cli
-from autoslim.pipeline import tracking
 from autoslim.pipeline.experiment import experiment_name, model_name, summary, view
 from autoslim.pipeline.params import Params, check_params
-from autoslim.pipeline.tracking import tracked_stage
+from autoslim.pipeline.tracking.stage import tracked_stage
 
 REPORT = {
     "budget": "25%",
@@ -130,7 +129,7 @@ def test_an_experiment_that_mlflow_did_not_receive_is_one_run_when_it_is_sent(
     with stage("supernet"):
         pass
     with monkeypatch.context() as silent:
-        silent.setattr(tracking, "_answers", lambda *_, **__: False)
+        silent.setattr("autoslim.pipeline.tracking.stage.answers", lambda *_, **__: False)
         with stage("search"):
             pass
         report()

@@ -24,18 +24,11 @@ from torch import nn
 
 from autoslim.data.images import evaluation_pixels
 from autoslim.data.prepared import DataInfo
-from autoslim.pipeline import tracking
 from autoslim.pipeline.params import check_params
-from autoslim.pipeline.tracking import (
-    MlflowTracker,
-    NullTracker,
-    fingerprint,
-    flattened,
-    origin,
-    tracked,
-    tracked_stage,
-    tracking_uri,
-)
+from autoslim.pipeline.tracking.stage import tracked, tracked_stage
+from autoslim.pipeline.tracking.store import tracking_uri
+from autoslim.pipeline.tracking.tags import fingerprint, flattened, origin
+from autoslim.pipeline.tracking.tracker import MlflowTracker, NullTracker
 
 CLEAN = [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]
 
@@ -54,7 +47,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 START = """
 from pathlib import Path
-from autoslim.pipeline.tracking import tracked
+from autoslim.pipeline.tracking.stage import tracked
 with tracked("prepare", run_name="prepare", params={}, tags={}, enabled=True) as tracker:
     for step in range(20):
         tracker.metrics({"loss": 1.0}, step)
@@ -217,7 +210,7 @@ def test_nothing_is_tracked_if_tracking_is_off(repository: Path, capfd: pytest.C
 
 
 def test_importing_the_module_imports_neither_mlflow_nor_torch():
-    code = "import sys, autoslim.pipeline.tracking; print({'mlflow', 'torch', 'sqlalchemy'} & set(sys.modules))"
+    code = "import sys, autoslim.pipeline.tracking.stage; print({'mlflow', 'torch', 'sqlalchemy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -303,7 +296,7 @@ def test_a_store_that_fails_at_every_call_does_not_raise(
         def __getattr__(self, name: str) -> Any:
             raise ConnectionError(f"{name}: the server is gone")
 
-    monkeypatch.setattr(tracking, "_start", lambda *_: MlflowTracker(Failing(), "1", "run"))  # type: ignore[arg-type]
+    monkeypatch.setattr("autoslim.pipeline.tracking.stage._start", lambda *_: MlflowTracker(Failing(), "1", "run"))  # type: ignore[arg-type]
     with run() as tracker:
         tracker.artifact(Path("missing"))
         tracker.metrics({"loss": 1.0})
