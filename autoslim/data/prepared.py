@@ -296,6 +296,11 @@ def read_manifest(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {split: (np.array(paths[split], dtype=np.bytes_), np.array(labels[split], np.int64)) for split in SPLITS}
 
 
+def data_digest(folder: Path) -> str:
+    """Returns the SHA-256 digest of the ``data.json`` of a prepared folder, which contains those of the other files."""
+    return sha256(folder / FILE_NAME)
+
+
 RESIDENT_LIMIT = 4 * 2**30  # bytes; a larger split remains on the host, and its batches are moved to the device
 
 
@@ -333,6 +338,11 @@ class PreparedData:
         for split in self._labels:
             self._check(split)
         self._verified: set[str] = set()  # splits whose images match their digest
+
+    @property
+    def digest(self) -> str:
+        """The digest of the prepared folder (see ``data_digest``)."""
+        return data_digest(self.folder)
 
     def _verify(self, path: Path) -> None:
         """Raises ``DamagedError`` if a file does not match its digest in ``data.json``, which may have none."""

@@ -16,6 +16,7 @@ from autoslim.channels.copying import copy_with
 from autoslim.channels.graph import IS_OUTPUT, ChannelGraph
 from autoslim.channels.resize import initialise, resize
 from autoslim.errors import UserError, first_line
+from autoslim.files import sha256
 from autoslim.models.building import find_constructor
 from autoslim.training.checkpoints import has_weights, load_weights, save_weights
 
@@ -201,28 +202,42 @@ def insert_weights(
     return copy, initialised
 
 
-def write_trained(path: Path, network: nn.Module | None, new: Sequence[str]) -> None:
+def write_trained(path: Path, network: nn.Module | None, new: Sequence[str], weights: str | None = None) -> None:
     """Writes a network with trained weights, and the names of its layers that have random ones (``insert_weights``).
 
     Without a network the file is empty.
+
+    Args:
+        weights: ``model.weights``.
     """
-    save_weights(network, path, {_NEW: json.dumps(list(new))})
+    save_weights(network, path, {_NEW: json.dumps(list(new)), **_identity(weights)})
 
 
-def read_trained(path: Path, network: nn.Module, graph: ChannelGraph) -> tuple[nn.Module, list[str]] | None:
+def _identity(weights: str | None) -> dict[str, str]:
+    """Returns what identifies ``model.weights`` in the metadata of a file: its digest, or the name of the weights."""
+    file = weights_file(weights)
+    if weights is None or (file is not None and not file.is_file()):
+        return {}
+    return {"model.weights": weights if file is None else sha256(file)}
+
+
+def read_trained(
+    path: Path, network: nn.Module, graph: ChannelGraph, weights: str | None = None
+) -> tuple[nn.Module, list[str]] | None:
     """Returns the network and the names that ``write_trained`` wrote; None if the file is empty.
 
     Args:
         network: the default network. It is not changed.
         graph: ``trace`` of it.
+        weights: ``model.weights``. If they are a file that does not exist, they are not compared.
 
     Raises:
-        UserError: the file is missing, damaged, or belongs to another network.
+        UserError: the file is missing, damaged, or belongs to another network or to other weights.
     """
     if not has_weights(path):
         return None
     trained = resize(network, graph, graph.default, seed=None)
-    load_weights(trained, path)
+    load_weights(trained, path, _identity(weights))
     with safe_open(path, framework="pt") as file:
         return trained, json.loads((file.metadata() or {}).get(_NEW, "[]"))
 

@@ -36,7 +36,7 @@ from autoslim.supernet.extract import load_supernet, subnet_extractor
 from autoslim.supernet.supernet import Supernet
 from autoslim.tasks.building import find_task
 from autoslim.tasks.task import Task
-from autoslim.training.checkpoints import Checkpoints
+from autoslim.training.checkpoints import Checkpoints, check_described
 from autoslim.training.device import RunContext, to_device
 
 
@@ -56,9 +56,9 @@ def run() -> None:
     check_measured_here(params, costs.table)
     check_reach(params, graph, costs.table)
     limits, context = budget_limits(params, costs), run_context(params.runtime)
-    searched = _searched(params, network, graph, context) if need_supernet(params.methods) else None
+    searched = _searched(params, data, network, graph, context) if need_supernet(params.methods) else None
     uses_weights = params.retrain.start != "scratch" or any(method in ON_TRAINED for method in params.methods)
-    trained = read_trained(SUPERNET / TRAINED, network, graph) if uses_weights else None
+    trained = read_trained(SUPERNET / TRAINED, network, graph, params.model.weights) if uses_weights else None
     check_methods(params, network, graph, () if trained is None else trained[1])
     stage = _Allocation(params, data, task, network, graph, costs, limits, context, searched, trained)
     state = _checkpoints(params, limits)
@@ -73,9 +73,9 @@ def run() -> None:
             own = {"macs": parse_budget(format_amount(graph.macs(channels)))}
             budgets = params.budgets if is_within_budget(method) else own
             start = stage.start(method)
+            initial = write_initial_weights(CHANNELS, method, stage.initial(method, channels, start))
             # Latency is left out: measuring a table again must not cause the same channels to be retrained.
-            Allocation(method, channels, Costs(graph).all(channels), start).write(CHANNELS)
-            write_initial_weights(CHANNELS, method, stage.initial(method, channels, start))
+            Allocation(method, channels, Costs(graph).all(channels), start, initial).write(CHANNELS)
             requested[method] = RequestedBudget(format_budgets(budgets), ", ".join(budgets))
         RequestedBudget.write(CHANNELS, requested)
         recorded.check()
@@ -91,11 +91,14 @@ class _Searched:
     trajectory: dict[str, Any]
 
 
-def _searched(params: Params, network: nn.Module, graph: ChannelGraph, context: RunContext) -> _Searched:
+def _searched(
+    params: Params, data: PreparedData, network: nn.Module, graph: ChannelGraph, context: RunContext
+) -> _Searched:
     path = SEARCH / "trajectory.json"
     trajectory = read_trajectory(path)
     check_trajectory(trajectory, path, params, graph)
-    supernet, file = load_supernet(SUPERNET, network, graph)
+    supernet, file = load_supernet(SUPERNET, network, graph, data)
+    check_described(SUPERNET / "weights.safetensors", trajectory.get("supernet"), path)
     to_device(supernet, context.device, channels_last=True)
     return _Searched(supernet, file.grid, trajectory)
 

@@ -12,7 +12,7 @@ from autoslim.channels.groups import Channels
 from autoslim.errors import UserError, first_line
 from autoslim.files import read_json, write_sealed
 from autoslim.pipeline.params import check_method
-from autoslim.training.checkpoints import save_weights
+from autoslim.training.checkpoints import check_described, save_weights
 
 Start = Literal["scratch", "supernet", "weights", "trained"]
 
@@ -27,12 +27,22 @@ class Allocation:
         costs: resource -> amount in its unit.
         start: networks that start from ``scratch``, the ``supernet`` or the ``weights`` of ``model.weights`` are
             retrained; ``trained`` is the user's network with ``model.weights``, which is not retrained.
+        weights: the digest of the initial weights (see ``weights_digest``). "" in files of earlier versions.
     """
 
     method: str
     channels: Channels
     costs: dict[str, float]
     start: Start
+    weights: str = ""
+
+    def origin(self, data: str) -> dict[str, str]:
+        """Returns what identifies retrained networks besides their seed, for the metadata of their files.
+
+        Args:
+            data: ``data_digest`` of the prepared data.
+        """
+        return {"data": data} | ({"initial weights": self.weights} if self.weights else {})
 
     def write(self, folder: Path) -> None:
         write_sealed(folder / f"{self.method}.json", dataclasses.asdict(self))
@@ -59,6 +69,8 @@ class Allocation:
                         raise TypeError(f"{name} is {value!r}")
             if allocation.start not in get_args(Start):
                 raise TypeError(f"start is {allocation.start!r}")
+            if not isinstance(allocation.weights, str):
+                raise TypeError(f"weights is {allocation.weights!r}")
         except (TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({first_line(error)}); run `dvc repro allocate` again") from error
         return allocation
@@ -99,18 +111,25 @@ class RequestedBudget:
             raise UserError(f"{path} is damaged ({first_line(error)}); run `dvc repro allocate` again") from error
 
 
-def write_initial_weights(folder: Path, method: str, network: nn.Module | None) -> None:
-    """Writes the weights that retraining starts from. From scratch the file is empty: DVC requires it to exist."""
-    save_weights(network, folder / f"{method}.safetensors")
+def write_initial_weights(folder: Path, method: str, network: nn.Module | None) -> str:
+    """Writes the weights that retraining starts from, and returns their digest (see ``weights_digest``).
+
+    From scratch the file is empty: DVC requires it to exist.
+    """
+    return save_weights(network, folder / f"{method}.safetensors")
 
 
-def initial_weights_file(folder: Path, method: str) -> Path:
+def initial_weights_file(folder: Path, method: str, digest: str = "") -> Path:
     """Returns the file that ``write_initial_weights`` wrote.
 
+    Args:
+        digest: ``Allocation.weights`` of the method.
+
     Raises:
-        UserError: the file does not exist.
+        UserError: the file does not exist, or is not that of the method's channels.
     """
     path = folder / f"{method}.safetensors"
     if not path.exists():
         raise UserError(f"the initial weights of method {method!r} do not exist ({path}); run `dvc repro allocate`")
+    check_described(path, digest, folder / f"{method}.json")
     return path

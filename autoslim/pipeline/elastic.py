@@ -28,6 +28,7 @@ from autoslim.search.methods import allocate
 from autoslim.search.trajectory import read_trajectory
 from autoslim.supernet.extract import load_supernet, subnet_extractor
 from autoslim.tasks.building import find_task
+from autoslim.training.checkpoints import check_described
 from autoslim.training.device import to_device
 from autoslim.training.retrain import evaluate_split
 
@@ -85,7 +86,8 @@ def export_elastic(
     for text, other in itertools.combinations(budgets, 2):
         if chosen[text] == chosen[other]:
             raise UserError(f"the widths {text} and {other} are the same network; choose budgets further apart")
-    supernet, _ = load_supernet(SUPERNET, network, graph)
+    supernet, _ = load_supernet(SUPERNET, network, graph, data)
+    check_described(SUPERNET / "weights.safetensors", trajectory.get("supernet"), SEARCH / "trajectory.json")
     context = run_context(params.runtime)
     extract = subnet_extractor(supernet, data, context, seed=params.data.seed)
     networks = {text: (channels, extract(channels).eval()) for text, channels in chosen.items()}

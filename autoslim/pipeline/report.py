@@ -116,6 +116,7 @@ def run() -> None:
             context,
             seeds=params.retrain.seeds[:1] if kept else params.retrain.seeds,
             folder=RETRAIN / method / "weights",
+            origin=allocation.origin(data.digest),
             task=task,
         )
         values = {m.name: {seed: each[m.name] for seed, each in found.items()} for m in measures}

@@ -7,7 +7,7 @@ from torch import nn
 
 from autoslim.channels.resize import resize
 from autoslim.data.batches import eval_batches
-from autoslim.data.prepared import DataInfo, PreparedData, read_info
+from autoslim.data.prepared import DataInfo, PreparedData, data_digest, read_info
 from autoslim.distributed.ranks import current_world
 from autoslim.errors import UserError
 from autoslim.files import write_json
@@ -53,7 +53,7 @@ def run(method: str) -> None:
         return
     training = params.retrain
     folder = RETRAIN / method
-    start = initial_weights_file(CHANNELS, method)
+    start = initial_weights_file(CHANNELS, method, allocation.weights)
     used = {} if kept else {"images_per_step": min(training.batch_size, data.info.counts["train"])}
     if current_world().is_rank_zero:
         note = batch_note("retrain", training, data.info)
@@ -92,8 +92,11 @@ def run(method: str) -> None:
         memory_errors(context.device, "retrain.batch_size", training.batch_size),
     ):
         common = (network, graph, allocation.channels, data, recipe(training), context)
+        origin = allocation.origin(data.digest)
         if kept:
-            rows = keep(*common, seed=training.seeds[0], start=start, folder=folder / "weights", task=task)
+            rows = keep(
+                *common, seed=training.seeds[0], start=start, folder=folder / "weights", origin=origin, task=task
+            )
         else:
             rows = retrain(
                 *common,
@@ -102,6 +105,7 @@ def run(method: str) -> None:
                 teacher=teacher,
                 label=f"{method} {requested.budget}",
                 folder=folder / "weights",
+                origin=origin,
                 checkpoints=state,
                 observe=lambda seed, row: tracker.metrics(
                     {f"{name}/seed_{seed}": value for name, value in row.items() if name in tracked},
@@ -164,7 +168,8 @@ def load_retrained(params: Params, method: str, seed: int) -> Retrained:
     """Loads the network of a method and seed.
 
     Raises:
-        UserError: there is no such network, or it was made from another network than the one that ``params`` names.
+        UserError: there is no such network, or it was made from another network than the one that ``params`` names, or
+            from other data or initial weights.
     """
     seeds = seeds_of(method)
     if seed not in seeds:
@@ -177,7 +182,8 @@ def load_retrained(params: Params, method: str, seed: int) -> Retrained:
     allocation = Allocation.read(CHANNELS, method)
     check_allocation(allocation, params, graph)
     plain = resize(network, graph, allocation.channels, seed=None)
-    load_weights(plain, RETRAIN / method / "weights" / f"seed-{seed}.safetensors")
+    expected = allocation.origin(data_digest(PREPARED)) | {"seed": str(seed)}
+    load_weights(plain, RETRAIN / method / "weights" / f"seed-{seed}.safetensors", expected)
     return Retrained(seed, plain.eval(), allocation, RequestedBudget.read(CHANNELS, method), info)
 
 

@@ -43,7 +43,7 @@ def run() -> None:
         recorded.check()
         return
     objective = load_objective(costs)
-    supernet, file = load_supernet(SUPERNET, network, graph)
+    supernet, file = load_supernet(SUPERNET, network, graph, data)
     if launch(params.runtime, "search"):
         return
     if (note := search_note(params.search, data.info)) and current_world().is_rank_zero:
@@ -87,6 +87,7 @@ def run() -> None:
             folder=SEARCH,
             checkpoints=state,
             task=task,
+            supernet_digest=file.weights,
         )
         if not context.world.is_rank_zero:
             return

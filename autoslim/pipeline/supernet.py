@@ -54,7 +54,7 @@ def run() -> None:
     if not needed:
         print("supernet: not trained, because no method needs it", file=sys.stderr)
         SupernetFile.write_none(SUPERNET)
-        write_trained(SUPERNET / TRAINED, start.trained, start.new)
+        write_trained(SUPERNET / TRAINED, start.trained, start.new, params.model.weights)
         write_json(SUPERNET / "metrics.json", {})
         write_rows(SUPERNET / "curves.csv", [], ("epoch", *(f"{which}_{task.score.name}" for which in SUBNETS)))
         recorded.check()
@@ -106,7 +106,7 @@ def run() -> None:
         )
         if not context.world.is_rank_zero:
             return
-        write_trained(SUPERNET / TRAINED, start.trained, start.new)
+        write_trained(SUPERNET / TRAINED, start.trained, start.new, params.model.weights)
         write_rows(SUPERNET / "curves.csv", rows)
         figures = {
             which: {task.score.name: task.value(score.error), task.loss_name: score.loss}

@@ -71,6 +71,7 @@ def search(
     folder: Path,
     checkpoints: Checkpoints,
     task: Task = CLASSIFICATION,
+    supernet_digest: str = "",
 ) -> dict[str, Any]:
     """Slims from the widest configuration down to ``settings.stop`` times the default network's cost (AutoSlim).
 
@@ -84,6 +85,7 @@ def search(
         seed: seed of the order of the search images.
         folder: the folder to which ``trajectory.json`` and ``metrics.json`` are written.
         task: computes the scores.
+        supernet_digest: the digest of the supernet's weights, which ``trajectory.json`` names.
 
     Returns:
         The contents of ``trajectory.json``.
@@ -142,6 +144,7 @@ def search(
         "format": 2,
         "resource": objective.resource,
         "limits": dict(objective.limits),
+        "supernet": supernet_digest,
         **{which: {"channels": c, **costs.all(c)} for which, c in configurations.items()},
         "narrowest_score": score_to_dict(narrowest, task.loss_name),
         "images": images,

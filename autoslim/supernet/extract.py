@@ -18,7 +18,7 @@ from autoslim.errors import UserError, first_line
 from autoslim.files import read_json, write_sealed
 from autoslim.supernet.recalibration import recalibrate
 from autoslim.supernet.supernet import Supernet
-from autoslim.training.checkpoints import load_weights, save_weights
+from autoslim.training.checkpoints import check_described, load_weights, save_weights
 from autoslim.training.device import RunContext, to_device
 
 RECALIBRATION_IMAGES = 2048
@@ -34,12 +34,16 @@ class SupernetFile:
         input_shape: (C, H, W), see ``ChannelGraph.input_shape``.
         grid: the grid that the supernet spans.
         default: the configuration of the default network.
+        weights: ``weights_digest`` of the weights. "" in files of earlier versions.
+        data: the digest of the data that they were trained on, see ``PreparedData.digest``; "" likewise.
     """
 
     network: str
     input_shape: tuple[Any, ...]
     grid: Grid
     default: Channels
+    weights: str = ""
+    data: str = ""
 
     def write(self, folder: Path) -> None:
         write_sealed(folder / "supernet.json", {"format": 1, **dataclasses.asdict(self)})
@@ -72,6 +76,8 @@ class SupernetFile:
                 tuple(values["input_shape"]),
                 Grid(values["grid"]),
                 values["default"],
+                values.get("weights", ""),
+                values.get("data", ""),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
@@ -79,11 +85,16 @@ class SupernetFile:
             ) from error
 
 
-def load_supernet(folder: Path, network: nn.Module, graph: ChannelGraph) -> tuple[Supernet, SupernetFile]:
+def load_supernet(
+    folder: Path, network: nn.Module, graph: ChannelGraph, data: PreparedData | None = None
+) -> tuple[Supernet, SupernetFile]:
     """Loads the supernet of ``network`` that the stage ``supernet`` wrote to ``folder``.
 
+    Args:
+        data: the data that it must have been trained on; None for any.
+
     Raises:
-        UserError: there is no supernet, or it belongs to another network.
+        UserError: there is no supernet, it belongs to another network or other data, or its files are of several runs.
     """
     file = SupernetFile.read(folder)
     if file.default != graph.default or file.input_shape != graph.input_shape:
@@ -93,7 +104,13 @@ def load_supernet(folder: Path, network: nn.Module, graph: ChannelGraph) -> tupl
             f"{list(graph.input_shape)}{_difference(file.default, graph.default)}: run `dvc repro supernet`"
         )
     supernet = Supernet(resize(network, graph, file.grid.widest, seed=None), graph)
-    load_weights(supernet.network, folder / "weights.safetensors")
+    weights = folder / "weights.safetensors"
+    load_weights(supernet.network, weights)
+    check_described(weights, file.weights, folder / "supernet.json")
+    if data is not None and (file.data or data.digest) != data.digest:
+        raise UserError(
+            f"{folder} contains a supernet that was trained on other data than those in {data.folder}; run `dvc repro`"
+        )
     return supernet, file
 
 

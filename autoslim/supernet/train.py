@@ -113,8 +113,8 @@ def train_supernet(
     )
     supernet.select(supernet.widest)
     if context.world.is_rank_zero:
-        save_weights(supernet.network, folder / "weights.safetensors")
-        SupernetFile(name, graph.input_shape, grid, graph.default).write(folder)
+        digest = save_weights(supernet.network, folder / "weights.safetensors")
+        SupernetFile(name, graph.input_shape, grid, graph.default, digest, data.digest).write(folder)
     final = context.world.on_rank_zero(lambda: {which: list(astuple(score(c))) for which, c in validated.items()})
     return rows, {which: Score(*values) for which, values in final.items()}
 

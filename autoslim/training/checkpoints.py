@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,16 +20,28 @@ from autoslim.errors import UserError, first_line
 from autoslim.files import DIGEST, DamagedError, check_space, os_error, write_bytes
 
 
-def save_weights(network: nn.Module | None, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+def save_weights(network: nn.Module | None, path: Path, metadata: Mapping[str, str] | None = None) -> str:
     """Writes parameters and buffers as contiguous safetensors with a digest; without a network, an empty file.
 
-    Shared tensors are written under each of their names. ``metadata`` are further entries of the file's metadata.
+    Shared tensors are written under each of their names. ``metadata`` are further entries of the file's metadata. Equal
+    tensors and metadata produce equal bytes.
+
+    Returns:
+        The digest of the tensors (see ``weights_digest``).
     """
     state = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in ({} if network is None else network.state_dict()).items()
     }
-    write_bytes(path, safetensors.torch.save(state, metadata={**(metadata or {}), DIGEST: _tensors_digest(state)}))
+    digest = _tensors_digest(state)
+    content = safetensors.torch.save(state, metadata={**(metadata or {}), DIGEST: digest})
+    start = 8 + int.from_bytes(content[:8], "little")  # of the tensors, after the header and its length
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # safetensors writes it in a random order
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # safetensors aligns the tensors
+    write_bytes(path, len(text).to_bytes(8, "little"), text, memoryview(content)[start:])
+    return digest
 
 
 def _tensors_digest(state: Mapping[str, Tensor]) -> str:
@@ -39,8 +52,45 @@ def _tensors_digest(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def weights_digest(path: Path) -> str | None:
+    """Returns the digest of the tensors that ``save_weights`` wrote to ``path``; None if the file has none.
+
+    Files that belong together name each other by it. The tensors are not read.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            digest: str | None = (file.metadata() or {}).get(DIGEST)
+            return digest
+    except (FileNotFoundError, SafetensorError, OSError) as error:
+        raise UserError(f"{path} is missing or damaged ({first_line(error)}); run `dvc repro`") from error
+
+
+def check_described(path: Path, digest: str | None, description: Path) -> None:
+    """Checks that weights are those that another file describes, and not those of another run.
+
+    Args:
+        path: a file of ``save_weights``.
+        digest: ``weights_digest`` of the weights that ``description`` describes. Nothing is checked without it, or if
+            the weights have none.
+
+    Raises:
+        UserError: they are other weights.
+    """
+    if digest and (weights_digest(path) or digest) != digest:
+        raise UserError(
+            f"{path} does not contain the weights that {description} belongs to: one of the two files is from another "
+            "run; run `dvc repro`"
+        )
+
+
+def load_weights(network: nn.Module, path: Path, expected: Mapping[str, str] | None = None) -> None:
     """Loads weights that ``save_weights`` wrote into ``network``, in place.
+
+    Args:
+        expected: values that entries of the file's metadata must have, if they exist.
 
     Raises:
         UserError: the file is missing or damaged, or contains the weights of another network.
@@ -48,9 +98,12 @@ def load_weights(network: nn.Module, path: Path) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            digest = (file.metadata() or {}).get(DIGEST)
-        if digest is not None and digest != _tensors_digest(state):
+            metadata = file.metadata() or {}
+        if DIGEST in metadata and metadata[DIGEST] != _tensors_digest(state):
             raise DamagedError("they do not match their digest: the file was damaged; delete it")
+        for name, value in (expected or {}).items():
+            if metadata.get(name, value) != value:
+                raise DamagedError(f"they are those of {name} {metadata[name][:12]}, not {value[:12]}")
         network.load_state_dict(state)
     except FileNotFoundError as error:
         raise UserError(

@@ -38,6 +38,7 @@ def retrain(
     teacher: Teacher | None = None,
     label: str,
     folder: Path,
+    origin: Mapping[str, str] | None = None,
     checkpoints: Checkpoints,
     observe: Callable[[int, Row], None],
     task: Task = CLASSIFICATION,
@@ -53,6 +54,7 @@ def retrain(
         start: file with the weights that every seed starts from. By default, each seed trains from scratch.
         teacher: a trained network that takes part in the loss. It is moved to the device.
         label: name of the network in the progress display.
+        origin: what identifies the networks besides their seed, for the metadata of their files.
         observe: called with the seed and the row of each epoch. A resumed run calls it again with the earlier rows.
         task: computes the loss and the measures.
 
@@ -90,7 +92,7 @@ def retrain(
             ema=recipe.ema,
         )
         if context.world.is_rank_zero:
-            save_weights(plain, folder / f"seed-{seed}.safetensors")
+            save_weights(plain, folder / f"seed-{seed}.safetensors", {**(origin or {}), "seed": str(seed)})
         return rows
 
     return {seed: train_once(seed) for seed in seeds}
@@ -121,6 +123,7 @@ def keep(
     seed: int,
     start: Path,
     folder: Path,
+    origin: Mapping[str, str] | None = None,
     task: Task = CLASSIFICATION,
 ) -> dict[int, list[Row]]:
     """Writes the weights in ``start`` to ``seed-N.safetensors`` as ``retrain`` would, without training them.
@@ -131,7 +134,7 @@ def keep(
     plain = resize(network, graph, channels, seed=None)
     load_weights(plain, start)
     if context.world.is_rank_zero:
-        save_weights(plain, folder / f"seed-{seed}.safetensors")
+        save_weights(plain, folder / f"seed-{seed}.safetensors", {**(origin or {}), "seed": str(seed)})
     to_device(plain, context.device, recipe.channels_last)
     values = evaluate_split(plain, data, "search", recipe, context, task).values
     return {seed: [{"epoch": 0, **{f"search_{name}": value for name, value in values.items()}}]}
@@ -170,13 +173,18 @@ def evaluate_retrained(
     *,
     seeds: Sequence[int],
     folder: Path,
+    origin: Mapping[str, str] | None = None,
     task: Task = CLASSIFICATION,
 ) -> dict[int, dict[str, float]]:
-    """Returns seed -> the task's measures, by name, on the *test* split, of the networks that ``retrain`` wrote."""
+    """Returns seed -> the task's measures, by name, on the *test* split, of the networks that ``retrain`` wrote.
+
+    Raises:
+        UserError: weights are missing, damaged, or those of another seed or ``origin``.
+    """
     values = {}
     for seed in seeds:
         plain = resize(network, graph, channels, seed=None)
-        load_weights(plain, folder / f"seed-{seed}.safetensors")
+        load_weights(plain, folder / f"seed-{seed}.safetensors", {**(origin or {}), "seed": str(seed)})
         to_device(plain, context.device, recipe.channels_last)
         values[seed] = evaluate_split(plain, data, "test", recipe, context, task).values
     return values
