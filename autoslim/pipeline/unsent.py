@@ -74,7 +74,8 @@ class Journal:
 
     def new_path(self) -> str:
         """Returns the path, relative to the journal's folder, of a new folder for copies of files."""
-        path = self.folder / f"files-{time.time_ns()}"
+        number = 1 + sum(1 for _ in self.folder.glob("files-*"))  # not the time, which may jump back
+        path = self.folder / f"files-{number}"
         path.mkdir()
         return path.name
 

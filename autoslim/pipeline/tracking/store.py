@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _ANSWER_S = 5.0  # time in which a server must answer before it is used
 SILENCE_S = 600.0  # time in which a server that did not answer is not asked again
+_TABLES = {"experiments", "experiment_tags", "latest_metrics", "metrics", "params", "runs", "tags"}  # in every version
+_REPLACE = "move the file away, and the next stage makes a new one"
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # autoslim reports a failure once, in one line
@@ -35,6 +37,7 @@ _ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",  # otherwise a uv.lock nearby is added to each model
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with MLflow's default of 7, a lost server delays a stage by minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # a server may ask for hours, for which a stage would wait
 }
 """Values of mlflow's environment variables, used unless the user has set them."""
 
@@ -104,12 +107,32 @@ def connect(uri: str) -> MlflowClient:
         uri += "" if "?" in uri else "?timeout=60"
         lock = FileLock(f"{file}.lock", timeout=300)  # two stages must not both create the tables
     with lock:
-        if file and not Path(file).exists():
+        # MLflow retries for two minutes; a single query fails fast.
+        if file and not (Path(file).exists() and _tables(uri)):
             _create_store(uri, Path(file))
-        engine = sqlalchemy.create_engine(uri)  # MLflow retries for two minutes; a single query fails fast
-        sqlalchemy.inspect(engine)
-        engine.dispose()
+        found = _tables(uri)
+        if file and found & _TABLES and (missing := _TABLES - found):
+            raise ValueError(f"the file lacks MLflow's tables {', '.join(sorted(missing))}: {_REPLACE}")
         return MlflowClient(uri)
+
+
+def _tables(uri: str) -> set[str]:
+    """Returns the names of the tables of a database.
+
+    Raises:
+        ValueError: the file is not a database.
+    """
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        return set(sqlalchemy.inspect(engine).get_table_names())
+    except sqlalchemy.exc.OperationalError:
+        raise
+    except sqlalchemy.exc.DatabaseError as error:
+        raise ValueError(f"{first_line(error)}: {_REPLACE}") from error
+    finally:
+        engine.dispose()
 
 
 def _create_store(uri: str, file: Path) -> None:
