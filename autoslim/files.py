@@ -6,6 +6,7 @@ the time of BLAKE2b on processors with SHA instructions.) Files without a digest
 users make some of them.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -22,6 +23,8 @@ DIGEST = "digest"
 _TAIL = 80  # bytes at the end of a line that contain its digest
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PROTECTED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_OF_ANOTHER_KIND = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENOENT})
+_OF_THE_DISK = frozenset({errno.EIO, errno.ESTALE})
 
 
 class DamagedError(ValueError):
@@ -61,7 +64,7 @@ def write_atomically(
         needed: the size of the file in bytes, if it is known, for the error.
 
     Raises:
-        UserError: the disk is full, or the folder is not writable.
+        UserError: the disk is full or fails, the folder is not writable, or something else is in the file's place.
     """
     temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
@@ -76,7 +79,8 @@ def write_atomically(
     except OSError as error:
         raise os_error(error, path, needed) or error from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview, keep: Path | None = None) -> None:
@@ -107,7 +111,21 @@ def os_error(error: OSError, path: Path | str | None = None, needed: int | None 
         return UserError(f"{named} could not be written: {reason}{details}; free space and {resume}")
     if error.errno in _PROTECTED:
         return UserError(f"{named} could not be accessed: {reason}; correct the permissions and {resume}")
+    if error.errno in _OF_THE_DISK:
+        return UserError(f"{named} could not be accessed: {reason}; check the disk and {resume}")
+    if path is not None and error.errno in _OF_ANOTHER_KIND and (obstacle := in_place_of(Path(path))):
+        return UserError(f"{path} could not be written: {obstacle}; move it away and {resume}")
     return None
+
+
+def in_place_of(path: Path) -> str:
+    """Returns what is in the place of a file to be written, or of a folder above it; "" if nothing is."""
+    for folder in reversed(path.parents):
+        if folder.is_symlink() and not folder.exists():
+            return f"{folder} is a symbolic link to {os.readlink(folder)}, which does not exist"
+        if folder.exists() and not folder.is_dir():
+            return f"{folder} is not a folder"
+    return f"{path} is a folder" if path.is_dir() else ""
 
 
 def check_space(path: Path, needed: int, what: str) -> None:

@@ -31,7 +31,7 @@ from autoslim.data.scenes import load_scenes_source
 from autoslim.data.sources import Part, Source, check_folder, load_digits_source, load_folder_source, located
 from autoslim.data.structure import is_tensor
 from autoslim.errors import UserError
-from autoslim.files import check_space, os_error
+from autoslim.files import check_space, in_place_of, os_error
 from autoslim.user_code import file_of
 
 _log = logging.getLogger(__name__)
@@ -203,9 +203,12 @@ def _counts(chosen: dict[str, Chosen]) -> dict[str, int]:
 def _folder(destination: Path) -> Iterator[Path]:
     """Yields an empty folder, which replaces ``destination`` at the end.
 
+    If ``destination`` is a symbolic link, the folder that it names is replaced.
+
     Raises:
         UserError: the disk is full, or a folder is not writable.
     """
+    destination = destination.resolve() if destination.is_symlink() else destination
     scratch = destination.with_name(f".{destination.name}.partial")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
@@ -230,6 +233,8 @@ def _check(destination: Path, size: Size | None, channels: int | None, storage: 
     foreign = destination.exists() and (not destination.is_dir() or any(destination.iterdir()))
     if foreign and not (destination / FILE_NAME).is_file():  # it would be replaced, with everything in it
         raise UserError(f"{destination} exists and is not a prepared data folder; remove it or choose another")
+    if obstacle := in_place_of(destination / FILE_NAME):
+        raise UserError(f"{destination} could not be written: {obstacle}; move it away, or restore what it names")
 
 
 def _splits(

@@ -139,7 +139,6 @@ def run() -> None:
         measures=tuple(measures),
     )
     dpi, resource = params.report.figure_dpi, params.resource
-    REPORT.mkdir(parents=True, exist_ok=True)
     marked = {describe_budgets({resource: params.budgets[resource]}, limits): limits[resource]}
     default_score = _default_score(trajectory, supernet, task)
     trajectory_figure(REPORT / "trajectory.png", trajectory, results, resource, marked, dpi, default_score)
