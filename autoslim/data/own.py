@@ -320,6 +320,9 @@ def loader(
     """Yields the result of ``collate`` for each array of indices in ``batches``, and raises those that are errors.
 
     ``workers`` processes read in advance; with 0, this process reads.
+
+    Raises:
+        UserError: a sample cannot be read, or a worker was killed.
     """
     loaded: DataLoader[Any] = DataLoader(
         samples,
@@ -329,10 +332,20 @@ def loader(
         pin_memory=pin,
         generator=torch.Generator(),  # otherwise iterating would draw from torch's global generator
     )
-    for batch in loaded:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    try:
+        for batch in loaded:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        # torch's errors for a worker that was killed, ran out of memory or called os._exit. They have no class.
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that reads samples ended before its work was done ({first_line(error)}); if this is repeated, "
+            "set runtime.workers to 0 to see an error in the code that reads them, or lower it if memory runs out, and "
+            "run again to continue from the last checkpoint"
+        ) from error
 
 
 def own_batches(

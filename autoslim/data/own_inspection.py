@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import ConcatDataset, Subset
 
 from autoslim.data.own import ASIDE, OwnData, Reading, Sample, Samples, Structures, check_structures, loader
-from autoslim.data.structure import collated, is_class_number
+from autoslim.data.structure import collated, is_class_number, not_finite
 from autoslim.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -27,6 +27,12 @@ _BATCH = 32
 _PROBES = 4  # samples that are read again with other and with the same random numbers
 _LABELS = ("targets", "labels", "_labels", "y")  # attributes in which data sets store their class numbers
 _PAIRS = ("samples", "_samples", "imgs")  # attributes with lists of (path, class number)
+
+WrongValues = Callable[[Any, int], str]
+"""``Task.wrong_values``."""
+
+Check = Callable[[str, Sample], None]
+"""Raises an error that names the data set, the first argument, if a sample has wrong values."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +65,20 @@ class _Read:
     content: bytes
 
 
-def inspect_own(own: OwnData, class_targets: bool, workers: int, progress: Progress) -> Inspected:
+def inspect_own(
+    own: OwnData, class_targets: bool, workers: int, progress: Progress, wrong_values: WrongValues | None = None
+) -> Inspected:
     """Reads samples of each data set: all up to ``READ``, or else as many, drawn at random.
 
     Targets are class numbers if they are single integers, and with ``class_targets`` or if the train data set has an
     attribute ``classes`` with their names.
 
+    Args:
+        wrong_values: returns what is wrong with the values of a target (see ``Task.wrong_values``).
+
     Raises:
-        UserError: a sample cannot be read, samples differ in structure, class numbers are out of range, or data sets
-            have the same samples.
+        UserError: a sample cannot be read, samples differ in structure, class numbers are out of range, inputs are not
+            finite, targets have wrong values, or data sets have the same samples.
     """
     _check_distinct(own)
     firsts = {part: _first(own, part, ASIDE, workers) for part in own.parts}
@@ -77,6 +88,8 @@ def inspect_own(own: OwnData, class_targets: bool, workers: int, progress: Progr
     training = _first(own, "train", Reading(True, 0, 0), workers)
     check_structures(f"{own.named('train')}, after train_transforms,", training, structures)
     names = class_names(own.parts["train"], own.source)
+    check = partial(_check_values, wrong_values, len(names or ()))
+    check(f"{own.named('train')}, after train_transforms,", training)
     numbered = is_class_number(structures[1]) and (class_targets or names is not None)
     labels: dict[str, np.ndarray] = {}
     contents: dict[str, dict[int, bytes]] = {}
@@ -84,7 +97,7 @@ def inspect_own(own: OwnData, class_targets: bool, workers: int, progress: Progr
         chosen = np.arange(count)
         if count > READ:
             chosen = np.sort(np.random.default_rng(0).choice(chosen, READ, replace=False))
-        found = {read.index: read for read in _inspected(own, part, chosen, structures, workers, progress)}
+        found = {read.index: read for read in _inspected(own, part, chosen, structures, check, workers, progress)}
         contents[part] = {index: read.content for index, read in found.items()}
         labels[part] = np.zeros(count, np.int64)
         if numbered:
@@ -92,11 +105,13 @@ def inspect_own(own: OwnData, class_targets: bool, workers: int, progress: Progr
             stored = stored_labels(own.parts[part])
             if stored is None or any(stored[index] != label for index, label in known.items()):
                 rest = np.setdiff1d(np.arange(count), chosen)
-                known |= {read.index: read.label for read in _inspected(own, part, rest, structures, workers, progress)}
+                known |= {
+                    read.index: read.label for read in _inspected(own, part, rest, structures, check, workers, progress)
+                }
                 stored = np.array([known[index] for index in range(count)])
             labels[part] = stored.astype(np.int64)
     _check_copies(own, contents)
-    _warn_of_randomness(own, contents["train"], structures, workers)
+    _warn_of_randomness(own, contents["train"], structures, check, workers)
     classes = _classes(own, labels, names) if numbered else names or ()
     digest = hashlib.sha256()
     for part in own.parts:
@@ -152,15 +167,23 @@ def _only(samples: Sequence[Sample | UserError]) -> Sample | UserError:
 
 
 def _inspected(
-    own: OwnData, part: str, indices: np.ndarray, structures: Structures, workers: int, progress: Progress
+    own: OwnData,
+    part: str,
+    indices: np.ndarray,
+    structures: Structures,
+    check: Check,
+    workers: int,
+    progress: Progress,
 ) -> Iterator[_Read]:
     batches = [indices[start : start + _BATCH] for start in range(0, len(indices), _BATCH)]
-    collate = partial(_summarised, own.named(part), structures)
+    collate = partial(_summarised, own.named(part), structures, check)
     summaries = (read for batch in loader(Samples(own, part, ASIDE), batches, collate, workers) for read in batch)
     yield from progress(summaries, f"reading {part}", len(indices)) if len(indices) else ()
 
 
-def _summarised(name: str, structures: Structures, samples: Sequence[Sample | UserError]) -> list[_Read] | UserError:
+def _summarised(
+    name: str, structures: Structures, check: Check, samples: Sequence[Sample | UserError]
+) -> list[_Read] | UserError:
     """Checks samples, and returns what is kept of them; used as ``collate_fn``."""
     found = []
     for sample in samples:
@@ -168,11 +191,25 @@ def _summarised(name: str, structures: Structures, samples: Sequence[Sample | Us
             return sample
         try:
             check_structures(name, sample, structures)
+            check(name, sample)
         except UserError as error:
             return error
         label = int(sample[2]) if is_class_number(structures[1]) else None
         found.append(_Read(sample[0], label, content_of(sample[1])))
     return found
+
+
+def _check_values(wrong_values: WrongValues | None, classes: int, name: str, sample: Sample) -> None:
+    """Raises ``UserError`` if an input has nan or infinite values (see ``not_finite``), or a target wrong values."""
+    index, *pair = sample
+    if found := not_finite(collated([pair[0]])):
+        raise UserError(
+            f"the input of sample {index} of {name} has {found}; correct the data set, for example with "
+            "torch.nan_to_num"
+        )
+    problem = "" if wrong_values is None else wrong_values(collated([pair[1]]), classes)
+    if problem:
+        raise UserError(f"the target of sample {index} of {name} {problem}; correct the data set")
 
 
 def content_of(value: Any) -> bytes:
@@ -253,7 +290,9 @@ def _classes(own: OwnData, labels: Mapping[str, np.ndarray], names: tuple[str, .
     return classes
 
 
-def _warn_of_randomness(own: OwnData, contents: Mapping[int, bytes], structures: Structures, workers: int) -> None:
+def _warn_of_randomness(
+    own: OwnData, contents: Mapping[int, bytes], structures: Structures, check: Check, workers: int
+) -> None:
     """Warns if samples depend on random numbers that are not keyed, or if the search split would be augmented."""
     probes = np.array(sorted(contents)[:_PROBES])[::-1]  # in another order than before
 
@@ -261,7 +300,7 @@ def _warn_of_randomness(own: OwnData, contents: Mapping[int, bytes], structures:
         [batch] = loader(
             Samples(own, "train", reading),
             [probes],
-            partial(_summarised, own.named("train"), structures),
+            partial(_summarised, own.named("train"), structures, check),
             min(1, workers),
         )
         return [sample.content for sample in batch]

@@ -62,6 +62,7 @@ def prepare(
     raw: Path = Path("data/raw"),
     relative_to: Path = Path(),
     class_targets: bool = True,
+    wrong_values: Callable[[Any, int], str] | None = None,
     workers: int = 0,
     progress: Progress = lambda items, description, total: items,
 ) -> DataInfo:
@@ -76,7 +77,8 @@ def prepare(
     Equal inputs produce equal bytes. ``destination`` is written atomically.
 
     Of a user's data sets (``file.py:function``), only the indices of the splits and the class numbers are written.
-    ``class_targets`` decides what integers mean (see ``inspect_own``), and ``workers`` processes read them. Splits are
+    ``class_targets`` decides what integers mean, and ``wrong_values`` which targets are errors (see ``inspect_own``),
+    and ``workers`` processes read them. Splits are
     class-balanced if the targets are class numbers, and else drawn evenly.
 
     Raises:
@@ -91,7 +93,7 @@ def prepare(
                 "own transforms; set image_size and channels to null, and storage to auto"
             )
         own = build_own(source, relative_to)
-        inspected = inspect_own(own, class_targets, workers, progress)
+        inspected = inspect_own(own, class_targets, workers, progress, wrong_values)
         return _prepare_own(own, inspected, destination, search_images, train_images, test_images, seed)
     loaded = load_source(source, raw=raw, relative_to=relative_to)
     if len(loaded.classes) < 2:

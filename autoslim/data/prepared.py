@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from autoslim.data.arrays import read_array
 from autoslim.data.hugging_face import HuggingFaceImages, is_hugging_face
 from autoslim.data.images import DEEP_BITS, Size, evaluation_pixels, open_image
 from autoslim.data.own import OwnData, build_own
@@ -321,10 +322,10 @@ class PreparedData:
         if own is not None:
             for split in SPLITS:
                 self._verify(indices_path(folder, split))
-                self._indices[split] = np.load(indices_path(folder, split))
+                self._indices[split] = read_array(indices_path(folder, split))
                 if labels_path(folder, split).name in info.digests:
                     self._verify(labels_path(folder, split))
-                    self._labels[split] = np.load(labels_path(folder, split))
+                    self._labels[split] = read_array(labels_path(folder, split))
         elif info.storage == "files":
             self._verify(folder / MANIFEST)
             for split, (paths, labels) in read_manifest(folder).items():
@@ -332,9 +333,9 @@ class PreparedData:
         else:
             for split in SPLITS:
                 # Copy-on-write, because torch expects writable memory. The file does not change.
-                self._images[split] = np.load(images_path(folder, split), mmap_mode="c")
+                self._images[split] = read_array(images_path(folder, split), "c")
                 self._verify(labels_path(folder, split))
-                self._labels[split] = np.load(labels_path(folder, split))
+                self._labels[split] = read_array(labels_path(folder, split))
         for split in self._labels:
             self._check(split)
         self._verified: set[str] = set()  # splits whose images match their digest

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
 
 from autoslim.errors import first_line
@@ -123,6 +124,17 @@ def in_words(structure: Structure) -> str:
         return "(" + ", ".join(map(in_words, structure["tuple"])) + ")"
     shape = "x".join(map(str, structure["shape"]))
     return shape if shape and structure["dtype"] == "float32" else " ".join(filter(None, (shape, structure["dtype"])))
+
+
+def not_finite(batch: Any) -> str:
+    """Returns "nan" or "infinite values" if a batch has some; "" if it has none.
+
+    A single tensor must be finite. A part of another structure may be infinite, such as a mask that is added to scores.
+    """
+    tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    if any(bool(tensor.isnan().any()) for tensor in tensors):
+        return "nan"
+    return "infinite values" if isinstance(batch, Tensor) and bool(batch.isinf().any()) else ""
 
 
 def on_tensors(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from autoslim.data.arrays import read_array
 from autoslim.data.structure import in_words, is_tensor
 from autoslim.errors import UserError, first_line
 from autoslim.export.predictions import predictions
@@ -73,16 +74,19 @@ class SamplePredictor:
         expected = f"{SUFFIX} files with inputs as your data set returns them, {in_words(self._structure)}"
         remedy = f"save {expected}, or a batch of them, with numpy.save"
         try:
-            values = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            values = read_array(file)
+        except (OSError, ValueError) as error:
             raise UserError(f"{file} is not a readable {SUFFIX} file ({first_line(error)}); {remedy}") from error
-        if not isinstance(values, np.ndarray) or shape not in (values.shape, values.shape[1:]):
-            found = "x".join(map(str, values.shape)) if isinstance(values, np.ndarray) else "an archive"
-            raise UserError(f"{file} contains {found or 'one number'}; {remedy}")
-        floating = np.issubdtype(values.dtype, np.floating)
-        if floating != dtype.startswith(("float", "bfloat")):
+        if shape not in (values.shape, values.shape[1:]) or not values.size:
+            raise UserError(f"{file} contains {'x'.join(map(str, values.shape)) or 'one number'}; {remedy}")
+        kinds = "f" if dtype.startswith(("float", "bfloat")) else "iub"  # numpy's letters; not complex, text or times
+        if values.dtype.kind not in kinds:
             raise UserError(f"{file} contains {values.dtype}; {remedy}")
-        return (values if values.shape != shape else values[None]).astype(dtype)
+        with np.errstate(over="ignore"):  # becomes infinite, which is an error
+            values = (values if values.shape != shape else values[None]).astype(dtype)
+        if not np.isfinite(values).all():
+            raise UserError(f"{file} contains values that are not finite numbers of {dtype}; correct them")
+        return values
 
     def predict(self, inputs: np.ndarray, top: int) -> list[Values]:
         """Returns what the outputs for (N, ...) mean, for each sample.

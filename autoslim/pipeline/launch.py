@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 _START = Path(__file__).with_name("start_rank.py")
+_COMPLETE = "complete-"  # and the rank: a file that a rank writes at the end of the stage
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -96,6 +97,11 @@ def launch(runtime: Runtime, stage: str, *arguments: str) -> bool:
                     signal.signal(number, handler)
         if result is not None and result.is_failed():
             raise UserError(_reason(result.failures.values(), count))
+        if incomplete := [rank for rank in ranks if not Path(folder, f"{_COMPLETE}{rank}").exists()]:
+            raise UserError(
+                f"rank {incomplete[0]} of {count} ended before the stage was complete, because sys.exit or os._exit "
+                "was called; remove it from your code"
+            )
     return True
 
 
@@ -186,6 +192,7 @@ def _run(stage: str, arguments: Sequence[str]) -> None:
         if os.environ["RANK"] == "0":  # rank 0 tracks, and MLflow must record a stopped run as killed
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         importlib.import_module(f"autoslim.pipeline.{stage}").run(*arguments)
+        Path(os.environ[STORE]).with_name(f"{_COMPLETE}{os.environ['RANK']}").touch()
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # a second one would be reported as a failure

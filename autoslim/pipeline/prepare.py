@@ -27,6 +27,7 @@ def run() -> None:
     check_data(data, relative_to=root)
     check_model(params.model)
     check_task_source(params.task)
+    task = find_task(params.task)
     check_teacher_file(params)
     with tracked_stage(params, "prepare", run_name=f"prepare {data.source}", sections=["data"]) as tracker:
         info = prepare(
@@ -39,7 +40,8 @@ def run() -> None:
             train_images=data.train_images,
             test_images=data.test_images,
             storage=data.storage,
-            class_targets=isinstance(find_task(params.task), Classification),
+            class_targets=isinstance(task, Classification),
+            wrong_values=task.value_check(),
             raw=Path("data/raw"),
             relative_to=root,
             workers=worker_count(params.runtime.workers),

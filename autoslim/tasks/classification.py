@@ -11,7 +11,7 @@ from autoslim.data.prepared import DataInfo, PreparedData
 from autoslim.data.structure import is_class_number, is_tensor
 from autoslim.errors import UserError
 from autoslim.tasks.measure import CROSS_ENTROPY, TOP1
-from autoslim.tasks.task import Score, Task, wrong_targets
+from autoslim.tasks.task import Score, Task, bounds, wrong_targets
 
 
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
@@ -103,6 +103,13 @@ class Classification(Task):
             returned = shape[1] if isinstance(shape, tuple) and len(shape) == 2 else shape
             return f"returns {returned} outputs for {classes} classes of data; set model.kwargs.num_classes: {classes}"
         return ""
+
+    @staticmethod
+    def wrong_values(target: Any, classes: int) -> str:
+        if not isinstance(target, Tensor) or not target.is_floating_point():
+            return ""  # class numbers are compared with the classes of all samples
+        inside = bool(((target >= 0) & (target <= 1)).all())  # False for nan
+        return "" if inside else f"has {bounds(target)}, but probabilities are from 0 to 1"
 
     def chance(self, data: PreparedData) -> float | None:
         return chance_top1(data.labels("search")) if is_class_number(data.info.targets) else None

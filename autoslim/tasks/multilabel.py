@@ -9,7 +9,7 @@ from torch import Tensor
 from autoslim.data.prepared import DataInfo
 from autoslim.data.structure import is_tensor
 from autoslim.tasks.measure import Measure
-from autoslim.tasks.task import Metric, Task, wrong_targets
+from autoslim.tasks.task import Metric, Task, bounds, wrong_targets
 
 
 class Multilabel(Task):
@@ -55,3 +55,8 @@ class Multilabel(Task):
             returned = shape[1] if isinstance(shape, tuple) and len(shape) == 2 else shape
             return f"returns {returned} outputs for {labels} labels of data; set model.kwargs.num_classes: {labels}"
         return ""
+
+    @staticmethod
+    def wrong_values(target: Tensor, classes: int) -> str:
+        inside = bool(((target >= 0) & (target <= 1)).all())  # False for nan
+        return "" if inside else f"has {bounds(target)}, but labels are 0 or 1"

@@ -9,7 +9,7 @@ from torch import Tensor
 from autoslim.data.prepared import DataInfo
 from autoslim.data.structure import is_tensor
 from autoslim.tasks.measure import Measure
-from autoslim.tasks.task import Metric, Task, wrong_targets
+from autoslim.tasks.task import Metric, Task, bounds, wrong_targets
 
 
 class Regression(Task):
@@ -63,6 +63,10 @@ class Regression(Task):
                 f"change its last layer (model.kwargs.num_classes: {info.outputs})"
             )
         return ""
+
+    @staticmethod
+    def wrong_values(target: Tensor, classes: int) -> str:
+        return "" if bool(target.isfinite().all()) else f"has {bounds(target)}"
 
 
 def _aligned(output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from autoslim.data.prepared import DataInfo
 from autoslim.data.structure import in_words, is_tensor
 from autoslim.tasks.classification import soft_cross_entropy
 from autoslim.tasks.measure import CROSS_ENTROPY, Measure
-from autoslim.tasks.task import Metric, Task, wrong_targets
+from autoslim.tasks.task import Metric, Task, bounds, wrong_targets
 
 IGNORED = 255
 """Pixels with this class are ignored, as in the masks of Pascal VOC and Cityscapes."""
@@ -90,6 +90,13 @@ class Segmentation(Task):
                 "its output to the size of the input in forward, or the masks in the data set"
             )
         return ""
+
+    @staticmethod
+    def wrong_values(target: Tensor, classes: int) -> str:
+        counted = target[target != IGNORED]
+        if not classes or not len(counted) or 0 <= int(counted.min()) <= int(counted.max()) < classes:
+            return ""
+        return f"has {bounds(counted)}, but classes are from 0 to {classes - 1}, or {IGNORED} for pixels to ignore"
 
 
 def logits(output: Any) -> Tensor:

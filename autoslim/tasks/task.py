@@ -1,14 +1,14 @@
 """The interface of a task: its losses, the scores of samples, its metrics, and how they are named and written."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from autoslim.data.prepared import DataInfo, PreparedData
-from autoslim.data.structure import in_words
+from autoslim.data.structure import in_words, not_finite
 from autoslim.errors import UserError
 from autoslim.tasks.measure import Measure
 
@@ -111,6 +111,24 @@ class Task(ABC):
         """
         return ""
 
+    @staticmethod
+    def wrong_values(target: Any, classes: int) -> str:
+        """Returns what is wrong with the values of a target; "" if nothing, or if it is not known.
+
+        The text continues the sentence "the target of sample 3 ...", such as "has nan". This is the check that belongs
+        to ``loss``: it is not used by a derived class that defines another loss (see ``value_check``).
+
+        Args:
+            target: the target of one sample, as a batch of one.
+            classes: the number of classes that the data set names; 0 if it names none.
+        """
+        return ""
+
+    def value_check(self) -> Callable[[Any, int], str]:
+        """Returns ``wrong_values`` of the class that defines ``loss``: another loss may need other targets."""
+        defines = next(kind for kind in type(self).__mro__ if "loss" in vars(kind) and issubclass(kind, Task))
+        return defines.wrong_values if "wrong_values" in vars(defines) else Task.wrong_values
+
     def chance(self, data: PreparedData) -> float | None:
         """Returns the ``score`` of a constant guess on the search split; None, the default, if it is not known.
 
@@ -134,3 +152,10 @@ def wrong_targets(task: Task, info: DataInfo, needs: str) -> str:
         f"cannot be trained, because a target of the data is {in_words(info.targets)} and task {task.name} needs "
         f"{needs}; correct the data set, or set task to the task of these data"
     )
+
+
+def bounds(values: Tensor) -> str:
+    """Returns a description of the range of values, or that they are not finite, for ``wrong_values``."""
+    if found := not_finite(values):
+        return found
+    return f"values from {values.min():g} to {values.max():g}" if values.numel() > 1 else f"the value {values.min():g}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autoslim.channels.batches import call, first_tensor
+from autoslim.data.structure import not_finite
 from autoslim.distributed.ranks import SINGLE, World
 from autoslim.distributed.sync import GradientSynchronizer, synchronised_batch_norm
 from autoslim.errors import UserError
@@ -107,7 +108,7 @@ def train(
     if not world.is_single:
         world.agree(f"step {number}, weights {_digest(network)}", "state")
     gradients = GradientSynchronizer(network, world)
-    divergence = _Divergence(plan, checkpoints.path(name))
+    divergence = _Divergence(plan, checkpoints.path(name), batches, world)
 
     def save() -> None:
         divergence.check_weights(network, number)
@@ -219,30 +220,45 @@ def _digest(network: nn.Module) -> str:
 
 
 class _Divergence:
-    """Raises an error that names the last valid checkpoint if the loss or a weight is not finite."""
+    """Raises an error that names the last valid checkpoint if the loss or a weight is not finite.
 
-    def __init__(self, plan: Plan, checkpoint: Path) -> None:
-        self.plan, self.checkpoint = plan, checkpoint
+    If the reason are inputs or targets that are not finite, the error names them. They are read again for this.
+    """
+
+    def __init__(self, plan: Plan, checkpoint: Path, batches: Batches, world: World) -> None:
+        self.plan, self.checkpoint, self.batches, self.world = plan, checkpoint, batches, world
 
     def mean(self, losses: list[Tensor], done: int) -> float:
         """Returns the mean of ``losses``, which are those of the current epoch up to step ``done``."""
         values = torch.stack(losses)
         if not bool(values.isfinite().all()):
             first = int((~values.isfinite()).nonzero()[0])
-            self._stop(f"the loss is {float(values[first])} at step", done - len(losses) + first + 1)
+            step = done - len(losses) + first
+            self._stop(f"the loss is {float(values[first])} at step", step + 1, self._wrong_data(step, values.device))
         return float(values.mean())
 
     def check_weights(self, network: nn.Module, done: int) -> None:
         if not bool(torch.stack([parameter.isfinite().all() for parameter in network.parameters()]).all()):
             self._stop("weights are no longer finite after step", done)
 
-    def _stop(self, problem: str, step: int) -> None:
+    def _wrong_data(self, step: int, device: torch.device) -> str:
+        """Returns which of the inputs and targets of a step (from 0) are not finite, on any rank; "" if all are."""
+        epoch, skip = divmod(step, self.plan.steps_per_epoch)
+        batch = next(self.batches(epoch, skip))
+        found = torch.tensor([float(bool(not_finite(part))) for part in batch], device=device)
+        wrong = [name for name, count in zip(("inputs", "targets"), self.world.add(found), strict=True) if count]
+        return " and ".join(wrong)
+
+    def _stop(self, problem: str, step: int, wrong_data: str = "") -> None:
         exists = self.checkpoint.exists()
         weights = f"the last valid weights are in {self.checkpoint}" if exists else "no checkpoint was written before"
-        raise UserError(
-            f"{problem} {step} (epoch {(step - 1) // self.plan.steps_per_epoch + 1}); {weights}; "
-            "lower learning_rate, or set precision to fp32"
-        )
+        epoch = (step - 1) // self.plan.steps_per_epoch + 1
+        if wrong_data:
+            raise UserError(
+                f"{problem} {step} (epoch {epoch}), because its {wrong_data} have nan or infinite values; {weights}; "
+                "correct the data or their transforms"
+            )
+        raise UserError(f"{problem} {step} (epoch {epoch}); {weights}; lower learning_rate, or set precision to fp32")
 
 
 def label_step(network: nn.Module, loss: Callable[[Any, Any], Tensor], autocast: Callable[[], torch.autocast]) -> Step:

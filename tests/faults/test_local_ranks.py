@@ -38,7 +38,8 @@ class Waiting(nn.Module):
         if "RANK" in os.environ and len(x) > 4:
             rank, store = os.environ["RANK"], os.environ.get("AUTOSLIM_STORE", "")
             stat = [oct(os.stat(path).st_mode & 0o777) for path in (os.path.dirname(store), store) if path]
-            record = {"pid": os.getpid(), "listening": listening(os.getpid()) + listening(os.getppid()), "modes": stat}
+            found = listening(os.getpid()) + listening(os.getppid())
+            record = {"rank": rank, "pid": os.getpid(), "listening": found, "modes": stat}
             pathlib.Path(f"rank-{rank}.partial").write_text(json.dumps(record))
             os.rename(f"rank-{rank}.partial", f"rank-{rank}.json")
             time.sleep(60)
@@ -143,3 +144,54 @@ def test_ranks_end_with_a_parent_that_is_killed_during_their_imports(parent: sub
     assert ranks
     parent.kill()
     assert eventually(lambda: not any(alive(pid) for pid in ranks), 8)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        pytest.param(signal.SIGSEGV, marks=pytest.mark.long),
+    ],
+)
+def test_a_signal_to_one_rank_ends_the_stage_with_one_line(
+    ending: signal.Signals, project: Path, parent: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    ranks = eventually(lambda: recorded(project), 150)
+    assert ranks
+    [pid] = [rank["pid"] for rank in ranks if rank["rank"] == "1"]
+    os.kill(pid, signal.SIGSTOP)  # for a while, as a debugger or a full disk would
+    time.sleep(0.5)
+    assert parent.poll() is None
+    os.kill(pid, signal.SIGCONT)
+    os.kill(pid, ending)
+    _, errors = parent.communicate(timeout=30)
+    assert parent.returncode == 1
+    how = "ended with exit code 130" if ending == signal.SIGINT else f"was killed ({ending.name})"
+    assert errors.splitlines()[-1] == (
+        f"error: rank 1 of 2 {how}, and the others were stopped; run the stage again to continue from the last "
+        "checkpoint"
+    )
+    assert "Traceback" not in errors
+    assert eventually(lambda: not started_in(tmp_path), 8)
+
+
+def test_a_rank_that_exits_does_not_end_a_stage_as_a_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sys.exit(0) or os._exit(0) in a data set would: the parent process sees the exit code of a success."""
+    from failures import message_of
+
+    from autoslim.pipeline import launch
+    from autoslim.pipeline.params import Runtime
+
+    runtime = Runtime.model_construct(processes=2, device="cpu")
+    script = tmp_path / "rank.py"
+    monkeypatch.setattr(launch, "_START", script)
+    complete = "import os; open(os.path.dirname(os.environ['AUTOSLIM_STORE']) + '/complete-' + os.environ['RANK'], 'w')"
+    script.write_text(f"{complete}\n")
+    assert launch.launch(runtime, "supernet")
+    script.write_text(f"import os\nif os.environ['RANK'] == '0':\n    {complete}\n")
+    assert message_of(lambda: launch.launch(runtime, "supernet")) == (
+        "rank 1 of 2 ended before the stage was complete, because sys.exit or os._exit was called; remove it from your "
+        "code"
+    )

@@ -1,5 +1,6 @@
 """An MLflow server that answers with errors in the middle of a stage, a damaged store, and a clock that jumps."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,8 +16,8 @@ import pytest
 from mlflow_store import client_of, runs
 
 from autoslim.cli.sync import sync_cli
-from autoslim.pipeline import tracking
-from autoslim.pipeline.tracking import tracked
+from autoslim.pipeline.tracking import store
+from autoslim.pipeline.tracking.stage import tracked
 from autoslim.pipeline.unsent import Journal
 from autoslim.training import progress
 from autoslim.training.progress import Progress
@@ -87,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
-    for name in tracking._ENVIRONMENT:
+    for name in store._ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     with Server() as found:
         threading.Thread(target=found.serve_forever, daemon=True).start()
@@ -176,10 +177,10 @@ def test_a_store_without_tables_is_created(
     """An empty file, and one of SQLite's without tables."""
     Path("mlflow.db").write_bytes(content or b"")
     if content is None:
-        store = sqlite3.connect("mlflow.db")
-        store.execute("PRAGMA user_version = 1")
-        store.close()
-    monkeypatch.setattr(tracking, "_create_store", lambda uri, file: shutil.copy(empty_store, file))
+        database = sqlite3.connect("mlflow.db")
+        database.execute("PRAGMA user_version = 1")
+        database.close()
+    monkeypatch.setattr(store, "_create_store", lambda uri, file: shutil.copy(empty_store, file))
     with run():
         pass
     assert [found["status"] for found in runs(repository)] == ["FINISHED"]
@@ -212,13 +213,13 @@ def test_a_clock_that_jumps_loses_no_event(
 def test_a_server_that_was_silent_before_the_clock_jumped_is_asked_again(
     jump: float, server: Server, repository: Path
 ) -> None:
-    uri, asked = tracking.tracking_uri(), repository / ".dvc/tmp"
+    uri, asked = store.tracking_uri(), repository / ".dvc/tmp"
     asked.mkdir(parents=True)
-    silent = asked / f"mlflow-silent-{tracking.hashlib.sha256(uri.encode()).hexdigest()[:12]}"
+    silent = asked / f"mlflow-silent-{hashlib.sha256(uri.encode()).hexdigest()[:12]}"
     silent.touch()
-    assert not tracking._answers(uri)
+    assert not store.answers(uri)
     os.utime(silent, (time.time() + jump,) * 2)
-    assert tracking._answers(uri)
+    assert store.answers(uri)
 
 
 def test_the_time_left_does_not_depend_on_the_clock(
