@@ -16,3 +16,17 @@ def first_line(error: BaseException) -> str:
 def first_sentence(error: BaseException) -> str:
     """Returns the first sentence of an exception's message without its full stop; torch's messages may have several."""
     return first_line(error).partition(". ")[0].removesuffix(".")
+
+
+def worker_error(error: RuntimeError) -> UserError | None:
+    """Returns the error for the user if a process of torch's ``DataLoader`` has ended; None for other errors.
+
+    torch raises a ``RuntimeError`` for this, in the main thread and wherever it is: it handles a signal.
+    """
+    if not str(error).startswith("DataLoader worker"):
+        return None
+    return UserError(
+        f"a process that reads samples ended before its work was done ({first_line(error)}); run again to continue "
+        "from the last checkpoint; if this is repeated, set runtime.workers to 0 to see an error in the code that "
+        "reads them, or lower it if memory runs out"
+    )

@@ -29,7 +29,7 @@ from autoslim.data.structure import (
     on_tensors,
     structure_of_batch,
 )
-from autoslim.errors import UserError, first_line
+from autoslim.errors import UserError, first_line, worker_error
 from autoslim.files import sha256
 from autoslim.user_code import find_callable, importing_from
 
@@ -338,14 +338,7 @@ def loader(
                 raise batch
             yield batch
     except RuntimeError as error:
-        # torch's errors for a worker that was killed, ran out of memory or called os._exit. They have no class.
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a process that reads samples ended before its work was done ({first_line(error)}); if this is repeated, "
-            "set runtime.workers to 0 to see an error in the code that reads them, or lower it if memory runs out, and "
-            "run again to continue from the last checkpoint"
-        ) from error
+        raise worker_error(error) or error from error
 
 
 def own_batches(

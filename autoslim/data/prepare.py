@@ -77,9 +77,9 @@ def prepare(
     Equal inputs produce equal bytes. ``destination`` is written atomically.
 
     Of a user's data sets (``file.py:function``), only the indices of the splits and the class numbers are written.
-    ``class_targets`` decides what integers mean, and ``wrong_values`` which targets are errors (see ``inspect_own``),
-    and ``workers`` processes read them. Splits are
-    class-balanced if the targets are class numbers, and else drawn evenly.
+    ``class_targets`` decides what integers mean, and ``wrong_values`` which targets are errors (see
+    ``inspect_own``), and ``workers`` processes read them. Splits are class-balanced if the targets are class
+    numbers, and else drawn evenly.
 
     Raises:
         UserError: an argument is out of range, or the source cannot be read.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from autoslim.errors import UserError
+from autoslim.errors import UserError, worker_error
 from autoslim.files import os_error
 
 # torch reads this on import. By default oneDNN caches 1,024 primitives, fewer than the widths of a supernet need, and
@@ -55,6 +55,11 @@ def with_clear_errors(command: Callable[..., Any]) -> Callable[..., None]:
             sys.exit(1)
         except OSError as error:
             if (message := os_error(error)) is None:
+                raise
+            print(f"error: {_formatted(message)}", file=sys.stderr)
+            sys.exit(1)
+        except RuntimeError as error:
+            if (message := worker_error(error)) is None:
                 raise
             print(f"error: {_formatted(message)}", file=sys.stderr)
             sys.exit(1)

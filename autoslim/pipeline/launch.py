@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoslim.distributed.ranks import STORE, LostRankError, current_world, world_from_environment
-from autoslim.errors import UserError
+from autoslim.errors import UserError, worker_error
 from autoslim.files import os_error
 from autoslim.pipeline.assembly import run_context
 from autoslim.pipeline.params import Runtime
@@ -200,6 +200,8 @@ def _run(stage: str, arguments: Sequence[str]) -> None:
     except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # SIGTERM must not interrupt writing the error file
         if isinstance(error, OSError) and (message := os_error(error)):
+            raise message from error
+        if isinstance(error, RuntimeError) and (message := worker_error(error)):
             raise message from error
         if isinstance(error, UserError) and not isinstance(error, LostRankError):
             raise UserError(str(error)) from error  # not a subclass: the parent reads the class from the traceback

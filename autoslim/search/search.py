@@ -13,6 +13,7 @@ from autoslim.channels.batches import first_tensor
 from autoslim.channels.grid import Grid
 from autoslim.data.batches import search_chunks
 from autoslim.data.prepared import PreparedData
+from autoslim.data.structure import not_finite
 from autoslim.distributed.ranks import World
 from autoslim.errors import UserError
 from autoslim.files import append_line, read_lines, write_json, write_sealed
@@ -228,7 +229,7 @@ def scoring_runners(
     If there are fewer images than ``settings.images``, or than a chunk, all of them are used, or one chunk.
 
     Raises:
-        UserError: there are fewer than two images, from which no batch statistics can be computed.
+        UserError: there are fewer than two images, from which no batch statistics can be computed, or they have nan.
     """
     if (count := min(settings.images, data.info.counts["search"])) < 2:
         raise UserError(
@@ -243,6 +244,9 @@ def scoring_runners(
         device=context.device,
         workers=context.workers,
     )
+    for inputs, _ in chunks:
+        if found := not_finite(inputs):
+            raise UserError(f"inputs of the search split have {found}; correct the data set")
     runners = chunk_runners(
         supernet,
         chunks,

@@ -108,7 +108,7 @@ def train(
     if not world.is_single:
         world.agree(f"step {number}, weights {_digest(network)}", "state")
     gradients = GradientSynchronizer(network, world)
-    divergence = _Divergence(plan, checkpoints.path(name), batches, world)
+    divergence = _Divergence(plan, checkpoints.path(name), batches)
 
     def save() -> None:
         divergence.check_weights(network, number)
@@ -225,8 +225,8 @@ class _Divergence:
     If the reason are inputs or targets that are not finite, the error names them. They are read again for this.
     """
 
-    def __init__(self, plan: Plan, checkpoint: Path, batches: Batches, world: World) -> None:
-        self.plan, self.checkpoint, self.batches, self.world = plan, checkpoint, batches, world
+    def __init__(self, plan: Plan, checkpoint: Path, batches: Batches) -> None:
+        self.plan, self.checkpoint, self.batches = plan, checkpoint, batches
 
     def mean(self, losses: list[Tensor], done: int) -> float:
         """Returns the mean of ``losses``, which are those of the current epoch up to step ``done``."""
@@ -234,20 +234,21 @@ class _Divergence:
         if not bool(values.isfinite().all()):
             first = int((~values.isfinite()).nonzero()[0])
             step = done - len(losses) + first
-            self._stop(f"the loss is {float(values[first])} at step", step + 1, self._wrong_data(step, values.device))
+            self._stop(f"the loss is {float(values[first])} at step", step + 1, self._wrong_data(step))
         return float(values.mean())
 
     def check_weights(self, network: nn.Module, done: int) -> None:
         if not bool(torch.stack([parameter.isfinite().all() for parameter in network.parameters()]).all()):
             self._stop("weights are no longer finite after step", done)
 
-    def _wrong_data(self, step: int, device: torch.device) -> str:
-        """Returns which of the inputs and targets of a step (from 0) are not finite, on any rank; "" if all are."""
+    def _wrong_data(self, step: int) -> str:
+        """Returns which of this rank's inputs and targets of a step (from 0) are not finite; "" if all are.
+
+        The ranks do not exchange what they find, because they may be at different steps when they look.
+        """
         epoch, skip = divmod(step, self.plan.steps_per_epoch)
         batch = next(self.batches(epoch, skip))
-        found = torch.tensor([float(bool(not_finite(part))) for part in batch], device=device)
-        wrong = [name for name, count in zip(("inputs", "targets"), self.world.add(found), strict=True) if count]
-        return " and ".join(wrong)
+        return " and ".join(name for name, part in zip(("inputs", "targets"), batch, strict=True) if not_finite(part))
 
     def _stop(self, problem: str, step: int, wrong_data: str = "") -> None:
         exists = self.checkpoint.exists()

@@ -166,7 +166,7 @@ def test_a_signal_to_one_rank_ends_the_stage_with_one_line(
     assert parent.poll() is None
     os.kill(pid, signal.SIGCONT)
     os.kill(pid, ending)
-    _, errors = parent.communicate(timeout=30)
+    _, errors = parent.communicate(timeout=100)
     assert parent.returncode == 1
     how = "ended with exit code 130" if ending == signal.SIGINT else f"was killed ({ending.name})"
     assert errors.splitlines()[-1] == (

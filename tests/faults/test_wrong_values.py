@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,19 @@ import numpy as np
 import pytest
 import torch
 from failures import message_of
-from small_data import prepared_digits
+from small_data import prepared_digits, run_context, search_settings, small_network
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from autoslim.channels.resize import resize
 from autoslim.data.arrays import read_array
 from autoslim.data.own import loader
 from autoslim.data.prepare import prepare
 from autoslim.data.prepared import PreparedData
 from autoslim.export.samples import SamplePredictor
+from autoslim.pipeline.entry import with_clear_errors
+from autoslim.search.search import scoring_runners
+from autoslim.supernet.supernet import Supernet
 from autoslim.tasks.building import find_task
 from autoslim.tasks.classification import Classification
 from autoslim.tasks.regression import Regression
@@ -175,6 +181,20 @@ def test_a_loss_that_is_not_finite_because_of_the_data(side: str, tmp_path: Path
     assert message.endswith("; correct the data or their transforms")
 
 
+def test_a_search_on_inputs_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as those of a data set of which only some samples were read when it was prepared."""
+    data = prepared_digits(tmp_path / "prepared")
+    network, graph = small_network()
+    chunk = torch.full((4, 1, 8, 8), torch.nan), torch.zeros(4, dtype=torch.int64)
+    monkeypatch.setattr("autoslim.search.search.search_chunks", lambda *_, **__: [chunk])
+    supernet, settings = Supernet(resize(network, graph, graph.default), graph), search_settings()
+
+    def act() -> object:
+        return scoring_runners(supernet, data, run_context(), settings, 0, Classification())
+
+    assert message_of(act) == "inputs of the search split have nan; correct the data set"
+
+
 class Ending:
     """A data set whose process ends in the middle."""
 
@@ -196,6 +216,25 @@ def test_a_worker_that_ends_is_one_line(end: int) -> None:
     message = message_of(lambda: list(loader(Ending(act), batches, list, 2)))  # type: ignore[arg-type]
     assert message.startswith("a process that reads samples ended before its work was done (DataLoader worker (pid")
     assert "runtime.workers" in message
+
+
+def test_a_worker_that_ends_while_a_network_computes_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """torch's handler of the signal raises its error wherever the main thread is."""
+
+    def command() -> None:
+        slow = DataLoader(Ending(lambda: None), batch_sampler=[[0, 1]] * 4, num_workers=1)  # type: ignore[arg-type]
+        batches = iter(slow)
+        next(batches)
+        os.kill(batches._workers[0].pid, signal.SIGKILL)  # type: ignore[attr-defined]
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            time.sleep(0.01)
+
+    with pytest.raises(SystemExit) as ending:
+        with_clear_errors(command)()
+    assert ending.value.code == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a process that reads samples ended before its work was done (DataLoader worker (pid")
 
 
 class Evil:
