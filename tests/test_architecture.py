@@ -32,6 +32,7 @@ LAYERS = (
     "report",
     "pipeline",
     "cli",
+    "__main__",
 )
 """Folders and single modules of the package; each may import from itself and from those before it."""
 

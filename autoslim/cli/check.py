@@ -1,9 +1,19 @@
 """``autoslim check``: validates the parameters as a run of the pipeline does, without running it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from autoslim.cli.terminal import ParamsFile, amounts, data_in_words, known_table, prepared_info, print_facts
+from autoslim.cli.terminal import (
+    AsJson,
+    ParamsFile,
+    amounts,
+    data_in_words,
+    known_table,
+    prepared_info,
+    print_facts,
+    print_json,
+    without_output,
+)
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project_with
 from autoslim.resources.budgets import TITLES, format_amount, format_named_amount
@@ -22,6 +32,7 @@ NOT_MEASURED = "latency is not measured yet; run `dvc repro resources`"
 @with_clear_errors
 def check_cli(
     file: ParamsFile = Path("params.yaml"),
+    as_json: AsJson = False,
 ) -> None:
     """Check params.yaml and show what the budget allows, without training, measuring or downloading anything.
 
@@ -32,14 +43,22 @@ def check_cli(
 
     autoslim check
 
-    autoslim check presets/cifar10.yaml
+    autoslim check presets/cifar10.yaml --json
     """
     root, path = enter_project_with(file)
-    check(path, root)
+    with without_output(as_json):
+        facts, values = check(path, root)
+    if as_json:
+        print_json(values)
+    else:
+        print_facts(facts)
 
 
-def check(path: Path, root: Path) -> None:
-    """Checks the parameter file at ``path`` for the project in ``root``, and prints a summary.
+def check(path: Path, root: Path) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Checks the parameter file at ``path`` for the project in ``root``.
+
+    Returns:
+        A summary as pairs of a title and a text, and its values for a script.
 
     Raises:
         UserError: A parameter is wrong.
@@ -64,14 +83,15 @@ def check(path: Path, root: Path) -> None:
     device = run_context(params.runtime).device
     rank_count(params.runtime)
     facts = [("parameters", f"{path} is complete"), ("data", params.data.source), ("device", str(device))]
+    values = {"parameters": str(path), "data": params.data.source, "device": str(device)}
     info = prepared_info(params)
     if info is None:
-        print_facts([*facts, ("network, budget", NOT_PREPARED)])
-        return
-    print_facts([*facts, *_network_facts(params, info, target)])
+        return [*facts, ("network, budget", NOT_PREPARED)], {**values, "prepared": False}
+    network_facts, network_values = _of_network(params, info, target)
+    return [*facts, *network_facts], {**values, "prepared": True, **network_values}
 
 
-def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list[tuple[str, str]]:
+def _of_network(params: "Params", info: "DataInfo", target: "Target") -> tuple[list[tuple[str, str]], dict[str, Any]]:
     from autoslim.models.pretrained import weights_file
     from autoslim.pipeline.assembly import initial_network, traced_network
     from autoslim.pipeline.checks import check_methods, check_reach, check_runs, check_task, check_teacher, size_notes
@@ -95,8 +115,9 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
     counts = ", ".join(f"{count} {split}" for split, count in info.counts.items())
     unneeded = "" if need_supernet(params.methods) else "not run, because no method needs them"
     spans = (f"{format_amount(r.narrowest, r.resource)} to {r.amount(r.widest)}" for r in reaches)
+    notes = list(size_notes(params, info))
     facts = [
-        *(("note", note) for note in size_notes(params, info)),
+        *(("note", note) for note in notes),
         ("images", f"{data_in_words(info)}; {counts}"),
         ("latency", table.summary() if table else f"not measured yet; it will be measured on {target}"),
         ("network", f"{params.model.name}, {len(graph.groups)} groups, {amounts(costs.all(graph.default))}"),
@@ -108,7 +129,27 @@ def _network_facts(params: "Params", info: "DataInfo", target: "Target") -> list
         name = f"budget of {TITLES[resource]}" if len(params.budgets) > 1 else "budget"
         comment = _allowed(known[resource]) if resource in known else f"not checked: {NOT_MEASURED}"
         facts.append((name, f"{budget.text}: {comment}"))
-    return facts
+    values = {
+        "notes": notes,
+        "images": info.counts,
+        "classes": len(info.classes),
+        "network": params.model.name,
+        "groups": len(graph.groups),
+        "costs": costs.all(graph.default),  # of the default network
+        "latency_measured": table is not None,
+        "trains_supernet": need_supernet(params.methods),
+        "budgets": {
+            resource: {"text": budget.text, "checked": resource in known, **_range(known.get(resource))}
+            for resource, budget in params.budgets.items()
+        },
+    }
+    return facts, values
+
+
+def _range(reach: "Reach | None") -> dict[str, float]:
+    if reach is None:
+        return {}
+    return {"amount": reach.budget, "narrowest": reach.narrowest, "widest": reach.widest, "default": reach.default}
 
 
 def _search_range(params: "Params", costs: "Costs", reaches: "list[Reach]") -> str:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autoslim.cli.terminal import (
+    AsJson,
     Classes,
     ParamsFile,
     amounts,
@@ -16,7 +17,9 @@ from autoslim.cli.terminal import (
     known_table,
     prepared_info,
     print_facts,
+    print_json,
     print_table,
+    without_output,
 )
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
@@ -61,6 +64,7 @@ def estimate_cli(
     seconds: Annotated[
         float, typer.Option("--seconds", min=0, help="Approximate measuring time for each kind of pass.")
     ] = 10.0,
+    as_json: AsJson = False,
 ) -> None:
     """Estimate the time, multiply-adds and memory of each stage on this machine.
 
@@ -79,7 +83,12 @@ def estimate_cli(
     params = load_params(path)
     prepared = prepared_info(params)
     info = _described(params, prepared, images, classes, test_images)
-    estimate(params, info, root if info is prepared else None, batch, seconds)
+    with without_output(as_json):
+        facts, values = estimate(params, info, root if info is prepared else None, batch, seconds)
+    if as_json:
+        print_json(values)
+    else:
+        print_estimate(facts, values)
 
 
 def _described(
@@ -121,14 +130,20 @@ def _described(
     )
 
 
-def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int | None, seconds: float) -> None:
-    """Prints the estimated costs of a run with ``params``.
+def estimate(
+    params: "Params", info: "DataInfo", root: Path | None, batch: int | None, seconds: float
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Estimates the costs of a run with ``params``.
 
     Args:
         info: Description of the data.
         root: The project's folder if the data are prepared; None if no data are to be loaded.
         batch: Largest batch size to measure with; None if there is no limit.
         seconds: Measuring time for each kind of pass.
+
+    Returns:
+        What was measured, as pairs of a title and a text, and all values for ``print_estimate`` or a script: bytes,
+        and the hours, seconds (of a pass) and forward petaMACs of each kind of work.
 
     Raises:
         UserError: The network does not fit the data, the budget cannot be reached, ``model.weights`` cannot be read,
@@ -163,14 +178,28 @@ def estimate(params: "Params", info: "DataInfo", root: Path | None, batch: int |
         ("images", f"{data_in_words(info)}; {splits}"),
         ("measured", "with full batches" if batch is None else f"with batches of at most {batch}, scaled linearly"),
     ]
+    values: dict[str, Any] = {
+        "device": str(dry_run.context.device),
+        "network": params.model.name,
+        "costs": costs.all(graph.default),  # of the default network
+        "budgets": {resource: budget.text for resource, budget in params.budgets.items()},
+        "images": counts,
+        "largest_batch": batch,
+        "work": [_values(work, measurement, dry_run) for work, measurement in zip(works, measured, strict=True)],
+    }
+    values |= {total: sum(work[total] for work in values["work"]) for total in ("hours", "petamacs")}
     training = next((pair for pair in zip(works, measured, strict=True) if pair[0].kind in TRAINING), None)
     if root is not None and info.storage != "arrays" and training is not None:
-        facts.append(("loading", _loading(dry_run, root, *training, seconds)))
+        text, values["loading"] = _loading(dry_run, root, *training, seconds)
+        facts.append(("loading", text))
+    return facts, values
+
+
+def print_estimate(facts: list[tuple[str, str]], values: dict[str, Any]) -> None:
     print_facts(facts)
     print()
-    rows = [_row(work, measurement, dry_run) for work, measurement in zip(works, measured, strict=True)]
-    hours = sum(work.hours(m.seconds, m.images) for work, m in zip(works, measured, strict=True))
-    rows.append(["(total)", "", "", "", _rounded(hours), _rounded(sum(work.petamacs for work in works)), ""])
+    rows = [_row(work) for work in values["work"]]
+    rows.append(["(total)", "", "", "", _rounded(values["hours"]), _rounded(values["petamacs"]), ""])
     print_table(["work", "passes", "images each", "seconds each", "hours", "petaMACs", "memory"], rows)
     print(f"\n{NOTES}")
 
@@ -202,23 +231,41 @@ def _measured(dry_run: "DryRun", works: Sequence["Work"], batch: int | None, sec
     return [measured[key] for key in keys]
 
 
-def _row(work: "Work", measured: "PassTiming", dry_run: "DryRun") -> list[str]:
+def _values(work: "Work", measured: "PassTiming", dry_run: "DryRun") -> dict[str, Any]:
     from autoslim.pipeline.estimate import TRAINING
 
     resident_bytes = 4 * work.resident_images * math.prod(dry_run.graph.input_shape)
-    memory = ""
+    memory = {}
     if measured.peak_bytes is not None and measured.images == work.at_once:
-        memory = format_amount(measured.peak_bytes + resident_bytes, "memory")
+        memory = {"memory": measured.peak_bytes + resident_bytes}
     elif work.kind in TRAINING:
-        memory = f"> {format_amount(dry_run.least_bytes(work, work.at_once) + resident_bytes, 'memory')}"
-    prefix = "~" if work.kind == "search" else ""
+        memory = {"least_memory": dry_run.least_bytes(work, work.at_once) + resident_bytes}
+    return {
+        "work": work.name,
+        "passes": work.passes,
+        "approximate": work.kind == "search",
+        "images": work.images,
+        "seconds": measured.seconds * work.images / measured.images,
+        "hours": work.hours(measured.seconds, measured.images),
+        "petamacs": work.petamacs,
+        **memory,
+    }
+
+
+def _row(work: dict[str, Any]) -> list[str]:
+    memory = ""
+    if "memory" in work:
+        memory = format_amount(work["memory"], "memory")
+    elif "least_memory" in work:
+        memory = f"> {format_amount(work['least_memory'], 'memory')}"
+    prefix = "~" if work["approximate"] else ""
     return [
-        work.name,
-        f"{prefix}{work.passes:,}",
-        f"{work.images:,}",
-        _rounded(measured.seconds * work.images / measured.images),
-        _rounded(work.hours(measured.seconds, measured.images)),
-        f"{prefix}{_rounded(work.petamacs)}",
+        work["work"],
+        f"{prefix}{work['passes']:,}",
+        f"{work['images']:,}",
+        _rounded(work["seconds"]),
+        _rounded(work["hours"]),
+        f"{prefix}{_rounded(work['petamacs'])}",
         memory,
     ]
 
@@ -228,7 +275,10 @@ def _rounded(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _loading(dry_run: "DryRun", root: Path, work: "Work", training: "PassTiming", seconds: float) -> str:
+def _loading(
+    dry_run: "DryRun", root: Path, work: "Work", training: "PassTiming", seconds: float
+) -> tuple[str, dict[str, float]]:
+    """Returns a comment, and the images per second that are loaded and that training needs."""
     from autoslim.data.prepared import PreparedData
     from autoslim.pipeline.assembly import recipe
     from autoslim.pipeline.dry_run import loading_rate
@@ -245,7 +295,8 @@ def _loading(dry_run: "DryRun", root: Path, work: "Work", training: "PassTiming"
         else "loading is fast enough"
     )
     workers = dry_run.context.workers
-    return f"{rate:.3g} images/s with {workers} workers; {name} needs {needed:.3g} images/s; {comment}"
+    text = f"{rate:.3g} images/s with {workers} workers; {name} needs {needed:.3g} images/s; {comment}"
+    return text, {"images_per_second": rate, "needed_images_per_second": needed}
 
 
 def _named(device: "torch.device") -> str:

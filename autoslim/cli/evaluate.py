@@ -1,13 +1,12 @@
 """``autoslim evaluate``: computes the measures of retrained networks again."""
 
-import json
 from enum import StrEnum
 from statistics import fmean, stdev
 from typing import Annotated, Any
 
 import typer
 
-from autoslim.cli.terminal import Method, print_table
+from autoslim.cli.terminal import Method, print_json, print_table, without_output
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project
 from autoslim.tasks.measure import Measure
@@ -37,23 +36,27 @@ def evaluate_cli(
     from autoslim.pipeline.params import load_params
     from autoslim.pipeline.retrain import evaluate, load_retrained, seeds_of
     from autoslim.tasks.building import find_task
+    from autoslim.training.progress import Progress
 
     params = load_params()
-    task = find_task(params.task)
+    numbers = [seed] if seed is not None else seeds_of(method)
     rows: list[list[Any]] = []
     by_seed: dict[str, dict[str, float]] = {}
     all_values: list[list[float]] = []
     measures: list[Measure] = []
-    for number in [seed] if seed is not None else seeds_of(method):
-        retrained = load_retrained(params, method, number)
-        found = evaluate(retrained, params, split)
-        measures = measures or task.measures(retrained.info)
-        all_values.append([found.values[measure.name] for measure in measures])
-        by_seed[str(number)] = dict(found.values) | {task.loss_name: found.score.loss}
-        numbers = [measure.number(value) for measure, value in zip(measures, all_values[-1], strict=True)]
-        rows.append([number, *numbers, f"{found.score.loss:.4f}"])
+    with without_output(as_json), Progress("evaluate", len(numbers), "network", brief=True) as progress:
+        task = find_task(params.task)
+        for number in numbers:
+            retrained = load_retrained(params, method, number)
+            found = evaluate(retrained, params, split)
+            measures = measures or task.measures(retrained.info)
+            all_values.append([found.values[measure.name] for measure in measures])
+            by_seed[str(number)] = dict(found.values) | {task.loss_name: found.score.loss}
+            cells = [measure.number(value) for measure, value in zip(measures, all_values[-1], strict=True)]
+            rows.append([number, *cells, f"{found.score.loss:.4f}"])
+            progress.advance()
     if as_json:
-        print(json.dumps({"method": method, "split": split, "seeds": by_seed}, indent=2))
+        print_json({"method": method, "split": split, "seeds": by_seed})
         return
     if len(rows) > 1:
         columns = zip(measures, zip(*all_values, strict=True), strict=True)

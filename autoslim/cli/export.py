@@ -293,6 +293,7 @@ def before_and_after(before: Path, after: Path, data: "PreparedData", params: "P
     from autoslim.resources.latency.turns import latencies_in_turns
     from autoslim.tasks.building import find_task
     from autoslim.training.device import RunContext
+    from autoslim.training.progress import Progress
     from autoslim.training.retrain import evaluate_split
 
     task = find_task(params.task)
@@ -300,7 +301,11 @@ def before_and_after(before: Path, after: Path, data: "PreparedData", params: "P
     files = before, after
     runs = [open_exported(file, params.latency.threads).run for file in files]
     measure = main_measure(params)
-    found = [evaluate_split(RuntimeNetwork(r), data, "test", recipe(params.retrain), context, task) for r in runs]
+    found = []
+    with Progress("evaluate", len(runs), "file", brief=True) as progress:
+        for run in runs:
+            found.append(evaluate_split(RuntimeNetwork(run), data, "test", recipe(params.retrain), context, task))
+            progress.advance()
     example, _ = next(eval_batches(data, "test", batch_size=params.latency.batch, device="cpu"))
     batch = example.repeat(-(-params.latency.batch // len(example)), *[1] * (example.dim() - 1))[
         : params.latency.batch

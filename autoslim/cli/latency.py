@@ -1,6 +1,8 @@
 """``autoslim latency``: measures and shows latency tables."""
 
+import dataclasses
 import os
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoslim.cli.terminal import (
+    AsJson,
     Classes,
     ParamsFile,
     described_data,
@@ -15,6 +18,7 @@ from autoslim.cli.terminal import (
     percent,
     prepared_info,
     print_facts,
+    print_json,
     print_table,
 )
 from autoslim.errors import UserError
@@ -332,6 +336,7 @@ def show_cli(
     figure: Annotated[
         Path | None, typer.Option("--figure", metavar="FILE.png", help="Plot predicted against measured latency.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show a latency table: the device, the error of its predictions, and the time of each kernel.
 
@@ -352,12 +357,46 @@ def show_cli(
     table = read_table(file)
     if figure is not None and table.check is None:
         raise UserError(f"{file} contains no comparison to plot; measure it again with `autoslim latency measure`")
-    print_latency(table)
+    if as_json:
+        print_json(shown_values(table))
+    else:
+        print_latency(table)
     if figure is not None:
         from autoslim.report.resource_figures import prediction_figure
 
         prediction_figure(figure, table, dpi=FIGURE_DPI)
-        print(f"\nwrote {figure}")
+        print(f"wrote {figure}", file=sys.stderr)
+
+
+def shown_values(table: "LatencyTable") -> dict[str, Any]:
+    """Returns what ``print_latency`` prints as values: times in milliseconds, errors and shares as fractions."""
+    values: dict[str, Any] = {
+        "network": table.network,
+        "input_shape": list(table.input_shape),
+        "target": dataclasses.asdict(table.target),
+        "predicted_ms": table.predict(table.default),
+        "kernels_ms": kernel_times(table),
+        "weights_ms": table.weights_ms(table.default),
+        "between_kernels_ms": table.intercept,
+        "check": None,
+    }
+    if (check := table.check) is not None:
+        values["check"] = {
+            "measured_ms": list(check.measured),
+            "predicted_ms": list(check.predicted),
+            "median_error": check.median_error,
+            "error_95": check.error_95,
+            "within_5_percent": check.within(0.05),
+            "within_10_percent": check.within(0.1),
+            "rank_correlation": check.rank_correlation,
+        }
+    return values
+
+
+def kernel_times(table: "LatencyTable") -> dict[str, float]:
+    """Returns the time of each kernel of the default network in milliseconds, the slowest first."""
+    times = {name: table.slope * kernel.predict(table.default) for name, kernel in table.kernels.items()}
+    return dict(sorted(times.items(), key=lambda item: -item[1]))
 
 
 def print_latency(table: "LatencyTable") -> None:
@@ -377,8 +416,7 @@ def print_latency(table: "LatencyTable") -> None:
         ]
     print_facts(facts)
     print()
-    times = {name: table.slope * kernel.predict(table.default) for name, kernel in table.kernels.items()}
-    ordered = sorted(times.items(), key=lambda item: -item[1])
+    ordered = list(kernel_times(table).items())
     if table.weight_ms:
         ordered.append(("(weights beyond the caches)", table.weights_ms(table.default)))
     ordered += [("(between the kernels)", table.intercept), ("(total)", total)]

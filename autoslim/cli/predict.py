@@ -1,13 +1,12 @@
 """``autoslim predict``: predictions of a retrained network or an exported file."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autoslim.cli.terminal import percent, print_table
+from autoslim.cli.terminal import percent, print_json, print_table, without_output
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project
@@ -58,17 +57,20 @@ def predict_cli(
     for path in paths:
         if not (path.is_dir() or path.is_file()):
             raise UserError(f"{path} does not exist or is not a file; name image files, or folders with images")
-    if Path(network).suffix in RUNTIMES:
-        if seed is not None:
-            raise UserError(f"--seed {seed} selects one of a method's networks, but {network} is a file; omit --seed")
-        about, run = from_file(Path(network))
-    else:
-        about, run = from_project(network, seed)
-    own = not about["input"].get("mean")
-    files = input_files(paths, (SUFFIX,) if own else IMAGE_SUFFIXES)
-    found = predicted_samples(about, run, files, top) if own else predicted_images(about, run, files, top)
+    with without_output(as_json):
+        if Path(network).suffix in RUNTIMES:
+            if seed is not None:
+                raise UserError(
+                    f"--seed {seed} selects one of a method's networks, but {network} is a file; omit --seed"
+                )
+            about, run = from_file(Path(network))
+        else:
+            about, run = from_project(network, seed)
+        own = not about["input"].get("mean")
+        files = input_files(paths, (SUFFIX,) if own else IMAGE_SUFFIXES)
+        found = predicted_samples(about, run, files, top) if own else predicted_images(about, run, files, top)
     if as_json:
-        print(json.dumps([{"input" if own else "image": name, **values} for name, values in found], indent=1))
+        print_json([{"input" if own else "image": name, **values} for name, values in found])
         return
     print_predictions(found, "input" if own else "image", about)
 
@@ -133,11 +135,15 @@ def predicted_images(
     """Returns the predictions for image files, which are decoded batch by batch."""
     from autoslim.export.predictor import Predictor
     from autoslim.export.samples import classified
+    from autoslim.training.progress import Progress
 
     predictor = Predictor(about, run)
     names, paths, found = list(files), list(files.values()), []
-    for start in range(0, len(paths), BATCH):
-        found += predictor.predict(map(predictor.pixels, paths[start : start + BATCH]), top)
+    with Progress("predict", len(files), "image", brief=True) as bar:
+        for start in range(0, len(paths), BATCH):
+            batch = paths[start : start + BATCH]
+            found += predictor.predict(map(predictor.pixels, batch), top)
+            bar.advance(len(batch))
     return [(name, classified(prediction)) for name, prediction in zip(names, found, strict=True)]
 
 
@@ -146,14 +152,17 @@ def predicted_samples(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Returns the predictions for inputs of the user's own. Samples of a batch are named by their index in it."""
     from autoslim.export.samples import SamplePredictor
+    from autoslim.training.progress import Progress
 
     predictor = SamplePredictor(about, run)
     found = []
-    for name, path in files.items():
-        inputs = predictor.inputs(path)
-        for start in range(0, len(inputs), BATCH):
-            for index, values in enumerate(predictor.predict(inputs[start : start + BATCH], top), start):
-                found.append((f"{name}[{index}]" if len(inputs) > 1 else name, values))
+    with Progress("predict", len(files), "file", brief=True) as bar:
+        for name, path in files.items():
+            inputs = predictor.inputs(path)
+            for start in range(0, len(inputs), BATCH):
+                for index, values in enumerate(predictor.predict(inputs[start : start + BATCH], top), start):
+                    found.append((f"{name}[{index}]" if len(inputs) > 1 else name, values))
+            bar.advance()
     return found
 
 

@@ -1,6 +1,5 @@
 """``autoslim profile``: shows the channel groups, layers and costs of a network."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autoslim.channels.groups import Channels
-from autoslim.cli.terminal import example_inputs, keyword_values, percent, print_facts, print_table, read_channels
+from autoslim.cli.terminal import (
+    AsJson,
+    example_inputs,
+    keyword_values,
+    percent,
+    print_facts,
+    print_json,
+    print_table,
+    read_channels,
+    without_output,
+)
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project, find_project
@@ -76,7 +85,7 @@ def profile_cli(
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare with a run, counted by torch and by ptflops.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all values as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a network's channel groups, layers, MACs, parameters and memory, at any width or configuration.
 
@@ -100,36 +109,37 @@ def profile_cli(
 
     configuration = read_channels(channels) if channels else None
     released = released_method(name) if name else None
-    spec = None
-    if name is None:
-        name, network, graph, spec = _network_of_params(
-            example_inputs(inputs or [], size), classes, kwargs or [], leaves or [], part
-        )
-    else:
-        example = example_inputs(inputs or [], size)
-        if example is None:
-            example = example_inputs([], 224)
-        arguments = {"num_classes": classes} if classes else {}
-        path = FAMILIES[released.family] if released else name
-        arguments |= keyword_values(kwargs or [])
-        network, graph = _named_network(path, example, None, arguments, leaves or [], part)
-    multiple = spec.divisor if spec else 8
-    if released:
-        if configuration is not None or width is not None:
-            raise UserError(f"{name} sets the channels, and so does --width or --channels; use only one of them")
-        configuration = released.channels(graph)
-    chosen = _configuration(graph, width, divisor or multiple, configuration)
-    from autoslim.resources.profile import counted_at_run_time, profile
+    with without_output(as_json):
+        spec = None
+        if name is None:
+            name, network, graph, spec = _network_of_params(
+                example_inputs(inputs or [], size), classes, kwargs or [], leaves or [], part
+            )
+        else:
+            example = example_inputs(inputs or [], size)
+            if example is None:
+                example = example_inputs([], 224)
+            arguments = {"num_classes": classes} if classes else {}
+            path = FAMILIES[released.family] if released else name
+            arguments |= keyword_values(kwargs or [])
+            network, graph = _named_network(path, example, None, arguments, leaves or [], part)
+        multiple = spec.divisor if spec else 8
+        if released:
+            if configuration is not None or width is not None:
+                raise UserError(f"{name} sets the channels, and so does --width or --channels; use only one of them")
+            configuration = released.channels(graph)
+        chosen = _configuration(graph, width, divisor or multiple, configuration)
+        from autoslim.resources.profile import counted_at_run_time, profile
 
-    values = {"network": name, **profile(network, graph, chosen)}
-    if spec is not None:
-        grid = graph.grid(spec)
-        for group in values["groups"]:
-            group["grid"] = list(grid[group["name"]])
-    if verify:
-        values |= counted_at_run_time(network, graph, chosen)
+        values = {"network": name, **profile(network, graph, chosen)}
+        if spec is not None:
+            grid = graph.grid(spec)
+            for group in values["groups"]:
+                group["grid"] = list(grid[group["name"]])
+        if verify:
+            values |= counted_at_run_time(network, graph, chosen)
     if as_json:
-        print(json.dumps(values, indent=1))
+        print_json(values)
     else:
         print_profile(values, layers=layers)
     if verify:

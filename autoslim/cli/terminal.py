@@ -1,10 +1,12 @@
 """Code that several commands share: options, tables, and access to the project's data and latency table."""
 
 import dataclasses
+import json
 import math
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 ParamsFile = Annotated[Path, typer.Argument(help="Parameter file.", show_default=True)]
 Classes = Annotated[int | None, typer.Option("--classes", min=2, help="Number of classes. Default: as prepared.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print all values as JSON.")]
 Method = Annotated[str, typer.Argument(help="A method of params.yaml, such as autoslim.")]
 
 _MAX_VALUES = 2**28  # of an input: 1 GiB in fp32
@@ -130,6 +133,17 @@ def print_table(
     for line in (headers, *cells):
         columns = zip(line, widths, flush_left, strict=True)
         print("  ".join(c.ljust(w) if flush else c.rjust(w) for c, w, flush in columns).rstrip())
+
+
+def print_json(values: Any) -> None:
+    print(json.dumps(values, indent=1))
+
+
+@contextmanager
+def without_output(active: bool) -> Iterator[None]:
+    """If ``active``, what a network, a data set or a task of the user's prints goes to stderr, for ``print_json``."""
+    with redirect_stdout(sys.stderr) if active else nullcontext():
+        yield
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:

@@ -30,6 +30,7 @@ from autoslim.supernet.extract import load_supernet, subnet_extractor
 from autoslim.tasks.building import find_task
 from autoslim.training.checkpoints import check_described
 from autoslim.training.device import to_device
+from autoslim.training.progress import Progress
 from autoslim.training.retrain import evaluate_split
 
 
@@ -116,9 +117,11 @@ def export_elastic(
     worst = max(agreements, key=lambda agreement: agreement.share)
     worst.check(target.name)
     to_device(loaded, context.device, channels_last=False)
-    for text in widths:
-        loaded.select(text)
-        found = evaluate_split(loaded, data, "test", recipe(params.retrain), context, task)
-        widths[text] = dataclasses.replace(widths[text], test=found.values)
+    with Progress("evaluate", len(widths), "width", brief=True) as progress:
+        for text in widths:
+            loaded.select(text)
+            found = evaluate_split(loaded, data, "test", recipe(params.retrain), context, task)
+            widths[text] = dataclasses.replace(widths[text], test=found.values)
+            progress.advance()
     write_json(target.with_suffix(".json"), save(target))
     return widths, worst

@@ -23,7 +23,7 @@ logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 # Plain tracebacks, without Typer's boxes, are easier to copy into a bug report.
 os.environ.setdefault("TYPER_STANDARD_TRACEBACK", "1")
 
-_INTERRUPTED = "interrupted; run again to continue training and search from their last checkpoint"
+_INTERRUPTED = "interrupted; run again to continue training, search and latency tables from their last checkpoint"
 
 
 class InvalidParametersError(UserError):

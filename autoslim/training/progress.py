@@ -14,17 +14,22 @@ class Progress:
     """Shows the progress of ``total`` units of work, with metrics.
 
     If the first ``done`` of them are from an interrupted run, this is printed at once. On a terminal, a bar shows the
-    remaining time. Elsewhere (DVC's queue, CI, a log file), a line is printed every 30 seconds and at the end.
+    remaining time. Elsewhere (DVC's queue, CI, a log file), a line is printed every 30 seconds and at the end. If
+    ``brief``, nothing is shown of work that takes less time than this.
     """
 
-    def __init__(self, label: str, total: int, unit: str = "step", done: int = 0) -> None:
+    def __init__(self, label: str, total: int, unit: str = "step", done: int = 0, *, brief: bool = False) -> None:
         self.label, self.total, self.unit = label, total, unit
         self._done = self._first = done
         self._metrics: dict[str, str] = {}
         self._start = self._last = time.monotonic()
+        self._brief = brief
         self._bar: Any = None
         if sys.stderr.isatty():
-            self._bar = tqdm(desc=label, total=total, unit=unit, initial=done, dynamic_ncols=True, leave=True)
+            delay = LINE_EVERY_S if brief else 0
+            self._bar = tqdm(
+                desc=label, total=total, unit=unit, initial=done, dynamic_ncols=True, leave=True, delay=delay
+            )
 
     def __enter__(self) -> Self:
         if self._first:
@@ -34,7 +39,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._done > self._first:
+        elif self._done > self._first and not (self._brief and self._last == self._start):
             self._line()
 
     def show(self, **metrics: float | str) -> None:

@@ -76,6 +76,8 @@ print("imported:", [name for name in {large} if name in sys.modules])
 def test_help_names_the_commands() -> None:
     command = [str(Path(sys.executable).with_name("autoslim")), "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    module = [sys.executable, "-m", "autoslim", "--help"]
+    assert subprocess.run(module, capture_output=True, text=True, check=True).stdout == shown
     for name in (
         "profile",
         "check",
@@ -109,6 +111,33 @@ def test_help_names_the_commands() -> None:
 )
 def test_the_help_of_every_command_has_an_example(command: str) -> None:
     assert f"autoslim {command}" in printed(*command.split(), "--help").split("Example", 1)[1]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["profile"],
+        ["check"],
+        ["estimate", "--seconds", "0"],
+        ["evaluate", "autoslim"],
+        ["predict", "autoslim", "image.png"],
+    ],
+)
+def test_the_output_of_own_code_is_not_part_of_json(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    made = torch.nn.Conv2d.__init__
+
+    def printing(*arguments: Any, **options: Any) -> None:
+        print("a layer of my network")
+        made(*arguments, **options)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "__init__", printing)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "image.png")
+    result = CliRunner().invoke(app, [str(tmp_path / a) if a.endswith(".png") else a for a in [*command, "--json"]])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)
+    assert "a layer of my network" in result.stderr
 
 
 # profile
@@ -822,6 +851,27 @@ def test_check_prints_the_budget_in_units(project: Path) -> None:
     amounts = (format_named_amount(trajectory["default"][name], name) for name in ("macs", "params", "memory"))
     assert shown["network"].endswith(f" groups, {', '.join(amounts)}")
     assert "will be measured on " in shown["latency"]
+
+
+def test_check_as_json(project: Path, tmp_path: Path) -> None:
+    shown = json.loads(printed("check", "--json"))
+    trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
+    assert shown["images"] == {"train": 100, "search": 32, "test": 50}
+    assert shown["costs"] == {name: trajectory["default"][name] for name in ("macs", "params", "memory")}
+    assert shown["budgets"] == {
+        "macs": {
+            "text": "50%",
+            "checked": True,
+            "amount": trajectory["default"]["macs"] / 2,
+            **{which: trajectory[which]["macs"] for which in ("narrowest", "widest", "default")},
+        }
+    }
+    change_params(tmp_path, {"budget": {"macs": "50%", "latency": "1us"}})
+    shown = json.loads(printed("check", str(tmp_path / "params.yaml"), "--json"))
+    assert shown["budgets"]["latency"] == {"text": "1us", "checked": False}
+    change_params(tmp_path, {"data": {"search_images": 40}})
+    shown = json.loads(printed("check", str(tmp_path / "params.yaml"), "--json"))
+    assert (shown["prepared"], "budgets" in shown) == (False, False)
 
 
 def test_check_of_several_budgets_and_of_latency_that_is_not_measured(project: Path, tmp_path: Path) -> None:

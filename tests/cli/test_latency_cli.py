@@ -105,6 +105,22 @@ def test_show_prints_the_time_of_each_kernel(tmp_path: Path, monkeypatch: pytest
     assert Path("phone.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_show_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    graph = tiny_graph()
+    path = write(tmp_path / "phone.json", made(graph, slope=2.0))
+    shown = json.loads(printed("latency", "show", str(path), "--json", "--figure", "phone.png"))
+    assert shown["predicted_ms"] == pytest.approx(1 + 0.2 * sum(graph.default.values()))
+    times = list(shown["kernels_ms"].values())
+    assert times == sorted(times, reverse=True)
+    assert sum(times) + shown["weights_ms"] + shown["between_kernels_ms"] == pytest.approx(shown["predicted_ms"])
+    assert (shown["target"]["runtime"], shown["target"]["threads"]) == ("onnxruntime", 4)
+    assert shown["check"]["rank_correlation"] == 0.995
+    assert len(shown["check"]["measured_ms"]) == len(shown["check"]["predicted_ms"]) == 20
+    write(path, made(graph, check=None))
+    assert json.loads(printed("latency", "show", str(path), "--json"))["check"] is None
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -23,7 +23,7 @@ from autoslim.training.checkpoints import Checkpoints
 from autoslim.training.loop import Plan, train
 from autoslim.training.progress import Progress
 
-INTERRUPTED = "interrupted; run again to continue training and search from their last checkpoint\n"
+INTERRUPTED = "interrupted; run again to continue training, search and latency tables from their last checkpoint\n"
 COMMANDS = {
     "stage": [str(ROOT / "stages/supernet.py")],
     "stage with an argument": [str(ROOT / "stages/retrain.py"), "uniform"],

@@ -311,6 +311,24 @@ def test_table_of_a_project(project: Path) -> None:
     assert facts(text)["measured"] == "with full batches"
 
 
+def test_estimate_as_json_has_the_numbers_of_the_table(project: Path) -> None:
+    shown = json.loads(printed("estimate", "--seconds", "0", "--json"))
+    rows = {row["work"]: row for row in table(printed("estimate", "--seconds", "0"), "work")}
+    works = {work["work"]: work for work in shown["work"]}
+    assert [*works, "(total)"] == list(rows)
+    for name, work in works.items():
+        assert f"{'~' if work['approximate'] else ''}{work['passes']:,}" == rows[name]["passes"]
+        assert f"{work['images']:,}" == rows[name]["images each"]
+        assert work["petamacs"] == pytest.approx(float(rows[name]["petaMACs"].removeprefix("~")), rel=0.01)
+        assert work["hours"] == pytest.approx(work["passes"] * work["seconds"] / 3600)
+        assert ("least_memory" in work) == (rows[name].get("memory", "") != "")
+    for total in ("hours", "petamacs"):
+        assert shown[total] == pytest.approx(sum(work[total] for work in shown["work"]))
+    assert shown["images"] == {"train": 100, "search": 32, "test": 50}
+    trajectory = json.loads((project / "outputs/search/trajectory.json").read_text())
+    assert shown["costs"]["macs"] == trajectory["default"]["macs"]
+
+
 def test_each_option_replaces_one_number_of_prepared_images(project: Path, tmp_path: Path) -> None:
     def images(*options: str) -> str:
         return facts(printed("estimate", *options, "--seconds", "0"))["images"]

@@ -438,7 +438,9 @@ def test_random_configurations_cover_the_grid() -> None:
     assert min(costs) < 4 * ends[1]
 
 
-def test_tables_are_measured_from_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_measured_from_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """If the time is proportional to MACs, predictions are exact. A second measurement continues from the cache."""
     network, graph = small()
     grid = graph.grid(GridSpec(1.5, 0.25, 4, 1))
@@ -465,9 +467,13 @@ def test_tables_are_measured_from_kernels(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(table.check.measured) == 10
     assert table.check.rank_correlation == pytest.approx(1)
     count = len(measurements)
+    printed = capsys.readouterr().err
+    assert "continuing" not in printed
+    points = printed.partition("latency of kernels: ")[2].split("/")[0]
     again = measure_table(network, graph, grid, TARGET, **arguments)
     assert again == table
     assert len(measurements) - count == 10 + measuring.FITTED_ON  # only whole networks
+    assert f"latency of kernels: continuing at point {points} of {points}\n" in capsys.readouterr().err
 
 
 def _outputs(module: nn.Module, values: Any) -> list[tuple[nn.Conv2d | nn.Linear, int]]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,7 +128,9 @@ def test_the_table_is_that_of_the_times_in_the_results(pack: Path, tmp_path: Pat
             read_results(results)
 
 
-def test_an_interrupted_measurement_continues(pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_measurement_continues(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = json.loads((pack / "plan.json").read_text())
     names = [name for kind in ("kernels", "networks") for name in plan["files"][kind]]
     results, measured = tmp_path / "results.json", []
@@ -143,7 +146,10 @@ def test_an_interrupted_measurement_continues(pack: Path, tmp_path: Path, monkey
         runner.measure_pack(pack, results)
     monkeypatch.setattr(runner, "measure_file", lambda file, *_: measured.append(file) or 2.0)
     runner.measure_pack(pack, results)
-    assert len(measured) == runner.ROUNDS * len(names)
+    assert len(measured) == (total := runner.ROUNDS * len(names))
+    begun, *_, finished = capsys.readouterr().err.splitlines()  # in the words of the stages
+    assert begun == f"latency: continuing at measurement 5 of {total}"
+    assert re.fullmatch(rf"latency: {total}/{total} measurements, took 0:\d\d", finished)
     first = {str(file.relative_to(pack)) for file in measured[: len(names)]}
     assert first == set(names)  # each model once, before any of them again
     with pytest.raises(SystemExit, match="another pack, machine or setting"):
@@ -153,7 +159,7 @@ def test_an_interrupted_measurement_continues(pack: Path, tmp_path: Path, monkey
 
 
 def test_a_pack_is_written_once_and_continues_after_an_interruption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def written(network: nn.Module, inputs: Arguments, stem: Path, *_: Any, **__: Any) -> Path:
         stem.with_suffix(".onnx").touch()
@@ -169,7 +175,12 @@ def test_a_pack_is_written_once_and_continues_after_an_interruption(
     models = sorted((folder / "models").glob("*.onnx"))
     kept, gone = models[0].stat().st_mtime_ns, models[1]
     gone.unlink()
+    capsys.readouterr()
     write(folder, network, graph)
+    count = len(models)
+    begun, finished = capsys.readouterr().err.splitlines()
+    assert begun == f"latency pack: continuing at model {count - 1} of {count}"
+    assert finished.startswith(f"latency pack: {count}/{count} models, took ")
     assert gone.exists()
     assert models[0].stat().st_mtime_ns == kept
     with pytest.raises(UserError, match="has other contents"):

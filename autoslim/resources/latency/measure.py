@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -104,7 +104,8 @@ def measure_table(
     plans = kernel_plans(network, graph, grid, target.batch, points)
     measured = _measured(cache)
     times: dict[str, KernelTimes] = {}
-    with Progress("latency of kernels", sum(map(len, plans)), unit="point") as bar:
+    known = _known_points(plans, measured)
+    with Progress("latency of kernels", sum(map(len, plans)), unit="point", done=known) as bar:
         for plan in plans:
             ms, weights = [], []
             for channels in plan:
@@ -114,7 +115,9 @@ def measure_table(
                     measured[key] = measure_latency(module, values, target, KERNEL_SECONDS).median
                 ms.append(measured[key])
                 weights.append(count_parameters(module))
-                bar.advance()
+                known -= 1
+                if known < 0:
+                    bar.advance()
             write_sealed(cache, measured)
             times[plan.kernel.name] = plan.times(ms, weights)
     table = LatencyTable(name, graph.input_shape, graph.default, target, times)
@@ -183,6 +186,12 @@ def kernel_plans(
 def kernel_key(module: nn.Module, values: Sequence[Tensor]) -> str:
     """Returns a key that is equal for kernels that do the same on the same shapes."""
     return hashlib.sha256(describe_kernel(module, values).encode()).hexdigest()[:16]
+
+
+def _known_points(plans: Iterable[KernelPlan], measured: Mapping[str, float]) -> int:
+    """Returns how many points an interrupted measurement has measured before the first that it has not."""
+    points = (plan.kernel.at(channels) for plan in plans for channels in plan)
+    return sum(1 for _ in itertools.takewhile(lambda point: kernel_key(*point) in measured, points))
 
 
 def _measured(cache: Path) -> dict[str, float]:

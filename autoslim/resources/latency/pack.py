@@ -101,12 +101,17 @@ def write_pack(
         },
     }
     _begin(folder, contents)
-    with Progress("latency pack", len(points_of) + len(networks), unit="model") as bar:
+    done = sum((folder / file).exists() for file in (*points_of, *networks))  # by an interrupted command
+    with Progress("latency pack", len(points_of) + len(networks), unit="model", done=done) as bar:
         for file, (index, channels) in points_of.items():
+            if (folder / file).exists():
+                continue
             module, ones = plans[index].kernel.at(channels)
             _write(folder / file, module, Arguments.of(tuple(ones)), runtime, precision)
             bar.advance()
         for file, channels in networks.items():
+            if (folder / file).exists():
+                continue
             plain = resize(network, graph, channels, seed=None).eval()
             _write(folder / file, plain, graph.inputs.ones(batch), runtime, precision)
             bar.advance()
@@ -126,8 +131,6 @@ def _begin(folder: Path, contents: Mapping[str, Any]) -> None:
 
 
 def _write(file: Path, network: nn.Module, inputs: Arguments, runtime: str, precision: str) -> None:
-    if file.exists():
-        return
     try:
         written = write_model(network, inputs, file.with_suffix(""), runtime, precision, share=True)
         assert written == file

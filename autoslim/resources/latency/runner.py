@@ -267,7 +267,11 @@ def measure_pack(folder: Path, results: Path, runtime: str | None = None, thread
     ]
     order = random.Random(0)
     jobs.sort(key=lambda job: (job[0], order.random()))  # disturbances affect networks and kernels alike
-    saved = time.perf_counter()
+    total, first = ROUNDS * sum(map(len, plan["files"].values())), time.perf_counter()
+    done = total - len(jobs)
+    if done:
+        print(f"latency: continuing at measurement {done} of {total}", file=sys.stderr, flush=True)
+    saved = first
     for index, (_, name, seconds) in enumerate(jobs):
         try:
             found_ms = measure_file(folder / name, runtime, threads, seconds)
@@ -278,8 +282,17 @@ def measure_pack(folder: Path, results: Path, runtime: str | None = None, thread
         if time.perf_counter() - saved > SAVE_SECONDS:
             _write(results, values)
             saved = time.perf_counter()
-            print(f"{index + 1} of {len(jobs)} measurements", file=sys.stderr, flush=True)
+            left = (saved - first) / (index + 1) * (len(jobs) - index - 1)
+            state = f"{done + index + 1}/{total} measurements, {_minutes(left)} left"
+            print(f"latency: {state}", file=sys.stderr, flush=True)
     _write(results, values)
+    took = _minutes(time.perf_counter() - first)
+    print(f"latency: {total}/{total} measurements, took {took}", file=sys.stderr, flush=True)
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02}"
 
 
 def _read(path: Path, remedy: str) -> dict[str, Any]:
