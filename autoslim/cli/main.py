@@ -3,7 +3,6 @@
 from autoslim.pipeline import entry  # noqa: F401  # first: from here on, Ctrl-C prints one line
 
 # isort: split
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -48,6 +47,8 @@ app.add_typer(latency_app, name="latency")
 
 def _print_version(value: bool) -> None:
     if value:
+        from importlib.metadata import version
+
         print(version("autoslim"))
         raise typer.Exit
 

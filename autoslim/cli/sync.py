@@ -3,7 +3,6 @@
 from autoslim.errors import UserError
 from autoslim.pipeline.entry import with_clear_errors
 from autoslim.pipeline.project import enter_project
-from autoslim.pipeline.tracking.kept import send_unsent
 
 
 @with_clear_errors
@@ -17,6 +16,8 @@ def sync_cli() -> None:
     autoslim sync
     """
     enter_project()
+    from autoslim.pipeline.tracking.kept import send_unsent
+
     sent, failed = send_unsent()
     print(f"MLflow received {sent} {'run' if sent == 1 else 'runs'}" if sent or failed else "MLflow has all runs")
     if failed:

@@ -59,7 +59,7 @@ def graph_of(name: str) -> ChannelGraph:
 
 
 def test_help_imports_no_large_library() -> None:
-    large = "torch", "torchvision", "mlflow", "sklearn", "matplotlib", "dvc", "scipy", "numpy"
+    large = "torch", "torchvision", "mlflow", "sklearn", "matplotlib", "dvc", "scipy", "numpy", "filelock"
     code = f"""
 import sys
 from autoslim.cli.main import app
