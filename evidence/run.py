@@ -9,6 +9,7 @@
     python evidence/run.py scores mobilenet_v2
     python evidence/run.py factors mobilenet_v2
     python evidence/run.py trained efficientnet_lite0
+    python evidence/run.py macro mobilenet
 
 Each study runs the stages with a params file of this folder and the changes in evidence/studies.yaml. CIFAR-10 has to
 be in data/raw/cifar10 (see docs/guide/data.md). Finished runs are cached in outputs/evidence; an interrupted study
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from macro import macro
 from studies import (
     HOST,
     ROOT,
@@ -62,6 +64,7 @@ Jobs = Annotated[int, typer.Option("--jobs", help="Number of parallel runs, each
 Work = Annotated[Path, typer.Option("--work", help="Folder of the cached runs.")]
 CACHE = ROOT / "outputs/evidence"
 app.command()(trained)
+app.command()(macro)
 
 
 @app.command()

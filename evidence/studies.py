@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ from autoslim.search.methods import need_supernet
 from autoslim.training.device import RunContext
 from autoslim.training.loop import write_rows
 from autoslim.training.retrain import evaluate_retrained
+from autoslim.user_code import file_of
 
 ROOT = Path(__file__).parent.parent
 HOST = RunContext(torch.device("cpu"), 1, 300.0)
@@ -103,7 +105,8 @@ class StageCache:
 
     Attributes:
         folder: where the runs are.
-        inputs: files that parameters name, such as ``model.weights``: their name -> where they are.
+        inputs: files that parameters name, such as ``model.weights`` or the file of ``model.name``: their name -> where
+            they are.
         tools_python: the interpreter for other tools, which may need an environment of their own.
     """
 
@@ -124,7 +127,11 @@ class StageCache:
         if stage in ("resources", "supernet") and not need_supernet(params["methods"]):
             own["supernet_is_needed"] = False  # all that these stages know of the methods
         digests = {name: hashlib.sha256(contents).hexdigest() for name, contents in (files or {}).items()}
-        digests |= {name: file_digest(path) for name, path in self.inputs.items() if f'"{name}"' in json.dumps(own)}
+        digests |= {
+            name: file_digest(path)
+            for name, path in self.inputs.items()
+            if re.search(rf'"{re.escape(name)}[":]', json.dumps(own))
+        }
         return run_key(
             stage=stage,
             own=own,
@@ -161,11 +168,13 @@ class StageCache:
             with (folder / "params.yaml").open("w") as file:
                 YAML(typ="safe").dump(params, file)
             with (folder / "dvc.yaml").open("w") as file:  # stages check that DVC tracks the files that they read
-                tracked = [name for name in (params["latency"]["table"], params["model"]["weights"]) if name]
-                YAML(typ="safe").dump({"stages": {name: {"deps": tracked} for name in DEPENDS_ON}}, file)
+                model = params["model"]
+                named = params["latency"]["table"], model["weights"], file_of(model["name"])
+                tracked = [name for name in named if name]
+                YAML(typ="safe").dump({"stages": {name: {"deps": tracked} for name in self.stages}}, file)
             if stage in ("supernet", "search") and not (needs := folder / RESOURCES / "needs.json").exists():
                 write_sealed(needs, {"supernet": need_supernet(params["methods"])})
-            commit = _commit()
+            commit = current_commit()
             command = [sys.executable, str(ROOT / f"stages/{stage}.py"), *arguments]
             if stage in TOOLS:
                 command = [str(self.tools_python), str(ROOT / f"evidence/tools/{stage}_channels.py")]
@@ -201,7 +210,7 @@ def _value(params: Params, name: str) -> Any:
     return value
 
 
-def _commit() -> str:
+def current_commit() -> str:
     """Returns the short commit, with ``-dirty`` if tracked files other than results differ from it."""
     commit = _git("rev-parse", "--short", "HEAD")
     differs = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!evidence/results")
