@@ -1,6 +1,7 @@
 """Tables and figures of evidence/results for RESULTS.md.
 
     python evidence/summary.py mobilenet_v2 resnet efficientnet_lite0
+    python evidence/summary.py --truth FOLDER    # evidence/macro.py
 
 All intervals are 95 % confidence intervals of one split of the images. Each supernet contributes one value: the mean
 of its trainings. Networks fine-tuned from a supernet are compared within it (paired t). Networks trained from scratch
@@ -17,6 +18,7 @@ from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import Annotated, Any
 
+import macro
 import numpy as np
 import pandas as pd
 import typer
@@ -27,6 +29,7 @@ from studies import load_yaml
 from trained import served
 
 from autoslim.report.figures import method_styles, write_figure
+from autoslim.resources.budgets import parse_budget
 
 STUDIES = Path(__file__).parent / "studies.yaml"
 RESULTS = Path(__file__).parent / "results"
@@ -74,8 +77,12 @@ class Gain:
         return f"{self.mean:+.2f}" + ("" if self.interval is None else " [{:+.2f}, {:+.2f}]".format(*self.interval))
 
 
-def main(networks: Annotated[list[str], typer.Argument(help="Params files of this folder, without .yaml.")]) -> None:
+def main(
+    networks: Annotated[list[str] | None, typer.Argument(help="Params files of this folder, without .yaml.")] = None,
+    truth: Annotated[Path | None, typer.Option("--truth", help="Folder with the files of Channel-Bench-Macro.")] = None,
+) -> None:
     """Print the tables of the networks' studies and draw their figures."""
+    networks = networks or []
     summaries = {"table": _table, "longer": _longer, "ranking": _ranking, "scores": _scores, "factors": _factors}
     for network in networks:
         for study, summarise in summaries.items():
@@ -95,6 +102,8 @@ def main(networks: Annotated[list[str], typer.Argument(help="Params files of thi
     tables = [_read(path) for network in networks if (path := RESULTS / f"table-{network}.csv").exists()]
     if len(tables) > 1:
         _over_networks([_whole(rows) for rows in tables])
+    if truth:
+        _macro(truth, FIGURES / "macro.png")
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -415,10 +424,15 @@ def _correlation(
         ]
         return values[0] - sum(values[1:])
 
+    return _bootstrapped(mean, len(truth))
+
+
+def _bootstrapped(statistic: Callable[[np.ndarray], float], networks: int) -> str:
+    """Returns a statistic of all networks, by their numbers, and its interval over networks."""
     generator = np.random.default_rng(0)
-    picks = [generator.integers(0, len(truth), len(truth)) for _ in range(1000)]
-    low, high = np.nanquantile([mean(pick) for pick in picks], [0.025, 0.975])
-    return f"{mean(np.arange(len(truth))):.2f} [{low:.2f}, {high:.2f}]"
+    picks = [generator.integers(0, networks, networks) for _ in range(1000)]
+    low, high = np.nanquantile([statistic(pick) for pick in picks], [0.025, 0.975])
+    return f"{statistic(np.arange(networks)):.2f} [{low:.2f}, {high:.2f}]"
 
 
 # Effects of factors
@@ -526,6 +540,146 @@ def _print_effects(factors: dict[str, list[Any]], effects: dict[str, dict[str, t
     for factor, two in factors.items():
         cells = ("{:+.2f} ± {:.2f}".format(*each[factor]) for each in effects.values())
         print(f"| {factor} | {', '.join(map(str, two))} | {' | '.join(cells)} |")
+
+
+# An independent truth
+
+
+@dataclass(frozen=True)
+class _Space:
+    """A space of Channel-Bench-Macro.
+
+    Attributes:
+        rows: the rows of the study.
+        trainings: top-1 of each network's three trainings, in percent: (networks, 3).
+        widest: multiply-adds of the benchmark's widest network.
+        amounts: multiply-adds of the supernet's networks, which the budgets limit.
+    """
+
+    rows: pd.DataFrame
+    trainings: pd.DataFrame
+    widest: int
+    amounts: dict[str, int]
+
+    @classmethod
+    def read(cls, name: str, folder: Path) -> "_Space":
+        rows = pd.read_csv(RESULTS / f"macro-{name}.csv", dtype={"network": str})
+        trainings = pd.DataFrame.from_dict(macro.benchmark(folder, name), orient="index")
+        graph = macro.supernet_graph(load_yaml(STUDIES.parent / f"macro_{name}.yaml"))
+        return cls(rows, trainings, macro.benchmark_graph(name).macs(), macro.multiply_adds(graph))
+
+    @property
+    def top1(self) -> pd.Series:
+        return self.trainings.mean(axis=1)
+
+    @property
+    def sampled(self) -> dict[str, pd.DataFrame]:
+        """The rows of the networks sampled around each share of the multiply-adds."""
+        sampled = self.rows[self.rows["method"] == macro.SAMPLED]
+        return dict(list(sampled.groupby("budget", sort=False)))
+
+
+def _macro(folder: Path, figure_path: Path) -> None:
+    """Prints and draws how supernets rank networks that others trained, and prints what methods chose among them."""
+    names = [name for name in macro.FILES if (RESULTS / f"macro-{name}.csv").exists()]
+    spaces = {name: _Space.read(name, folder) for name in names}
+    cells = [(name, share, space, cell) for name, space in spaces.items() for share, cell in space.sampled.items()]
+    for statistic, title in ((stats.spearmanr, "Spearman"), (stats.kendalltau, "Kendall")):
+        heads = "networks | cross-entropy | error | MACs | parameters | one training"
+        print(f"{title}:\n\n| space | MACs | {heads} |\n|---|---:|{'---:|' * 6}")
+        for name, share, space, cell in cells:
+            print(f"| {name} | {share} | {' | '.join(_ranks_of_cell(statistic, space, cell))} |")
+        print()
+    heads = "standard deviation of top-1 | of one training | of a mean | a score without errors"
+    print(f"| space | MACs | {heads} |\n|---|---:|{'---:|' * 4}")
+    for name, share, space, cell in cells:
+        own = space.trainings.loc[sorted(cell["network"].unique())]
+        spread, noise = own.mean(axis=1).std(), math.sqrt(own.var(axis=1).mean())
+        of_mean = noise / math.sqrt(own.shape[1])
+        ceiling = math.sqrt(max(0.0, 1 - of_mean**2 / spread**2))
+        print(f"| {name} | {share} | {spread:.2f} | {noise:.2f} | {of_mean:.2f} | {ceiling:.2f} |")
+    print()
+    for name, space in spaces.items():
+        print(f"{name}:\n")
+        _macro_choices(space)
+        print()
+
+    def draw() -> Figure:
+        shares = max(len(space.sampled) for space in spaces.values())
+        figure = Figure(figsize=(3.1 * shares, 2.9 * len(spaces)), layout="constrained")
+        for panels, (name, space) in zip(
+            figure.subplots(len(spaces), shares, squeeze=False), spaces.items(), strict=True
+        ):
+            styles = method_styles(sorted(space.rows["supernet"].unique()))
+            for axes, (share, cell) in zip(panels, space.sampled.items(), strict=False):
+                for supernet, (colour, marker) in styles.items():
+                    own = cell[cell["supernet"] == supernet]
+                    style = {"color": colour, "markersize": 3, "alpha": 0.6, "label": f"supernet {supernet}"}
+                    axes.plot(own["nats"], space.top1[own["network"]], marker, **style)
+                axes.set_title(f"{name}, {share} of the MACs")
+                axes.set_xlabel("cross-entropy in the supernet (nats)")
+            panels[0].set_ylabel("top-1 of the benchmark (%)")
+        figure.axes[0].legend(frameon=False)
+        return figure
+
+    if spaces:
+        write_figure(figure_path, draw, DPI)
+
+
+def _ranks_of_cell(statistic: Callable[..., Any], space: _Space, cell: pd.DataFrame) -> list[str]:
+    """Returns correlations with the benchmark's mean top-1, and those of one training with the mean of the others."""
+    scores = cell.pivot_table(index="network", columns="supernet", values=["nats", "search_top1"]).dropna()
+    costs = cell.groupby("network")[["macs", "params"]].first().loc[scores.index]
+    ranked_by = [-scores["nats"], scores["search_top1"], costs[["macs"]], costs[["params"]]]
+    top1, trainings = (each.loc[scores.index].to_numpy() for each in (space.top1, space.trainings))
+
+    def one_training(pick: np.ndarray) -> float:
+        return fmean(
+            statistic(trainings[pick, n], np.delete(trainings[pick], n, axis=1).mean(axis=1)).statistic
+            for n in range(trainings.shape[1])
+        )
+
+    ranks = [_correlation(statistic, top1, each.to_numpy()) for each in ranked_by]
+    of_one = _bootstrapped(one_training, len(top1)) if len(top1) >= MIN_NETWORKS else "too few"
+    return [str(len(top1)), *ranks, of_one]
+
+
+def _macro_choices(space: _Space) -> None:
+    """Prints the accuracy of the networks that methods chose, beside that of others within the budget."""
+    top1, full = space.top1, max(space.amounts.values())
+    heads = "networks | MACs (%) | top-1 (%) | over uniform | over a random one | better than (%)"
+    below = "below the best of one training | below the best mean"
+    print(f"| budget | method | {heads} | {below} | minutes |\n|---|---|---|{'---:|' * 8}")
+    chosen = space.rows[space.rows["method"] != macro.SAMPLED]
+    for budget, cell in chosen.groupby("budget", sort=False):
+        limit = parse_budget(budget).absolute(full)
+        fitting = [network for network, macs in space.amounts.items() if macs <= limit]
+        filled = top1[macro.filling(space.amounts, limit)]
+        best = _best_of_one(space.trainings.loc[fitting]), top1[fitting].max()
+        distances = [f"{each - filled.mean():.2f}" for each in best]
+        print(f"| {budget} | a random one | | | {_spread(list(filled))} | | | | {' | '.join(distances)} | |")
+        uniform = top1[cell.loc[cell["method"] == UNIFORM, "network"]].mean()
+        for method, own in cell.groupby("method", sort=False):
+            reached = top1[own["network"]]
+            mean = reached.mean()
+            cells = [
+                f"{100 * own['macs'].mean() / space.widest:.1f}",
+                f"{mean:.2f}",
+                "" if method == UNIFORM else f"{mean - uniform:+.2f}",
+                f"{mean - filled.mean():+.2f}",
+                f"{100 * fmean((filled < value).mean() for value in reached):.0f}",
+                *(f"{each - mean:.2f}" for each in best),
+                f"{own['choice_seconds'].mean() / 60:.1f}",
+            ]
+            print(f"| {budget} | {method} | {', '.join(own['network'])} | {' | '.join(cells)} |")
+
+
+def _best_of_one(trainings: pd.DataFrame) -> float:
+    """Returns the accuracy in the other trainings of the network that is best in one of them, as a mean over these.
+
+    The best mean of all trainings is too high, because chance selects it.
+    """
+    return fmean(trainings.drop(columns=n).loc[trainings[n].idxmax()].mean() for n in trainings)
 
 
 # A trained network
