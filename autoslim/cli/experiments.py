@@ -196,9 +196,15 @@ def _baselines() -> list[str]:
 
 
 def _experiments(shown: Any) -> Iterator[tuple[str, Mapping[str, Any], str]]:
-    """Yields name, data and state of each experiment of ``dvc exp show --json``."""
+    """Yields name, data and state of each experiment of ``dvc exp show --json``.
+
+    While an experiment runs in the workspace, the workspace is that experiment.
+    """
+    groups = [group for baseline in shown for group in baseline.get("experiments") or []]
+    running = any((group.get("executor") or {}).get("name") == "workspace" for group in groups)
     for baseline in shown:
-        yield _name(baseline), baseline.get("data") or {}, _error(baseline)
+        if not (running and _name(baseline) == "workspace"):
+            yield _name(baseline), baseline.get("data") or {}, _error(baseline)
         for group in baseline.get("experiments") or []:
             latest = group["revs"][0]
             state = (group.get("executor") or {}).get("state") or ""

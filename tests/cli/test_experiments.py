@@ -84,6 +84,17 @@ def test_experiments_fit_100_columns(project: Path) -> None:
     assert rows["eeeeeeeee"] == {"experiment": "eeeeeeeee", "budget": "15%", "MACs": "queued"}  # its only other cell
 
 
+def test_an_experiment_that_runs_in_the_workspace_is_shown_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = json.loads(json.dumps(SHOWN))
+    half_done = shown[0] | state("workspace", "new-name", report("60%", 0.6, 0.6, 9), budget="60%")
+    shown[0] = half_done | {"name": None}
+    shown[1]["experiments"].append({"revs": [half_done], "executor": {"state": "running", "name": "workspace"}})
+    monkeypatch.setattr("test_experiments.SHOWN", shown)
+    rows = {row["experiment"]: row for row in table(printed("experiments"), "experiment")}
+    assert list(rows) == ["main", "icy-oats", "odd", "eeeeeeeee", "new-name"]
+    assert "running" in rows["new-name"].values()
+
+
 def test_a_report_of_other_parameters_is_named(project: Path) -> None:
     assert "odd: its report is for the budget 50%, and its parameters have 70%; run `dvc repro`." in printed(
         "experiments"
