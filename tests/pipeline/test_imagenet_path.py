@@ -38,23 +38,23 @@ PRESET = ROOT / "presets/imagenet-mobilenet_v2.yaml"
 BUDGET = 305e6  # MACs at 224x224, as in the preset
 CLASSES = ("cat", "dog", "fish", "owl")
 SIZES = (300, 240), (240, 300), (256, 256), (500, 375), (180, 200)  # width, height; the last is scaled up
-STEPS = 32  # of supernet training, in one epoch
+STEPS = 16  # of supernet training, in one epoch
 
 # Network, width, image size, precision and schedule are those of the preset; the learning rate follows the batch.
 SMALLER: dict[str, Any] = {
     "data": {"search_images": 16},
     "supernet": {"epochs": 1, "batch_size": 2, "grid": {"steps": 2}, "optimiser": {"learning_rate": 0.001}},
     "search": {"stop": 1.0, "images": 2, "chunk": 2},
-    "retrain": {"epochs": 2, "batch_size": 8, "optimiser": {"learning_rate": 0.002}},
+    "retrain": {"epochs": 1, "batch_size": 8, "optimiser": {"learning_rate": 0.002}},
     "tracking": {"enabled": False},
     "runtime": {"device": "cpu", "threads": 1, "workers": 2},
 }
 
 
 def write_images(folder: Path) -> None:
-    """Writes 20 training and 4 validation images per class: stripes in a direction for each class, with noise."""
+    """Writes 12 training and 4 validation images per class: stripes in a direction for each class, with noise."""
     draw = np.random.default_rng(0)
-    for part, count in (("train", 20), ("val", 4)):
+    for part, count in (("train", 12), ("val", 4)):
         for label, name in enumerate(CLASSES):
             (folder / part / name).mkdir(parents=True)
             for number in range(count):
@@ -109,7 +109,7 @@ def test_images_are_not_copied(project: Path) -> None:
         [224, 224],
         224,
     )  # the median image is 240 high
-    assert info["counts"] == {"train": 64, "search": 16, "test": 16}
+    assert info["counts"] == {"train": 32, "search": 16, "test": 16}
     assert sorted(path.name for path in (project / "data/prepared").iterdir()) == ["data.json", "manifest.csv"]
 
 
