@@ -38,6 +38,7 @@ DPI = 130
 UNIFORM = "uniform"
 ALL = "all"  # the mean over budgets
 MIN_NETWORKS = 5  # rank correlations of fewer networks are meaningless
+RESAMPLES = 1000  # of the networks, for intervals of correlations
 NAMES = {"macs": "MACs", "params": "parameters", "memory": "memory", "latency": "latency"}
 Interval = tuple[float, float]
 
@@ -430,7 +431,7 @@ def _correlation(
 def _bootstrapped(statistic: Callable[[np.ndarray], float], networks: int) -> str:
     """Returns a statistic of all networks, by their numbers, and its interval over networks."""
     generator = np.random.default_rng(0)
-    picks = [generator.integers(0, networks, networks) for _ in range(1000)]
+    picks = [generator.integers(0, networks, networks) for _ in range(RESAMPLES)]
     low, high = np.nanquantile([statistic(pick) for pick in picks], [0.025, 0.975])
     return f"{statistic(np.arange(networks)):.2f} [{low:.2f}, {high:.2f}]"
 

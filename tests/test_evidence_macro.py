@@ -196,6 +196,7 @@ def test_the_summary_compares_scores_and_choices_with_the_benchmark(
     ]
     space = summary._Space(pd.DataFrame(sampled + chosen), trainings, 5, amounts)
     monkeypatch.setattr(summary, "RESULTS", tmp_path)
+    monkeypatch.setattr(summary, "RESAMPLES", 50)
     monkeypatch.setattr(summary._Space, "read", lambda *_: space)
     (tmp_path / "macro-resnet.csv").touch()
     summary._macro(tmp_path, tmp_path / "macro.png")
