@@ -289,9 +289,14 @@ def collect(rows: Callable[..., Iterator[Row]], parts: Sequence[tuple[Any, ...]]
 def _write(path: Path, rows: Sequence[Row]) -> None:
     write_rows(path, rows)
     details = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *map(_without_folder, sys.argv)]),
         "processor": f"{processor()}, {os.cpu_count()} cores, one for a run",
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
     write_json(path.with_suffix(".json"), details)
+
+
+def _without_folder(argument: str) -> str:
+    """Returns the name of a file that is given by an absolute path, which means nothing elsewhere."""
+    return Path(argument).name if Path(argument).is_absolute() else argument

@@ -245,7 +245,9 @@ def test_an_interrupted_study_continues(tmp_path: Path, monkeypatch: pytest.Monk
     assert ran == ["prepare", "resources", "supernet", "search", "allocate", *["retrain"] * 4]
     rest = pd.read_csv(study)  # a failure ends a part, not the others
     assert list(zip(rest["method"], rest["seed"], strict=True)) == [("autoslim", 0), ("uniform", 0), ("uniform", 1)]
+    monkeypatch.setattr("sys.argv", ["evidence/run.py", "study", "--table", str(tmp_path / "latency.json")])
     studies.collect(rows, parts, study, jobs=2)
+    assert studies.read(study.with_suffix(".json"))["command"] == "python evidence/run.py study --table latency.json"
     assert ran[9:] == ["retrain"]
     whole = pd.read_csv(study)
     assert list(whole["seed"]) == [0, 1, 0, 1]
