@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from mlflow_store import client_of
 from tiny import tiny_params
 
 from autoslim.cli.sync import sync_cli
-from autoslim.pipeline.experiment import experiment_name, model_name, summary, view
+from autoslim.pipeline.experiment import Experiment, experiment_name, model_name, summary, view
 from autoslim.pipeline.params import Params, check_params
+from autoslim.pipeline.tracking.sender import create_run
 from autoslim.pipeline.tracking.stage import tracked_stage
+from autoslim.pipeline.tracking.store import id_of_experiment, tracking_uri
 
 REPORT = {
     "budget": "25%",
@@ -121,6 +125,52 @@ def test_an_experiment_that_runs_again_is_another_one_but_a_repeated_report_is_n
     first, second = experiments(repository)
     assert children(repository, first) == ["report", "report"]
     assert children(repository, second) == ["report", "supernet"]
+
+
+def test_an_experiment_after_the_clock_was_set_back_is_one_run(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report()
+    (before,) = experiments(repository)
+    monkeypatch.setattr("autoslim.pipeline.tracking.stage.now", lambda: before.info.start_time - 3_600_000)
+    for name in ("supernet", "search"):
+        with stage(name):
+            pass
+    report()
+    after, _ = experiments(repository)
+    assert children(repository, after) == ["report", "search", "supernet"]
+    assert after.info.status == "FINISHED"
+    assert children(repository, before) == ["report"]
+
+
+def test_copies_of_the_project_that_start_together_share_a_run(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have set MLFLOW_TRACKING_URI to the same SQLite file."""
+    client = client_of(repository)
+    id_of_experiment(client, tracking_uri(), "autoslim")
+    both_have_searched = threading.Barrier(2)
+    search = type(client).search_runs
+
+    def searched(*args: Any, **kwargs: Any) -> Any:
+        found = search(*args, **kwargs)
+        with contextlib.suppress(threading.BrokenBarrierError):  # the other one waits for its turn
+            both_have_searched.wait(0.5)
+        return found
+
+    def started(name: str) -> str:
+        (repository / name / ".dvc").mkdir(parents=True)
+        copy.root = repository / name
+        return create_run(client, "1", header | {"run_name": name})
+
+    copy = threading.local()
+    monkeypatch.setattr("autoslim.pipeline.tracking.store.repository_root", lambda: copy.root)
+    header = {"time": 1, "tags": {"stage": "prepare"}, "parent": Experiment.of(params()).to_dict()}
+    with monkeypatch.context() as slow, ThreadPoolExecutor(2) as threads:
+        slow.setattr(type(client), "search_runs", searched)
+        assert len(set(threads.map(started, ("one", "two")))) == 2
+    (parent,) = experiments(repository)
+    assert children(repository, parent) == ["prepare", "prepare"]
 
 
 def test_an_experiment_that_mlflow_did_not_receive_is_one_run_when_it_is_sent(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoslim.pipeline.experiment import EXPERIMENT, VIEW, shortened, view
-from autoslim.pipeline.project import STAGES, repository_root
+from autoslim.pipeline.project import STAGES
+from autoslim.pipeline.tracking.store import one_at_a_time
 from autoslim.pipeline.tracking.tags import flattened
 
 if TYPE_CHECKING:
@@ -170,15 +170,19 @@ def create_run(client: MlflowClient, experiment_id: str, header: Mapping[str, An
 def _experiment_run(client: MlflowClient, experiment_id: str, header: Mapping[str, Any]) -> str:
     """Returns the run of the experiment that a stage belongs to, which is running from now on.
 
-    It is the latest one with the same parameters. If that one has ended with its report, a stage before the report
-    starts another one: DVC runs a stage again only if something else has changed, such as the code.
+    It is the one with the same parameters that has not ended with its report. If all have, the report belongs to the
+    latest one, and a stage before the report starts another one: DVC runs a stage again only if something else has
+    changed, such as the code. Start times are the last resort, because the clock may have been set back.
     """
     parent, tags = header["parent"], header["tags"]
     same_key = f"tags.{_KEY} = '{parent['key']}'"
     # These two are of the stage's process, so that an experiment that was continued has those of the last one.
     shared = {key: tags[key] for key in _ORIGIN if key in tags}
-    with _one_at_a_time():
-        latest = client.search_runs([experiment_id], same_key, max_results=1, order_by=["attributes.start_time DESC"])
+    with one_at_a_time(client.tracking_uri):  # two stages that start together must not both create it
+        for query in (f"{same_key} AND attributes.status != 'FINISHED'", same_key):
+            latest = client.search_runs([experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"])
+            if latest:
+                break
         if latest and (latest[0].info.status != "FINISHED" or tags.get("stage") == STAGES[-1]):
             run_id = str(latest[0].info.run_id)
             resume(client, latest[0])
@@ -192,20 +196,6 @@ def _experiment_run(client: MlflowClient, experiment_id: str, header: Mapping[st
     Sender(client, experiment_id, run_id, False, None).send({"do": "params", "values": param_texts(parent["params"])})
     _show(client, experiment_id, ())
     return run_id
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Two stages of this repository that start together must not both create the run of their experiment."""
-    from filelock import FileLock
-
-    folder = repository_root() / ".dvc"
-    if not folder.is_dir():
-        yield
-        return
-    (folder / "tmp").mkdir(exist_ok=True)
-    with FileLock(folder / "tmp" / "mlflow-experiment.lock", timeout=300):
-        yield
 
 
 def parent_of(client: MlflowClient, run_id: str) -> str | None:

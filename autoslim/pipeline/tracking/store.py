@@ -10,10 +10,10 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -33,6 +33,7 @@ _REPLACE = "move the file away, and the next stage makes a new one"
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # autoslim reports a failure once, in one line
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # otherwise two lines at the end of each run on a server
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",  # the check runs pip, which contacts the package index
     "MLFLOW_UV_AUTO_DETECT": "false",  # otherwise a uv.lock nearby is added to each model
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # with MLflow's default of 7, a lost server delays a stage by minutes
@@ -96,17 +97,11 @@ def connect(uri: str) -> MlflowClient:
 
     if not _is_database(uri):
         return MlflowClient(uri)
-    import sqlalchemy
-    from filelock import FileLock
-
-    lock: Any = nullcontext()
-    file = sqlalchemy.make_url(uri).database if uri.startswith("sqlite") else None
-    if file:
+    if file := sqlite_file(uri):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         # Seconds to wait while another stage writes; SQLite's default of 5 is too short.
         uri += "" if "?" in uri else "?timeout=60"
-        lock = FileLock(f"{file}.lock", timeout=300)  # two stages must not both create the tables
-    with lock:
+    with one_at_a_time(uri):  # two stages must not both create the tables
         # MLflow retries for two minutes; a single query fails fast.
         if file and not (Path(file).exists() and _tables(uri)):
             _create_store(uri, Path(file))
@@ -114,6 +109,31 @@ def connect(uri: str) -> MlflowClient:
         if file and found & _TABLES and (missing := _TABLES - found):
             raise ValueError(f"the file lacks MLflow's tables {', '.join(sorted(missing))}: {_REPLACE}")
         return MlflowClient(uri)
+
+
+def sqlite_file(uri: str) -> str | None:
+    """Returns the path of the SQLite file; None if the store is another one, or in memory."""
+    import sqlalchemy
+
+    return sqlalchemy.make_url(uri).database if uri.startswith("sqlite") else None
+
+
+@contextmanager
+def one_at_a_time(uri: str) -> Iterator[None]:
+    """Lets only one process change an SQLite file, or only one of this repository another store."""
+    from filelock import FileLock
+
+    file, folder = sqlite_file(uri), repository_root() / ".dvc"
+    if file:
+        lock = f"{file}.lock"
+    elif folder.is_dir():
+        (folder / "tmp").mkdir(exist_ok=True)
+        lock = str(folder / "tmp" / "mlflow-experiment.lock")
+    else:
+        yield
+        return
+    with FileLock(lock, timeout=300):
+        yield
 
 
 def _tables(uri: str) -> set[str]:
