@@ -140,9 +140,13 @@ def selected_rows(rows: Sequence[Row], data: str | None, network: str | None, re
 def print_all(rows: Sequence[Row]) -> None:
     """Prints one line for each network."""
     lines = []
+    several = len({row.resources for row in rows}) > 1
     for row in rows:
         measure = row.measure
-        about = {"experiment": row.name, "network": row.network, "data": row.data, "budget": row.budget}
+        budget = row.budget
+        if several and len(row.resources) == 1:  # those of several resources name them
+            budget += f" {TITLES[row.resources[0]]}"
+        about = {"experiment": row.name, "network": row.network, "data": row.data, "budget": budget}
         if not row.methods:
             lines.append(about | {"method": row.state or "no report"})
         for method, values in row.methods.items():
@@ -187,14 +191,16 @@ def experiments_csv(rows: Sequence[Row]) -> str:
 def draw(path: Path, rows: Sequence[Row], resource: str | None) -> None:
     """Writes the figure of all experiments that limit one resource.
 
+    Experiments with a note are left out: the report is not of the parameters, which name the resource.
+
     Raises:
         UserError: they cannot be drawn in one figure, or none has a report.
     """
     from autoslim.report.experiments_figure import Point, experiments_figure
 
-    rows = [row for row in rows if row.report is not None]
+    rows = [row for row in rows if row.report is not None and not row.note]
     if not rows:
-        raise UserError("no experiment has a report, so that there is nothing to draw; run `dvc repro`")
+        raise UserError("no experiment has a report of its parameters, and nothing can be drawn; run `dvc repro`")
     chosen = resource or Counter(row.resources[0] for row in rows).most_common(1)[0][0]
     rows = [row for row in rows if chosen in row.resources]
     data = sorted({row.data for row in rows})

@@ -277,9 +277,9 @@ def stale_report() -> str:
         if _at(current, name) != value
     }
     if changed:
-        name = min(changed)
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        return f"its outputs were made with another {name}{more} than {_PARAMS} has; run `dvc repro`"
+        first, *others = sorted(changed)
+        more = f" and {len(others)} other parameter{'s' if len(others) > 1 else ''}" if others else ""
+        return f"its outputs were made before {first}{more} changed in {_PARAMS}; run `dvc repro`"
     for out in stages.get("report", {}).get("outs", []):
         path = Path(out["path"])
         if path.is_file() and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != out.get("md5"):

@@ -84,6 +84,24 @@ def test_experiments_fit_100_columns(project: Path) -> None:
     assert rows["eeeeeeeee"] == {"experiment": "eeeeeeeee", "budget": "15%", "MACs": "queued"}  # its only other cell
 
 
+def test_reports_of_other_parameters_are_not_drawn(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failed experiment the workspace has its parameters, with the report of the one before."""
+    shown = json.loads(json.dumps(SHOWN))
+    shown[0] |= state("workspace", None, report("40%", 0.9, 0.9, 1), budget="50%", resource="params")
+    monkeypatch.setattr("test_experiments.SHOWN", shown)
+    drawn: list[dict[str, list[Point]]] = []
+    monkeypatch.setattr(
+        "autoslim.report.experiments_figure.experiments_figure", lambda path, series, *_: drawn.append(series)
+    )
+    lines = table(printed("compare", "--all", "--figure", str(tmp_path / "all.png")), "experiment")
+    (series,) = drawn
+    assert {point.cost for points in series.values() for point in points} == {60_000, 30_000}
+    assert max(point.value for points in series.values() for point in points) == 0.73  # and not "odd" with 0.74
+    assert {line["budget"] for line in lines} == {"50% MACs", "25% MACs", "70% MACs", "15% MACs", "50% parameters"}
+
+
 def test_an_experiment_that_runs_in_the_workspace_is_shown_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = json.loads(json.dumps(SHOWN))
     half_done = shown[0] | state("workspace", "new-name", report("60%", 0.6, 0.6, 9), budget="60%")
@@ -187,7 +205,11 @@ def test_a_stale_report_is_found_by_dvcs_lock_file(project: Path) -> None:
         "outputs/report/metrics.json is not the one that dvc.lock describes; run `dvc checkout` or `dvc repro`"
     )
     write_params(Path(), tiny_params({"budget": "30%"}))
-    assert stale_report() == "its outputs were made with another budget than params.yaml has; run `dvc repro`"
+    assert stale_report() == "its outputs were made before budget changed in params.yaml; run `dvc repro`"
+    write_params(Path(), tiny_params({"budget": "30%", "methods": ["uniform"]}))
+    assert stale_report() == (
+        "its outputs were made before budget and 1 other parameter changed in params.yaml; run `dvc repro`"
+    )
 
 
 def test_the_front_has_the_points_that_no_other_one_dominates() -> None:
