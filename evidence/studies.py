@@ -278,7 +278,8 @@ def collect(rows: Callable[..., Iterator[Row]], parts: Sequence[tuple[Any, ...]]
     with ThreadPoolExecutor(jobs) as pool:
         runs = [pool.submit(run, number) for number in range(len(parts))]
         try:
-            wait(runs)
+            while wait(runs, timeout=1).not_done:  # a signal that another thread received is handled at the next turn
+                pass
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise

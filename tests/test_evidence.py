@@ -1,6 +1,9 @@
 """The evidence: its params files, the cache of runs, a small study, and its statistics against closed forms."""
 
 import math
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import stdev
@@ -255,6 +258,23 @@ def test_an_interrupted_study_continues(tmp_path: Path, monkeypatch: pytest.Monk
     assert whole["top1"].between(0, 1).all()
     assert list(whole["cpu_seconds"] > 1000) == [False, True, False, False]  # what was lost counts
     assert (whole["cpu_seconds"] > 0).all()
+
+
+def test_a_stopped_study_starts_no_further_part(tmp_path: Path) -> None:
+    """The operating system may give the signal to any thread, which does not wake the main one."""
+    started = []
+
+    def rows(number: int) -> Iterable[dict[str, Any]]:
+        started.append(number)
+        if number == 0:
+            time.sleep(0.5)  # until the main thread waits
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            time.sleep(2)
+        yield {"number": number}
+
+    with pytest.raises(KeyboardInterrupt):
+        studies.collect(rows, [(0,), (1,)], tmp_path / "study.csv", jobs=1)
+    assert started == [0]
 
 
 def test_the_other_parts_run_if_one_fails(tmp_path: Path) -> None:
