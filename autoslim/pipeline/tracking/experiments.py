@@ -11,13 +11,10 @@ from autoslim.files import parse_json
 from autoslim.pipeline.experiment import EXPERIMENT, VIEW
 from autoslim.pipeline.tracking.sender import REPORT
 from autoslim.pipeline.tracking.store import (
-    answers,
-    connect,
-    in_one_line,
     no_warnings,
-    prepare_mlflow,
     redacted,
     tracking_uri,
+    usable_store,
 )
 
 if TYPE_CHECKING:
@@ -85,13 +82,5 @@ def _opened() -> tuple[MlflowClient | None, Any]:
     uri = tracking_uri()
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists():
         return None, None
-    prepare_mlflow()
-    try:
-        if not answers(uri):
-            raise ConnectionError("the server does not answer")
-        with no_warnings():
-            client = connect(uri)
-            return client, client.get_experiment_by_name(name)
-    except Exception as failure:
-        message = f"MLflow at {uri} cannot be used ({in_one_line(failure)}); correct MLFLOW_TRACKING_URI, or try later"
-        raise UserError(redacted(message)) from failure
+    with usable_store() as client:
+        return client, client.get_experiment_by_name(name)

@@ -5,18 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoslim.errors import UserError
 from autoslim.pipeline.tracking.run_file import read_run_file, write_run_file
 from autoslim.pipeline.tracking.sender import INCOMPLETE, Sender, create_run, now, parent_of
 from autoslim.pipeline.tracking.store import (
-    answers,
-    connect,
     id_of_experiment,
     in_one_line,
-    no_warnings,
-    prepare_mlflow,
-    redacted,
     tracking_uri,
+    usable_store,
 )
 from autoslim.pipeline.unsent import Journal, unsent_folder, unsent_journals
 
@@ -35,16 +30,8 @@ def send_unsent() -> tuple[int, list[str]]:
     """
     if not any(unsent_folder().glob("[0-9]*")):
         return 0, []
-    prepare_mlflow()
-    uri = tracking_uri()
-    try:
-        if not answers(uri, ask_again=True):
-            raise ConnectionError("the server does not answer")
-        with no_warnings():
-            return send_journals(connect(uri), uri)
-    except Exception as failure:
-        message = f"MLflow at {uri} cannot be used ({in_one_line(failure)}); correct MLFLOW_TRACKING_URI, or try later"
-        raise UserError(redacted(message)) from failure
+    with usable_store(ask_again=True) as client:
+        return send_journals(client, tracking_uri())
 
 
 def send_journals(client: MlflowClient, uri: str) -> tuple[int, list[str]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-from autoslim.errors import first_line
+from autoslim.errors import UserError, first_line
 from autoslim.files import write_atomically
 from autoslim.pipeline.experiment import shortened
 from autoslim.pipeline.project import repository_root
@@ -89,6 +89,28 @@ def answers(uri: str, ask_again: bool = False) -> bool:
     with suppress(OSError):
         silent.unlink(missing_ok=True)
     return True
+
+
+@contextmanager
+def usable_store(ask_again: bool = False) -> Iterator[MlflowClient]:
+    """Yields a client of the store, for commands that cannot work without it. Warnings are not shown.
+
+    Args:
+        ask_again: see ``answers``.
+
+    Raises:
+        UserError: the store cannot be used, at first or in the block.
+    """
+    prepare_mlflow()
+    uri = tracking_uri()
+    try:
+        if not answers(uri, ask_again):
+            raise ConnectionError("the server does not answer")
+        with no_warnings():
+            yield connect(uri)
+    except Exception as failure:
+        message = f"MLflow at {uri} cannot be used ({in_one_line(failure)}); correct MLFLOW_TRACKING_URI, or try later"
+        raise UserError(redacted(message)) from failure
 
 
 def connect(uri: str) -> MlflowClient:

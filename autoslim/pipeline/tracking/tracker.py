@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from autoslim.errors import UserError
 from autoslim.pipeline.experiment import shortened, summary
@@ -27,17 +27,20 @@ if TYPE_CHECKING:
 KEPT = "kept in checkpoints/mlflow, and sent by the next stage that reaches MLflow, or by `autoslim sync`"
 
 
-class Tracker(Protocol):
-    """Logs a stage's run. No method raises if the store fails."""
+class Tracker:
+    """Logs a stage's run. No method raises if the store fails. In this class, the methods do nothing.
 
-    @property
-    def run_id(self) -> str | None:
-        """MLflow's id of the run, or None if nothing is tracked."""
+    Attributes:
+        run_id: MLflow's id of the run, or None if nothing is tracked.
+    """
+
+    run_id: str | None = None
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Logs numbers at ``step`` (an epoch or a slimming step), or for the whole run."""
 
-    def tag(self, key: str, value: str) -> None: ...
+    def tag(self, key: str, value: str) -> None:
+        """Sets a tag of the run."""
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Logs a copy of a file, or of the contents of a directory."""
@@ -72,37 +75,11 @@ class Tracker(Protocol):
         """
 
 
-class NullTracker:
+class NullTracker(Tracker):
     """Tracks nothing."""
 
-    run_id: str | None = None
 
-    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        pass
-
-    def tag(self, key: str, value: str) -> None:
-        pass
-
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        pass
-
-    def summary(self, report: Mapping[str, Any], table: str) -> None:
-        pass
-
-    def network(
-        self,
-        network: nn.Module,
-        example: Any,
-        info: DataInfo,
-        name: str = "network",
-        *,
-        tags: Mapping[str, str] | None = None,
-        classifies: bool = True,
-    ) -> None:
-        pass
-
-
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """A run in an MLflow store. It uses a separate client and does not change MLflow's global state.
 
     Args:
